@@ -1,0 +1,39 @@
+# The commands of the README. `make` sets up, `make demo` runs the main job, `make test` the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO := demo
+
+.DELETE_ON_ERROR:
+.PHONY: all demo test test-slow check clean
+
+all: $(READY)
+
+$(READY): setup.py .ci/constraints.txt .ci/compiler
+	@echo "Setting up .venv: about 8 GB and 5 to 10 minutes, once."
+	bash .ci/compiler
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --quiet --constraint .ci/constraints.txt --editable '.[all]'
+	touch $@
+
+demo: $(READY)
+	rm -rf $(DEMO)
+	$(BIN)/python -m data.sources.synthetic --out $(DEMO)/radar --hours 12 --seed 0
+	$(BIN)/python -m data.pack knmi $(DEMO)/radar --out $(DEMO)/shards
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		trainer/pretrain.py --config configs/demo.yaml --data.shards $(DEMO)/shards --run.dir $(DEMO)/run
+	$(BIN)/python -m models.weights export $(DEMO)/run --out $(DEMO)/encoder.safetensors
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=15
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m "slow or gpu" --durations=15
+
+clean:
+	rm -rf $(DEMO) .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,90 @@
+"""A picture of what lies in an archive: frames spread over its time, in rain colours."""
+
+import io
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from data.decode import decode_frame
+from data.frames import iso_time
+from data.palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
+from data.shards import Index, SequenceEntry, verify_sequence_bytes
+from data.storage import Storage
+from data.units import MISSING_COUNT
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS: Final = 6
+TILE_INCHES: Final = 2.0
+
+
+def draw_contact_sheet(storage: Storage, index: Index, num_frames: int = 24) -> bytes:
+    """Draw frames spread evenly over an archive's own, with their times and the rain scale, as a PNG.
+
+    Raises:
+        DataError: A shard is missing, or the bytes of a frame that is drawn do not match the index.
+    """
+    # Imported here: packing and reading need no pictures, and matplotlib takes a second to come.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    places = _spread(index, num_frames)
+    columns = min(COLUMNS, len(places))
+    rows = -(-len(places) // columns)
+    height = TILE_INCHES * index.rows / index.cols
+    figure = Figure(figsize=(TILE_INCHES * columns + 0.2, (height + 0.25) * rows + 1.1), dpi=120)
+    figure.suptitle(f"{index.source}: {len(places)} of {_num_own_frames(index)} frames, end times UTC", fontsize=10)
+    for place, (entry, frame) in enumerate(places, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(_picture(read_frame(storage, index, entry, frame), index.scale_mmh), interpolation="nearest")
+        time = iso_time(entry.start_s + frame * index.cadence_s)
+        axes.set_title(f"{time[:10]} {time[11:16]}", fontsize=7, pad=2)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    _legend(figure)
+    bottom, top = 0.65 / figure.get_figheight(), 1 - 0.5 / figure.get_figheight()
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=bottom, top=top, wspace=0.03, hspace=0.14)
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
+
+
+def read_frame(storage: Storage, index: Index, entry: SequenceEntry, frame: int) -> npt.NDArray[np.uint16]:
+    """Read and verify one frame, uint16 (rows, cols)."""
+    payload = storage.read(index.shards[entry.shard].name, entry.offset, entry.offset + entry.num_bytes)
+    verify_sequence_bytes(index, entry, payload)
+    begin = entry.frames_offset - entry.offset
+    counts_hw = np.empty((index.rows, index.cols), np.uint16)
+    decode_frame(index, entry, memoryview(payload)[begin : begin + entry.frames_bytes], frame, counts_hw)
+    return counts_hw
+
+
+def _num_own_frames(index: Index) -> int:
+    return sum(entry.num_starts for entry in index.sequences)
+
+
+def _spread(index: Index, num_frames: int) -> list[tuple[SequenceEntry, int]]:
+    """Choose (sequence, frame) evenly over the distinct frames, in time order."""
+    sequences = sorted(index.sequences, key=lambda entry: entry.start_s)
+    ends = np.cumsum([entry.num_starts for entry in sequences])
+    chosen = np.unique(np.linspace(0, ends[-1] - 1, min(num_frames, int(ends[-1]))).round().astype(np.int64))
+    at = np.searchsorted(ends, chosen, side="right")
+    return [(sequences[i], int(frame - ends[i] + sequences[i].num_starts)) for i, frame in zip(at, chosen, strict=True)]
+
+
+def _picture(counts_hw: npt.NDArray[np.uint16], scale_mmh: float) -> npt.NDArray[np.uint8]:
+    missing = counts_hw == MISSING_COUNT
+    return rgb(np.where(missing, 0, counts_hw) * np.float64(scale_mmh), missing)
+
+
+def _legend(figure: "Figure") -> None:
+    from matplotlib.patches import Patch
+
+    # A count of 0.12 mm/h is the lowest class that there is, so "dry" means below its bound.
+    labels = [f"dry, < {RAIN_LEVELS_MMH[0]:g}", *(f">= {level:g}" for level in RAIN_LEVELS_MMH), "missing"]
+    colours = [DRY_COLOUR, *RAIN_COLOURS, MISSING_COLOUR]
+    handles = [Patch(facecolor=c, edgecolor="#808080", label=t) for c, t in zip(colours, labels, strict=True)]
+    figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=7, title="rain rate in mm/h", title_fontsize=7)

@@ -1,0 +1,171 @@
+"""What a radar frame is: counts, scale, missing code, end time and grid. Times are integer epoch seconds, UTC."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+CROP_TEXT = re.compile(r"(\d{1,9}):(\d{1,9}),(\d{1,9}):(\d{1,9})", re.ASCII)
+
+
+class DataError(ValueError):
+    """What a user's data can cause: what was found, what was expected, where, and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A regular map grid; row 0 lies in the north.
+
+    Attributes:
+        rows: Number of rows.
+        cols: Number of columns.
+        pixel_km: Side of a square pixel, in the projection's kilometres.
+        projection: PROJ string, as the source states it.
+        x0_km: Easting of the left edge of column 0.
+        y0_km: Northing of the upper edge of row 0.
+    """
+
+    rows: int
+    cols: int
+    pixel_km: float
+    projection: str
+    x0_km: float
+    y0_km: float
+
+    def cropped(self, crop: "Crop") -> "Grid":
+        """Give the grid of a part of this one.
+
+        Raises:
+            DataError: The crop reaches outside the grid.
+        """
+        crop.check_inside(self.rows, self.cols)
+        return Grid(
+            rows=crop.rows,
+            cols=crop.cols,
+            pixel_km=self.pixel_km,
+            projection=self.projection,
+            x0_km=self.x0_km + crop.col0 * self.pixel_km,
+            y0_km=self.y0_km - crop.row0 * self.pixel_km,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """Read the fields back; raises DataError for a missing, unknown or mistyped one."""
+        checked = _checked_fields(cls, values, {"pixel_km": float, "projection": str, "x0_km": float, "y0_km": float})
+        if checked["rows"] < 1 or checked["cols"] < 1:
+            raise DataError(f"a grid of {checked['rows']} x {checked['cols']} pixels; expected at least 1 x 1")
+        return cls(**checked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """A rectangle of pixels: rows row0 to row1 - 1, columns col0 to col1 - 1."""
+
+    row0: int
+    row1: int
+    col0: int
+    col1: int
+
+    def __post_init__(self) -> None:
+        """Refuse a rectangle without pixels."""
+        if not (0 <= self.row0 < self.row1 and 0 <= self.col0 < self.col1):
+            raise DataError(
+                f"crop {self} holds no pixels; expected ROW0:ROW1,COL0:COL1 with ROW0 < ROW1 and COL0 < COL1"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.row1 - self.row0
+
+    @property
+    def cols(self) -> int:
+        """Number of columns."""
+        return self.col1 - self.col0
+
+    def check_inside(self, rows: int, cols: int) -> None:
+        """Raise DataError unless the rectangle lies inside a grid of rows x cols pixels."""
+        if self.row1 > rows or self.col1 > cols:
+            raise DataError(
+                f"crop {self} reaches outside the grid of {rows} rows and {cols} columns; "
+                f"expected rows within 0:{rows} and columns within 0:{cols}"
+            )
+
+    def __str__(self) -> str:
+        """Write the crop as `parse_crop` reads it."""
+        return f"{self.row0}:{self.row1},{self.col0}:{self.col1}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """Read the fields back; raises DataError for a missing, unknown or mistyped one."""
+        return cls(**_checked_fields(cls, values, {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One radar composite.
+
+    Attributes:
+        counts: uint16 (rows, cols); `scale_mmh` times the count is the rain rate, 65535 is missing.
+        end_time_s: End of the accumulation, epoch seconds UTC.
+        scale_mmh: mm/h a count.
+        grid: Where the pixels lie.
+        source: The product's name.
+        licence: Licence of the data.
+    """
+
+    counts: npt.NDArray[np.uint16]
+    end_time_s: int
+    scale_mmh: float
+    grid: Grid
+    source: str
+    licence: str
+
+
+def parse_crop(text: str) -> Crop:
+    """Read a crop such as "284:572,225:513" (rows, columns; the ends are exclusive).
+
+    Raises:
+        DataError: The text is no crop, or the rectangle holds no pixels.
+    """
+    match = CROP_TEXT.fullmatch(text)
+    if match is None:
+        raise DataError(f"crop {text!r} was not understood; expected ROW0:ROW1,COL0:COL1, for example 284:572,225:513")
+    row0, row1, col0, col1 = (int(part) for part in match.groups())
+    return Crop(row0=row0, row1=row1, col0=col0, col1=col1)
+
+
+def iso_time(time_s: int) -> str:
+    """Write a time for people: epoch seconds -> "2010-08-26T00:05:00Z"."""
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _checked_fields(cls: type, values: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """Check that `values` holds exactly a dataclass's fields, each of its kind (int where `kinds` says nothing)."""
+    names = [field.name for field in fields(cls)]
+    what = cls.__name__.lower()
+    if not isinstance(values, dict):
+        raise DataError(f"{what} is {type(values).__name__}; expected an object with the keys {', '.join(names)}")
+    for name in (*names, *values):
+        if name not in values or name not in names:
+            raise DataError(f"{what}: key {name!r} is {'missing' if name in names else 'unknown'}")
+    checked: dict[str, Any] = {}
+    for name in names:
+        kind, value = kinds.get(name, int), values[name]
+        good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+        if not good:
+            raise DataError(f"{what}: key {name!r} is {value!r}; expected a value of type {kind.__name__}")
+        checked[name] = float(value) if kind is float else value
+    return checked

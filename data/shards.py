@@ -1,0 +1,342 @@
+"""The index of a packed archive: its schema, checks and fingerprint. It lies beside the shards as index.json."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
+from typing import Any, Final
+
+from data.frames import Crop, DataError, Grid
+from data.storage import Storage
+from data.units import MISSING_COUNT
+
+INDEX_NAME: Final = "index.json"
+SCHEMA_VERSION: Final = 1
+DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+# WebDataset takes what follows a name's first dot for the member's kind, so a key holds no dot.
+KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+SHARD_NAME: Final = re.compile(r"[A-Za-z0-9_-]+\.tar")
+MAX_PIXELS: Final = 2**27
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One tar file: its name, length and SHA-256."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceEntry:
+    """One sequence of frames and where it lies.
+
+    Attributes:
+        key: Name of its members, KEY.json and KEY.frames.
+        shard: Position of its shard in `Index.shards`.
+        start_s: End time of the first frame, epoch seconds UTC.
+        num_frames: Number of frames.
+        num_starts: Windows that begin at frames 0 to num_starts - 1, and fit, are this sequence's.
+        offset: Where its bytes begin in the shard: both members with their headers and padding.
+        num_bytes: How many they are.
+        sha256: Digest of these bytes.
+        json_offset: Where the data of KEY.json begins in the shard.
+        json_bytes: Its length.
+        frames_offset: Where the data of KEY.frames begins in the shard.
+        frames_bytes: Its length.
+        frame_ends: Where each frame's Blosc2 buffer ends inside KEY.frames; the first begins at 0.
+        rain_fraction: Share of valid pixels above zero, per frame; 0 where no pixel is valid.
+        missing: Number of missing pixels, per frame.
+    """
+
+    key: str
+    shard: int
+    start_s: int
+    num_frames: int
+    num_starts: int
+    offset: int
+    num_bytes: int
+    sha256: str
+    json_offset: int
+    json_bytes: int
+    frames_offset: int
+    frames_bytes: int
+    frame_ends: tuple[int, ...]
+    rain_fraction: tuple[float, ...]
+    missing: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What a packed archive holds.
+
+    Attributes:
+        schema_version: Version of this layout.
+        source: The product's name.
+        licence: Licence of the data.
+        cadence_s: Seconds from frame to frame.
+        rows: Rows of a packed frame (the crop's).
+        cols: Columns of a packed frame.
+        scale_mmh: mm/h a count.
+        missing_count: The count that means missing.
+        window: Longest window whose starts the sequences own.
+        max_frames: Longest sequence that packing allowed.
+        crop: Part of the source's grid that was packed.
+        grid: The source's whole grid.
+        shards: The tar files.
+        sequences: In time order.
+        statistics: Plain JSON: pixels and rain of the distinct frames (data.summary.RainTotals).
+        fingerprint: SHA-256 of everything else in the index.
+        packed_from: SHA-256 of what was packed and how: the options and every input file's bytes; "" if unknown.
+    """
+
+    schema_version: int
+    source: str
+    licence: str
+    cadence_s: int
+    rows: int
+    cols: int
+    scale_mmh: float
+    missing_count: int
+    window: int
+    max_frames: int
+    crop: Crop
+    grid: Grid
+    shards: tuple[ShardEntry, ...]
+    sequences: tuple[SequenceEntry, ...]
+    statistics: dict[str, Any]
+    fingerprint: str = ""
+    packed_from: str = ""
+
+
+def fingerprint_of(index: Index) -> str:
+    """Digest everything in an index but the fingerprint itself: SHA-256 of its canonical JSON."""
+    values = _plain(replace(index, fingerprint=""))
+    del values["fingerprint"]
+    return hashlib.sha256(_canonical(values)).hexdigest()
+
+
+def signed(index: Index) -> Index:
+    """Give the index with its fingerprint filled in."""
+    return replace(index, fingerprint=fingerprint_of(index))
+
+
+def dump_index(index: Index) -> bytes:
+    """Write an index as the bytes of index.json."""
+    return _canonical(_plain(index)) + b"\n"
+
+
+def load_index(storage: Storage) -> Index:
+    """Read and check index.json.
+
+    Raises:
+        DataError: It is missing, no JSON, of another schema, holds a key, type or range that is wrong (named), or does
+            not match its fingerprint.
+    """
+    where = f"{storage.url}/{INDEX_NAME}"
+    if not storage.exists(INDEX_NAME):
+        raise DataError(
+            f"{where} is missing: no packed archive lies there, or packing it was not finished; "
+            "pack it (python -m data.pack), the same command goes on where it stopped"
+        )
+    try:
+        values = json.loads(storage.read(INDEX_NAME).decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is no JSON ({error}); it was cut or changed: copy or pack it again") from error
+    try:
+        return parse_index(values)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def parse_index(values: Any) -> Index:
+    """Check the JSON values of an index and build it.
+
+    Raises:
+        DataError: Naming the key.
+    """
+    if isinstance(values, dict) and values.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"schema_version is {values.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "
+            "pack the archive again with this version"
+        )
+    checked = _typed(Index, values, "index")
+    checked["crop"] = Crop.from_json(checked["crop"])
+    checked["grid"] = Grid.from_json(checked["grid"])
+    checked["shards"] = tuple(parse_shard_entry(entry, f"shards[{i}]") for i, entry in enumerate(checked["shards"]))
+    checked["sequences"] = tuple(
+        parse_sequence_entry(entry, f"sequences[{i}]") for i, entry in enumerate(checked["sequences"])
+    )
+    index = Index(**checked)
+    found = fingerprint_of(index)
+    if found != index.fingerprint:
+        raise DataError(
+            f"fingerprint is {index.fingerprint!r}, but the content's is {found!r}; the index was changed after "
+            "packing: copy or pack it again"
+        )
+    _check_index(index)
+    return index
+
+
+def verify_sequence_bytes(index: Index, entry: SequenceEntry, payload: bytes) -> None:
+    """Check the bytes offset to offset + num_bytes of a sequence's shard against the index.
+
+    Raises:
+        DataError: Naming shard and key, expected and found.
+    """
+    where = f"shard {index.shards[entry.shard].name}, key {entry.key}"
+    if len(payload) != entry.num_bytes:
+        raise DataError(f"{where}: {len(payload)} bytes, expected {entry.num_bytes}; copy or pack the shard again")
+    found = hashlib.sha256(payload).hexdigest()
+    if found != entry.sha256:
+        raise DataError(
+            f"{where}: SHA-256 of its bytes is {found}, expected {entry.sha256}; "
+            "the shard was damaged or does not belong to this index: copy or pack it again"
+        )
+
+
+def check_shard_sizes(storage: Storage, index: Index) -> None:
+    """Compare the shards that lie beside an index with it, by name and length.
+
+    Raises:
+        DataError: A shard is missing, cut or longer.
+    """
+    for shard in index.shards:
+        if not storage.exists(shard.name):
+            raise DataError(f"{storage.url}/{shard.name} is missing, but the index lists it; copy or pack it again")
+        found = storage.size(shard.name)
+        if found != shard.num_bytes:
+            raise DataError(
+                f"{storage.url}/{shard.name} has {found} bytes, expected {shard.num_bytes}; it was cut or changed: "
+                "copy or pack it again"
+            )
+
+
+def parse_shard_entry(values: Any, where: str) -> ShardEntry:
+    """Check the JSON values of one shard; raises DataError naming `where` and the key."""
+    return ShardEntry(**_typed(ShardEntry, values, where))
+
+
+def parse_sequence_entry(values: Any, where: str) -> SequenceEntry:
+    """Check the JSON values of one sequence; raises DataError naming `where` and the key."""
+    checked = _typed(SequenceEntry, values, where)
+    for name, kind in (("frame_ends", int), ("rain_fraction", float), ("missing", int)):
+        found = set(map(type, checked[name]))
+        if not found <= ({int, float} if kind is float else {int}):
+            raise DataError(f"{where}: key {name!r} holds other values than {kind.__name__}; copy or pack it again")
+        checked[name] = tuple(map(float, checked[name])) if kind is float else tuple(checked[name])
+    return SequenceEntry(**checked)
+
+
+# Annotation -> the JSON type it is read from.
+JSON_TYPES: Final[Mapping[Any, tuple[type, ...]]] = {
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    Crop: (dict,),
+    Grid: (dict,),
+}
+
+
+def _typed(cls: type, values: Any, where: str) -> dict[str, Any]:
+    """Check that `values` is an object with exactly a dataclass's fields, each of the JSON type it is read from."""
+    if not isinstance(values, dict):
+        raise DataError(f"{where} is of type {type(values).__name__}; expected an object")
+    known = {field.name: field.type for field in fields(cls)}
+    for name in (*known, *values):
+        if name not in values or name not in known:
+            raise DataError(f"{where}: key {name!r} is {'missing' if name in known else 'unknown'}")
+    checked = {}
+    for name, kind in known.items():
+        value = values[name]
+        expected = JSON_TYPES.get(kind, (dict,) if str(kind).startswith("dict") else (list,))
+        if type(value) not in expected:
+            raise DataError(f"{where}: key {name!r} is {value!r:.80}; expected {expected[-1].__name__}")
+        checked[name] = float(value) if kind is float else value
+    return checked
+
+
+def _check_index(index: Index) -> None:
+    """Check the ranges of every value, beyond its type."""
+    _demand(index.missing_count == MISSING_COUNT, "missing_count", index.missing_count, f"{MISSING_COUNT}")
+    _demand(index.cadence_s > 0, "cadence_s", index.cadence_s, "at least 1 s")
+    _demand(math.isfinite(index.scale_mmh) and index.scale_mmh > 0, "scale_mmh", index.scale_mmh, "above 0 mm/h")
+    _demand(1 <= index.window <= index.max_frames, "window", index.window, f"1 to max_frames, {index.max_frames}")
+    shape = (index.crop.rows, index.crop.cols)
+    _demand((index.rows, index.cols) == shape, "rows, cols", (index.rows, index.cols), f"{shape}, the crop's")
+    _demand(index.rows * index.cols <= MAX_PIXELS, "rows, cols", shape, f"at most {MAX_PIXELS} pixels")
+    index.crop.check_inside(index.grid.rows, index.grid.cols)
+    for i, shard in enumerate(index.shards):
+        where = f"shards[{i}]."
+        _demand(SHARD_NAME.fullmatch(shard.name) is not None, where + "name", shard.name, "a plain name ending in .tar")
+        _demand(DIGEST.fullmatch(shard.sha256) is not None, where + "sha256", shard.sha256, "64 hexadecimal digits")
+    _distinct("shards[].name", (shard.name for shard in index.shards))
+    _demand(len(index.sequences) > 0, "sequences", "empty", "at least one")
+    for i, entry in enumerate(index.sequences):
+        _check_sequence(index, entry, f"sequences[{i}] ({entry.key}).")
+    _distinct("sequences[].key", (entry.key for entry in index.sequences))
+
+
+def _check_sequence(index: Index, entry: SequenceEntry, where: str) -> None:
+    _demand(KEY.fullmatch(entry.key) is not None, where + "key", entry.key, "letters, digits, - and _")
+    _demand(DIGEST.fullmatch(entry.sha256) is not None, where + "sha256", entry.sha256, "64 hexadecimal digits")
+    _demand(0 <= entry.shard < len(index.shards), where + "shard", entry.shard, f"0 to {len(index.shards) - 1}")
+    _demand(
+        1 <= entry.num_frames <= index.max_frames, where + "num_frames", entry.num_frames, f"1 to {index.max_frames}"
+    )
+    _demand(
+        1 <= entry.num_starts <= entry.num_frames, where + "num_starts", entry.num_starts, f"1 to {entry.num_frames}"
+    )
+    for name in ("frame_ends", "rain_fraction", "missing"):
+        found = len(getattr(entry, name))
+        _demand(found == entry.num_frames, where + name, f"{found} values", f"{entry.num_frames}, one a frame")
+    stop = entry.offset + entry.num_bytes
+    shard_bytes = index.shards[entry.shard].num_bytes
+    inside = 0 <= entry.offset < stop <= shard_bytes
+    _demand(inside, where + "offset", f"bytes {entry.offset} to {stop}", f"a range inside the shard's {shard_bytes}")
+    for name in ("json", "frames"):
+        first, count = getattr(entry, f"{name}_offset"), getattr(entry, f"{name}_bytes")
+        good = entry.offset <= first and count > 0 and first + count <= stop
+        _demand(good, where + f"{name}_offset", f"bytes {first} to {first + count}", f"inside {entry.offset} to {stop}")
+    ends = (0, *entry.frame_ends)
+    rising = all(before < after for before, after in pairwise(ends))
+    _demand(rising and ends[-1] == entry.frames_bytes, where + "frame_ends", f"up to {ends[-1]}",
+            f"rising values up to frames_bytes, {entry.frames_bytes}")  # fmt: skip
+    _demand(all(0 <= share <= 1 for share in entry.rain_fraction), where + "rain_fraction", "a value outside", "0 to 1")
+    pixels = index.rows * index.cols
+    _demand(
+        all(0 <= count <= pixels for count in entry.missing), where + "missing", "a value outside", f"0 to {pixels}"
+    )
+
+
+def _demand(holds: bool, key: str, found: Any, expected: str) -> None:
+    if not holds:
+        raise DataError(f"key {key} is {found}; expected {expected}; the index was changed: copy or pack it again")
+
+
+def _distinct(key: str, values: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for value in values:
+        _demand(value not in seen, key, f"{value} twice", "distinct values")
+        seen.add(value)
+
+
+def _plain(index: Index) -> dict[str, Any]:
+    # asdict copies every frame's numbers one by one; a shallow walk is ten times as fast on a long archive.
+    values = {field.name: getattr(index, field.name) for field in fields(index)}
+    values["crop"], values["grid"] = index.crop.to_json(), index.grid.to_json()
+    values["shards"] = [asdict(shard) for shard in index.shards]
+    values["sequences"] = [dict(vars(entry)) for entry in index.sequences]
+    return values
+
+
+def _canonical(values: Any) -> bytes:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")

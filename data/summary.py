@@ -1,0 +1,182 @@
+"""What an archive holds, in numbers: rain totals as exact integers, and the summary that `pack` and `inspect` print."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from data.frames import DataError, iso_time
+from data.palette import RAIN_LEVELS_MMH
+from data.sequences import Gap
+from data.shards import Index
+from data.units import MISSING_COUNT
+
+RAIN_SHARES: Final = (0.0, 0.2, 0.5)
+"""Least rain fractions of a window's last frame that are counted: all, NL-20, NL-50."""
+GAPS_LISTED: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RainTotals:
+    """Sums over frames, all integers: the same whatever the order of adding.
+
+    Attributes:
+        frames: Frames.
+        pixels: Pixels of them.
+        valid: Those that are no missing ones.
+        wet: Those above zero.
+        sum_counts: Sum of the valid counts.
+        max_count: Largest valid count.
+        rain_classes: Valid pixels below 0.1 mm/h, and in each class of data.palette.RAIN_LEVELS_MMH.
+    """
+
+    frames: int
+    pixels: int
+    valid: int
+    wet: int
+    sum_counts: int
+    max_count: int
+    rain_classes: tuple[int, ...]
+
+    @classmethod
+    def none(cls) -> Self:
+        """Start a sum."""
+        classes = (0,) * (len(RAIN_LEVELS_MMH) + 1)
+        return cls(frames=0, pixels=0, valid=0, wet=0, sum_counts=0, max_count=0, rain_classes=classes)
+
+    @classmethod
+    def of_frame(cls, counts_hw: npt.NDArray[np.uint16], scale_mmh: float) -> Self:
+        """Sum up one frame, uint16 (rows, cols), 65535 missing."""
+        per_count = np.bincount(counts_hw.ravel(), minlength=MISSING_COUNT + 1)[:MISSING_COUNT]
+        seen = np.flatnonzero(per_count)
+        # A count belongs to the class that its rate to 1e-6 mm/h lies in: 10 * 0.12 is 1.2, whatever binary says.
+        first_counts = [math.ceil(round(level / scale_mmh, 6)) for level in RAIN_LEVELS_MMH]
+        class_of = np.searchsorted(first_counts, seen, side="right")
+        classes = np.bincount(class_of, weights=per_count[seen], minlength=len(RAIN_LEVELS_MMH) + 1)
+        valid = int(per_count.sum())
+        return cls(
+            frames=1,
+            pixels=counts_hw.size,
+            valid=valid,
+            wet=valid - int(per_count[0]),
+            sum_counts=int(np.dot(per_count[seen], seen)),
+            max_count=int(seen[-1]) if len(seen) else 0,
+            rain_classes=tuple(int(count) for count in classes),
+        )
+
+    def plus(self, other: Self) -> Self:
+        """Add two sums."""
+        return type(self)(
+            frames=self.frames + other.frames,
+            pixels=self.pixels + other.pixels,
+            valid=self.valid + other.valid,
+            wet=self.wet + other.wet,
+            sum_counts=self.sum_counts + other.sum_counts,
+            max_count=max(self.max_count, other.max_count),
+            rain_classes=tuple(a + b for a, b in zip(self.rain_classes, other.rain_classes, strict=True)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as plain JSON values."""
+        return {**asdict(self), "rain_classes": list(self.rain_classes)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Read the fields back; raises DataError when one is not there or no count."""
+        checked: dict[str, Any] = {}
+        for field in fields(cls):
+            value = values.get(field.name)
+            is_list = field.name == "rain_classes"
+            numbers: list[Any] = value if is_list and isinstance(value, list) else [value]
+            whole = all(type(number) is int and number >= 0 for number in numbers)
+            if not whole or (is_list and len(numbers) != len(RAIN_LEVELS_MMH) + 1):
+                raise DataError(f"statistics: key {field.name!r} is {value!r}; expected counts: pack the archive again")
+            checked[field.name] = tuple(numbers) if is_list else value
+        return cls(**checked)
+
+
+def count_windows(index: Index, length: int, min_rain_fraction: float) -> int:
+    """Count the windows of `length` frames whose last frame has at least this rain fraction."""
+    total = 0
+    for entry in index.sequences:
+        num_windows = min(entry.num_starts, entry.num_frames - length + 1)
+        if num_windows > 0:
+            last = np.asarray(entry.rain_fraction[length - 1 : length - 1 + num_windows])
+            total += int(np.count_nonzero(last >= min_rain_fraction))
+    return total
+
+
+def run_lengths(index: Index) -> tuple[list[int], list[Gap]]:
+    """Give the frames of each gap-free run and the gaps between runs, in time order.
+
+    A sequence's own frames are its first `num_starts` ones, so the next sequence of a run begins right after them.
+    """
+    runs: list[int] = []
+    gaps: list[Gap] = []
+    expected_s = None
+    for entry in sorted(index.sequences, key=lambda entry: entry.start_s):
+        if entry.start_s == expected_s:
+            runs[-1] += entry.num_starts
+        else:
+            if expected_s is not None:
+                missing = (entry.start_s - expected_s) // index.cadence_s
+                gaps.append(Gap(after_s=expected_s - index.cadence_s, before_s=entry.start_s, num_missing=missing))
+            runs.append(entry.num_starts)
+        expected_s = entry.start_s + entry.num_starts * index.cadence_s
+    return runs, gaps
+
+
+def summarise(index: Index) -> str:
+    """Write the summary, from the index alone."""
+    runs, gaps = run_lengths(index)
+    rain = RainTotals.from_json(index.statistics)
+    first_s = min(entry.start_s for entry in index.sequences)
+    last_s = max(entry.start_s + (entry.num_frames - 1) * index.cadence_s for entry in index.sequences)
+    stored = sum(entry.num_frames for entry in index.sequences)
+    num_bytes = sum(shard.num_bytes for shard in index.shards)
+    short = [num_frames for num_frames in runs if num_frames < index.window]
+    lines = [
+        f"source        {index.source} ({index.licence})",
+        f"frames        {rain.frames} every {index.cadence_s / 60:g} min, {iso_time(first_s)} to {iso_time(last_s)}",
+        f"pixels        {index.rows} x {index.cols}, crop {index.crop} of {index.grid.rows} x {index.grid.cols}, "
+        f"{index.scale_mmh:g} mm/h a count",
+        f"gaps          {len(gaps)}" + (f" ({sum(gap.num_missing for gap in gaps)} frames missing)" if gaps else ""),
+        *(f"              {gap}" for gap in gaps[:GAPS_LISTED]),
+        *([f"              ... and {len(gaps) - GAPS_LISTED} more"] if len(gaps) > GAPS_LISTED else []),
+        f"sequences     {len(index.sequences)} of at most {index.max_frames} frames in {len(index.shards)} shards",
+        f"short runs    {len(short)} of {len(runs)} gap-free runs are shorter than {index.window} frames"
+        + (f" ({sum(short)} frames, packed for shorter windows)" if short else ""),
+        *_window_lines(index),
+        *_rain_lines(index, rain),
+        f"bytes         {num_bytes:,} in shards, {num_bytes / stored:,.0f} a stored frame, "
+        f"{stored / rain.frames:.2f} stored frames a frame",
+        f"fingerprint   {index.fingerprint}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _window_lines(index: Index) -> list[str]:
+    header = "windows       last frame's rain  " + "".join(f">= {share:>4.0%}    " for share in RAIN_SHARES)
+    lines = [header.rstrip()]
+    for length in sorted({12, 24, index.window}):
+        if length <= index.window:
+            counts = "".join(f"{count_windows(index, length, share):>7,}    " for share in RAIN_SHARES)
+            lines.append(f"              of {length:>3} frames      {counts}".rstrip())
+    return lines
+
+
+def _rain_lines(index: Index, rain: RainTotals) -> list[str]:
+    if not rain.valid:
+        return ["rain          every pixel is missing"]
+    edges = [0.0, *RAIN_LEVELS_MMH]
+    shares = [count / rain.valid for count in rain.rain_classes]
+    classes = ", ".join(f"{edge:g}: {share:.2%}" for edge, share in zip(edges, shares, strict=True) if share)
+    return [
+        f"rain          {rain.wet / rain.valid:.1%} of valid pixels wet, mean "
+        f"{rain.sum_counts * index.scale_mmh / rain.valid:.3f} mm/h, largest "
+        f"{rain.max_count * index.scale_mmh:.1f} mm/h, {1 - rain.valid / rain.pixels:.1%} of pixels missing",
+        f"              share of pixels from mm/h: {classes}",
+    ]

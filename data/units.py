@@ -1,0 +1,83 @@
+"""Rain units: mm per 5 minutes <-> mm/h <-> dBZ, and the space that models see. Every constant with its source."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+# Only annotations need torch here: packing and launch read these constants without waiting for its import.
+if TYPE_CHECKING:
+    import torch
+
+MISSING_COUNT: Final = 65535
+"""The missing code in shards (DESIGN.md, Units). KNMI's own code too: calibration_missing_data of its composites."""
+
+INTERVALS_AN_HOUR: Final = 12
+"""5-minute intervals in an hour."""
+
+KNMI_MMH_PER_COUNT: Final = 0.12
+"""mm/h a count of KNMI's 5-minute accumulations: "GEO=0.01*PV+0.0" mm per 5 min, times 12."""
+
+NL50_MAX_MM_5MIN: Final = 47.83
+"""Largest 5-minute depth of the NL-50 years 2016 to 2018, in mm: the published scale (SmaAt-UNet, SpaT-SparK)."""
+
+MARSHALL_PALMER_A: Final = 200.0
+MARSHALL_PALMER_B: Final = 1.6
+"""Z = A R**B with Z in mm^6/m^3 and R in mm/h: Marshall, Hitschfeld and Gunn (1955), Advances in radar weather,
+Advances in Geophysics 2, 1-56, doi:10.1016/S0065-2687(08)60310-6, after Marshall and Palmer (1948), The distribution of
+raindrops with size, doi:10.1175/1520-0469(1948)005<0165:TDORWS>2.0.CO;2. KNMI uses these values for its composites."""
+
+
+def depth_mm_5min_to_mmh(depth_mm_5min: "torch.Tensor") -> "torch.Tensor":
+    """Turn a 5-minute depth in mm into a rain rate in mm/h."""
+    return depth_mm_5min * INTERVALS_AN_HOUR
+
+
+def mmh_to_depth_mm_5min(rain_mmh: "torch.Tensor") -> "torch.Tensor":
+    """Turn a rain rate in mm/h into a 5-minute depth in mm."""
+    return rain_mmh / INTERVALS_AN_HOUR
+
+
+def mmh_to_dbz(rain_mmh: "torch.Tensor") -> "torch.Tensor":
+    """Turn a rain rate in mm/h, >= 0, into reflectivity in dBZ by Z = 200 R**1.6; no rain is -inf."""
+    return 10.0 * (math.log10(MARSHALL_PALMER_A) + MARSHALL_PALMER_B * rain_mmh.log10())
+
+
+def dbz_to_mmh(reflectivity_dbz: "torch.Tensor") -> "torch.Tensor":
+    """Turn reflectivity in dBZ into a rain rate in mm/h by Z = 200 R**1.6."""
+    exponent = (reflectivity_dbz / 10.0 - math.log10(MARSHALL_PALMER_A)) / MARSHALL_PALMER_B
+    return 10.0**exponent
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpace:
+    """The space in which a model sees rain.
+
+    `linear`: x = rain / scale. `log`: x = log(1 + rain / scale). The published scale is linear with 47.83 * 12 mm/h.
+
+    Attributes:
+        kind: Which of the two.
+        scale_mmh: mm/h that become 1 (`linear`) or log 2 (`log`).
+        clip_mmh: Rain above this is set to it first; None for no limit.
+    """
+
+    kind: Literal["linear", "log"]
+    scale_mmh: float
+    clip_mmh: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a kind that is unknown and numbers that are no rain rates."""
+        if self.kind not in ("linear", "log"):
+            raise ValueError(f"model space {self.kind!r} is unknown; expected 'linear' or 'log'")
+        for name, value in (("scale_mmh", self.scale_mmh), ("clip_mmh", self.clip_mmh)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"model space: {name} is {value}; expected a finite rain rate above 0 mm/h")
+
+    def from_mmh(self, rain_mmh: "torch.Tensor") -> "torch.Tensor":
+        """Turn mm/h, >= 0, any shape, into model space."""
+        clipped = rain_mmh if self.clip_mmh is None else rain_mmh.clamp(max=self.clip_mmh)
+        scaled = clipped / self.scale_mmh
+        return scaled.log1p() if self.kind == "log" else scaled
+
+    def to_mmh(self, values: "torch.Tensor") -> "torch.Tensor":
+        """Turn model space back into mm/h; a model's values below "no rain" come out below 0."""
+        return (values.expm1() if self.kind == "log" else values) * self.scale_mmh

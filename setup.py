@@ -1,0 +1,44 @@
+"""Install Rainspark: `pip install -e .[all]` (or `make`, which pins what was tested)."""
+
+from setuptools import find_namespace_packages, setup
+
+# torch 2.10: earlier releases let a crafted file past `weights_only=True`.
+REQUIRES = [
+    "torch>=2.10",
+    "torchvision",
+    "accelerate>=1.10",
+    "deepspeed>=0.18",
+    "timm>=1.0.20",
+    "webdataset>=1.0",
+    "h5py>=3.10",
+    "pyyaml>=6",
+    "numpy>=1.26",
+    "blosc2>=3",
+    "jsonargparse[signatures]>=4.35",
+    "safetensors>=0.5",
+    "tensorboard>=2.15",
+    "matplotlib>=3.8",
+    "pillow>=10",
+    "tqdm>=4.66",
+    # DeepSpeed compiles its CPU helper with ninja.
+    "ninja",
+]
+EXTRAS = {
+    "neptune": ["neptune>=1.14"],
+    "trackers": ["trackio", "mlflow", "wandb"],
+    "nowcast": ["pysteps>=1.17"],
+    "slurm": ["submitit>=1.5"],
+    "dev": ["ruff", "mypy", "pytest>=8", "hypothesis>=6.100", "types-PyYAML", "types-tqdm"],
+}
+EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+
+setup(
+    name="rainspark",
+    version="0.1.0",
+    description="Masked pretraining of convolutional encoders on radar rain sequences, and nowcasting with them",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["data*", "models*", "trainer*", "launch*"]),
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)

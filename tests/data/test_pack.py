@@ -1,0 +1,379 @@
+"""Packing: what is stored, restarts that end with the same bytes, and input refused with nothing half-written."""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import webdataset
+
+from data.contact_sheet import draw_contact_sheet, read_frame
+from data.frames import Crop, DataError
+from data.pack import main, pack
+from data.shards import Index, load_index, verify_sequence_bytes
+from data.storage import open_storage
+from data.summary import RainTotals, count_windows, run_lengths, summarise
+from data.survey import PackOptions, survey
+from tests.data.radar_files import FIRST_S, random_counts, write_series
+
+CROP = Crop(row0=2, row1=10, col0=1, col1=9)
+OPTIONS = PackOptions(crop=CROP, window=4, max_frames=9)
+# Three runs: 30, 2 (shorter than the window) and 8 frames.
+NUMBERS = [*range(30), *range(35, 37), *range(40, 48)]
+
+
+@pytest.fixture(scope="module")
+def radar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a series with two gaps."""
+    folder = tmp_path_factory.mktemp("radar")
+    write_series(folder, NUMBERS)
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def cropped(number: int) -> npt.NDArray[np.uint16]:
+    return random_counts(number, 12, 10)[2:10, 1:9]
+
+
+def decoded(frames: bytes, ends: list[int]) -> list[npt.NDArray[np.uint16]]:
+    begins = [0, *ends[:-1]]
+    return [
+        np.frombuffer(blosc2.decompress2(frames[begin:end]), np.uint16).reshape(8, 8)
+        for begin, end in zip(begins, ends, strict=True)
+    ]
+
+
+def test_every_frame_is_stored_as_it_was(radar: Path, tmp_path: Path) -> None:
+    index = pack([radar], tmp_path / "out", OPTIONS)
+    storage = open_storage(tmp_path / "out")
+    assert load_index(storage) == index
+    seen: set[int] = set()
+    for entry in index.sequences:
+        first = (entry.start_s - FIRST_S) // 300
+        for i in range(entry.num_frames):
+            counts = read_frame(storage, index, entry, i)
+            np.testing.assert_array_equal(counts, cropped(first + i))
+            valid = counts[counts != 65535]
+            assert entry.rain_fraction[i] == (valid > 0).mean()
+            assert entry.missing[i] == (counts == 65535).sum()
+        seen.update(range(first, first + entry.num_starts))
+    assert sorted(seen) == NUMBERS
+    assert sum(entry.num_starts for entry in index.sequences) == len(NUMBERS)
+    assert [shard.sha256 for shard in index.shards] == [
+        hashlib.sha256(storage.read(shard.name)).hexdigest() for shard in index.shards
+    ]
+
+
+def test_sequences_are_dealt_round_robin(radar: Path, tmp_path: Path) -> None:
+    index = pack([radar], tmp_path / "out", OPTIONS)
+    assert len(index.shards) == len(index.sequences) == 7
+    options = PackOptions(crop=CROP, window=2, max_frames=2)
+    many = pack([radar], tmp_path / "many", options)
+    assert len(many.shards) == 16
+    assert [entry.shard for entry in many.sequences] == [i % 16 for i in range(len(many.sequences))]
+
+
+def test_statistics_count_every_frame_once(radar: Path, tmp_path: Path) -> None:
+    index = pack([radar], tmp_path / "out", OPTIONS)
+    rain = RainTotals.from_json(index.statistics)
+    counts = np.stack([cropped(number) for number in NUMBERS])
+    valid = counts[counts != 65535].astype(np.int64)
+    assert (rain.frames, rain.pixels, rain.valid) == (len(NUMBERS), counts.size, valid.size)
+    assert (rain.wet, rain.sum_counts, rain.max_count) == ((valid > 0).sum(), valid.sum(), valid.max())
+    edges = [0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, np.inf]
+    assert rain.rain_classes == tuple(np.histogram(np.round(valid * 0.12, 6), edges)[0])
+    assert sum(rain.rain_classes) == rain.valid
+
+
+def test_the_summary_counts_gaps_runs_and_windows(radar: Path, tmp_path: Path) -> None:
+    index = pack([radar], tmp_path / "out", OPTIONS)
+    runs, gaps = run_lengths(index)
+    assert runs == [30, 2, 8]
+    assert [gap.num_missing for gap in gaps] == [5, 3]
+    # The slow way: every window of 3 whose frames all exist.
+    lasts = [n + 2 for n in NUMBERS if {n + 1, n + 2} <= set(NUMBERS)]
+    for share in (0.0, 0.2, 0.5):
+        wet = [(c := cropped(n))[c != 65535] for n in lasts]
+        assert count_windows(index, 3, share) == sum((pixels > 0).mean() >= share for pixels in wet)
+    text = summarise(index)
+    assert "frames        40 every 5 min, 2019-12-31T23:50:00Z to 2020-01-01T03:45:00Z" in text
+    assert "gaps          2 (8 frames missing)" in text
+    assert "5 frames missing between 2020-01-01T02:15:00Z and 2020-01-01T02:45:00Z" in text
+    assert "1 of 3 gap-free runs are shorter than 4 frames (2 frames" in text
+
+
+def test_stock_webdataset_opens_the_shards(radar: Path, tmp_path: Path) -> None:
+    index = pack([radar], tmp_path / "out", OPTIONS)
+    urls = [str(tmp_path / "out" / shard.name) for shard in index.shards]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    assert sorted(sample["__key__"] for sample in samples) == sorted(entry.key for entry in index.sequences)
+    for sample in samples:
+        about = json.loads(sample["json"])
+        first = (about["start_s"] - FIRST_S) // 300
+        for i, counts in enumerate(decoded(sample["frames"], about["frame_ends"])):
+            np.testing.assert_array_equal(counts, cropped(first + i))
+        assert (about["rows"], about["cols"], about["scale_mmh"], about["missing_count"]) == (8, 8, 0.12, 65535)
+
+
+def test_tar_headers_tell_nothing_of_the_machine(radar: Path, tmp_path: Path) -> None:
+    index = pack([radar], tmp_path / "out", OPTIONS)
+    for number, shard in enumerate(index.shards):
+        payload = (tmp_path / "out" / shard.name).read_bytes()
+        with tarfile.open(fileobj=io.BytesIO(payload)) as tar:
+            members = tar.getmembers()
+        assert all((m.mtime, m.uid, m.gid, m.uname, m.gname) == (0, 0, 0, "", "") for m in members)
+        entries = [entry for entry in index.sequences if entry.shard == number]
+        assert [m.name for m in members] == [f"{entry.key}.{kind}" for entry in entries for kind in ("json", "frames")]
+        assert [(m.offset_data, m.size) for m in members[1::2]] == [(e.frames_offset, e.frames_bytes) for e in entries]
+        assert [(m.offset_data, m.size) for m in members[::2]] == [(e.json_offset, e.json_bytes) for e in entries]
+        for entry in entries:
+            verify_sequence_bytes(index, entry, payload[entry.offset : entry.offset + entry.num_bytes])
+
+
+def test_equal_input_gives_equal_bytes_wherever_it_lies(radar: Path, tmp_path: Path) -> None:
+    shutil.copytree(radar, tmp_path / "elsewhere")
+    pack([radar], tmp_path / "a", OPTIONS)
+    pack(list((tmp_path / "elsewhere").iterdir()), tmp_path / "b", OPTIONS)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_packing_again_changes_nothing(radar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = pack([radar], tmp_path / "out", OPTIONS)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert pack([radar], tmp_path / "out", OPTIONS) == first
+    assert "already packed" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_finished_archive_of_other_input_or_options_is_kept(radar: Path, tmp_path: Path) -> None:
+    pack([radar], tmp_path / "out", OPTIONS)
+    before = digests(tmp_path / "out")
+    with pytest.raises(DataError, match="packed from other files or with other options"):
+        pack([radar], tmp_path / "out", PackOptions(crop=CROP, window=5, max_frames=9))
+    with pytest.raises(DataError, match="packed from other files or with other options"):
+        pack(sorted(radar.iterdir())[:20], tmp_path / "out", OPTIONS)
+    assert digests(tmp_path / "out") == before
+
+
+def test_a_folder_with_foreign_files_is_left_alone(radar: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    with pytest.raises(DataError, match=r"holds files that are not from packing \(thesis\.txt\)"):
+        pack([radar], tmp_path, OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(DataError, match="could not be made a folder"):
+        pack([radar], tmp_path / "thesis.txt", OPTIONS)
+
+
+def test_a_shard_that_changed_after_packing_is_noticed(radar: Path, tmp_path: Path) -> None:
+    index = pack([radar], tmp_path / "out", OPTIONS)
+    shard = tmp_path / "out" / index.shards[0].name
+    payload = bytearray(shard.read_bytes())
+    payload[index.sequences[0].frames_offset + 40] ^= 1
+    shard.write_bytes(payload)
+    with pytest.raises(DataError, match=r"shard-00000\.tar, key .* SHA-256"):
+        draw_contact_sheet(open_storage(tmp_path / "out"), index)
+    shard.write_bytes(payload[:-1])
+    with pytest.raises(DataError, match=r"shard-00000\.tar has .* bytes, expected"):
+        pack([radar], tmp_path / "out", OPTIONS)
+
+
+def start_pack(radar: Path, out: Path, **limits: Any) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "data.pack", "knmi", str(radar), "--out", str(out)]
+    options = ["--crop", str(CROP), "--window", "4", "--frames", "9"]
+    return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **limits)
+
+
+def kill_when(process: "subprocess.Popen[bytes]", holds: Callable[[], bool], number: int) -> None:
+    """Send a signal as soon as something holds."""
+    deadline = time.monotonic() + 60
+    while not holds() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    process.send_signal(number)
+    process.communicate()
+
+
+@pytest.mark.parametrize("num_finished", [0, 1, 4])
+def test_a_killed_pack_goes_on_to_the_same_bytes(radar: Path, tmp_path: Path, num_finished: int) -> None:
+    pack([radar], tmp_path / "whole", OPTIONS)
+    out = tmp_path / "out"
+    wanted = out / ".packing" / (f"shard-{num_finished - 1:05d}.json" if num_finished else "job.json")
+    process = start_pack(radar, out)
+    kill_when(process, wanted.exists, signal.SIGKILL)
+    assert wanted.exists()
+    finished = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
+    # A killed writer's half file, as a kill at another moment would leave it.
+    (out / ".shard-00007.tar.1-0.partial").write_bytes(b"half")
+    pack([radar], out, OPTIONS)
+    assert digests(out) == digests(tmp_path / "whole")
+    assert not (out / ".packing").exists()
+    if process.returncode == -signal.SIGKILL and num_finished:
+        name = f"shard-{num_finished - 1:05d}.tar"
+        assert (out / name).stat().st_mtime_ns == finished[name]
+
+
+def interrupted(radar: Path, out: Path) -> None:
+    """Leave a pack as if it had been killed after its last shard, before the index."""
+    index = pack([radar], out, OPTIONS)
+    reference = out.with_name("reference")
+    shutil.copytree(out, reference)
+    job = survey([radar], OPTIONS)
+    (out / "index.json").unlink()
+    (out / ".packing").mkdir()
+    (out / ".packing" / "job.json").write_text(json.dumps({"job": job.digest}))
+    for number, shard in enumerate(index.shards):
+        values = {
+            "shard": vars(shard),
+            "sequences": [vars(entry) for entry in index.sequences if entry.shard == number],
+            "totals": RainTotals.none().to_json(),
+        }
+        (out / ".packing" / f"shard-{number:05d}.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "record", "missing"])
+def test_a_finished_shard_that_was_damaged_is_packed_again(radar: Path, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "out"
+    interrupted(radar, out)
+    shard, record = out / "shard-00002.tar", out / ".packing" / "shard-00002.json"
+    payload = shard.read_bytes()
+    if damage == "flip":
+        shard.write_bytes(payload[:600] + bytes([payload[600] ^ 1]) + payload[601:])
+    elif damage == "cut":
+        shard.write_bytes(payload[:-512])
+    elif damage == "record":
+        record.write_bytes(record.read_bytes()[:100])
+    else:
+        shard.unlink()
+    kept = (out / "shard-00003.tar").stat().st_mtime_ns
+    pack([radar], out, OPTIONS)
+    assert shard.read_bytes() == payload
+    assert (out / "shard-00003.tar").stat().st_mtime_ns == kept
+
+
+def test_an_unfinished_pack_of_other_options_is_dropped(
+    radar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    interrupted(radar, out)
+    options = PackOptions(crop=CROP, window=5, max_frames=20)
+    pack([radar], out, options)
+    assert "dropping an unfinished pack of other files or options" in capsys.readouterr().err
+    pack([radar], tmp_path / "fresh", options)
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_two_packs_into_one_folder_are_refused(radar: Path, tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another pack is writing there"):
+            pack([radar], tmp_path, OPTIONS)
+    finally:
+        os.close(descriptor)
+
+
+def test_a_full_disk_ends_with_an_error_and_no_index(radar: Path, tmp_path: Path) -> None:
+    disk, out = tmp_path / "disk", tmp_path / "disk" / "out"
+    disk.mkdir()
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(disk)], check=False, capture_output=True
+        ).returncode
+    )
+    limit = {} if mounted else {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))}
+    try:
+        process = start_pack(radar, out, **limit)
+        message = process.communicate()[1].decode()
+        assert process.returncode == 4
+        assert f"{out}/" in message
+        assert "could not write: " + ("No space left on device; free space" if mounted else "File too large") in message
+        left = [path.name for path in out.rglob("*")]
+        assert "index.json" not in left
+        assert not any(name.endswith(".partial") for name in left)
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+            pack([radar], out, OPTIONS)
+            pack([radar], tmp_path / "whole", OPTIONS)
+            assert digests(out) == digests(tmp_path / "whole")
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_ctrl_c_stops_with_a_word_and_can_go_on(radar: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start_pack(radar, out)
+    kill_when(process, (out / ".packing" / "job.json").exists, signal.SIGINT)
+    assert process.returncode in (130, 0)
+    assert not list(out.glob("*.partial"))
+    assert pack([radar], out, OPTIONS).sequences
+
+
+def test_the_commands_pack_and_inspect(
+    radar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["knmi", str(radar), "--out", "out", "--crop", "2:10,1:9", "--window", "4", "--frames", "9"]) == 0
+    written = capsys.readouterr()
+    assert "packing: 100%" in written.err
+    assert main(["inspect", "out"]) == 0
+    inspected = capsys.readouterr()
+    summary = summarise(load_index(open_storage("out")))
+    assert written.out.startswith(summary)
+    assert inspected.out.startswith(summary)
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--crop", "1:2"], "crop '1:2' was not understood"),
+        (["--window", "0"], "--window 0"),
+        (["--window", "9", "--frames", "8"], "--window 9, --frames 8"),
+        (["--cadence-min", "0"], "--cadence-min 0"),
+        (["--shard-mb", "0"], "--shard-mb 0"),
+    ],
+)
+def test_wrong_options_are_named(
+    radar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["knmi", str(radar), "--out", str(tmp_path / "out"), *arguments]) == 4
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspecting_what_is_no_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path)]) == 4
+    assert "index.json is missing" in capsys.readouterr().err
+
+
+def test_real_files_pack_to_a_fifth_of_their_bytes(shared_dir: Path, tmp_path: Path) -> None:
+    options = PackOptions(crop=Crop(row0=284, row1=572, col0=225, col1=513))
+    index: Index = pack([shared_dir / "data" / "knmi"], tmp_path / "out", options)
+    assert run_lengths(index)[0] == [62]
+    assert [count_windows(index, 12, share) for share in (0.0, 0.2, 0.5)] == [51, 51, 25]
+    assert [count_windows(index, 24, share) for share in (0.0, 0.2, 0.5)] == [39, 39, 17]
+    assert sum(shard.num_bytes for shard in index.shards) < 16_000 * 62
+    assert RainTotals.from_json(index.statistics).valid == 62 * 288 * 288

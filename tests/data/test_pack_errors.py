@@ -1,0 +1,101 @@
+"""Input that packing refuses: each with its error, and nothing half-written."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from data.frames import Crop, DataError
+from data.pack import pack
+from data.summary import run_lengths
+from data.survey import PackOptions
+from tests.data.radar_files import change, replace_image, set_attribute, write_series
+
+OPTIONS = PackOptions(crop=Crop(row0=2, row1=10, col0=1, col1=9), window=4, max_frames=9)
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> list[Path]:
+    """Make eight files that a test may break."""
+    return write_series(tmp_path / "radar", range(8))
+
+
+def refused(tmp_path: Path, message: str, options: PackOptions = OPTIONS) -> None:
+    """Demand that packing fails with a message and leaves no trace."""
+    with pytest.raises(DataError, match=message):
+        pack([tmp_path / "radar"], tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "radar").mkdir()
+    refused(tmp_path, "no radar files in")
+
+
+def test_a_crop_outside_the_grid_is_refused(tmp_path: Path, few: list[Path]) -> None:
+    assert len(few) == 8
+    refused(tmp_path, "outside the grid of 12 rows and 10", PackOptions(crop=Crop(row0=0, row1=13, col0=0, col1=4)))
+
+
+def test_another_cadence_is_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "radar", range(5), cadence_s=600)
+    refused(tmp_path, "cadence of 5 min was asked for, but the closest frames are 10 min apart")
+    assert pack([tmp_path / "radar"], tmp_path / "ten", PackOptions(window=2, cadence_s=600)).cadence_s == 600
+
+
+def test_a_time_off_the_cadence_is_refused(tmp_path: Path, few: list[Path]) -> None:
+    assert few
+    write_series(tmp_path / "radar", [1], cadence_s=60 * 57)
+    refused(tmp_path, "is not a multiple of 5 min after")
+
+
+def test_two_files_of_one_time_are_refused(tmp_path: Path, few: list[Path]) -> None:
+    shutil.copy(few[3], few[3].with_name(few[3].name.replace("RAP", "RAC")))
+    refused(tmp_path, "two files of one time: .*RAC.* and .*RAP")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (set_attribute("geographic", "geo_row_offset", 3000.0), r": grid is Grid.* but Grid.*pack them apart"),
+        (set_attribute("image1/calibration", "calibration_formulas", "GEO=0.1*PV"), ": scale_mmh is 1.2, but 0.12 in"),
+        (
+            set_attribute("image1/calibration", "calibration_out_of_image", 60000),
+            r": missing_codes is \(60000, .*, but",
+        ),
+        (set_attribute("overview", "product_group_name", "RAD_NL25_RAU_5mi"), ": licence is CC BY 4.0, KNMI, but CC0"),
+        (replace_image(data=np.zeros((12, 11), np.uint16)), "12 x 11 pixels; expected 12 x 10"),
+        (set_attribute("image1/calibration", "calibration_formulas", "GEO=PV**2"), "expected a linear scale"),
+    ],
+)
+def test_files_that_do_not_agree_are_refused(
+    tmp_path: Path, few: list[Path], edit: Callable[[Any], None], message: str
+) -> None:
+    change(few[5], edit)
+    refused(tmp_path, f"{few[5]}.*{message}|{few[5]}{message}")
+
+
+def test_truncated_and_foreign_files_are_refused(tmp_path: Path, few: list[Path]) -> None:
+    whole = few[4].read_bytes()
+    few[4].write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path, f"{few[4]} cannot be read")
+    few[4].write_bytes(b"GIF89a" + bytes(1000))
+    refused(tmp_path, f"{few[4]} cannot be read")
+
+
+def test_pixels_that_cannot_be_decoded_leave_no_index(tmp_path: Path, few: list[Path]) -> None:
+    with h5py.File(few[6]) as file:
+        chunk = file["image1/image_data"].id.get_chunk_info(0)
+    with few[6].open("r+b") as raw:
+        raw.seek(chunk.byte_offset)
+        raw.write(b"\xff" * 16)
+    with pytest.raises(DataError, match=f"{few[6]} cannot be read as a KNMI HDF5 composite"):
+        pack([tmp_path / "radar"], tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out" / "index.json").exists()
+    assert not list((tmp_path / "out").rglob("*.partial"))
+    few[6].unlink()
+    assert run_lengths(pack([tmp_path / "radar"], tmp_path / "out", OPTIONS))[0] == [6, 1]

@@ -1,0 +1,292 @@
+"""The plan against a slow reference, and its promises over random archives, batch sizes and world sizes."""
+
+import time
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.frames import DataError
+from data.plan import (
+    MIN_WINDOW_BYTES,
+    BatchError,
+    Selection,
+    WindowTable,
+    check_batches,
+    default_block_bytes,
+    default_lanes,
+    evaluation_plan,
+    order_lanes,
+    plan,
+    select_windows,
+)
+from data.sequences import TimeSpan
+from data.shards import Index
+from tests.data.archives import CADENCE_S, DAY_S, FIRST_S, index_in_memory
+
+
+def slow_windows(index: Index, selection: Selection) -> list[tuple[int, int]]:
+    """List the windows (sequence, start) that qualify, frame by frame."""
+    found = []
+    for number, entry in enumerate(index.sequences):
+        for start in range(entry.num_starts):
+            frames = list(range(start, start + selection.window))
+            if frames[-1] >= entry.num_frames:
+                continue
+            ends_s = [entry.start_s + frame * index.cadence_s for frame in frames]
+            inside = not selection.spans or any(
+                all(span.start_s <= end_s < span.stop_s for end_s in ends_s) for span in selection.spans
+            )
+            if inside and entry.rain_fraction[frames[selection.target_frame]] >= selection.min_rain_fraction:
+                found.append((number, start))
+    return found
+
+
+def slow_check(
+    index: Index, table: WindowTable, window_sab: np.ndarray, *, lanes: int, block_bytes: int, global_batch: int
+) -> None:
+    """Check one epoch's plan against the words of the design, window by window."""
+    steps, micro_steps, micro_batch = window_sab.shape
+    per_lane = micro_batch // lanes
+    used = window_sab.ravel().tolist()
+    assert len(used) == len(set(used))
+    assert 0 <= len(table) - len(used) < global_batch
+    assert steps == len(table) // global_batch
+    lane_sequences: list[list[int]] = []
+    for lane in range(lanes):
+        rows = [
+            int(row)
+            for s in range(steps)
+            for a in range(micro_steps)
+            for row in window_sab[s, a, lane * per_lane : (lane + 1) * per_lane]
+        ]
+        assert len(rows) == len(used) // lanes
+        blocks = split_into_blocks(index, table, rows, block_bytes)
+        seen: list[int] = []
+        for block in blocks:
+            # A sequence stands in one block of a lane, so it is read once.
+            assert not set(block) & set(seen)
+            seen += block
+        lane_sequences.append(seen)
+    # Lanes read contiguous parts: a sequence is shared by neighbouring lanes only, at the seam, whoever is longer.
+    for sequence in {s for seen in lane_sequences for s in seen}:
+        owners = [lane for lane, seen in enumerate(lane_sequences) if sequence in seen]
+        assert owners == list(range(owners[0], owners[-1] + 1))
+
+
+def split_into_blocks(index: Index, table: WindowTable, rows: list[int], block_bytes: int) -> list[list[int]]:
+    """Find the finest split of a lane's rows in which no sequence stands in two blocks; check each block's bytes."""
+    last = {int(table.sequence[row]): place for place, row in enumerate(rows)}
+    blocks, block, end = [], [], 0
+    for place, row in enumerate(rows):
+        sequence = int(table.sequence[row])
+        if sequence not in block:
+            block.append(sequence)
+        end = max(end, last[sequence])
+        if place == end:
+            num_bytes = sum(index.sequences[s].num_bytes for s in block)
+            assert num_bytes <= block_bytes or len(block) == 1
+            blocks.append(block)
+            block = []
+    return blocks
+
+
+@st.composite
+def archives(draw: st.DrawFn) -> tuple[Index, int]:
+    """Draw an index and a window length up to its packed one."""
+    window = draw(st.integers(1, 6))
+    index = index_in_memory(
+        draw(st.lists(st.integers(1, 60), min_size=1, max_size=12)),
+        window=window,
+        max_frames=draw(st.integers(max(2 * window - 1, 2), 20)),
+        num_shards=draw(st.integers(1, 5)),
+        frame_bytes=draw(st.integers(10, 3000)),
+        rain=draw(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=1, max_size=7)),
+    )
+    return index, draw(st.integers(1, window))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    archives(),
+    st.sampled_from([0.0, 0.1, 0.5]),
+    st.integers(-1, 0),
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), max_size=2),
+)
+def test_selection_equals_slow_reference(
+    archive: tuple[Index, int], rain: float, target: int, spans: list[tuple[int, int]]
+) -> None:
+    index, window = archive
+    selection = Selection(
+        window=window,
+        min_rain_fraction=rain,
+        target_frame=target,
+        spans=tuple(
+            TimeSpan(start_s=FIRST_S + first * CADENCE_S, stop_s=FIRST_S + (first + count) * CADENCE_S)
+            for first, count in spans
+        ),
+    )
+    expected = slow_windows(index, selection)
+    if not expected:
+        with pytest.raises(DataError, match="no windows of"):
+            select_windows(index, selection)
+        return
+    table = select_windows(index, selection)
+    found = list(zip(table.sequence.tolist(), table.start.tolist(), strict=True))
+    assert sorted(found) == sorted(expected)
+    places = [(index.sequences[s].shard, index.sequences[s].offset, start) for s, start in found]
+    assert places == sorted(places)
+    assert table.name(0, index) == f"{index.sequences[found[0][0]].key}:{found[0][1]}"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    archives(),
+    st.integers(0, 2**31),
+    st.integers(0, 3),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(100, 200_000),
+)
+def test_plan_keeps_its_promises(
+    archive: tuple[Index, int], seed: int, epoch: int, lanes: int, per_lane: int, micro_steps: int, block_bytes: int
+) -> None:
+    index, window = archive
+    try:
+        table = select_windows(index, Selection(window=window))
+    except DataError:
+        return
+    sizes = {"micro_batch": lanes * per_lane, "global_batch": lanes * per_lane * micro_steps, "lanes": lanes}
+    if len(table) < sizes["global_batch"]:
+        with pytest.raises(BatchError, match="fewer than one global batch"):
+            plan(index, table, seed=seed, epoch=epoch, block_bytes=block_bytes, **sizes)
+        return
+    window_sab = plan(index, table, seed=seed, epoch=epoch, block_bytes=block_bytes, **sizes)
+    slow_check(index, table, window_sab, lanes=lanes, block_bytes=block_bytes, global_batch=sizes["global_batch"])
+    again = plan(index, table, seed=seed, epoch=epoch, block_bytes=block_bytes, **sizes)
+    assert np.array_equal(window_sab, again)
+    order = order_lanes(index, table, seed=seed, epoch=epoch, block_bytes=block_bytes, **sizes)
+    assert (np.diff(order.block_ln, axis=1) >= 0).all()
+    assert (order.block_ln[:, 0] == 0).all()
+
+
+@cache
+def years(num_years: int, num_shards: int) -> Index:
+    """Make the index of years of archive with a gap every few days."""
+    return index_in_memory(
+        [2000] * (num_years * 365 * 288 // 2000), window=24, max_frames=144, num_shards=num_shards, frame_bytes=16000
+    )
+
+
+def test_epochs_differ_in_order_and_in_what_they_drop() -> None:
+    index = index_in_memory([300] * 5, window=4, max_frames=40, num_shards=4)
+    table = select_windows(index, Selection(window=4))
+    global_batch = next(size for size in range(64, 160, 16) if len(table) % size > 8)
+    sizes = {"global_batch": global_batch, "micro_batch": 16, "lanes": 8, "block_bytes": 2**20}
+    epochs = [plan(index, table, seed=1, epoch=epoch, **sizes) for epoch in range(3)]
+    dropped = [set(range(len(table))) - set(window_sab.ravel().tolist()) for window_sab in epochs]
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert dropped[0] != dropped[1] != dropped[2]
+    assert not np.array_equal(epochs[0], plan(index, table, seed=2, epoch=0, **sizes))
+
+
+@pytest.mark.parametrize("num_shards", [16, 20, 64])
+@pytest.mark.parametrize("global_batch", [64, 256, 1024])
+def test_global_batches_hold_many_days(num_shards: int, global_batch: int) -> None:
+    index = years(3, num_shards)
+    table = select_windows(index, Selection(window=24))
+    lanes = default_lanes(global_batch)
+    window_sb = plan(
+        index,
+        table,
+        seed=0,
+        epoch=0,
+        global_batch=global_batch,
+        micro_batch=global_batch,
+        lanes=lanes,
+        block_bytes=default_block_bytes(global_batch, lanes),
+    )[:, 0]
+    start_s = np.array([entry.start_s for entry in index.sequences])[table.sequence] + table.start * CADENCE_S
+    day = start_s // DAY_S
+    permuted = np.random.default_rng(0).permutation(len(table))[: window_sb.size].reshape(window_sb.shape)
+    full = np.mean([len(np.unique(day[rows])) for rows in permuted])
+    ours = np.array([len(np.unique(day[rows])) for rows in window_sb])
+    assert ours.min() >= 0.5 * full, f"{ours.min()} to {ours.max()} days, a permutation has {full:.1f}"
+
+
+def test_millions_of_windows_are_planned_in_seconds() -> None:
+    index = years(31, 64)
+    began = time.perf_counter()
+    table = select_windows(index, Selection(window=24))
+    selected = time.perf_counter()
+    assert len(table) > 3_000_000
+    order = order_lanes(index, table, seed=0, epoch=0, global_batch=256, micro_batch=256, lanes=16, block_bytes=2**25)
+    planned = time.perf_counter()
+    # 4 s on an idle core; the machine may be shared by many.
+    assert planned - began < 60, f"selected in {selected - began:.1f} s, planned in {planned - selected:.1f} s"
+    counts = np.unique(order.block_ln[3], return_counts=True)[1]
+    assert counts.max() * MIN_WINDOW_BYTES <= 2**25
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"global_batch": 100}, r"not a multiple of the micro-batch of 16.*96, 112"),
+        ({"global_batch": 8}, r"nearest global batches that are: 16"),
+        ({"lanes": 3}, r"3 lanes; numbers of lanes that divide it: 1, 2, 4, 8, 16"),
+        ({"world_size": 3}, r"3 processes; numbers of processes that work: 1, 2, 4, 8, 16"),
+        ({"num_windows": 63}, r"63 windows are selected, fewer than one global batch of 64"),
+        ({"micro_batch": 0}, r"micro-batch is 0; expected at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit(change: dict[str, int], message: str) -> None:
+    sizes = {"num_windows": 1000, "global_batch": 64, "micro_batch": 16, "lanes": 4, "world_size": 2}
+    check_batches(**sizes)
+    with pytest.raises(BatchError, match=message):
+        check_batches(**{**sizes, **change})
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        (Selection(window=5), r"windows of 5 frames.*1 to 4 frames"),
+        (Selection(window=0), r"windows of 0 frames"),
+        (Selection(window=4, target_frame=4), r"target frame 4 does not exist.*-4 to 3"),
+        (Selection(window=4, min_rain_fraction=1.5), r"1\.5; expected 0 to 1"),
+        (Selection(window=4, min_rain_fraction=0.9), r"hold 37, the highest rain fraction.*0\.500.*at least 0\.9"),
+        (Selection(window=4, spans=(TimeSpan(start_s=0, stop_s=9),)), r"none of them inside the time spans.*1 time"),
+    ],
+)
+def test_selections_that_select_nothing(selection: Selection, message: str) -> None:
+    index = index_in_memory([40], window=4, max_frames=20, num_shards=2)
+    with pytest.raises(DataError, match=message):
+        select_windows(index, selection)
+
+
+def test_selection_reads_the_target_frame() -> None:
+    index = index_in_memory([10], window=3, max_frames=10, num_shards=1)
+    entry = replace(index.sequences[0], rain_fraction=(0, 0, 0, 0, 0, 0.8, 0, 0, 0, 0))
+    index = replace(index, sequences=(entry,))
+    for target, start in ((-1, 3), (0, 5), (1, 4)):
+        table = select_windows(index, Selection(window=3, min_rain_fraction=0.5, target_frame=target))
+        assert table.start.tolist() == [start]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 7, 8, 64, 100])
+def test_evaluation_plan_is_exact(micro_batch: int) -> None:
+    index = index_in_memory([40], window=4, max_frames=20, num_shards=2)
+    table = select_windows(index, Selection(window=4))
+    rows = evaluation_plan(table, micro_batch)
+    assert rows.shape == (-(-37 // micro_batch), micro_batch)
+    assert rows.ravel()[:37].tolist() == list(range(37))
+    assert (rows.ravel()[37:] == -1).all()
+    some = evaluation_plan(table, micro_batch, limit=5).ravel()
+    assert some[some >= 0].tolist() == [0, 7, 14, 22, 29]
+
+
+def test_default_lanes_divide_the_micro_batch() -> None:
+    assert [default_lanes(size) for size in (1, 2, 7, 12, 17, 30, 48, 256)] == [1, 2, 7, 12, 1, 15, 16, 16]

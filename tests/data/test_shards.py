@@ -1,0 +1,175 @@
+"""The index: written and read back, and every kind of damage refused by the name of its key."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.frames import Crop, DataError, Grid
+from data.shards import (
+    Index,
+    SequenceEntry,
+    ShardEntry,
+    check_shard_sizes,
+    dump_index,
+    fingerprint_of,
+    load_index,
+    signed,
+    verify_sequence_bytes,
+)
+from data.storage import open_storage
+
+
+def small_index() -> Index:
+    """Make an index of one shard and two sequences of two frames of 2 x 3 pixels."""
+
+    def entry(key: str, offset: int, start_s: int) -> SequenceEntry:
+        return SequenceEntry(
+            key=key, shard=0, start_s=start_s, num_frames=2, num_starts=2, offset=offset, num_bytes=2048,
+            sha256="a" * 64, json_offset=offset + 512, json_bytes=10, frames_offset=offset + 1536, frames_bytes=30,
+            frame_ends=(10, 30), rain_fraction=(0.0, 0.5), missing=(0, 6),
+        )  # fmt: skip
+
+    return signed(
+        Index(
+            schema_version=1, source="test", licence="none", cadence_s=300, rows=2, cols=3, scale_mmh=0.12,
+            missing_count=65535, window=2, max_frames=2, crop=Crop(row0=1, row1=3, col0=0, col1=3),
+            grid=Grid(rows=4, cols=3, pixel_km=1.0, projection="+proj=stere", x0_km=0.0, y0_km=0.0),
+            shards=(ShardEntry(name="shard-00000.tar", num_bytes=5120, sha256="b" * 64),),
+            sequences=(entry("a", 0, 0), entry("b", 2048, 9000)), statistics={"frames": 4},
+        )
+    )  # fmt: skip
+
+
+def test_an_index_is_read_as_it_was_written(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    index = small_index()
+    storage.write("index.json", dump_index(index))
+    assert load_index(storage) == index
+    assert dump_index(load_index(storage)) == dump_index(index)
+
+
+def test_the_fingerprint_covers_every_field() -> None:
+    index = small_index()
+    changed = [
+        replace(index, source="other"),
+        replace(index, statistics={"frames": 5}),
+        replace(index, sequences=index.sequences[:1]),
+        replace(index, sequences=(replace(index.sequences[0], missing=(0, 5)), index.sequences[1])),
+        replace(index, shards=(replace(index.shards[0], sha256="c" * 64),)),
+        replace(index, packed_from="x"),
+    ]
+    assert fingerprint_of(replace(index, fingerprint="")) == index.fingerprint
+    assert len({index.fingerprint, *map(fingerprint_of, changed)}) == 1 + len(changed)
+
+
+def edit_top(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda values: values.__setitem__(key, value)
+
+
+def edit_sequence(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda values: values["sequences"][1].__setitem__(key, value)
+
+
+def edit_shard(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda values: values["shards"][0].__setitem__(key, value)
+
+
+DAMAGE = [
+    (edit_top("schema_version", 2), "schema_version is 2, this program reads 1"),
+    (edit_top("cadence_s", 0), "key cadence_s is 0"),
+    (edit_top("cadence_s", 300.0), "key 'cadence_s' is 300.0; expected int"),
+    (edit_top("scale_mmh", -1.0), "key scale_mmh is -1.0"),
+    (edit_top("missing_count", 0), "key missing_count is 0; expected 65535"),
+    (edit_top("window", 3), "key window is 3"),
+    (edit_top("rows", 3), "key rows, cols is .3, 3.; expected .2, 3."),
+    (edit_top("crop", {"row0": 0, "row1": 2, "col0": 1, "col1": 4}), "outside the grid of 4 rows and 3 columns"),
+    (edit_top("crop", None), "key 'crop' is None"),
+    (edit_top("sequences", []), "key sequences is empty"),
+    (edit_top("sequences", [7]), r"sequences\[0\] is of type int"),
+    (edit_top("surprise", 1), "key 'surprise' is unknown"),
+    (lambda values: values.pop("licence"), "key 'licence' is missing"),
+    (edit_shard("name", "../shard.tar"), r"key shards\[0\].name is ../shard.tar"),
+    (edit_shard("sha256", "B" * 64), r"key shards\[0\].sha256"),
+    (edit_shard("num_bytes", 4000), r"key sequences\[1\] \(b\).offset is bytes 2048 to 4096.*inside the shard's 4000"),
+    (edit_sequence("key", "a"), r"key sequences\[\].key is a twice"),
+    (edit_sequence("key", "b.x"), r"key sequences\[1\] \(b.x\).key is b.x"),
+    (edit_sequence("shard", 1), r"\.shard is 1; expected 0 to 0"),
+    (edit_sequence("shard", -1), r"\.shard is -1"),
+    (edit_sequence("num_frames", 3), r"\.num_frames is 3"),
+    (edit_sequence("num_starts", 0), r"\.num_starts is 0"),
+    (edit_sequence("offset", -1), r"\.offset is bytes -1"),
+    (edit_sequence("frames_bytes", 3000), r"\.frames_offset is bytes 3584 to 6584"),
+    (edit_sequence("frame_ends", [10, 31]), r"\.frame_ends is up to 31"),
+    (edit_sequence("frame_ends", [30, 30]), r"\.frame_ends"),
+    (edit_sequence("frame_ends", [30]), r"\.frame_ends is 1 values; expected 2"),
+    (edit_sequence("frame_ends", ["10", 30]), "'frame_ends' holds other values than int"),
+    (edit_sequence("rain_fraction", [0.0, 1.5]), r"\.rain_fraction"),
+    (edit_sequence("missing", [0, 7]), r"\.missing is a value outside"),
+    (edit_sequence("missing", [0, True]), "'missing' holds other values than int"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), DAMAGE)
+def test_a_wrong_value_is_refused_by_its_key(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    values = json.loads(dump_index(small_index()))
+    edit(values)
+    # Signed again where that is possible: the checks must hold without the fingerprint's help.
+    storage = open_storage(tmp_path)
+    storage.write("index.json", _signed_json(values))
+    with pytest.raises(DataError, match=message) as caught:
+        load_index(storage)
+    assert "index.json" in str(caught.value)
+
+
+def _signed_json(values: dict[str, Any]) -> bytes:
+    rest = {key: value for key, value in values.items() if key != "fingerprint"}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(values | {"fingerprint": hashlib.sha256(canonical).hexdigest()}).encode()
+
+
+def test_a_change_without_a_new_fingerprint_is_noticed(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.write(
+        "index.json", dump_index(small_index()).replace(b'"rain_fraction":[0.0,0.5]', b'"rain_fraction":[0.0,0.6]')
+    )
+    with pytest.raises(DataError, match=r"fingerprint is .* but the content's is"):
+        load_index(storage)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[NaN]", b"[" * 100_000, b"[]", b"null"])
+def test_what_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("index.json", content)
+    with pytest.raises(DataError, match=r"index\.json"):
+        load_index(storage)
+
+
+def test_a_missing_index_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"index\.json is missing.*python -m data\.pack"):
+        load_index(open_storage(tmp_path))
+
+
+def test_shards_that_are_missing_or_cut_are_named(tmp_path: Path) -> None:
+    storage, index = open_storage(tmp_path), small_index()
+    with pytest.raises(DataError, match=r"shard-00000\.tar is missing"):
+        check_shard_sizes(storage, index)
+    storage.write("shard-00000.tar", bytes(5000))
+    with pytest.raises(DataError, match="has 5000 bytes, expected 5120"):
+        check_shard_sizes(storage, index)
+    storage.write("shard-00000.tar", bytes(5120))
+    check_shard_sizes(storage, index)
+
+
+def test_sequence_bytes_are_verified_by_shard_and_key() -> None:
+    index = small_index()
+    with pytest.raises(DataError, match=r"shard shard-00000\.tar, key a: 5 bytes, expected 2048"):
+        verify_sequence_bytes(index, index.sequences[0], b"12345")
+    with pytest.raises(DataError, match=r"key a: SHA-256 of its bytes is .*, expected aaaa"):
+        verify_sequence_bytes(index, index.sequences[0], bytes(2048))

@@ -1,0 +1,155 @@
+"""Local storage: ranges, atomic writes, names that must not lead out, full disks, many threads."""
+
+import resource
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from data.frames import DataError
+from data.storage import open_storage
+
+
+def test_files_are_written_listed_read_and_deleted(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "new")
+    storage.write("b.tar", b"0123456789")
+    storage.write("sub/a.json", b"{}")
+    assert storage.names() == ["b.tar", "sub/a.json"]
+    assert storage.names("sub/") == ["sub/a.json"]
+    assert storage.exists("b.tar")
+    assert not storage.exists("c.tar")
+    assert storage.size("b.tar") == 10
+    assert storage.read("b.tar") == b"0123456789"
+    assert storage.read("b.tar", 3, 7) == b"3456"
+    assert storage.read("b.tar", 8) == b"89"
+    assert storage.read("b.tar", 10, 10) == b""
+    storage.delete("b.tar")
+    storage.delete("b.tar")
+    assert storage.names() == ["sub/a.json"]
+
+
+def test_a_file_address_is_a_folder(tmp_path: Path) -> None:
+    assert open_storage(f"file://{tmp_path}").url == str(tmp_path)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 11), (11, None), (11, 12), (9, 10**15)])
+def test_ranges_beyond_the_end_are_refused(tmp_path: Path, start: int, stop: int | None) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("a", b"0123456789")
+    with pytest.raises(DataError, match=r"a: bytes .* were asked for, but the file has 10"):
+        storage.read("a", start, stop)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 3), (5, 4)])
+def test_ranges_that_are_none_are_refused(tmp_path: Path, start: int, stop: int) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("a", b"0123456789")
+    with pytest.raises(DataError, match="expected 0 <= start <= stop"):
+        storage.read("a", start, stop)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("a", b"old")
+
+    def stop_half_way() -> None:
+        with storage.writer("a") as file:
+            file.write(b"new")
+            assert storage.names() == ["a"]
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        stop_half_way()
+    assert storage.read("a") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_killed_writers_left_is_not_listed_and_can_be_removed(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("sub/a", b"1")
+    (tmp_path / "sub" / ".b.123-0.partial").write_bytes(b"half")
+    assert storage.names() == ["sub/a"]
+    storage.delete_partial()
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "..", "../a", "a/../../b", "a//b", "./a", "a\\b", "a\0b", "a/"])
+def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    storage = open_storage(tmp_path)
+    with pytest.raises(DataError, match="not allowed; expected one relative path"):
+        storage.read(name)
+    with pytest.raises(DataError, match="not allowed"):
+        storage.write(name, b"")
+
+
+def test_links_that_lead_out_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"x")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path / "secret")
+    (root / "folder").symlink_to(tmp_path)
+    storage = open_storage(root)
+    for name in ("link", "folder/secret"):
+        with pytest.raises(DataError, match="leads out of the folder"):
+            storage.read(name)
+        with pytest.raises(DataError, match="leads out of the folder"):
+            storage.write(name, b"y")
+    assert (tmp_path / "secret").read_bytes() == b"x"
+
+
+def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    open_storage(tmp_path / "link").write("a", b"1")
+    assert (tmp_path / "real" / "a").read_bytes() == b"1"
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    with pytest.raises(DataError, match=r"shard-1\.tar: could not read: No such file"):
+        storage.read("shard-1.tar")
+    with pytest.raises(DataError, match=r"shard-1\.tar: could not read"):
+        storage.size("shard-1.tar")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a", "gs://b", "https://x.example/a"])
+def test_object_stores_are_said_to_be_missing(url: str) -> None:
+    with pytest.raises(DataError, match="not built yet"):
+        open_storage(url)
+
+
+def test_a_write_that_the_disk_refuses_leaves_nothing(tmp_path: Path) -> None:
+    program = """
+        import sys
+        from data.frames import DataError
+        from data.storage import open_storage
+        storage = open_storage(sys.argv[1])
+        try:
+            storage.write("a", b"x" * 100_000)
+        except DataError as error:
+            sys.exit(0 if "could not write" in str(error) and storage.names() == [] else 1)
+        sys.exit(2)
+    """
+    limit = 50_000
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        check=False,
+    )
+    assert finished.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_threads_write_and_read_at_once(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+
+    def work(number: int) -> bool:
+        storage.write(f"{number % 5}", bytes([number % 5]) * 10_000)
+        return storage.read(f"{number % 5}", 100, 200) == bytes([number % 5]) * 100
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(work, range(200)))
+    assert storage.names() == ["0", "1", "2", "3", "4"]

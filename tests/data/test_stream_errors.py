@@ -1,0 +1,103 @@
+"""Damaged shards: each stops the stream, at the step that needs it, with an error that names shard and key."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.frames import DataError
+from data.plan import Selection, plan, select_windows
+from data.shards import Index, load_index, signed
+from data.stream import Stream, evaluation_batches
+from tests.data.archives import PackedArchive, pack_archive, random_runs
+
+ROWS, COLS, WINDOW = 12, 16, 4
+
+
+def take(stream: Stream, stop_step: int, good: list[int]) -> None:
+    """Read steps from 0; their numbers go to `good` as they come."""
+    for batches in stream.steps(0, stop_step):
+        good.append(batches[0].step)
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def swap(archive: PackedArchive) -> Index:
+    """Let two entries of the index change places, bytes and digests together: only the JSON members tell."""
+    first, second = archive.index.sequences[3], archive.index.sequences[5]
+    places = ("shard", "offset", "num_bytes", "sha256", "json_offset", "json_bytes", "frames_offset", "frames_bytes")
+    ends = ("frame_ends", "rain_fraction", "missing", "num_frames", "num_starts")
+    sequences = list(archive.index.sequences)
+    for number, here, there in ((3, first, second), (5, second, first)):
+        sequences[number] = replace(here, **{name: getattr(there, name) for name in (*places, *ends)})
+    return signed(replace(archive.index, sequences=tuple(sequences)))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "swap", "stale"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_damaged_shards_are_named(tmp_path: Path, damage: str, threads: int) -> None:
+    runs = random_runs([40, 40, 40], ROWS, COLS)
+    archive = pack_archive(tmp_path, runs, window=WINDOW, max_frames=15, num_shards=3)
+    index, entry = archive.index, archive.index.sequences[3]
+    shard = tmp_path / index.shards[entry.shard].name
+    if damage == "flip":
+        flip(shard, entry.frames_offset + entry.frames_bytes // 2)
+        message = rf"{shard.name}, key {entry.key}: SHA-256 .* is [0-9a-f]{{64}}, expected {entry.sha256}"
+    elif damage == "cut":
+        shard.write_bytes(shard.read_bytes()[: entry.offset + 100])
+        message = rf"shard {shard.name}, key s\d+: cannot be read.*it was cut"
+    elif damage == "missing":
+        shard.unlink()
+        message = rf"shard {shard.name}, key s\d+: cannot be read"
+    elif damage == "swap":
+        index = swap(archive)
+        message = r"key (s0003|s0005): s000\d.json says (key|start_s)"
+    else:
+        pack_archive(
+            tmp_path, random_runs([40, 40, 40], ROWS, COLS, seed=1), window=WINDOW, max_frames=15, num_shards=3
+        )
+        message = r"shard-\d+.tar, key s\d+: SHA-256|bytes, expected"
+        assert load_index(archive.storage).fingerprint != index.fingerprint
+    table = select_windows(index, Selection(window=WINDOW))
+    stream = Stream(
+        archive.storage,
+        index,
+        table,
+        seed=0,
+        global_batch=8,
+        micro_batch=8,
+        lanes=4,
+        block_bytes=30_000,
+        threads=threads,
+        decoded_mb=1,
+    )
+    good: list[int] = []
+    with pytest.raises(DataError, match=message):
+        take(stream, stream.steps_per_epoch, good)
+    assert good == list(range(len(good)))
+    with pytest.raises(DataError, match=message):
+        list(evaluation_batches(archive.storage, index, table, micro_batch=4))
+
+
+def test_an_error_comes_at_the_step_that_needs_the_sequence(tmp_path: Path) -> None:
+    runs = random_runs([40, 40, 40], ROWS, COLS)
+    archive = pack_archive(tmp_path, runs, window=WINDOW, max_frames=15, num_shards=3)
+    table = select_windows(archive.index, Selection(window=WINDOW))
+    sizes: dict[str, Any] = {"seed": 0, "global_batch": 8, "micro_batch": 8, "lanes": 4, "block_bytes": 30_000}
+    bad = int(table.sequence[plan(archive.index, table, epoch=0, **sizes)[4, 0, 0]])
+    entry = archive.index.sequences[bad]
+    flip(tmp_path / archive.index.shards[entry.shard].name, entry.frames_offset)
+    uses = table.sequence[plan(archive.index, table, epoch=0, **sizes)] == bad
+    first_use = int(np.flatnonzero(uses.any(axis=(1, 2)))[0])
+    for threads in (1, 4):
+        good: list[int] = []
+        stream = Stream(archive.storage, archive.index, table, threads=threads, decoded_mb=1, **sizes)
+        with pytest.raises(DataError, match=entry.key):
+            take(stream, 9, good)
+        assert good == list(range(first_use))

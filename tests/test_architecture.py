@@ -1,0 +1,312 @@
+"""The plan of the house, held by reading the source: which room may import what, and what nobody may do."""
+
+import ast
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ROOMS = ("data", "models", "trainer", "launch")
+FORBIDDEN = {
+    "data": ("models", "trainer", "launch", "tests"),
+    "models": ("data", "trainer", "launch", "tests"),
+    "trainer": ("launch", "tests"),
+    "launch": ("tests",),
+}
+DOORS = {
+    "accelerate": ("trainer.engine*",),
+    "deepspeed": ("trainer.engine*",),
+    "timm": ("models.encoder",),
+    **dict.fromkeys(
+        ("requests", "urllib3", "urllib.request", "http.client", "obstore", "boto3", "botocore", "socket", "httpx"),
+        ("data.storage",),
+    ),
+    **dict.fromkeys(("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"), ()),
+}
+"""Library: the modules that may import it."""
+BANNED_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper"})
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
+
+Sources = Mapping[str, str]
+"""Source text by dotted module name."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: by whom, which, where, and whether it happens when the importer is imported."""
+
+    by: str
+    module: str
+    line: int
+    at_start: bool
+
+    def __str__(self) -> str:
+        """Say it as an error does."""
+        return f"{self.by}:{self.line} imports {self.module}"
+
+
+def _sources() -> dict[str, str]:
+    found = {}
+    for room in ROOMS:
+        for path in sorted((REPOSITORY / room).rglob("*.py")):
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = path.read_text(encoding="utf-8")
+    return found
+
+
+def _imports(sources: Sources) -> Iterator[Import]:
+    """All imports, in functions and under TYPE_CHECKING too; `from package import module` names the module."""
+    for by, text in sources.items():
+        tree = ast.parse(text)
+        local = {
+            id(inner)
+            for outer in ast.walk(tree)
+            if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for inner in ast.walk(outer)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = node.module or ""
+                if node.level:
+                    base = ".".join([*by.split(".")[: -node.level], *([base] if base else [])])
+                names = [f"{base}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in names:
+                yield Import(by, name, node.lineno, id(node) not in local)
+
+
+def _is_or_inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def _wrong_arrows(sources: Sources) -> list[str]:
+    return [
+        str(found)
+        for found in _imports(sources)
+        if any(_is_or_inside(found.module, room) for room in FORBIDDEN[found.by.partition(".")[0]])
+    ]
+
+
+def _wrong_doors(sources: Sources) -> list[str]:
+    return [
+        str(found)
+        for found in _imports(sources)
+        for library, doors in DOORS.items()
+        if _is_or_inside(found.module, library) and not any(fnmatchcase(found.by, door) for door in doors)
+    ]
+
+
+def _torch_in_launch(sources: Sources) -> list[str]:
+    return [
+        str(found)
+        for found in _imports(sources)
+        if _is_or_inside(found.by, "launch") and found.at_start and found.module.partition(".")[0] in {"torch", "timm"}
+    ]
+
+
+def _dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def _wrong_calls(sources: Sources) -> list[str]:
+    wrong = []
+    for by, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.Call):
+                continue
+            name = _dotted(node.func)
+            options = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+            bad = (
+                name in {"eval", "exec", "__import__", "builtins.eval", "builtins.exec"}
+                or name in {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
+                or options.get("shell", False) is not False
+                or options.get("allow_pickle", False) is not False
+                or (name == "torch.load" and options.get("weights_only") is not True)
+                or name == "torch.save"
+            )
+            if bad:
+                wrong.append(f"{by}:{node.lineno} calls {name}")
+    return wrong
+
+
+def _wrong_names(sources: Sources) -> list[str]:
+    return [name for name in sources if BANNED_NAMES & set(name.split("."))]
+
+
+def _too_long(sources: Sources) -> list[str]:
+    long = []
+    for by, text in sources.items():
+        if (num_lines := len(text.splitlines())) > MAX_FILE_LINES:
+            long.append(f"{by} has {num_lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                num_lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if num_lines > MAX_FUNCTION_LINES:
+                    long.append(f"{by}:{node.lineno} {node.name} has {num_lines} lines")
+    return long
+
+
+def _cycles(sources: Sources) -> list[str]:
+    """Modules that can reach themselves; a package's own `__init__` counts as a module."""
+    edges: dict[str, set[str]] = {name: set() for name in sources}
+    for found in _imports(sources):
+        target = found.module
+        while target and target not in sources:
+            target = target.rpartition(".")[0]
+        if target and target != found.by:
+            edges[found.by].add(target)
+    reach = {name: set(targets) for name, targets in edges.items()}
+    for middle in reach:
+        for targets in reach.values():
+            if middle in targets:
+                targets |= reach[middle]
+    return sorted(name for name, targets in reach.items() if name in targets)
+
+
+RULES: dict[str, Callable[[Sources], list[str]]] = {
+    "arrows": _wrong_arrows,
+    "doors": _wrong_doors,
+    "launch starts without torch": _torch_in_launch,
+    "nothing runs code from data": _wrong_calls,
+    "names": _wrong_names,
+    "lengths": _too_long,
+    "cycles": _cycles,
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_house_keeps_its_plan(rule: str) -> None:
+    sources = _sources()
+    assert {name.partition(".")[0] for name in sources} == set(ROOMS), "a room is missing: the test would hold nothing"
+    assert RULES[rule](sources) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "module", "text"),
+    [
+        ("arrows", "data.x", "import models.spark"),
+        ("arrows", "data.x", "from models import spark"),
+        ("arrows", "data.x", "def f() -> None:\n    from trainer.loop import fit"),
+        ("arrows", "data.sources.x", "from ...models import spark"),
+        ("arrows", "models.x", "if TYPE_CHECKING:\n    from data.frames import Frame"),
+        ("arrows", "models.x", "import launch"),
+        ("arrows", "trainer.x", "from launch.submit import main"),
+        ("doors", "trainer.loop", "from accelerate import Accelerator"),
+        ("doors", "models.spark", "import timm.models.resnet"),
+        ("doors", "models.spark", "def f() -> None:\n    import timm"),
+        ("doors", "data.pack", "from urllib import request"),
+        ("doors", "data.pack", "from http.client import HTTPConnection"),
+        ("doors", "trainer.engine", "import pickle"),
+        ("launch starts without torch", "launch.x", "import torch.distributed"),
+        ("launch starts without torch", "launch.x", "try:\n    from torch import nn\nexcept ImportError:\n    pass"),
+        ("nothing runs code from data", "data.x", "def f(x: str) -> None:\n    eval(x)"),
+        ("nothing runs code from data", "data.x", "os.system('ls')"),
+        ("nothing runs code from data", "data.x", "subprocess.run(command, shell=True)"),
+        ("nothing runs code from data", "data.x", "subprocess.run(command, shell=flag)"),
+        ("nothing runs code from data", "data.x", "torch.load(path)"),
+        ("nothing runs code from data", "data.x", "torch.load(path, weights_only=False)"),
+        ("nothing runs code from data", "data.x", "np.load(path, allow_pickle=True)"),
+        ("names", "data.utils", ""),
+        ("names", "trainer.common.x", ""),
+        ("lengths", "data.x", "\n" * 401),
+        ("lengths", "data.x", "def f() -> None:\n" + "    pass\n" * 80),
+        ("cycles", "data.x", "import data.x.y\nimport data.z"),
+    ],
+)
+def test_every_rule_sees_a_break(rule: str, module: str, text: str) -> None:
+    rest = {"data.z": "def f() -> None:\n    from data.x import g"}
+    assert len(RULES[rule]({**rest, module: text})) > 0
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("trainer.x", "import data.frames\nfrom models.spark import SparK\nimport trainer.z"),
+        ("launch.x", "def f() -> None:\n    import torch\n    import trainer.pretrain"),
+        ("models.encoder", "import timm"),
+        ("trainer.engine_zero", "import deepspeed"),
+        ("data.storage", "import urllib.request"),
+        ("models.x", "from models.database import y\nimport urllib.parse\nimport timmy"),
+        ("models.x", "model.eval()\nre.compile('x')\ntorch.load(path, weights_only=True)\nrun(c, shell=False)"),
+        ("data.x", "def f() -> None:\n" + "    pass\n" * 79),
+    ],
+)
+def test_no_rule_sees_what_is_not_there(module: str, text: str) -> None:
+    assert {rule: found for rule, check in RULES.items() if (found := check({module: text}))} == {}
+
+
+PURE_IMPORT = textwrap.dedent(
+    """
+    # Imports every module of the rooms beside an untouched timm model; says what that changed.
+    import importlib, os, signal, sys, threading
+    from pathlib import Path
+    import timm, torch
+    import accelerate, blosc2, deepspeed, h5py, matplotlib.figure, webdataset  # what these do at import is their own
+
+    def foreign():
+        classes = [torch.nn.Module, torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm, torch.optim.AdamW,
+                   timm.models.resnet.ResNet, timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck,
+                   timm.layers.DropPath, accelerate.Accelerator, deepspeed.DeepSpeedEngine]
+        return {(kind.__qualname__, name): id(value) for kind in classes for name, value in vars(kind).items()
+                if callable(value)}
+
+    def world():
+        return {
+            "threads": threading.active_count(), "files": sorted(str(path) for path in Path().rglob("*")),
+            "folder": os.getcwd(), "dtype": torch.get_default_dtype(), "random": torch.get_rng_state().tolist(),
+            "torch threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
+            "print": id(print), "stdout": id(sys.stdout), "environment": dict(os.environ), "classes": foreign(),
+        }
+
+    frames = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = timm.create_model("resnet18").eval()
+    expected, weights, before = model(frames), model.state_dict(), world()
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+    changed = [key for key, value in world().items() if value != before[key]]
+    if changed:
+        raise SystemExit(f"importing changed: {changed}")
+    fresh = timm.create_model("resnet18").eval()
+    fresh.load_state_dict(weights)
+    if not (torch.equal(model(frames), expected) and torch.equal(fresh(frames), expected)):
+        raise SystemExit("an untouched timm model computes something else")
+    """
+)
+
+
+def test_imports_do_no_work_and_touch_nobody_else(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-W", "ignore", "-c", PURE_IMPORT, *_sources()]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def test_launch_starts_without_torch(tmp_path: Path) -> None:
+    modules = [name for name in _sources() if _is_or_inside(name, "launch")]
+    load = "for name in sys.argv[1:]: importlib.import_module(name)"
+    code = f"import importlib, sys\n{load}\nsys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", code, *modules]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
