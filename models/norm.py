@@ -1,0 +1,164 @@
+"""Batch normalisation over all ranks, on any backend (torch's SyncBatchNorm refuses CPU tensors)."""
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+BatchStatistics = tuple[Tensor, Tensor]
+"""Mean (C,) and unbiased variance (C,) of one batch over all ranks, as the running statistics take them in."""
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` whose training statistics are those of all ranks of `process_group`.
+
+    Inputs are (n, C, h, w): dense maps, or packed patches. Every rank must hold equally many positions.
+    Without a group, or with one rank in it, this is torch's own batch normalisation.
+    Statistics are taken in float32 (float64 for float64 inputs) whatever autocast says.
+    """
+
+    process_group: dist.ProcessGroup | None = None
+
+    def forward(self, input: Tensor, statistics: list[BatchStatistics] | None = None) -> Tensor:
+        """Normalise. With a list given, put the batch's statistics there instead of into the running ones.
+
+        The list serves activation checkpointing: the caller hands it to `update_running` once, however often the
+        forward is computed.
+        """
+        self._check_input_dim(input)
+        if not (self.training or self.running_mean is None):
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        if self.process_group is not None and dist.get_world_size(self.process_group) > 1:
+            output, batch_mean, batch_var = self._over_ranks(input)
+            batch = (batch_mean, batch_var)
+        elif statistics is None:
+            return super().forward(input)
+        else:
+            # Momentum 1 makes torch write the batch's own statistics into the buffers that it is given.
+            channels = (self.num_features,)
+            dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+            batch = (input.new_zeros(channels, dtype=dtype), input.new_zeros(channels, dtype=dtype))
+            output = F.batch_norm(input, batch[0], batch[1], self.weight, self.bias, True, 1.0, self.eps)
+        if statistics is None:
+            self.update_running(batch)
+        else:
+            statistics.append(batch)
+        return output
+
+    @torch.no_grad()
+    def update_running(self, batch: BatchStatistics) -> None:
+        """Take one batch's mean and unbiased variance into the running statistics (torch's rule and rounding)."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        # torch's `momentum=None` (a plain average) is refused by `synchronise`; timm and the decoder use 0.1.
+        momentum = cast(float, self.momentum)
+        for running, new in zip((self.running_mean, self.running_var), batch, strict=True):
+            running.mul_(1.0 - momentum).add_(new.to(running.dtype) * momentum)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _over_ranks(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised input, batch mean and unbiased batch variance over all ranks."""
+        return cast(
+            tuple[Tensor, Tensor, Tensor],
+            _NormaliseOverRanks.apply(input, self.weight, self.bias, self.eps, self.process_group),
+        )
+
+
+def run_block(block: nn.Module, recompute: bool, *inputs: Tensor | object) -> Tensor:
+    """Call `block(*inputs, statistics)`, with `recompute` keeping only its inputs for the backward pass.
+
+    The forward is then computed twice, but the running statistics take the batch in once, here, outside of it.
+
+    Args:
+        block: its `BatchNorm2d` modules are registered in the order in which its forward passes them.
+        recompute: use activation checkpointing; without gradients there is nothing to save.
+        inputs: positional arguments of the block; `statistics` follows them.
+    """
+    if not (recompute and torch.is_grad_enabled()):
+        return block(*inputs, None)
+
+    def forward(*inputs: Tensor | object) -> tuple[Tensor, ...]:
+        statistics: list[BatchStatistics] = []
+        output = block(*inputs, statistics)
+        return output, *(part for batch in statistics for part in batch)
+
+    output, *parts = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+    norms = (module for module in block.modules() if isinstance(module, BatchNorm2d))
+    for norm, mean_c, var_c in zip(norms, parts[0::2], parts[1::2], strict=False):
+        norm.update_running((mean_c, var_c))
+    return output
+
+
+def synchronise(model: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """Let every `BatchNorm2d` of the model take its statistics over `group` (None: this process alone).
+
+    Raises:
+        ValueError: a batch normalisation of another class, or one without momentum, which could not follow.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, BatchNorm2d):
+            if module.momentum is None:
+                raise ValueError(f"{name}: momentum is None; expected a number, a cumulative average is not covered")
+            module.process_group = group
+        elif group is not None and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"{name} is a {type(module).__name__}; expected models.norm.BatchNorm2d, else ranks would normalise "
+                "differently"
+            )
+
+
+class _NormaliseOverRanks(torch.autograd.Function):
+    """Training-mode batch normalisation with statistics gathered from all ranks.
+
+    Forward: each rank's mean and (biased) variance are gathered and combined by the pairwise rule of Chan, Golub,
+    LeVeque (1983), with equal counts: mean = avg(mean_r), var = avg(var_r) + avg((mean_r - mean)^2).
+    Backward: with x' = (x - mean) / sqrt(var + eps), the two sums over all ranks, sum(dy) and sum(dy x'), enter
+    dx = w / sqrt(var + eps) * (dy - sum(dy)/n - x' sum(dy x')/n) (Ioffe and Szegedy 2015, section 3). Gradients of
+    weight and bias stay this rank's share: the engine adds them up like all others.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_nchw: Tensor, weight_c: Tensor, bias_c: Tensor, eps: float, group: dist.ProcessGroup
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        world_size = dist.get_world_size(group)
+        wide = torch.float64 if x_nchw.dtype == torch.float64 else torch.float32
+        num_local = x_nchw.numel() // x_nchw.shape[1]
+        var_c, mean_c = torch.var_mean(x_nchw.to(wide), dim=(0, 2, 3), correction=0)
+        own = torch.stack((mean_c, var_c))
+        gathered = own.new_empty((world_size, *own.shape))
+        dist.all_gather(list(gathered.unbind(0)), own, group=group)
+        mean_c = gathered[:, 0].mean(0)
+        var_c = gathered[:, 1].mean(0) + (gathered[:, 0] - mean_c).square().mean(0)
+        num_total = num_local * world_size
+        unbiased_c = var_c * (num_total / max(num_total - 1, 1))
+        y_nchw = F.batch_norm(x_nchw, mean_c, var_c, weight_c, bias_c, False, 0.0, eps)
+        ctx.save_for_backward(x_nchw, weight_c, mean_c, torch.rsqrt(var_c + eps))
+        ctx.group, ctx.num_total = group, num_total
+        ctx.mark_non_differentiable(mean_c, unbiased_c)
+        return y_nchw, mean_c, unbiased_c
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_nchw: Tensor, *_: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x_nchw, weight_c, mean_c, inverse_c = ctx.saved_tensors
+        wide = mean_c.dtype
+        grad = grad_nchw.to(wide)
+        centred = x_nchw.to(wide) - mean_c[:, None, None]
+        sums = torch.stack((grad.sum((0, 2, 3)), (grad * centred).sum((0, 2, 3)) * inverse_c))
+        grad_bias_c, grad_weight_c = sums[0].clone(), sums[1].clone()
+        dist.all_reduce(sums, group=ctx.group)
+        sums /= ctx.num_total
+        scale_c = weight_c.to(wide) * inverse_c
+        slope_c = scale_c * sums[1] * inverse_c
+        grad_x = grad * scale_c[:, None, None] - centred * slope_c[:, None, None] - (scale_c * sums[0])[:, None, None]
+        return grad_x.to(x_nchw.dtype), grad_weight_c.to(weight_c.dtype), grad_bias_c.to(weight_c.dtype), None, None

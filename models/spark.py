@@ -1,0 +1,236 @@
+"""SparK: masked pretraining of a convolutional encoder (Tian et al. 2023, arXiv:2301.03580), on gappy radar."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from models.decoder import Activation, LightDecoder
+from models.encoder import Encoder
+from models.norm import BatchNorm2d
+from models.sparse import PatchLayout
+
+Loss = Literal["masked", "all"]
+PATCH = 32
+Mask = TypeVar("Mask", Tensor, npt.NDArray[np.bool_])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparKOutput:
+    """What a forward leaves; P = p * p * C values a patch, in the order (row, column, channel).
+
+    Attributes:
+        error_bl: mean squared error of each patch over its valid pixels, against the normalised target.
+        counted_bl: patches with enough valid pixels to enter a loss.
+        visible_bl: patches that the encoder saw.
+        prediction_blp: predicted patches, normalised.
+        mean_bl1: mean of each patch's valid pixels, model space.
+        deviation_bl1: sqrt(variance + target_eps) of each patch's valid pixels, model space.
+        grid_hw: rows and columns of patches.
+    """
+
+    error_bl: Tensor
+    counted_bl: Tensor
+    visible_bl: Tensor
+    prediction_blp: Tensor
+    mean_bl1: Tensor
+    deviation_bl1: Tensor
+    grid_hw: tuple[int, int]
+
+
+class SparK(nn.Module):
+    """Encoder on visible patches, mask tokens in the gaps, decoder, error against normalised patches.
+
+    Parameters have the published names: `sparse_encoder.sp_cnn.<timm key>`, `dense_decoder.*`, `densify_norms.<i>.*`,
+    `densify_projs.<i>.*`, `mask_tokens.<i>`, where i counts from the coarsest level.
+
+    Args:
+        encoder: see `build_encoder`.
+        decoder_width: channels of the decoder at the coarsest level; halved at each finer one.
+        patch: height and width of a mask patch in pixels; a multiple of the encoder's coarsest stride, 32.
+        loss: `masked`: SparK's, the masked patches; `all`: the published SpaT-SparK's, all patches (see `loss_sum`).
+        target_eps: added to a patch's variance, squared model space (published: 1e-6).
+        decoder_activation: `leaky_relu`: SpaT-SparK's; `relu6`: SparK's.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        decoder_width: int = 768,
+        patch: int = PATCH,
+        loss: Loss = "masked",
+        target_eps: float = 1e-6,
+        decoder_activation: Activation = "leaky_relu",
+    ) -> None:
+        super().__init__()
+        stride = encoder.strides[-1]
+        if patch < stride or patch % stride:
+            raise ValueError(f"patch is {patch} pixels; expected a multiple of the encoder's stride {stride}")
+        if loss not in ("masked", "all"):
+            raise ValueError(f"loss is {loss!r}; expected 'masked' or 'all'")
+        self.patch, self.loss, self.target_eps = patch, loss, target_eps
+        self.sparse_encoder = encoder
+        self.dense_decoder = LightDecoder(stride, decoder_width, encoder.in_chans, decoder_activation)
+        self.densify_norms, self.densify_projs = nn.ModuleList(), nn.ModuleList()
+        self.mask_tokens = nn.ParameterList()
+        for level, channels in enumerate(reversed(encoder.channels)):
+            # As published (SparK `spark.py`): cut at one standard deviation.
+            token = nn.init.trunc_normal_(torch.empty(1, channels, 1, 1), std=0.02, a=-0.02, b=0.02)
+            self.mask_tokens.append(nn.Parameter(token))
+            self.densify_norms.append(BatchNorm2d(channels))
+            self.densify_projs.append(_densify_projection(level, channels, decoder_width // 2**level))
+
+    def forward(
+        self,
+        frames_bchw: Tensor,
+        visible_bv: Tensor,
+        valid_bchw: Tensor | None = None,
+        depth_keep_kb: Tensor | None = None,
+    ) -> SparKOutput:
+        """Reconstruct all patches from the visible ones.
+
+        Args:
+            frames_bchw: model space, 0 where missing; height and width are multiples of the patch.
+            visible_bv: int64, flat positions of the visible patches, sorted, none twice.
+            valid_bchw: bool, False where a pixel is missing; None: none is.
+            depth_keep_kb: stochastic depth, see `Encoder.forward_packed`.
+
+        Raises:
+            ValueError: shapes that do not fit each other.
+        """
+        grid_hw = self._grid_of(frames_bchw, visible_bv, valid_bchw)
+        layout = PatchLayout.from_positions(visible_bv, grid_hw)
+        packed = self.sparse_encoder.forward_packed(frames_bchw, layout, depth_keep_kb)
+        maps = []
+        for level, features in enumerate(reversed(packed)):
+            normalised = self.densify_norms[level](features)
+            dense = layout.dense(normalised, self.mask_tokens[level])
+            maps.append(self.densify_projs[level](dense))
+        decoded_bchw = self.dense_decoder(maps)
+        return self._compare(decoded_bchw, frames_bchw, valid_bchw, layout)
+
+    def loss_sum(self, output: SparKOutput) -> Tensor:
+        """Sum of the loss's terms over this batch; `num_terms` is what it is to be divided by.
+
+        masked: errors of the masked, counted patches. all: errors of all counted patches (over the number of images:
+        the published `l2_loss`).
+        """
+        enters_bl = output.counted_bl
+        if self.loss == "masked":
+            enters_bl = enters_bl & ~output.visible_bl
+        return torch.where(enters_bl, output.error_bl, 0.0).sum()
+
+    def reconstruct(self, output: SparKOutput) -> Tensor:
+        """The predicted patches with the moments of the true ones, put together, (b, C, h, w), model space."""
+        return self._unpatchify(output.prediction_blp * output.deviation_bl1 + output.mean_bl1, output.grid_hw)
+
+    def set_checkpoint_blocks(self, recompute: bool) -> None:
+        """Switch activation checkpointing of the encoder's and the decoder's blocks."""
+        self.sparse_encoder.checkpoint_blocks = recompute
+        self.dense_decoder.checkpoint_blocks = recompute
+
+    def _grid_of(self, frames_bchw: Tensor, visible_bv: Tensor, valid_bchw: Tensor | None) -> tuple[int, int]:
+        """Rows and columns of patches, after checking the shapes."""
+        if frames_bchw.ndim != 4 or frames_bchw.shape[1] != self.sparse_encoder.in_chans:
+            raise ValueError(
+                f"frames have shape {tuple(frames_bchw.shape)}; expected (images, {self.sparse_encoder.in_chans}, h, w)"
+            )
+        height, width = frames_bchw.shape[2:]
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"frames are {height} x {width} pixels; expected multiples of the patch, {self.patch} (crop them)"
+            )
+        if visible_bv.shape[0] != frames_bchw.shape[0]:
+            raise ValueError(f"visible positions of {visible_bv.shape[0]} images, frames of {frames_bchw.shape[0]}")
+        if valid_bchw is not None and valid_bchw.shape != frames_bchw.shape:
+            raise ValueError(f"validity has shape {tuple(valid_bchw.shape)}, frames have {tuple(frames_bchw.shape)}")
+        return height // self.patch, width // self.patch
+
+    def _compare(
+        self, decoded_bchw: Tensor, frames_bchw: Tensor, valid_bchw: Tensor | None, layout: PatchLayout
+    ) -> SparKOutput:
+        """Errors against the normalised patches, in float32 at least whatever autocast made of the decoder's output."""
+        wide = torch.promote_types(frames_bchw.dtype, torch.float32)
+        target_blp, prediction_blp = self._patchify(frames_bchw.to(wide)), self._patchify(decoded_bchw.to(wide))
+        visible_bl = layout.slot_bl < layout.num_packed
+        if valid_bchw is None:
+            mean_bl1 = target_blp.mean(-1, keepdim=True)
+            deviation_bl1 = (target_blp.var(-1, keepdim=True) + self.target_eps).sqrt()
+            error_bl = (prediction_blp - (target_blp - mean_bl1) / deviation_bl1).square().mean(-1)
+            counted_bl = torch.ones_like(visible_bl)
+        else:
+            valid_blp = self._patchify(valid_bchw.to(wide))
+            count_bl1 = valid_blp.sum(-1, keepdim=True)
+            some_bl1 = count_bl1.clamp_min(1.0)
+            mean_bl1 = (target_blp * valid_blp).sum(-1, keepdim=True) / some_bl1
+            squares_bl1 = ((target_blp - mean_bl1).square() * valid_blp).sum(-1, keepdim=True)
+            deviation_bl1 = (squares_bl1 / (count_bl1 - 1.0).clamp_min(1.0) + self.target_eps).sqrt()
+            squared_blp = (prediction_blp - (target_blp - mean_bl1) / deviation_bl1).square()
+            error_bl = (squared_blp * valid_blp).sum(-1) / some_bl1.squeeze(-1)
+            counted_bl = counted_patches(valid_bchw, self.patch)
+        return SparKOutput(
+            error_bl=error_bl,
+            counted_bl=counted_bl,
+            visible_bl=visible_bl,
+            prediction_blp=prediction_blp,
+            mean_bl1=mean_bl1,
+            deviation_bl1=deviation_bl1,
+            grid_hw=layout.grid_hw,
+        )
+
+    def _patchify(self, image_bchw: Tensor) -> Tensor:
+        """(b, C, h, w) -> (b, L, p * p * C), values in the order (row, column, channel)."""
+        images, channels, height, width = image_bchw.shape
+        p, rows, cols = self.patch, height // self.patch, width // self.patch
+        parts = image_bchw.reshape(images, channels, rows, p, cols, p).permute(0, 2, 4, 3, 5, 1)
+        return parts.reshape(images, rows * cols, p * p * channels)
+
+    def _unpatchify(self, patches_blp: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        """The reverse of `_patchify`."""
+        (rows, cols), p = grid_hw, self.patch
+        parts = patches_blp.reshape(-1, rows, cols, p, p, self.sparse_encoder.in_chans).permute(0, 5, 1, 3, 2, 4)
+        return parts.reshape(-1, self.sparse_encoder.in_chans, rows * p, cols * p)
+
+
+def counted_patches(valid_bchw: Mask, patch: int = PATCH) -> Mask:
+    """Patches (b, L) of which at least half the pixels, all channels together, are valid (bool (b, C, h, w))."""
+    images, channels, height, width = valid_bchw.shape
+    shape = (images, channels, height // patch, patch, width // patch, patch)
+    valid: Any = valid_bchw.reshape(shape)
+    counts = valid.sum((1, 3, 5)).reshape(images, -1)
+    return cast(Mask, counts * 2 >= channels * patch * patch)
+
+
+def num_terms(
+    loss: Loss,
+    visible_bv: npt.NDArray[np.int64],
+    counted_bl: npt.NDArray[np.bool_] | None,
+    num_images: int,
+    num_patches: int,
+) -> int:
+    """What the sum of a loss's terms is divided by, known on the host before the forward.
+
+    Args:
+        loss: `masked`: the number of masked, counted patches; `all`: the number of images (as published).
+        visible_bv: positions of the visible patches.
+        counted_bl: see `counted_patches`; None: all count.
+        num_images: images in the batch.
+        num_patches: patches an image.
+    """
+    if loss == "all":
+        return num_images
+    if counted_bl is None:
+        return num_images * num_patches - visible_bv.size
+    return int(counted_bl.sum() - np.take_along_axis(counted_bl, visible_bv, axis=1).sum())
+
+
+def _densify_projection(level: int, channels: int, width: int) -> nn.Module:
+    """Encoder width to decoder width: 1x1 at the coarsest level, 3x3 at the others (SparK `spark.py`)."""
+    if level == 0 and channels == width:
+        return nn.Identity()
+    kernel = 1 if level == 0 else 3
+    return nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=True)

@@ -1,0 +1,351 @@
+"""Weights in and out: published SparK / SpaT-SparK checkpoints and our own in, encoders for timm out.
+
+    python -m models.weights export RUN_OR_CHECKPOINT --out encoder.safetensors
+    python -m models.weights import CHECKPOINT.pth [--out model.safetensors]
+
+Nothing that is read here can run code: `.pth` files are read with `weights_only=True`, others are safetensors.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from models.manifest import CheckpointError, latest_verified, verify_folder
+
+ENCODER_PREFIX = "sparse_encoder.sp_cnn."
+MODEL_FILE = "model.safetensors"
+# Registered in SparK's constructor as "deprecated and would never be used" (`spark.py`).
+DEAD_BUFFERS = frozenset({"imn_m", "imn_s", "norm_black"})
+# Where published files keep the state dict: SparK's pretraining checkpoints, its released encoders, timm's.
+WRAPPERS = ("module", "state_dict", "model")
+# (kind of block, blocks a stage) of the encoders in `models.encoder.ENCODERS`.
+ARCHITECTURES = {
+    (2, (2, 2, 2, 2)): "resnet18",
+    (3, (2, 2, 2, 2)): "resnet26",
+    (2, (3, 4, 6, 3)): "resnet34",
+    (3, (3, 4, 6, 3)): "resnet50",
+    (3, (3, 4, 23, 3)): "resnet101",
+}
+
+
+class WeightsError(ValueError):
+    """A file of weights that cannot be read, or does not fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights under our names.
+
+    Attributes:
+        tensors: by name.
+        dropped: names that the file holds and that nobody uses (dead buffers, classifier, what is no tensor).
+        source: the file that was read.
+    """
+
+    tensors: dict[str, Tensor]
+    dropped: tuple[str, ...]
+    source: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitReport:
+    """What `init_from` did.
+
+    Attributes:
+        source: the file that was read.
+        loaded: names that the model took over.
+        missing: names of the model that the file does not hold; they keep their initial values.
+        unused: names of the file that the model does not have.
+        dropped: see `Weights.dropped`.
+    """
+
+    source: Path
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The report for a log."""
+        lines = [f"{len(self.loaded)} tensors from {self.source}"]
+        for what, names in (
+            ("not found, left as initialised", self.missing),
+            ("not used", self.unused),
+            ("dropped", self.dropped),
+        ):
+            if names:
+                lines.append(f"{what}: {', '.join(names)}")
+        return lines
+
+
+def load_published(path: Path) -> dict[str, Tensor]:
+    """Read a published checkpoint (`.pth`) or any safetensors file; tensors under our names.
+
+    Raises:
+        WeightsError: see `read_weights`.
+    """
+    return read_weights(path).tensors
+
+
+def read_weights(source: Path) -> Weights:
+    """Read weights from a run's folder, a checkpoint's folder, a `.safetensors` or a `.pth` file.
+
+    Raises:
+        WeightsError: nothing there, damaged, holding code, or holding no weights.
+        CheckpointError: a checkpoint folder whose manifest does not verify.
+    """
+    path = _weights_file(source)
+    raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle_free(path)
+    tensors, dropped = published_to_ours(raw)
+    if not tensors:
+        raise WeightsError(f"{path}: holds no tensors; expected a state dict of names and tensors")
+    return Weights(tensors=tensors, dropped=dropped, source=path)
+
+
+def published_to_ours(raw: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Rename a published state dict; returns the tensors and the names that were dropped.
+
+    Known layouts: a bare state dict; one under `module`, `state_dict` or `model`; names with `module.` before them;
+    SparK's and SpaT-SparK's names (ours too); an encoder alone, under `sp_cnn.` or timm's bare names.
+    """
+    dropped: list[str] = []
+    for wrapper in WRAPPERS:
+        inner = raw.get(wrapper)
+        if isinstance(inner, Mapping):
+            dropped += [str(name) for name in raw if name != wrapper]
+            raw = inner
+            break
+    tensors: dict[str, Tensor] = {}
+    bare_encoder = not any("." in str(name) and "sp_cnn." in str(name) for name in raw)
+    for key, value in raw.items():
+        name = str(key).removeprefix("module.")
+        if name in DEAD_BUFFERS or not isinstance(value, Tensor) or name.startswith("fc."):
+            dropped.append(str(key))
+            continue
+        if name.startswith("sp_cnn."):
+            name = "sparse_encoder." + name
+        elif bare_encoder and re.match(r"(conv1|bn1|layer[1-4])\.", name):
+            name = ENCODER_PREFIX + name
+        tensors[name] = value
+    return tensors, tuple(dropped)
+
+
+def init_from(model: nn.Module, source: Path) -> InitReport:
+    """Start a model from weights; names what it did not find and what it did not use.
+
+    Args:
+        model: changed in place.
+        source: see `read_weights`.
+
+    Raises:
+        WeightsError: shapes that differ, nothing that matches, or a file that cannot be read.
+        CheckpointError: a checkpoint folder whose manifest does not verify.
+    """
+    weights = read_weights(source)
+    own = model.state_dict()
+    shared = {name: tensor for name, tensor in weights.tensors.items() if name in own}
+    if not shared:
+        raise WeightsError(
+            f"{weights.source}: none of its {len(weights.tensors)} tensors ({_some(weights.tensors)}) belongs to this "
+            f"model ({_some(own)}); give a checkpoint of the same kind of model"
+        )
+    differing = [
+        f"{name} is {tuple(tensor.shape)} in the file and {tuple(own[name].shape)} in the model"
+        for name, tensor in shared.items()
+        if tensor.shape != own[name].shape
+    ]
+    if differing:
+        raise WeightsError(
+            f"{weights.source}: {len(differing)} tensors have another shape: {'; '.join(differing[:5])}; expected "
+            "weights of the same encoder, input channels and decoder width"
+        )
+    model.load_state_dict(shared, strict=False)
+    return InitReport(
+        source=weights.source,
+        loaded=tuple(shared),
+        missing=tuple(name for name in own if name not in shared),
+        unused=tuple(name for name in weights.tensors if name not in own),
+        dropped=weights.dropped,
+    )
+
+
+def encoder_for_timm(weights: Weights) -> dict[str, Tensor]:
+    """The encoder's tensors under timm's names, float32, contiguous.
+
+    Raises:
+        WeightsError: no encoder among them, or one that is not finite.
+    """
+    found = {}
+    for name, tensor in weights.tensors.items():
+        if name.startswith(ENCODER_PREFIX):
+            value = tensor.float() if tensor.is_floating_point() else tensor
+            if not torch.isfinite(value).all():
+                raise WeightsError(f"{weights.source}: {name} is not finite; use an earlier checkpoint")
+            found[name.removeprefix(ENCODER_PREFIX)] = value.contiguous()
+    if "conv1.weight" not in found:
+        raise WeightsError(
+            f"{weights.source}: holds no encoder (names that begin with {ENCODER_PREFIX}); it holds "
+            f"{_some(weights.tensors)}"
+        )
+    return found
+
+
+def architecture_of(encoder: Mapping[str, Tensor]) -> str:
+    """timm's name of an encoder, told from its tensors' names.
+
+    Raises:
+        WeightsError: blocks of no covered encoder.
+    """
+    blocks = {match.groups() for name in encoder if (match := re.match(r"layer([1-4])\.(\d+)\.", name))}
+    stages = Counter(stage for stage, _ in blocks)
+    counts = (stages["1"], stages["2"], stages["3"], stages["4"])
+    convs = 3 if "layer1.0.conv3.weight" in encoder else 2
+    if (convs, counts) not in ARCHITECTURES:
+        raise WeightsError(
+            f"encoder has {counts} blocks of {convs} convolutions; expected one of {', '.join(ARCHITECTURES.values())}"
+        )
+    return ARCHITECTURES[convs, counts]
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, force: bool) -> None:
+    """Write a safetensors file: whole, or not at all.
+
+    Raises:
+        WeightsError: it exists already and `force` is off, or its folder does not.
+    """
+    if path.exists() and not force:
+        raise WeightsError(f"{path} exists; give another --out, or --force to replace it")
+    if not path.parent.is_dir():
+        raise WeightsError(f"{path.parent} is no folder; make it first, or give another --out")
+    payload = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _weights_file(source: Path) -> Path:
+    """The file that holds the weights of a run, a checkpoint or a file."""
+    if not source.exists():
+        raise WeightsError(
+            f"{source} does not exist; expected a run's folder, a checkpoint's folder, or a weights file"
+        )
+    if source.is_file():
+        if source.suffix not in (".safetensors", ".pth", ".pt"):
+            raise WeightsError(f"{source}: expected a .safetensors, .pth or .pt file")
+        return source
+    if (source / "checkpoints").is_dir():
+        newest = latest_verified(source / "checkpoints")
+        if newest is None:
+            raise WeightsError(f"{source}: none of its checkpoints verifies; has the run saved one yet?")
+        source = newest
+    elif (source / MODEL_FILE).is_file():
+        verify_folder(source)
+    path = source / MODEL_FILE
+    if not path.is_file():
+        raise WeightsError(
+            f"{source}: holds neither checkpoints/ nor {MODEL_FILE}; give a run's or a checkpoint's folder"
+        )
+    return path
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def _read_pickle_free(path: Path) -> Mapping[str, Any]:
+    """Read a `.pth` file with torch's restricted reader: it builds tensors and plain containers, and calls nothing."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise WeightsError(
+                f"{path}: refused: besides tensors it names the code {refused.group(1)}, which would run on a full "
+                "load; ask its author for a file of tensors only (or safetensors)"
+            ) from error
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{path}: cannot be read as a PyTorch weights file: {first[:300]}") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}; expected a state dict of names and tensors")
+    return content
+
+
+def _some(names: Mapping[str, Any]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    weights = read_weights(arguments.source)
+    encoder = encoder_for_timm(weights)
+    name, in_chans = architecture_of(encoder), encoder["conv1.weight"].shape[1]
+    write_safetensors(arguments.out, encoder, force=arguments.force)
+    sys.stdout.write(
+        f"read   {weights.source}\n"
+        f"wrote  {arguments.out}: {name}, {in_chans} input channels, {len(encoder)} tensors, "
+        f"{arguments.out.stat().st_size / 1e6:.1f} MB\n"
+        f'load   timm.create_model("{name}", in_chans={in_chans}, num_classes=0, '
+        f'checkpoint_path="{arguments.out}")\n'
+    )
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    weights = read_weights(arguments.source)
+    rooms = Counter(name.split(".")[0] for name in weights.tensors)
+    sys.stdout.write(f"read   {weights.source}: {len(weights.tensors)} tensors\n")
+    for room, count in rooms.items():
+        sys.stdout.write(f"       {room}: {count}\n")
+    if any(name.startswith(ENCODER_PREFIX) for name in weights.tensors):
+        sys.stdout.write(f"       encoder: {architecture_of(encoder_for_timm(weights))}\n")
+    if weights.dropped:
+        sys.stdout.write(f"       dropped, not used by any model: {', '.join(weights.dropped)}\n")
+    if arguments.out is not None:
+        write_safetensors(arguments.out, weights.tensors, force=arguments.force)
+        sys.stdout.write(f"wrote  {arguments.out}; start from it with --init_from {arguments.out}\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code (4: weights that cannot be used)."""
+    parser = argparse.ArgumentParser(prog="python -m models.weights", description="Weights in and out.")
+    commands = parser.add_subparsers(required=True)
+    export = commands.add_parser("export", help="write the encoder of a run for timm.create_model")
+    export.add_argument("source", type=Path, help="a run's folder, a checkpoint's folder, or a weights file")
+    export.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    export.set_defaults(run=_export)
+    importing = commands.add_parser("import", help="read a published SparK or SpaT-SparK checkpoint")
+    importing.add_argument("source", type=Path, help="a .pth or .safetensors file")
+    importing.add_argument("--out", type=Path, help="safetensors file to write, under our names")
+    importing.set_defaults(run=_import)
+    for command in (export, importing):
+        command.add_argument("--force", action="store_true", help="replace an existing file")
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (WeightsError, CheckpointError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 4
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""Weights in and out: layouts, refusals, files that hold code, what timm loads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from models.encoder import build_encoder
+from models.manifest import CheckpointError, write_manifest
+from models.spark import SparK
+from models.weights import WeightsError, architecture_of, init_from, load_published, main, read_weights
+from tests.models.drawing import draw, relative, shake
+
+
+class _WritesAFile:
+    """What a malicious checkpoint holds: unpickling it runs a command."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+def _spark(in_chans: int = 2) -> SparK:
+    model = SparK(build_encoder("resnet18", in_chans), decoder_width=32)
+    shake(model)
+    return model
+
+
+def _checkpoint(folder: Path, model: SparK) -> Path:
+    folder.mkdir(parents=True)
+    safetensors.torch.save_file(dict(model.state_dict()), folder / "model.safetensors")
+    write_manifest(folder)
+    return folder
+
+
+def test_export_of_a_run_is_a_plain_timm_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = _spark()
+    model(draw(2, 2, 64, 64).float(), torch.tensor([[0], [2]]))
+    _checkpoint(tmp_path / "run" / "checkpoints" / "step-00000003", _spark())
+    _checkpoint(tmp_path / "run" / "checkpoints" / "step-00000010", model)
+    out = tmp_path / "encoder.safetensors"
+    assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert 'timm.create_model("resnet18", in_chans=2, num_classes=0' in said
+    assert "step-00000010" in said
+    plain: Any = timm.create_model("resnet18", in_chans=2, num_classes=0)
+    tensors = safetensors.torch.load_file(out)
+    plain.load_state_dict(tensors, strict=True)
+    assert int(tensors["bn1.num_batches_tracked"]) == 1
+    frames = draw(1, 2, 64, 64).float()
+    model.eval()
+    assert relative(plain.eval().forward_features(frames), model.sparse_encoder(frames)[-1]) < 1e-5
+    again: Any = timm.create_model("resnet18", in_chans=2, num_classes=0, checkpoint_path=str(out))
+    assert torch.equal(again.bn1.running_mean, plain.bn1.running_mean)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_export_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = _checkpoint(tmp_path / "step-00000001", _spark())
+    out = tmp_path / "encoder.safetensors"
+    out.write_bytes(b"mine")
+    assert main(["export", str(source), "--out", str(out)]) == 4
+    assert "--force" in capsys.readouterr().err
+    assert out.read_bytes() == b"mine"
+    assert main(["export", str(source / "model.safetensors"), "--out", str(out), "--force"]) == 0
+    assert len(safetensors.torch.load_file(out)) > 100
+
+
+@pytest.mark.parametrize("layout", ["bare", "module", "state_dict", "prefixed", "sp_cnn", "timm"])
+def test_published_layouts_are_read(layout: str, tmp_path: Path) -> None:
+    source, target = _spark(), _spark()
+    state: dict[str, Any] = dict(source.state_dict())
+    dead = {"imn_m": torch.zeros(1), "imn_s": torch.zeros(1), "norm_black": torch.zeros(1)}
+    encoder = dict(source.sparse_encoder.sp_cnn.state_dict())
+    content: dict[str, Any] = {
+        "bare": state | dead,
+        "module": {"module": state | dead, "epoch": 3, "args": "text"},
+        "state_dict": {"state_dict": state | dead},
+        "prefixed": {f"module.{key}": value for key, value in (state | dead).items()},
+        "sp_cnn": {f"sp_cnn.{key}": value for key, value in encoder.items()},
+        "timm": encoder | {"fc.weight": torch.zeros(5, 512), "fc.bias": torch.zeros(5)},
+    }[layout]
+    torch.save(content, tmp_path / "published.pth")
+    report = init_from(target, tmp_path / "published.pth")
+    own = target.state_dict()
+    assert report.unused == ()
+    if layout in ("sp_cnn", "timm"):
+        assert set(report.loaded) == {key for key in own if key.startswith("sparse_encoder.")}
+        assert "mask_tokens.0" in report.missing
+        assert any("not found" in line and "mask_tokens.0" in line for line in report.lines())
+    else:
+        assert report.missing == ()
+        assert {name.removeprefix("module.") for name in report.dropped} >= set(dead)
+    for name in report.loaded:
+        assert torch.equal(own[name], state[name])
+    out = tmp_path / "model.safetensors"
+    assert main(["import", str(tmp_path / "published.pth"), "--out", str(out)]) == 0
+    assert set(load_published(out)) == set(report.loaded)
+
+
+def test_a_forecaster_starts_a_pretraining_and_says_what_it_left(tmp_path: Path) -> None:
+    state = dict(_spark().state_dict()) | {"transition.net.0.0.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "spat.pth")
+    report = init_from(_spark(), tmp_path / "spat.pth")
+    assert report.unused == ("transition.net.0.0.weight",)
+    assert any("not used: transition.net.0.0.weight" in line for line in report.lines())
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    torch.save({"module": {"conv1.weight": torch.zeros(1)}, "args": _WritesAFile(proof)}, tmp_path / "evil.pth")
+    command = [
+        sys.executable,
+        "-m",
+        "models.weights",
+        "import",
+        str(tmp_path / "evil.pth"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 4
+    assert "system" in done.stderr
+    assert "refused" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not proof.exists()
+    assert not (tmp_path / "o").exists()
+    torch.load(tmp_path / "evil.pth", weights_only=False)
+    assert proof.exists(), "the file was harmless, so this test proved nothing"
+
+
+def test_shapes_that_differ_are_named(tmp_path: Path) -> None:
+    torch.save(dict(_spark(in_chans=3).state_dict()), tmp_path / "other.pth")
+    message = r"sp_cnn\.conv1\.weight is \(64, 3, 7, 7\) in the file and \(64, 2, 7, 7\) in the model"
+    with pytest.raises(WeightsError, match=message):
+        init_from(_spark(), tmp_path / "other.pth")
+
+
+def test_nothing_that_matches_is_an_error(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"a.b": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"none of its 1 tensors \(a\.b\) belongs to this model"):
+        init_from(_spark(), tmp_path / "other.safetensors")
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    folder = _checkpoint(tmp_path / "step-00000001", _spark())
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        read_weights(folder)
+    (tmp_path / "cut.safetensors").write_bytes(content[:1000])
+    with pytest.raises(WeightsError, match="not a whole safetensors file"):
+        read_weights(tmp_path / "cut.safetensors")
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(WeightsError, match="cannot be read as a PyTorch weights file"):
+        read_weights(tmp_path / "cut.pth")
+
+
+def test_sources_that_hold_no_weights_are_named(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "text.txt").write_text("")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "none.pth")
+    for name, message in (
+        ("absent", "does not exist"),
+        ("run", "none of its checkpoints verifies"),
+        ("text.txt", r"expected a \.safetensors, \.pth or \.pt file"),
+        ("list.pth", "holds a list"),
+        ("none.pth", "holds no tensors"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            read_weights(tmp_path / name)
+    with pytest.raises(WeightsError, match=r"holds neither checkpoints/ nor model\.safetensors"):
+        read_weights(tmp_path)
+
+
+def test_an_encoder_that_is_not_finite_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = _spark()
+    with torch.no_grad():
+        model.sparse_encoder.sp_cnn.get_parameter("bn1.bias")[3] = float("nan")
+    source = _checkpoint(tmp_path / "step-00000001", model)
+    assert main(["export", str(source), "--out", str(tmp_path / "o.safetensors")]) == 4
+    assert "sp_cnn.bn1.bias is not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet26", "resnet34", "resnet50", "resnet101"])
+def test_architecture_is_told_from_names(name: str) -> None:
+    with torch.device("meta"):
+        state = timm.create_model(name, num_classes=0).state_dict()
+    assert architecture_of(state) == name
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(WeightsError, match=r"\(1, 0, 0, 0\) blocks of 2 convolutions; expected one of resnet18"):
+        architecture_of({"layer1.0.conv1.weight": torch.zeros(1)})
