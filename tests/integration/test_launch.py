@@ -1,0 +1,121 @@
+"""The commands of the README, as a user gives them: real launchers, real signals, real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY
+from tests.integration.runs import arguments, make_shards
+
+TIMEOUT_S = 300
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("storms"), hours=3)
+
+
+def environment() -> dict[str, str]:
+    """This process' own, without what another launcher may have left in it."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_"))}
+    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def launch(words: list[str], argv: list[str]) -> list[str]:
+    tool = str(Path(sys.executable).parent / "accelerate")
+    fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [tool, "launch", *fixed, *words, "trainer/pretrain.py", *argv]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+def last_step(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines), default=0)
+
+
+def stop_when_running(command: list[str], folder: Path, number: signal.Signals) -> str:
+    """Start a run, send the launcher a signal once a step is done, wait until its workers are gone too."""
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        deadline = time.monotonic() + TIMEOUT_S
+        while last_step(folder) < 1 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        # The pipe ends when the last process that holds it has ended: launcher and workers.
+        text, _ = process.communicate(timeout=TIMEOUT_S)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "number"), [("1", signal.SIGTERM), ("2", signal.SIGTERM), ("2", signal.SIGINT)]
+)
+def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(
+    shards: Path, tmp_path: Path, num_processes: str, number: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    first = launch(
+        ["--num_processes", num_processes], arguments(shards, folder, run__steps=100_000, run__evaluate_every=100_000)
+    )
+    text = stop_when_running(first, folder, number)
+    assert "finishing this step, then saving a checkpoint" in text, text
+    saved = sorted((folder / "checkpoints").glob("step-*"))
+    assert saved, text
+    stopped_at = int(saved[-1].name.removeprefix("step-"))
+    state = json.loads((saved[-1] / "state.json").read_text())
+    assert state["step"] == stopped_at == last_step(folder)
+    more = stopped_at + 2
+    again = launch(
+        ["--num_processes", num_processes], arguments(shards, folder, run__steps=more, run__evaluate_every=100_000)
+    )
+    done = run(again)
+    assert done.returncode == 0, done.stderr
+    assert f"{stopped_at} of {more} steps are done" in done.stderr
+    assert (folder / "pictures" / f"reconstruction-{more:08d}.png").exists()
+    assert last_step(folder) == more
+    for name in ("weights", "metrics", "picture"):
+        assert name in done.stdout
+
+
+def test_zero_2_on_two_processes_and_export_to_timm(shards: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "encoder.safetensors"
+    argv = arguments(
+        shards, folder, run__steps=3, engine__zero_stage=2, engine__precision="bf16", data__window=12,
+        data__validation_share=0, tracking__tensorboard="true",
+    )  # fmt: skip
+    done = run(launch(["--num_processes", "2"], argv))
+    assert done.returncode == 0, done.stderr
+    assert "TensorBoard" in done.stdout
+    assert list((folder / "tensorboard").iterdir())
+    exported = run([sys.executable, "-m", "models.weights", "export", str(folder), "--out", str(out)])
+    assert exported.returncode == 0, exported.stderr
+    encoder = timm.create_model("resnet18", in_chans=12, num_classes=0)
+    encoder.load_state_dict(load_file(out), strict=True)
+    encoder.eval()
+    assert bool(encoder(torch.rand(1, 12, 64, 64)).isfinite().all())
+
+
+def test_print_config_shows_every_setting_and_can_be_given_back(shards: Path, tmp_path: Path) -> None:
+    argv = arguments(shards, tmp_path / "run")
+    shown = run([sys.executable, "trainer/pretrain.py", *argv, "--print_config"])
+    assert shown.returncode == 0, shown.stderr
+    path = tmp_path / "all.yaml"
+    path.write_text(shown.stdout)
+    again = run([sys.executable, "trainer/pretrain.py", "--config", str(path), "--print_config"])
+    assert again.stdout == shown.stdout
+    assert "min_lr_share" in shown.stdout

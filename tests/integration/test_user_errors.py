@@ -1,0 +1,163 @@
+"""What a user can get wrong when starting a run: a clear text, its own exit code, and nothing lost."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed import RankError, run_ranks
+from tests.integration.runs import arguments, make_shards, metrics, tensors, train, train_many
+from trainer.entry import ExitCode, run_entry
+from trainer.pretrain import Pretraining, main
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("storms"), hours=3)
+
+
+@pytest.fixture(autouse=True)
+def _own_log_handlers() -> Iterator[None]:
+    """The entry point sets handlers up for a process of its own."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def copied(shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shards, tmp_path / "shards"))
+
+
+def start(argv: list[str]) -> int:
+    return run_entry(lambda: main(argv))
+
+
+def expect(
+    capsys: pytest.CaptureFixture[str], argv: list[str], code: ExitCode, *words: str, folder: Path | None = None
+) -> None:
+    assert start(argv) == code
+    text = capsys.readouterr().err
+    for word in words:
+        assert word in text
+    if folder is not None:
+        assert not folder.exists()
+
+
+def test_no_shards_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = arguments(tmp_path / "nothing", tmp_path / "run")
+    expect(capsys, argv, ExitCode.DATA, "data:", "nothing", folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"data__global_batch": 512, "data__micro_batch": 512}, ["fewer than one global batch of 512"]),
+        ({"data__lanes": 3}, ["4 windows", "3 lanes", "1, 2, 4"]),
+        ({"data__window": 30}, ["30", "24"]),
+        ({"data__min_rain_fraction": 1.0}, ["no window", "rain"]),
+        ({"data__guard_h": 50}, ["data.guard_h 50", "the archive spans"]),
+        ({"optim__lrr": 1}, ["optim.lrr", "nearest valid key is optim.lr"]),
+        ({"engine__zero_stage": 2, "optim__name": "lamb"}, ["lamb", "zero_stage"]),
+    ],
+)
+def test_settings_that_do_not_fit_the_data(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: dict[str, object], words: list[str]
+) -> None:
+    argv = arguments(shards, tmp_path / "run", **overrides)
+    assert start(argv) in (ExitCode.CONFIG, ExitCode.DATA)
+    text = capsys.readouterr().err
+    assert all(word in text for word in words), text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_world_size_that_does_not_divide_the_micro_batch_names_those_that_do(shards: Path, tmp_path: Path) -> None:
+    argv = arguments(shards, tmp_path / "run", data__micro_batch=1, data__lanes=1)
+    with pytest.raises(RankError, match="micro-batch of 1 windows cannot be divided among 2 processes") as error:
+        run_ranks(train_many, 2, [(argv, None)])
+    assert "rank 0" in str(error.value)
+    assert "rank 1" in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "index"])
+def test_damaged_shards_stop_the_run_and_are_named(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    shard = max(copied.glob("*.tar"), key=lambda path: path.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    match damage:
+        case "cut":
+            shard.write_bytes(data[: len(data) // 2])
+        case "changed":
+            data[len(data) // 2] ^= 1
+            shard.write_bytes(data)
+        case "missing":
+            shard.unlink()
+        case "index":
+            index = json.loads((copied / "index.json").read_text())
+            index["sequences"][0]["num_starts"] += 1
+            (copied / "index.json").write_text(json.dumps(index))
+    name = "index.json" if damage == "index" else shard.name
+    expect(capsys, arguments(copied, tmp_path / "run", run__steps=20), ExitCode.DATA, "data:", name)
+
+
+def test_another_model_in_the_runs_folder_is_refused(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    short = {"run__steps": 2, "run__evaluate_every": 100, "optim__warmup_steps": 0}
+    assert start(arguments(shards, run, **short)) == ExitCode.DONE
+    before = tensors(run)
+    argv = arguments(shards, run, **short, model__decoder_width=64, data__micro_batch=8)
+    expect(capsys, argv, ExitCode.CHECKPOINT, "model.decoder_width: saved 32, asked 64", "data.micro_batch")
+    after = tensors(run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_loss_that_stays_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    argv = arguments(shards, run, run__steps=2, run__evaluate_every=100, optim__warmup_steps=0)
+    assert train(argv) == ExitCode.DONE
+    good = tensors(run)
+
+    def poison(pretraining: Pretraining) -> None:
+        with torch.no_grad():
+            next(pretraining.engine.bare_model.parameters()).fill_(float("nan"))
+
+    longer = arguments(shards, run, run__steps=12, run__evaluate_every=100, run__max_nonfinite=3, optim__warmup_steps=0)
+
+    def work() -> ExitCode:
+        return train(longer, change=poison)
+
+    assert run_entry(work) == ExitCode.NONFINITE
+    assert "skipped on all ranks" in caplog.text
+    assert "windows of this rank" in caplog.text
+    assert all(torch.equal(good[name], tensors(run)[name]) for name in good)
+
+
+def test_one_nan_is_skipped_and_training_goes_on(shards: Path, tmp_path: Path) -> None:
+    def poison_step_3(pretraining: Pretraining) -> None:
+        step = pretraining.task.step
+
+        def poisoned(model: object, batch: object) -> object:
+            output = step(model, batch)  # type: ignore[arg-type]
+            calls.append(None)
+            factor = float("nan") if len(calls) in (7, 8) else 1.0
+            return type(output)(loss=output.loss * factor, metrics={}, num_valid=output.num_valid)
+
+        pretraining.task.step = poisoned  # type: ignore[method-assign,assignment]
+
+    calls: list[None] = []
+    argv = arguments(shards, tmp_path / "run", run__steps=6, run__evaluate_every=100)
+    assert train(argv, change=poison_step_3) == ExitCode.DONE
+    lines = metrics(tmp_path / "run")
+    assert [line["skipped"] for line in lines if "skipped" in line] == [0, 0, 0, 1, 0, 0]
+    assert all(bool(value.isfinite().all()) for value in tensors(tmp_path / "run").values())

@@ -1,0 +1,550 @@
+"""The checkpoint: what goes in comes out bit for bit, or is refused; a kill at any moment loses nothing finished."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from models.manifest import latest_verified, step_folders, verify_folder, write_manifest
+from trainer.checkpoint import (
+    CheckpointError,
+    TrainState,
+    check_resume,
+    installed_versions,
+    load,
+    main,
+    save,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG: dict[str, Any] = {
+    "run": {"dir": "runs/a", "steps": 100, "save_every": 10, "keep_last": 3, "allow_plan_change": False},
+    "data": {"shards": "shards", "window": 12, "micro_batch": 8, "lanes": 4, "block_mb": 8.0, "threads": 2},
+    "model": {"encoder": "resnet18", "space": {"kind": "log"}},
+    "optim": {"lr": 1e-3, "betas": (0.9, 0.95), "clip_norm": None},
+    "engine": {"zero_stage": None, "precision": "fp32"},
+    "tracking": {"tensorboard": True},
+    "seed": 0,
+}
+PLAN: dict[str, Any] = {
+    "data": "abc",
+    "micro_batch": 8,
+    "lanes": 4,
+    "block_bytes": 8_000_000,
+    "selection": {"window": 12},
+}
+
+
+def _state(step: int, **changes: Any) -> TrainState:
+    fields: dict[str, Any] = {
+        "step": step,
+        "epoch": 0,
+        "seed": 0,
+        "config": CONFIG,
+        "plan": PLAN,
+        "loss_scale": None,
+        "optimizer_steps": {"weight": float(step)},
+        "versions": installed_versions(),
+    }
+    return TrainState(**(fields | changes))
+
+
+def _tensors(step: int, num_values: int = 64) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return {"weight": torch.randn(num_values, generator=generator), "count": torch.tensor(step)}
+
+
+def _save(run: Path, step: int, *, keep_last: int = 3, num_values: int = 64) -> Path:
+    tensors = _tensors(step, num_values)
+    return save(run, _state(step), tensors, {"weight.exp_avg": tensors["weight"] / 2}, keep_last=keep_last)
+
+
+def _steps(run: Path) -> list[int]:
+    return [step for step, _ in step_folders(run / "checkpoints")]
+
+
+def _same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(
+        found[name].dtype == tensor.dtype
+        and found[name].shape == tensor.shape
+        and found[name].contiguous().numpy().tobytes() == tensor.contiguous().numpy().tobytes()
+        for name, tensor in expected.items()
+    )
+
+
+_dtypes = st.sampled_from([torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool])
+_shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+_json: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def _draw_tensor(kind: tuple[torch.dtype, tuple[int, ...], int]) -> torch.Tensor:
+    dtype, shape, seed = kind
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 100
+    return (values > 0) if dtype == torch.bool else values.to(dtype)
+
+
+_tensor_dicts = st.dictionaries(
+    st.text(st.characters(codec="utf-8"), max_size=12).filter(lambda name: name != "__metadata__"),
+    st.tuples(_dtypes, _shapes, st.integers(0, 1000)).map(_draw_tensor),
+    max_size=5,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    model=_tensor_dicts,
+    optimizer=_tensor_dicts,
+    config=st.dictionaries(st.text(max_size=8), _json, max_size=4),
+    plan=st.dictionaries(st.text(max_size=8), _json, max_size=3),
+    counts=st.dictionaries(st.text(max_size=8), st.floats(0, 1e9), max_size=3),
+    loss_scale=st.none() | st.floats(2.0**-20, 2.0**40),
+    seed=st.integers(0, 2**63),
+)
+def test_what_goes_in_comes_out(
+    tmp_path_factory: pytest.TempPathFactory,
+    model: dict[str, torch.Tensor],
+    optimizer: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    plan: dict[str, Any],
+    counts: dict[str, float],
+    loss_scale: float | None,
+    seed: int,
+) -> None:
+    run = tmp_path_factory.mktemp("run")
+    state = _state(7, config=config, plan=plan, optimizer_steps=counts, loss_scale=loss_scale, seed=seed, epoch=3)
+    path = save(run, state, model, optimizer, keep_last=2)
+    loaded = load(run)
+    assert loaded.path == path == run / "checkpoints" / "step-00000007"
+    assert loaded.state == state
+    assert _same(loaded.model, model)
+    assert _same(loaded.optimizer, optimizer)
+
+
+def test_layouts_and_shared_memory_are_saved_by_value(tmp_path: Path) -> None:
+    image = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    flat = torch.arange(10.0)
+    model = {
+        "channels_last": image.to(memory_format=torch.channels_last),
+        "transposed": image.transpose(0, 3),
+        "strided": image[:, ::2, 1:, ::3],
+        "expanded": torch.tensor(3.0).expand(4, 4),
+        "whole": flat,
+        "tied": flat,
+        "head": flat[:6],
+        "tail": flat[4:],
+        "gradient": torch.ones(3, requires_grad=True),
+        "parameter": torch.nn.Parameter(torch.zeros((), dtype=torch.float64)),
+    }
+    expected = {name: tensor.detach().clone() for name, tensor in model.items()}
+    save(tmp_path, _state(1), model, {}, keep_last=2)
+    loaded = load(tmp_path)
+    assert _same(loaded.model, expected)
+    loaded.model["whole"].add_(1)
+    assert torch.equal(loaded.model["tied"], expected["tied"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
+def test_low_precision_is_refused_before_anything_is_written(tmp_path: Path, dtype: torch.dtype) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: weight is .*float32 or float64"):
+        save(tmp_path, _state(1), {"weight": torch.zeros(2, dtype=dtype)}, {}, keep_last=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), Path("x"), np.float32(1), {1: 2}, {3, 4}])
+def test_state_that_json_would_lose_is_refused(tmp_path: Path, value: object) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.optim\.lr"):
+        save(tmp_path, _state(1, config={"optim": {"lr": value}}), {}, {}, keep_last=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_follow_the_umask_and_none_is_a_pickle(tmp_path: Path) -> None:
+    path = _save(tmp_path, 1)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.iterdir()}
+    assert sorted(modes) == ["MANIFEST.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+    assert len(set(modes.values())) == 1
+    assert not any(file.read_bytes().startswith((b"PK", b"\x80")) for file in path.iterdir())
+    assert json.loads((path / "state.json").read_bytes())["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def _refused_and_previous_used(run: Path, damaged: Path) -> None:
+    """The damaged newest checkpoint is refused by the file's name, and the one before it is used."""
+    newest = damaged.parent
+    with pytest.raises(CheckpointError, match=re.escape(damaged.name)):
+        load(newest)
+    assert load(run).state.step == 1
+
+
+def test_bit_flips_are_refused_by_file_name(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    files = sorted(_save(tmp_path, 2).iterdir())
+    random = np.random.default_rng(0)
+    for trial in range(40):
+        path = files[trial % len(files)]
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        damaged[random.integers(len(whole))] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        if path.name == "MANIFEST.json":
+            with pytest.raises(CheckpointError):
+                load(path.parent)
+            assert load(tmp_path).state.step == 1
+        else:
+            _refused_and_previous_used(tmp_path, path)
+        path.write_bytes(whole)
+    assert load(tmp_path).state.step == 2
+
+
+def test_truncations_are_refused_by_file_name(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    files = sorted(_save(tmp_path, 2).iterdir())
+    random = np.random.default_rng(1)
+    for trial in range(15):
+        path = files[trial % len(files)]
+        whole = path.read_bytes()
+        path.write_bytes(whole[: random.integers(len(whole))])
+        _refused_and_previous_used(tmp_path, path)
+        path.write_bytes(whole)
+
+
+def test_missing_and_extra_files_are_refused_by_name(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    newest = _save(tmp_path, 2)
+    for path in sorted(newest.iterdir()):
+        whole = path.read_bytes()
+        path.unlink()
+        _refused_and_previous_used(tmp_path, path)
+        path.write_bytes(whole)
+    stray = newest / "ema.safetensors"
+    stray.write_bytes(b"")
+    _refused_and_previous_used(tmp_path, stray)
+
+
+def test_whole_files_of_wrong_content_are_refused(tmp_path: Path) -> None:
+    """The hashes are right, and what they prove is not a checkpoint."""
+    path = _save(tmp_path, 5)
+    good = {file.name: file.read_bytes() for file in path.iterdir()}
+    state = json.loads(good["state.json"])
+    cases: list[tuple[str, bytes, str]] = [
+        ("state.json", b"{", "not JSON"),
+        ("state.json", json.dumps(state | {"schema_version": 2}).encode(), "not of schema_version 1"),
+        ("state.json", json.dumps(state | {"more": 1}).encode(), "'more'"),
+        ("state.json", json.dumps(state | {"epoch": "1"}).encode(), "epoch is '1'"),
+        ("state.json", json.dumps(state | {"step": True}).encode(), "step is True"),
+        ("state.json", json.dumps(state | {"step": 6}).encode(), "holds step 6, not the step of its name"),
+        ("model.safetensors", b"\x80\x04.", r"model\.safetensors: not a safetensors file"),
+    ]
+    for name, content, message in cases:
+        (path / name).write_bytes(content)
+        write_manifest(path)
+        with pytest.raises(CheckpointError, match=message):
+            load(path)
+        (path / name).write_bytes(good[name])
+    (path / "optimizer.safetensors").unlink()
+    write_manifest(path)
+    with pytest.raises(CheckpointError, match=r"it has no optimizer\.safetensors"):
+        load(path)
+
+
+def test_load_takes_a_run_its_checkpoints_one_checkpoint_and_a_copy(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        load(run)
+    first, second = _save(run, 1), _save(run / "checkpoints", 2)
+    assert [load(path).state.step for path in (run, run / "checkpoints", first, second)] == [2, 2, 1, 2]
+    first.rename(tmp_path / "best")
+    assert load(tmp_path / "best").state.step == 1
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        load(first)
+
+
+def test_pruning_keeps_the_newest_and_at_least_two_whole_ones(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        _save(tmp_path, step, keep_last=3)
+        assert _steps(tmp_path) == list(range(step, max(0, step - 3), -1))
+    with pytest.raises(CheckpointError, match=r"run\.keep_last is 1; it must be 2 or more"):
+        _save(tmp_path, 8, keep_last=1)
+    (tmp_path / "checkpoints" / "step-00000007" / "state.json").write_bytes(b"")
+    _save(tmp_path, 8, keep_last=2)
+    assert _steps(tmp_path) == [8, 7, 6], "7 is damaged: 6 is the second whole one and must stay"
+    _save(tmp_path, 4, keep_last=2)
+    assert _steps(tmp_path)[-1] == 4, "the checkpoint just written never goes"
+
+
+def test_nothing_older_goes_before_the_new_one_is_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk returns other bytes than were written: the error comes before the pruning."""
+    for step in (1, 2):
+        _save(tmp_path, step, keep_last=2)
+    rename = Path.rename
+
+    def rename_then_rot(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        if target.name == "step-00000003":
+            (target / "model.safetensors").write_bytes(b"rot")
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename_then_rot)
+    with pytest.raises(CheckpointError, match=r"step-00000003/model\.safetensors: 3 bytes"):
+        _save(tmp_path, 3, keep_last=2)
+    monkeypatch.undo()
+    assert _steps(tmp_path) == [3, 2, 1]
+    assert load(tmp_path).state.step == 2
+
+
+def test_a_step_that_is_there_stays_or_is_mended(tmp_path: Path) -> None:
+    path = _save(tmp_path, 1)
+    before = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
+    save(tmp_path, _state(1, epoch=9), {}, {}, keep_last=2)
+    assert {file.name: file.stat().st_mtime_ns for file in path.iterdir()} == before
+    (path / "model.safetensors").write_bytes(b"rot")
+    _save(tmp_path, 1)
+    verify_folder(path)
+    assert _same(load(path).model, _tensors(1))
+    assert sorted(item.name for item in path.parent.iterdir()) == ["step-00000001"]
+
+
+def test_leftovers_of_dead_saves_are_removed(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    for name in (".saving-step-00000001", ".saving-step-00000009", ".discarded-step-00000003"):
+        (checkpoints / name).mkdir(parents=True)
+        (checkpoints / name / "model.safetensors").write_bytes(b"half")
+    (checkpoints / "notes.txt").write_bytes(b"mine")
+    assert latest_verified(checkpoints) is None
+    _save(tmp_path, 1)
+    assert sorted(item.name for item in checkpoints.iterdir()) == ["notes.txt", "step-00000001"]
+
+
+@contextmanager
+def _file_size_limit(num_bytes: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def _small_disk(folder: Path, options: str) -> Iterator[None]:
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small tmpfs is not permitted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def _fails_and_leaves_the_older_one(run: Path, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        _save(run, 2, num_values=400_000)
+    assert sorted(item.name for item in (run / "checkpoints").iterdir()) == ["step-00000001"]
+    assert load(run).state.step == 1
+    assert _same(load(run).model, _tensors(1))
+
+
+def test_a_file_that_cannot_grow_is_named(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    with _file_size_limit(1_000_000):
+        _fails_and_leaves_the_older_one(tmp_path, r"model\.safetensors: cannot be written: .*File too large")
+    _save(tmp_path, 2, num_values=400_000)
+
+
+def test_a_disk_that_fills_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with _small_disk(run, "size=2m"):
+        _save(run, 1)
+        _fails_and_leaves_the_older_one(run, r"optimizer\.safetensors: cannot be written: .*No space left on device")
+
+
+def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with _small_disk(run, "size=8m"):
+        _save(run, 1)
+        subprocess.run(["mount", "-o", "remount,ro", str(run)], check=True)
+        _fails_and_leaves_the_older_one(run, r"step-00000002: cannot be written: Read-only file system")
+
+
+def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="checkpoints: cannot be written: File exists"):
+        _save(tmp_path, 1)
+
+
+KILLS = textwrap.dedent(
+    """
+    # Saves in a child until it is killed at a random moment; what was reported as saved, or newer, must be found.
+    import os, signal, struct, sys, time
+    from pathlib import Path
+    import numpy as np
+    import torch
+    from models.manifest import latest_verified
+    from trainer.checkpoint import TrainState, load, save
+
+    run, num_kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    random = np.random.default_rng(seed)
+    torch.set_num_threads(1)
+
+    def save_forever(first_step, pipe):
+        for step in range(first_step, 10**9):
+            state = TrainState(step=step, epoch=0, seed=0, config={}, plan={}, loss_scale=None, optimizer_steps={},
+                               versions={})
+            tensors = {"weight": torch.full((50_000,), float(step))}
+            save(run, state, tensors, tensors, keep_last=2)
+            os.write(pipe, struct.pack("q", step))
+
+    last, num_torn = 0, 0
+    for kill in range(num_kills):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            save_forever(last + 1, writer)
+        os.close(writer)
+        os.read(reader, 8)
+        time.sleep(random.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        reported = last + 1
+        while chunk := os.read(reader, 8):
+            reported = struct.unpack("q", chunk)[0]
+        os.close(reader)
+        num_torn += any(path.name.startswith(".") for path in (run / "checkpoints").iterdir())
+        loaded = load(run)
+        last = loaded.state.step
+        if last < reported or not torch.equal(loaded.model["weight"], torch.full((50_000,), float(last))):
+            raise SystemExit(f"kill {kill}: step {reported} was saved, {last} was found")
+        if sum(path.name.startswith("step-") for path in (run / "checkpoints").iterdir()) < min(2, last):
+            raise SystemExit(f"kill {kill}: fewer than two checkpoints")
+    sys.stdout.write(f"{num_kills} kills, {num_torn} amid a save, last step {last}")
+    """
+)
+
+
+@pytest.mark.parametrize("num_kills", [12, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_kill_at_any_moment_leaves_what_was_saved(tmp_path: Path, num_kills: int) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-W", "ignore", "-c", KILLS, str(tmp_path), str(num_kills), str(num_kills)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    num_torn = int(re.findall(r"(\d+) amid a save", ended.stdout)[0])
+    assert num_torn > 0, f"no kill hit a save: {ended.stdout}"
+
+
+def _changed(changes: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = json.loads(json.dumps(base))
+    for key, value in changes.items():
+        *sections, leaf = key.split(".")
+        place = changed
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = value
+    return changed
+
+
+def test_resume_accepts_what_does_not_change_the_mathematics(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    saved = load(tmp_path).state
+    assert check_resume(saved, CONFIG, PLAN, allow_plan_change=False) == []
+    changes = {"engine.zero_stage": 2, "tracking.tensorboard": False, "run.steps": 200, "run.dir": "b"}
+    changes |= {"data.shards": "moved", "data.threads": 8, "engine.precision": "bf16"}
+    assert check_resume(saved, _changed(changes, CONFIG), PLAN, allow_plan_change=False) == [
+        'data.shards: saved "shards", asked "moved"',
+        "data.threads: saved 2, asked 8",
+        'engine.precision: saved "fp32", asked "bf16"',
+        "engine.zero_stage: saved null, asked 2",
+        'run.dir: saved "runs/a", asked "b"',
+        "run.steps: saved 100, asked 200",
+        "tracking.tensorboard: saved true, asked false",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("seed", 1, "seed: saved 0, asked 1"),
+        ("seed", False, "seed: saved 0, asked false"),
+        ("optim.lr", 2e-3, "optim.lr: saved 0.001, asked 0.002"),
+        ("optim.betas", [0.9, 0.99], r"optim\.betas: saved \[0.9, 0.95\], asked \[0.9, 0.99\]"),
+        ("optim.clip_norm", 5.0, "optim.clip_norm: saved null, asked 5.0"),
+        ("model.space.kind", "linear", 'model.space.kind: saved "log", asked "linear"'),
+        ("data.window", 24, "data.window: saved 12, asked 24"),
+        ("model.new", 1, "model.new: saved nothing, asked 1"),
+        ("data.engine.x", 1, "data.engine.x: saved nothing, asked 1"),
+    ],
+)
+@pytest.mark.parametrize("allow", [False, True])
+def test_resume_refuses_every_other_difference_by_name(key: str, value: object, shown: str, allow: bool) -> None:
+    with pytest.raises(CheckpointError, match=shown):
+        check_resume(_state(1), _changed({key: value}, CONFIG), PLAN, allow_plan_change=allow)
+
+
+def test_resume_names_all_differences_at_once_and_what_is_gone() -> None:
+    config = _changed({"seed": 3, "optim.lr": 1.0}, CONFIG)
+    del config["model"]["encoder"]
+    with pytest.raises(CheckpointError) as caught:
+        check_resume(_state(1), config, PLAN | {"data": "xyz"}, allow_plan_change=True)
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert lines == [
+        'model.encoder: saved "resnet18", asked nothing',
+        "optim.lr: saved 0.001, asked 1.0",
+        'plan.data: saved "abc", asked "xyz"',
+        "seed: saved 0, asked 3",
+    ]
+
+
+def test_the_micro_batch_changes_only_when_asked_for() -> None:
+    config, plan = _changed({"data.micro_batch": 4, "data.lanes": 2}, CONFIG), PLAN | {"micro_batch": 4, "lanes": 2}
+    with pytest.raises(CheckpointError, match=r"allow_plan_change true[\s\S]*data\.micro_batch: saved 8, asked 4"):
+        check_resume(_state(1), config, plan, allow_plan_change=False)
+    accepted = check_resume(_state(1), config, plan, allow_plan_change=True)
+    assert [line.partition(":")[0] for line in accepted] == [
+        "data.lanes",
+        "data.micro_batch",
+        "plan.lanes",
+        "plan.micro_batch",
+    ]
+
+
+def test_the_command_line_lists_verifies_and_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run: Callable[..., int] = lambda *words: main([str(word) for word in words])  # noqa: E731
+    assert run("list", tmp_path) == 4
+    assert "no checkpoint there" in capsys.readouterr().err
+    first, second = _save(tmp_path, 1), _save(tmp_path, 2)
+    assert run("list", tmp_path) == run("verify", tmp_path) == run("verify", first) == 0
+    rows = capsys.readouterr().out.splitlines()[1:3]
+    assert [row.split()[0] for row in rows] == ["step-00000002", "step-00000001"]
+    assert [row.split()[-1] for row in rows] == ["yes", "yes"]
+    assert f"{sum(file.stat().st_size for file in second.iterdir()):,}" in rows[0]
+    (second / "model.safetensors").write_bytes(b"rot")
+    assert run("verify", tmp_path) == 4
+    written = capsys.readouterr()
+    assert written.out.splitlines()[1].endswith("NO")
+    assert "step-00000002/model.safetensors: 3 bytes" in written.err
+    assert run("show", second) == 4
+    capsys.readouterr()
+    assert run("show", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "model: 2 tensors, 65 values (float32, int64)" in shown
+    assert '"encoder": "resnet18"' in shown
+    assert str(first) in shown

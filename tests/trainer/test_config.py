@@ -1,0 +1,117 @@
+"""Settings: read strictly, refused with the key and the nearest valid one, written so that they read back."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import REPOSITORY
+from trainer.config import ConfigError, PretrainConfig, as_dict, as_yaml, dotted_keys, parse_config
+
+NEEDED = ["--data.shards", "s", "--run.dir", "r"]
+
+
+def parse(*words: str) -> PretrainConfig:
+    return parse_config([*NEEDED, *words], prog="test")
+
+
+def test_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("optim: {lr: 1e-3, warmup_steps: 7}\nmodel: {encoder: resnet18}\n")
+    config = parse("--config", str(path), "--optim.lr", "2e-3")
+    assert (config.optim.lr, config.optim.warmup_steps, config.model.encoder) == (2e-3, 7, "resnet18")
+    assert config.data.global_batch == PretrainConfig(run=config.run, data=config.data).data.global_batch
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--optim.lrr", "1"], r"optim\.lrr.*nearest valid key is optim\.lr"),
+        (["--modle.encoder", "resnet18"], r"modle\.encoder.*nearest valid key is model\.encoder"),
+        (["--optim.lr", "fast"], r"optim\.lr.*float.*fast"),
+        (["--run.steps", "2.5"], r"run\.steps.*int.*2\.5"),
+        (["--model.encoder", "resnet19"], r"model\.encoder.*resnet18.*resnet19"),
+        (["--data.global_batch", "10", "--data.micro_batch", "4"], r"global_batch 10 .*micro_batch 4.*1, 2, 5, 10"),
+        (["--run.keep_last", "1"], r"run\.keep_last is 1.*2 or more"),
+        (["--run.steps", "5", "--optim.warmup_steps", "5"], r"warmup_steps 5 .*run\.steps 5"),
+        (["--model.mask_ratio", "0"], r"model\.mask_ratio is 0"),
+        (["--model.mask_ratio", "1"], r"model\.mask_ratio is 1"),
+        (["--model.decoder_width", "100"], r"decoder_width is 100.*multiple of 32"),
+        (["--model.depth_drop", "1"], r"depth_drop is 1"),
+        (["--model.space.scale_mmh", "0"], r"scale_mmh is 0"),
+        (["--model.space.clip_mmh", "-1"], r"clip_mmh is -1"),
+        (["--data.target_frame", "12"], r"target_frame is 12.*12 frames"),
+        (["--data.min_rain_fraction", "50"], r"min_rain_fraction is 50.*0 to 1"),
+        (["--data.validation_share", "1"], r"validation_share is 1"),
+        (["--data.guard_h", "-1"], r"guard_h is -1"),
+        (["--data.threads", "0"], r"data\.threads is 0"),
+        (["--data.decoded_mb", "0"], r"decoded_mb"),
+        (["--config", "/nowhere/x.yaml"], r"/nowhere/x\.yaml"),
+    ],
+)
+def test_what_a_user_mistypes_is_named(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.compile(message, re.DOTALL)):
+        parse(*words)
+
+
+def test_required_settings_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"run\.dir|data\.shards"):
+        parse_config([], prog="test")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "optim: {lr: 1e-3}\nmodel: {encoder: resnet18}\noptim: {lr: 2e-3}\n",
+            r"bad\.yaml, line 3: optim is set twice",
+        ),
+        ("optim:\n  lr: 1\n  lr: 2\n", r"bad\.yaml, line 3: lr is set twice"),
+        ("optim: {lr_: 1e-3}\n", r"lr_.*nearest valid key is optim\.lr"),
+        ("optim: [1\n", r"bad\.yaml"),
+        ("run: {dir: !!python/object/apply:os.system ['touch /tmp/never']}\n", r"bad\.yaml|python"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse("--config", str(path))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_parses(path: Path) -> None:
+    parse("--config", str(path))
+
+
+@given(
+    lr=st.floats(1e-8, 10),
+    steps=st.integers(1, 10**9),
+    clip=st.none() | st.floats(1e-3, 1e3),
+    seed=st.integers(0, 2**63),
+)
+def test_the_saved_file_reads_back_to_the_same_run(
+    tmp_path_factory: pytest.TempPathFactory, lr: float, steps: int, clip: float | None, seed: int
+) -> None:
+    words = [
+        f"--optim.lr={lr!r}",
+        f"--run.steps={steps}",
+        f"--optim.clip_norm={'null' if clip is None else repr(clip)}",
+    ]
+    config = parse(*words, f"--seed={seed}")
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(as_yaml(config))
+    assert parse_config(["--config", str(path)], prog="test") == config
+    assert yaml.safe_load(path.read_text()) == as_dict(config)
+
+
+def test_dotted_keys_are_those_of_the_saved_file() -> None:
+    def leaves(value: object, prefix: str) -> list[str]:
+        if isinstance(value, dict):
+            return [leaf for key, item in value.items() for leaf in leaves(item, f"{prefix}.{key}" if prefix else key)]
+        return [prefix]
+
+    assert leaves(as_dict(parse()), "") == dotted_keys(PretrainConfig)

@@ -1,0 +1,280 @@
+"""One process: what is refused and how it is told, what a state holds, settings that must not change the numbers."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.manifest import CheckpointError
+from tests.trainer.engine_cases import ADAMW, SGD, equal, flat, make_engine, train_step
+from trainer.engine import Engine, EngineConfig, EngineError
+from trainer.engine_launch import Place, check_clipping, check_launcher, read_place
+from trainer.optim import OptimConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAMB = OptimConfig(name="lamb", lr=1e-3, clip_norm=1.0)
+# All that `accelerate launch` 1.15 sets when it is asked for nothing.
+LAUNCHER = {
+    "ACCELERATE_USE_CPU": "False",
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_DYNAMO_BACKEND": "NO",
+    "ACCELERATE_DYNAMO_MODE": "default",
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "False",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = make_engine(None, ADAMW)
+    yield engine
+    engine.shutdown(clean=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
+def test_launcher_defaults_are_no_contradiction(precision: Any) -> None:
+    check_launcher(EngineConfig(precision=precision), LAUNCHER)
+    check_clipping(3.0, LAUNCHER)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "value", "ours"),
+    [
+        ({"precision": "fp32"}, "MIXED_PRECISION", "bf16", "engine.precision=fp32"),
+        ({"precision": "fp16"}, "MIXED_PRECISION", "bf16", "engine.precision=fp16"),
+        ({}, "USE_DEEPSPEED", "true", "engine.zero_stage=null"),
+        ({"zero_stage": 2}, "DEEPSPEED_ZERO_STAGE", "3", "engine.zero_stage=2"),
+        ({"zero_stage": 2}, "DEEPSPEED_ZERO_STAGE", "0", "engine.zero_stage=2"),
+        ({"zero_stage": 2}, "DEEPSPEED_CONFIG_FILE", "ds.json", "derived from ours"),
+        ({"zero_stage": 2}, "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "no offloading"),
+        ({}, "GRADIENT_ACCUMULATION_STEPS", "4", "data.global_batch"),
+        ({}, "DYNAMO_BACKEND", "INDUCTOR", "engine.compile=false"),
+        ({"compile": True}, "DYNAMO_BACKEND", "EAGER", "engine.compile=true"),
+        ({"device": "cuda"}, "USE_CPU", "true", "engine.device=cuda"),
+        ({}, "USE_FSDP", "true", "no FSDP"),
+    ],
+)
+def test_contradicting_launcher_is_refused(settings: dict[str, Any], variable: str, value: str, ours: str) -> None:
+    environment = {**LAUNCHER, f"ACCELERATE_{variable}": value}
+    with pytest.raises(EngineError, match=f"ACCELERATE_{variable}={value.lower()}.*{ours}"):
+        check_launcher(EngineConfig(**settings), environment)
+
+
+def test_agreeing_launcher_is_taken() -> None:
+    theirs = {
+        "MIXED_PRECISION": "bf16",
+        "USE_DEEPSPEED": "true",
+        "DEEPSPEED_ZERO_STAGE": "2",
+        "DYNAMO_BACKEND": "INDUCTOR",
+    }
+    environment = {**LAUNCHER, **{f"ACCELERATE_{name}": value for name, value in theirs.items()}}
+    check_launcher(EngineConfig(precision="bf16", zero_stage=2, compile=True), environment)
+    check_clipping(1.0, {"ACCELERATE_GRADIENT_CLIPPING": "1.0"})
+
+
+@pytest.mark.parametrize("clip_norm", [None, 2.0])
+def test_contradicting_clipping_is_refused(clip_norm: float | None) -> None:
+    with pytest.raises(EngineError, match=r"GRADIENT_CLIPPING=1\.0.*optim\.clip_norm="):
+        check_clipping(clip_norm, {"ACCELERATE_GRADIENT_CLIPPING": "1.0"})
+
+
+def test_engine_refuses_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(EngineError, match=r"bf16.*engine\.precision=fp32"):
+        Engine(EngineConfig(device="cpu"))
+
+
+MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+def test_place_is_read_from_the_environment() -> None:
+    assert read_place({}) == Place(rank=0, world_size=1, local_rank=0)
+    assert read_place({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", **MASTER}) == Place(
+        rank=5, world_size=8, local_rank=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "not LOCAL_RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MASTER}, "RANK=2.*WORLD_SIZE=2"),
+        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MASTER}, "whole numbers"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "MASTER_ADDR, MASTER_PORT is not set"),
+        ({**LAUNCHER, **MASTER}, "starts only one; add --multi_gpu"),
+    ],
+)
+def test_bad_places_are_refused(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        read_place(environment)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"timeout_s": 0.0}, "engine.timeout_s"),
+        ({"precision": "fp64", "zero_stage": 1}, "fp64.*engine.zero_stage=1"),
+        ({"compile": True, "zero_stage": 3}, "engine.compile=true.*zero_stage=3"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        EngineConfig(**settings)
+
+
+def test_state_is_complete_and_shares_nothing(engine: Engine) -> None:
+    state = engine.export_state()
+    names = {name for name, _ in engine.bare_model.named_parameters()}
+    assert state.model.keys() == engine.bare_model.state_dict().keys()
+    assert state.optimizer.keys() == {f"{name}.{moment}" for name in names for moment in ("exp_avg", "exp_avg_sq")}
+    assert state.optimizer_steps == dict.fromkeys(names, 0.0)
+    copy = {name: value.clone() for name, value in flat(state).items()}
+    train_step(engine, 0)
+    assert equal(flat(state), copy)
+    assert not equal(flat(engine.export_state()), copy)
+
+
+def test_import_is_strict(engine: Engine) -> None:
+    state = engine.export_state()
+
+    def attempt(**changes: Any) -> None:
+        given = {"model": state.model, "optimizer": state.optimizer, "optimizer_steps": state.optimizer_steps}
+        engine.import_state(**{**given, **changes}, loss_scale=None)
+
+    rest = {name: value for name, value in state.model.items() if name != "norm.running_mean"}
+    with pytest.raises(CheckpointError, match=r"model: missing norm\.running_mean"):
+        attempt(model=rest)
+    with pytest.raises(CheckpointError, match="not expected stranger"):
+        attempt(model={**state.model, "stranger": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"head\.bias is \(3,\), expected \(8,\)"):
+        attempt(model={**state.model, "head.bias": torch.zeros(3)})
+    with pytest.raises(CheckpointError, match=r"optimizer: missing .*head\.bias\.exp_avg"):
+        attempt(optimizer={})
+    with pytest.raises(CheckpointError, match="optimizer_steps: missing"):
+        attempt(optimizer_steps={})
+
+
+def run(optim: OptimConfig = ADAMW, steps: int = 5, **settings: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
+    engine = make_engine(None, optim, **settings)
+    losses = [train_step(engine, step, micro_steps=2)[0] for step in range(steps)]
+    state = flat(engine.export_state())
+    engine.shutdown(clean=True)
+    return losses, state
+
+
+def test_channels_last_changes_layout_only() -> None:
+    engine = make_engine(None, ADAMW, channels_last=True)
+    conv = engine.bare_model.get_submodule("conv")
+    assert conv.get_parameter("weight").stride() == (27, 1, 9, 3)
+    seen: list[bool] = []
+    conv.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    train_step(engine, 0)
+    engine.shutdown(clean=True)
+    assert seen == [True]
+    (losses, state), (plain, reference) = run(channels_last=True, precision="fp64"), run(precision="fp64")
+    assert losses == pytest.approx(plain, rel=1e-10)
+    for name, value in reference.items():
+        assert state[name].is_contiguous()
+        assert torch.allclose(state[name], value, rtol=1e-7, atol=1e-9), name
+
+
+@pytest.mark.slow
+def test_compile_keeps_names_and_numbers() -> None:
+    (losses, state), (plain, reference) = run(compile=True), run()
+    assert losses == pytest.approx(plain, rel=1e-4)
+    assert state.keys() == reference.keys()
+
+
+def test_clipping_bounds_the_step_and_reports_the_norm_before_it() -> None:
+    free, tight = (OptimConfig(name="sgd", momentum=0.0, clip_norm=clip) for clip in (None, 0.01))
+    moved = []
+    for optim in (free, tight):
+        engine = make_engine(None, optim)
+        before = engine.export_state().model
+        _, norm, _ = train_step(engine, 0, rate=1.0, decay=0.0)
+        after = engine.export_state().model
+        names = [name for name, _ in engine.bare_model.named_parameters()]
+        moved.append((norm, torch.cat([(after[name] - before[name]).flatten() for name in names]).norm().item()))
+        engine.shutdown(clean=True)
+    assert moved[0][0] == moved[1][0]
+    assert moved[0][1] == pytest.approx(moved[0][0], rel=1e-4)
+    assert moved[1][1] == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("optim", [SGD, ADAMW, LAMB], ids=lambda optim: optim.name)
+def test_resume_is_bit_identical_with_every_optimizer(optim: OptimConfig) -> None:
+    engine = make_engine(None, optim)
+    for step in range(2):
+        train_step(engine, step)
+    middle = engine.export_state()
+    train_step(engine, 2)
+    end = flat(engine.export_state())
+    engine.shutdown(clean=True)
+    engine = make_engine(None, optim, seed=3)
+    engine.import_state(middle.model, middle.optimizer, middle.optimizer_steps, middle.loss_scale)
+    train_step(engine, 2)
+    assert equal(flat(engine.export_state()), end)
+    engine.shutdown(clean=True)
+
+
+def test_another_optimizers_state_is_refused(engine: Engine) -> None:
+    state = engine.export_state()
+    sgd = {name.replace("exp_avg_sq", "momentum_buffer"): value for name, value in state.optimizer.items()}
+    with pytest.raises(CheckpointError, match=r"missing .*exp_avg_sq.* not expected .*momentum_buffer"):
+        engine.import_state(state.model, sgd, state.optimizer_steps, None)
+
+
+SCRIPT = """
+import sys, torch
+from tests.trainer.engine_cases import ADAMW, make_engine, train_step
+stage = None if sys.argv[1] == "null" else int(sys.argv[1])
+engine = make_engine(stage, ADAMW)
+losses = [train_step(engine, step, rate=1e-3)[0] for step in range(3)]
+sys.stdout.write(f"rank {engine.rank} of {engine.world_size}: {losses[-1]:.6f}\\n")
+engine.shutdown(clean=True)
+"""
+
+
+def launch(tmp_path: Path, launcher: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE_")}
+    environment.update(PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1", HF_HOME=str(tmp_path), GLOO_SOCKET_IFNAME="lo")
+    command = [sys.executable, *launcher, str(script), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+
+
+def test_accelerate_launches_two_processes(tmp_path: Path) -> None:
+    done = launch(tmp_path, [*ACCELERATE, "--multi_gpu"], "null")
+    assert done.returncode == 0, done.stderr
+    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
+    assert [line.split(":")[0] for line in lines] == ["rank 0 of 2", "rank 1 of 2"]
+    alone = launch(tmp_path, [], "null")
+    assert alone.returncode == 0, alone.stderr
+    assert {line.split(": ")[1] for line in lines} == {alone.stdout.strip().split(": ")[1]}
+
+
+def test_one_process_where_two_were_asked_for_is_refused(tmp_path: Path) -> None:
+    if torch.cuda.device_count() > 1:
+        pytest.skip("with several GPUs accelerate launch starts all processes")
+    done = launch(tmp_path, ACCELERATE, "null")
+    assert done.returncode != 0
+    assert "add --multi_gpu" in done.stderr
+
+
+def test_zero_runs_in_one_plain_process(tmp_path: Path) -> None:
+    done = launch(tmp_path, [], "2")
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 of 1" in done.stdout

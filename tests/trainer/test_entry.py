@@ -1,0 +1,85 @@
+"""Exit codes, messages and signals of the entry points."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from data.frames import DataError
+from data.plan import BatchError
+from models.manifest import CheckpointError
+from tests.conftest import REPOSITORY
+from trainer.config import ConfigError
+from trainer.entry import ExitCode, StopSignal, run_entry, start_other_processes
+from trainer.loop import NonFiniteError
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("a"), ExitCode.CONFIG),
+        (BatchError("a"), ExitCode.CONFIG),
+        (DataError("a"), ExitCode.DATA),
+        (CheckpointError("a"), ExitCode.CHECKPOINT),
+        (NonFiniteError("a"), ExitCode.NONFINITE),
+    ],
+)
+def test_every_cause_has_its_code_and_words(
+    error: Exception, code: ExitCode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> ExitCode:
+        raise error
+
+    assert run_entry(fail) == code
+    text = capsys.readouterr().err
+    assert text.endswith(": a\n")
+    assert "Traceback" not in text
+
+
+def test_an_unknown_error_keeps_its_traceback() -> None:
+    def fail() -> ExitCode:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_entry(fail)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_stop_signals_are_remembered_and_repeats_change_nothing(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {known: signal.getsignal(known) for known in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    stop = StopSignal()
+    try:
+        stop.install()
+        assert not stop()
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        assert stop.received == number.name
+    finally:
+        for known, handler in before.items():
+            signal.signal(known, handler)
+    assert capfd.readouterr().err.count("saving a checkpoint") == 1
+
+
+def test_other_processes_are_not_started_where_a_launcher_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        pytest.fail("started a launcher")
+
+    monkeypatch.setattr(os, "execv", never)
+    start_other_processes({})
+    start_other_processes({"MASTER_PORT": "1", "RANK": "0"})
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    start_other_processes({"MASTER_PORT": "1", "RANK": "0"})
+
+
+def test_a_mistyped_setting_of_the_real_command_ends_with_code_3_before_anything_starts() -> None:
+    command = [sys.executable, "trainer/pretrain.py", "--run.dirr", "x"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == ExitCode.CONFIG
+    assert "run.dirr" in done.stderr
+    assert "nearest valid key is run.dir" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,195 @@
+"""Optimizers, groups and schedules against slow formulas."""
+
+import copy
+import importlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainer.optim import (
+    Lamb,
+    OptimConfig,
+    build_optimizer,
+    decay_at,
+    fresh_state,
+    moment_names,
+    parameter_groups,
+    rate_at,
+    set_schedule,
+)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 2)
+        self.mask_tokens = nn.ParameterList([nn.Parameter(torch.randn(1, 4, 1, 1))])
+        self.frozen = nn.Parameter(torch.zeros(3, 3), requires_grad=False)
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        return self.head((self.norm(self.conv(x_bchw)) + self.mask_tokens[0]).mean((2, 3)))
+
+
+def test_rate_is_the_formula() -> None:
+    config = OptimConfig(lr=2e-4, warmup_steps=10, min_lr_share=0.001)
+    peak = 2e-4 * 128 / 256
+    rates = [rate_at(config, step, 50, 128) for step in range(50)]
+    for step in range(10):
+        assert rates[step] == pytest.approx(peak * (step + 1) / 11)
+    for step in range(10, 50):
+        share = 0.5 * (1 + math.cos(math.pi * (step - 10) / 39))
+        assert rates[step] == pytest.approx(peak * (0.001 + 0.999 * share))
+    assert rates[10] == pytest.approx(peak)
+    assert max(rates) == rates[10]
+    assert rates[-1] == pytest.approx(peak * 0.001)
+
+
+def test_rate_without_warm_up_and_of_one_step() -> None:
+    config = OptimConfig(lr=1.0)
+    assert rate_at(config, 0, 10, 256) == 1.0
+    assert rate_at(config, 0, 1, 512) == 2.0
+
+
+def test_decay_is_the_formula() -> None:
+    config = OptimConfig(weight_decay=0.04, weight_decay_end=0.2)
+    for step in range(30):
+        share = 0.5 * (1 + math.cos(math.pi * step / 29))
+        assert decay_at(config, step, 30) == pytest.approx(0.2 - 0.16 * share)
+    assert decay_at(config, 0, 30) == pytest.approx(0.04)
+    assert decay_at(OptimConfig(weight_decay=0.3), 29, 30) == 0.3
+
+
+def test_groups_and_schedule() -> None:
+    config = OptimConfig(weight_decay=0.5)
+    groups = parameter_groups(Net(), config)
+    assert [group["names"] for group in groups] == [
+        ["conv.weight", "head.weight"],
+        ["conv.bias", "norm.weight", "norm.bias", "head.bias", "mask_tokens.0"],
+    ]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    optimizer = build_optimizer(groups, config)
+    set_schedule(optimizer, 0.25, 0.125)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.25, 0.125), (0.25, 0.0)]
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        parameter_groups(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"lr": 0.0}, "optim.lr"),
+        ({"lr": math.inf}, "optim.lr"),
+        ({"betas": (0.9, 1.0)}, "optim.betas"),
+        ({"momentum": 1.0}, "optim.momentum"),
+        ({"eps": 0.0}, "optim.eps"),
+        ({"weight_decay": -1.0}, "optim.weight_decay"),
+        ({"weight_decay_end": math.nan}, "optim.weight_decay_end"),
+        ({"warmup_steps": -1}, "optim.warmup_steps"),
+        ({"min_lr_share": 1.5}, "optim.min_lr_share"),
+        ({"clip_norm": 0.0}, "optim.clip_norm"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        OptimConfig(**settings)
+
+
+def gradients(model: nn.Module, step: int, dtype: torch.dtype = torch.float64) -> None:
+    generator = torch.Generator().manual_seed(step)
+    model.zero_grad()
+    model(torch.randn(4, 3, 6, 6, generator=generator, dtype=torch.float64).to(dtype)).square().sum().backward()
+
+
+def test_lamb_is_timms() -> None:
+    ours = Net().double()
+    theirs = copy.deepcopy(ours)
+    config = OptimConfig(name="lamb", betas=(0.9, 0.95), eps=1e-6)
+    first = build_optimizer(parameter_groups(ours, config), config)
+    groups = [
+        {"params": group["params"], "weight_decay": 0.1 if group["decays"] else 0.0}
+        for group in parameter_groups(theirs, config)
+    ]
+    reference: Any = importlib.import_module("timm.optim")
+    second = reference.Lamb(groups, lr=0.02, betas=(0.9, 0.95), eps=1e-6, max_grad_norm=None)
+    set_schedule(first, 0.02, 0.1)
+    for step in range(20):
+        gradients(ours, step)
+        gradients(theirs, step)
+        first.step()
+        second.step()
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-12, atol=1e-14), name
+
+
+def slow_lamb(weight: list[float], gradient_steps: list[list[float]], rate: float, decay: float | None) -> list[float]:
+    """LAMB with lists: algorithm 2 of You et al. 2019 with bias correction; decay None: no decay and no trust ratio."""
+    beta1, beta2, eps = 0.9, 0.95, 1e-6
+    weight = list(weight)
+    m, v = [0.0] * len(weight), [0.0] * len(weight)
+    for step, gradient in enumerate(gradient_steps, start=1):
+        m = [beta1 * a + (1 - beta1) * g for a, g in zip(m, gradient, strict=True)]
+        v = [beta2 * a + (1 - beta2) * g * g for a, g in zip(v, gradient, strict=True)]
+        update = [(a / (1 - beta1**step)) / (math.sqrt(b / (1 - beta2**step)) + eps) for a, b in zip(m, v, strict=True)]
+        ratio = 1.0
+        if decay is not None:
+            update = [u + decay * w for u, w in zip(update, weight, strict=True)]
+            norms = math.hypot(*weight), math.hypot(*update)
+            ratio = norms[0] / norms[1] if min(norms) > 0 else 1.0
+        weight = [w - rate * ratio * u for w, u in zip(weight, update, strict=True)]
+    return weight
+
+
+@pytest.mark.parametrize("decays", [True, False])
+@pytest.mark.parametrize("start", [[0.5, -1.0, 2.0, 0.1], [0.0, 0.0, 0.0, 0.0]])
+def test_lamb_is_the_slow_formula(decays: bool, start: list[float]) -> None:
+    parameter = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+    group = {"params": [parameter], "decays": decays, "weight_decay": 0.1 if decays else 0.0}
+    lamb = Lamb([group], lr=0.03, betas=(0.9, 0.95), eps=1e-6)
+    steps = torch.randn(7, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for gradient in steps:
+        parameter.grad = gradient.clone()
+        lamb.step()
+    expected = slow_lamb(start, steps.tolist(), 0.03, 0.1 if decays else None)
+    assert parameter.tolist() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
+def test_found_inf_changes_nothing(name: Any) -> None:
+    """The first step too, before torch's fused SGD has made its momentum."""
+    config = OptimConfig(name=name, weight_decay=0.1)
+    plain, bad = Net(), Net()
+    optimizers = [build_optimizer(parameter_groups(model, config), config) for model in (plain, bad)]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter] = fresh_state(optimizer, parameter)
+    for step in range(4):
+        before = {key: value.clone() for key, value in bad.state_dict().items() if "norm.r" not in key}
+        gradients(bad, 99, torch.float32)
+        for parameter in bad.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(torch.nan)
+        optimizers[1].found_inf = torch.ones(())  # type: ignore[attr-defined]
+        optimizers[1].step()
+        after = bad.state_dict()
+        assert all(torch.equal(value, after[key]) for key, value in before.items() if "num_batches" not in key)
+        optimizers[1].found_inf = torch.zeros(())  # type: ignore[attr-defined]
+        for model, optimizer in zip((plain, bad), optimizers, strict=True):
+            gradients(model, step, torch.float32)
+            optimizer.step()
+    for mine, other in zip(plain.parameters(), bad.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    assert set(moment_names(optimizers[0])) <= states[0][0].keys()
+    for index, state in states[0].items():
+        for key, value in state.items():
+            assert torch.equal(value, states[1][index][key]), key

@@ -1,0 +1,139 @@
+"""The reconstruction picture: right colours in right places, whatever the shape, and never half a file."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageColor
+
+from data.palette import DRY_COLOUR, MASKED_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
+from trainer.report import reconstruction_picture
+
+
+def _arguments(frames: int = 2, rows: int = 64, cols: int = 96, **changes: Any) -> dict[str, Any]:
+    visible_hw = np.zeros((rows // 32, cols // 32), dtype=bool)
+    visible_hw[0, 0] = True
+    arguments: dict[str, Any] = {
+        "radar_mmh_thw": np.full((frames, rows, cols), 3.0, dtype=np.float32),
+        "visible_hw": visible_hw,
+        "reconstruction_mmh_thw": np.full((frames, rows, cols), 30.0, dtype=np.float32),
+        "valid_thw": None,
+        "frame_titles": [f"frame {index}" for index in range(frames)],
+        "title": "A picture",
+    }
+    return arguments | changes
+
+
+def _shares(path: Path) -> dict[str, float]:
+    """Share of the picture's pixels that have each colour of the scale exactly."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    named = {"dry": DRY_COLOUR, "masked": MASKED_COLOUR, "missing": MISSING_COLOUR}
+    named |= {f"{level:g}": colour for level, colour in zip(RAIN_LEVELS_MMH, RAIN_COLOURS, strict=True)}
+    return {name: float((pixels == ImageColor.getrgb(colour)).all(axis=1).mean()) for name, colour in named.items()}
+
+
+def test_rain_classes_begin_at_their_bounds() -> None:
+    for dtype in (np.float32, np.float64):
+        levels: npt.NDArray[np.floating] = np.asarray(RAIN_LEVELS_MMH, dtype=dtype)
+        expected = [ImageColor.getrgb(colour) for colour in RAIN_COLOURS]
+        assert rgb(levels).tolist() == [list(colour) for colour in expected]
+        below = np.nextafter(levels, dtype(0))
+        assert rgb(below).tolist() == [list(ImageColor.getrgb(DRY_COLOUR)), *(list(colour) for colour in expected[:-1])]
+    edge = np.array([-1.0, 0.0, np.nan, np.inf, 5.0])
+    colours = [DRY_COLOUR, DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS[-1], MISSING_COLOUR]
+    missing = np.array([False, False, False, False, True])
+    assert [tuple(colour) for colour in rgb(edge, missing)] == [ImageColor.getrgb(colour) for colour in colours]
+    with pytest.raises(ValueError, match=r"missing has shape \(4,\), expected \(5,\)"):
+        rgb(edge, missing[:4])
+
+
+def _lightness(colour: tuple[int, ...]) -> float:
+    """CIE L* of an sRGB colour (IEC 61966-2-1, CIE 15:2004), 0 to 100."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in colour)]
+    luminance = float(np.dot([0.2126, 0.7152, 0.0722], linear))
+    return 116 * luminance ** (1 / 3) - 16
+
+
+def test_neighbouring_classes_differ_in_lightness() -> None:
+    """Colour blindness spares lightness: neighbours are told apart by it, whatever the eye."""
+    lightness = [_lightness(ImageColor.getrgb(colour)) for colour in (DRY_COLOUR, *RAIN_COLOURS)]
+    assert min(abs(one - other) for one, other in pairwise(lightness)) > 6
+    neutral = [_lightness(ImageColor.getrgb(colour)) for colour in (DRY_COLOUR, MISSING_COLOUR, MASKED_COLOUR)]
+    assert min(one - other for one, other in pairwise(neutral)) > 20
+
+
+def test_columns_show_the_radar_the_visible_part_and_the_fill_in(tmp_path: Path) -> None:
+    reconstruction_picture(tmp_path / "a.png", **_arguments())
+    shares = _shares(tmp_path / "a.png")
+    # Of 6 patches 1 is visible: radar in 6 + 1 + 1 of 18, masked in 5, the network in 5.
+    panels = shares["2"] + shares["masked"] + shares["20"]
+    assert panels > 0.5
+    assert shares["2"] / panels == pytest.approx(8 / 18, rel=0.06)
+    assert shares["masked"] / panels == pytest.approx(5 / 18, rel=0.06)
+    assert shares["20"] / panels == pytest.approx(5 / 18, rel=0.06)
+
+
+def test_a_fourth_column_shows_the_network_everywhere(tmp_path: Path) -> None:
+    reconstruction_picture(tmp_path / "three.png", **_arguments())
+    everywhere = np.full((2, 64, 96), 70.0, dtype=np.float32)
+    reconstruction_picture(tmp_path / "four.png", **_arguments(prediction_mmh_thw=everywhere))
+    assert _shares(tmp_path / "four.png")["50"] > 0.12 > 0.01 > _shares(tmp_path / "three.png")["50"]
+
+
+def test_missing_is_grey_in_every_column_and_named_only_where_it_is(tmp_path: Path) -> None:
+    valid = np.ones((2, 64, 96), dtype=bool)
+    reconstruction_picture(tmp_path / "all.png", **_arguments(valid_thw=valid))
+    reconstruction_picture(tmp_path / "none.png", **_arguments(valid_thw=~valid))
+    assert _shares(tmp_path / "all.png")["missing"] < 1e-3
+    shares = _shares(tmp_path / "none.png")
+    assert shares["missing"] > 0.2
+    assert max(shares["2"], shares["20"]) < 0.02, "only the legend's"
+    radar: npt.NDArray[np.float32] = np.full((2, 64, 96), np.nan, dtype=np.float32)
+    reconstruction_picture(tmp_path / "nan.png", **_arguments(radar_mmh_thw=radar))
+    assert _shares(tmp_path / "nan.png") == shares
+
+
+@pytest.mark.parametrize(("frames", "rows", "cols"), [(1, 32, 32), (1, 64, 128), (5, 128, 64), (12, 96, 96)])
+def test_any_number_of_frames_and_any_shape(tmp_path: Path, frames: int, rows: int, cols: int) -> None:
+    reconstruction_picture(tmp_path / "a.png", **_arguments(frames, rows, cols))
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.height > frames * picture.width / 3 * rows / cols * 0.8
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_inputs_are_left_as_they_are(tmp_path: Path) -> None:
+    arguments = _arguments(valid_thw=np.ones((2, 64, 96), dtype=bool))
+    before = {key: value.copy() for key, value in arguments.items() if isinstance(value, np.ndarray)}
+    reconstruction_picture(tmp_path / "a.png", **arguments)
+    assert all(np.array_equal(arguments[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"radar_mmh_thw": np.zeros((64, 96))}, r"radar_mmh_thw has shape \(64, 96\), expected \(frames, rows, cols\)"),
+        ({"reconstruction_mmh_thw": np.zeros((2, 64, 64))}, "reconstruction has shape"),
+        ({"valid_thw": np.ones((1, 64, 96), dtype=bool)}, "valid has shape"),
+        ({"prediction_mmh_thw": np.zeros((2, 64, 64))}, "prediction has shape"),
+        ({"visible_hw": np.ones((3, 2), dtype=bool)}, r"does not tile \(64, 96\)"),
+        ({"patch": 16}, r"with patch 16 it does not tile"),
+        ({"frame_titles": ["one"]}, "1 frame titles for 2 frames"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        reconstruction_picture(tmp_path / "a.png", **_arguments(**changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / ".a.png.part").mkdir()
+    (tmp_path / "a.png").write_bytes(b"old")
+    with pytest.raises(OSError, match="part"):
+        reconstruction_picture(tmp_path / "a.png", **_arguments())
+    assert (tmp_path / "a.png").read_bytes() == b"old"

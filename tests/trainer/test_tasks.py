@@ -1,0 +1,133 @@
+"""What a step computes, against slow references: turns, model space with missing pixels, terms, draws."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.randomness import generator
+from data.stream import Batch
+from data.units import MISSING_COUNT, ModelSpace
+from models.encoder import build_encoder
+from models.spark import SparK
+from trainer.tasks import PretrainTask, turn
+
+LOG_SPACE = ModelSpace(kind="log", scale_mmh=1.0, clip_mmh=None)
+
+
+def make_task(*, augment: bool = True, depth: float = 0.0, loss: str = "masked") -> tuple[PretrainTask, SparK]:
+    torch.manual_seed(0)
+    model = SparK(build_encoder("resnet18", 3, depth_drop=depth), decoder_width=32, loss=loss).double()  # type: ignore[arg-type]
+    task = PretrainTask(
+        model, LOG_SPACE, mask_ratio=0.5, seed=5, grid_hw=(2, 2),
+        depth_rates=tuple(depth * k / 7 for k in range(8)), augment=augment, dtype=torch.float64,
+    )  # fmt: skip
+    return task, model
+
+
+def make_batch(*, missing: bool, step: int = 3, windows: tuple[int, ...] = (7, 1, 4)) -> Batch:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 50, (len(windows), 3, 64, 64)).astype(np.uint16)
+    if missing:
+        counts[0, :, :32, :20] = MISSING_COUNT
+        counts[1, 1, 40:, 40:] = MISSING_COUNT
+    return Batch(
+        counts_bthw=torch.from_numpy(counts), scale_mmh=0.12, has_missing=missing, window_b=np.array(windows),
+        index_b=np.arange(len(windows)) + 2, step=step, micro_step=0, epoch=0,
+    )  # fmt: skip
+
+
+def test_turns_are_the_eight_symmetries_of_the_square() -> None:
+    square = torch.arange(9.0).reshape(1, 3, 3)
+    images = square.expand(8, 1, 3, 3)
+    turned = turn(images, torch.arange(8))
+    for code in range(8):
+        expected = square[0].numpy()
+        expected = expected[:, ::-1] if code & 1 else expected
+        expected = expected[::-1] if code & 2 else expected
+        expected = expected.T if code & 4 else expected
+        np.testing.assert_array_equal(turned[code, 0].numpy(), expected)
+    assert len({tuple(image.flatten().tolist()) for image in turned}) == 8
+
+
+def test_turns_of_oblong_images_keep_their_shape() -> None:
+    images = torch.rand(4, 2, 3, 5)
+    assert turn(images, torch.arange(4)).shape == images.shape
+
+
+def test_missing_pixels_are_zero_and_masked_everything_else_is_the_logarithm_of_rain() -> None:
+    task, _ = make_task(augment=False)
+    batch = make_batch(missing=True)
+    frames, valid = task.frames(task.prepare(batch))
+    counts = batch.counts_bthw.numpy()
+    assert valid is not None
+    np.testing.assert_array_equal(valid.numpy(), counts != MISSING_COUNT)
+    expected = np.where(counts == MISSING_COUNT, 0, np.log1p(counts.astype(np.float64) * 0.12))
+    np.testing.assert_allclose(frames.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["masked", "all"])
+@pytest.mark.parametrize("augment", [False, True])
+def test_terms_counted_on_the_host_are_those_of_the_loss(loss: str, augment: bool) -> None:
+    task, model = make_task(augment=augment, loss=loss)
+    for step in range(4):
+        prepared = task.prepare(make_batch(missing=True, step=step))
+        frames, valid = task.frames(prepared)
+        output = model(frames, prepared.visible_bv, valid, None)
+        entering = output.counted_bl & ~output.visible_bl if loss == "masked" else output.counted_bl
+        assert prepared.num_valid == (int(entering.sum()) if loss == "masked" else 3)
+        step_output = task.step(model, prepared)
+        assert step_output.num_valid == prepared.num_valid
+        torch.testing.assert_close(step_output.loss, output.error_bl[entering].sum())
+
+
+def test_draws_depend_on_step_and_index_alone() -> None:
+    task, _ = make_task(depth=0.4)
+    whole = task.prepare(make_batch(missing=False))
+    batch = make_batch(missing=False)
+    part = task.prepare(
+        Batch(
+            counts_bthw=batch.counts_bthw[1:], scale_mmh=0.12, has_missing=False, window_b=batch.window_b[1:],
+            index_b=batch.index_b[1:], step=batch.step, micro_step=9, epoch=2,
+        )
+    )  # fmt: skip
+    assert whole.turn_b is not None
+    assert part.turn_b is not None
+    assert whole.depth_keep_kb is not None
+    assert part.depth_keep_kb is not None
+    assert torch.equal(part.visible_bv, whole.visible_bv[1:])
+    assert torch.equal(part.turn_b, whole.turn_b[1:])
+    assert torch.equal(part.depth_keep_kb, whole.depth_keep_kb[:, 1:])
+    other = task.prepare(make_batch(missing=False, step=4))
+    assert other.depth_keep_kb is not None
+    same = torch.equal(other.visible_bv, whole.visible_bv) and torch.equal(other.depth_keep_kb, whole.depth_keep_kb)
+    assert not same
+
+
+def test_depth_multipliers_keep_the_mean() -> None:
+    task, _ = make_task(depth=0.5)
+    kept = [task.prepare(make_batch(missing=False, step=step)).depth_keep_kb for step in range(300)]
+    mean_k = torch.stack([keep for keep in kept if keep is not None]).mean((0, 2))
+    torch.testing.assert_close(mean_k, torch.ones_like(mean_k), rtol=0, atol=0.12)
+    assert mean_k[0] == 1
+
+
+def test_held_out_draws_depend_on_the_window_alone_and_padding_has_no_terms() -> None:
+    task, model = make_task()
+    first = task.prepare_held_out(make_batch(missing=False, windows=(7, 1, -1)))
+    second = task.prepare_held_out(make_batch(missing=False, windows=(1, -1, 7), step=9))
+    assert torch.equal(first.visible_bv[1], second.visible_bv[0])
+    assert first.num_valid == 2 * 2
+    assert first.turn_b is None
+    frames, valid = task.frames(first)
+    assert valid is not None
+    assert not bool(valid[2].any())
+    output = model(frames, first.visible_bv, valid, None)
+    assert not bool(output.counted_bl[2].any())
+
+
+def test_generators_of_different_purposes_and_keys_differ() -> None:
+    def draw(seed: int, purpose: str, *keys: int) -> tuple[int, ...]:
+        return tuple(generator(seed, purpose, *keys).integers(2**60, size=3).tolist())
+
+    assert len({draw(0, "a"), draw(1, "a"), draw(0, "b"), draw(0, "a", 0), draw(0, "a", 1)}) == 5
+    assert draw(0, "a", 1) == draw(0, "a", 1)

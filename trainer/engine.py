@@ -1,0 +1,319 @@
+"""Accelerate and DeepSpeed: how a model is run, summed over ranks, stepped, saved and restored."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models.manifest import CheckpointError
+from models.norm import synchronise
+from trainer.engine_launch import AUTOCAST_DTYPES, EngineConfig, EngineError, Processes, check_clipping
+from trainer.engine_replicated import Backend, Forward, LossScale, Replicated, UpdateResult
+from trainer.optim import OptimConfig, build_optimizer, counts_steps, fresh_state, moment_names, parameter_groups
+
+__all__ = ["Engine", "EngineConfig", "EngineError", "EngineState", "UpdateResult"]
+
+_Object = TypeVar("_Object")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineState:
+    """A training state that any engine of any world size takes over; complete on rank 0, empty on the others.
+
+    Attributes:
+        model: Parameters and buffers by bare name, on the CPU, float32 (float64 in fp64), integers for counters.
+        optimizer: Moments by "<parameter name>.<moment>", on the CPU, of the parameter's shape and dtype.
+        optimizer_steps: Updates done, by parameter name; empty for sgd, which keeps none.
+        loss_scale: Of fp16, else None.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    optimizer_steps: dict[str, float]
+    loss_scale: float | None
+
+
+class Engine:
+    """Started processes and, after `prepare`, a model that trains on all of them.
+
+    A step: `start_step`, then for each micro-batch the forward pass inside `accumulate(last=...)` and `backward`, then
+    `update`. The loss handed to `backward` is a sum of terms over their count in the whole GLOBAL batch: gradients are
+    summed over micro-batches and ranks, never averaged.
+
+    Attributes:
+        rank: This process, 0 to world_size - 1.
+        world_size: Processes of the run.
+        device: Where this process computes.
+        is_main: Whether this is rank 0.
+        group: Process group of all ranks, None with one process.
+        model: The wrapped model, to be called like the bare one.
+        bare_model: The task's own model; its weights may be partitioned (ZeRO 3): read them with `export_state`.
+
+    Args:
+        config: Processes, precision, DeepSpeed.
+
+    Raises:
+        EngineError: Settings of the launcher contradict ours, or the processes did not start as asked for.
+    """
+
+    model: nn.Module
+    bare_model: nn.Module
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self._processes = Processes(config, _make_plugin if config.zero_stage is not None else None)
+        self.rank = self._processes.place.rank
+        self.world_size = self._processes.place.world_size
+        self.device = self._processes.device
+        self.is_main = self.rank == 0
+        self.group = self._processes.group
+        self._backend: Backend | None = None
+        self._scale = LossScale(self.device) if config.precision == "fp16" else None
+        self._buffers: list[Tensor] = []
+        self._saved_buffers: list[Tensor] = []
+
+    def prepare(self, model: nn.Module, optim: OptimConfig, *, micro_batch: int | None = None) -> None:
+        """Move a model to the device, give it synchronised normalisation and an optimizer, and wrap it.
+
+        Args:
+            model: The task's model, fp32, with equal weights on all ranks or rank 0's to be taken by all.
+            optim: Optimizer; its rates are given to `update`.
+            micro_batch: Windows of one forward pass over ALL ranks, which DeepSpeed asks for.
+
+        Raises:
+            EngineError: The optimizer does not work with this engine, or a clipping of the launcher contradicts.
+        """
+        config = self.config
+        check_clipping(optim.clip_norm, os.environ)
+        if optim.name == "lamb" and config.zero_stage:
+            raise EngineError(
+                f"optim.name=lamb with engine.zero_stage={config.zero_stage}: ZeRO hands the optimizer one flat vector "
+                "a rank, so LAMB's trust ratio a parameter would silently become one ratio for all; use "
+                "engine.zero_stage=null or 0"
+            )
+        model = model.to(self.device, torch.float64 if config.precision == "fp64" else torch.float32)
+        if config.channels_last and config.zero_stage is None:
+            model = model.to(memory_format=torch.channels_last)
+        synchronise(model, self.group)
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+        self.bare_model = model
+        optimizer = build_optimizer(parameter_groups(model, optim), optim)
+        if config.compile:
+            # In place: the names of the state stay as they are.
+            model.compile()
+        forward = Forward(
+            model,
+            device_type=self.device.type,
+            dtype=AUTOCAST_DTYPES[config.precision],
+            channels_last=config.channels_last,
+        )
+        self._backend = self._wrap(forward, optimizer, optim, max(1, (micro_batch or 1) // self.world_size))
+        self.model = self._backend.model
+        self._buffers = list(self.bare_model.buffers())
+        self._saved_buffers = [buffer.clone() for buffer in self._buffers]
+
+    def _wrap(
+        self, forward: Forward, optimizer: torch.optim.Optimizer, optim: OptimConfig, micro_batch_per_rank: int
+    ) -> Backend:
+        deepspeed = None
+        # DistributedDataParallel says this of 1x1 convolutions, whose two layouts are the same bytes.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        if self.config.zero_stage is None:
+            with warnings.catch_warnings():
+                # `broadcast_buffers` has a new name in torch 2.15, and torch 2.10 does not know that one.
+                warnings.filterwarnings("ignore", category=FutureWarning, message=".*broadcast_buffers.*")
+                model: nn.Module = self._processes.accelerator.prepare_model(forward)
+        else:
+            from trainer.engine_zero import Partitioned, start_deepspeed
+
+            model = deepspeed = start_deepspeed(
+                self._processes,
+                self.config,
+                forward,
+                optimizer,
+                clip_norm=optim.clip_norm,
+                micro_batch_per_rank=micro_batch_per_rank,
+            )
+            if self.config.zero_stage > 0:
+                return Partitioned(deepspeed, world_size=self.world_size, scale=self._scale, rank=self.rank)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter] = fresh_state(optimizer, parameter)
+        return Replicated(
+            model,
+            optimizer,
+            world_size=self.world_size,
+            clip_norm=optim.clip_norm,
+            scale=self._scale,
+            deepspeed=deepspeed,
+        )
+
+    def start_step(self) -> None:
+        """Remember the normalisation buffers, which a skipped step puts back."""
+        if self._buffers:
+            torch._foreach_copy_(self._saved_buffers, self._buffers)
+
+    def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
+        """Run one forward pass inside; gradients travel between ranks after the last micro-batch's backward only."""
+        return self._prepared.accumulate(last)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's sum of terms over the count of terms in the global batch."""
+        self._prepared.backward(loss)
+
+    def update(self, *, rate: float, decay: float, nonfinite: Tensor) -> UpdateResult:
+        """Clip, step the optimizer and clear the gradients; or skip the step on all ranks and put the buffers back.
+
+        Args:
+            rate: Learning rate of this step.
+            decay: Weight decay of this step.
+            nonfinite: Scalar on the device, agreed on by all ranks (`sum_over_ranks`): above 0 skips the step. A
+                gradient norm that is not finite skips it too.
+        """
+        with torch.no_grad():
+            result = self._prepared.update(rate, decay, nonfinite)
+            for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
+                buffer.copy_(torch.where(result.skipped, saved, buffer))
+        return result
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """Sum a small tensor over ranks; the host does not wait for a GPU."""
+        if self.world_size == 1:
+            return tensor
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    def broadcast_object(self, value: _Object) -> _Object:
+        """Give all ranks rank 0's small object (pickled between our own processes only)."""
+        if self.world_size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def export_state(self) -> EngineState:
+        """Gather the whole training state; every rank calls it, rank 0 gets it. Nothing in it shares live storage."""
+        backend = self._prepared
+        model: dict[str, Tensor] = {}
+        optimizer: dict[str, Tensor] = {}
+
+        def keep(target: dict[str, Tensor], name: str, value: Tensor) -> None:
+            if self.is_main:
+                target[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+        with torch.no_grad():
+            for name, parameter in self.bare_model.named_parameters():
+                keep(model, name, backend.read_parameter(parameter))
+            for name, buffer in self._persistent_buffers().items():
+                keep(model, name, buffer)
+            for name, parameter in self._trained().items():
+                for moment in moment_names(backend.optimizer):
+                    keep(optimizer, f"{name}.{moment}", backend.read_moment(parameter, moment))
+        steps = backend.read_steps(self._trained()) if self.is_main and counts_steps(backend.optimizer) else {}
+        scale = None if self._scale is None or not self.is_main else float(self._scale.value)
+        return EngineState(model=model, optimizer=optimizer, optimizer_steps=steps, loss_scale=scale)
+
+    def import_state(
+        self,
+        model: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        optimizer_steps: Mapping[str, float],
+        loss_scale: float | None,
+    ) -> None:
+        """Take over a whole training state; every rank calls it with the same one (see `EngineState`).
+
+        Args:
+            model: Parameters and buffers.
+            optimizer: Moments.
+            optimizer_steps: Updates done.
+            loss_scale: Of fp16; ignored in other precisions, and None starts a new search.
+
+        Raises:
+            CheckpointError: A tensor is missing, not expected or of another shape; all of them are named.
+        """
+        backend = self._prepared
+        trained, buffers = self._trained(), self._persistent_buffers()
+        moments = moment_names(backend.optimizer)
+        shapes = {name: _whole_shape(parameter) for name, parameter in self.bare_model.named_parameters()}
+        whole = {**shapes, **{name: buffer.shape for name, buffer in buffers.items()}}
+        _check_tensors("model", model, whole)
+        _check_tensors("optimizer", optimizer, {f"{n}.{m}": shapes[n] for n in trained for m in moments})
+        expected_steps = set(trained) if counts_steps(backend.optimizer) else set()
+        if set(optimizer_steps) != expected_steps:
+            _refuse_names("optimizer_steps", set(optimizer_steps), expected_steps)
+        with torch.no_grad():
+            for name, parameter in self.bare_model.named_parameters():
+                backend.write_parameter(parameter, model[name])
+            for name, buffer in buffers.items():
+                buffer.copy_(model[name])
+            for name, parameter in trained.items():
+                for moment in moments:
+                    backend.write_moment(parameter, moment, optimizer[f"{name}.{moment}"])
+            if expected_steps:
+                backend.write_steps(trained, dict(optimizer_steps))
+        if self._scale is not None and loss_scale is not None:
+            self._scale.restore(loss_scale)
+
+    def shutdown(self, *, clean: bool) -> None:
+        """End the processes' work together: `clean` destroys the process group; after an error no collective is run."""
+        if self._backend is not None and clean:
+            self._backend.close()
+        self._backend = None
+        self._processes.stop(clean=clean)
+
+    @property
+    def _prepared(self) -> Backend:
+        assert self._backend is not None, "Engine.prepare comes first"
+        return self._backend
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.bare_model.named_parameters() if p.requires_grad}
+
+    def _persistent_buffers(self) -> dict[str, Tensor]:
+        names = self.bare_model.state_dict().keys()
+        return {name: buffer for name, buffer in self.bare_model.named_buffers() if name in names}
+
+
+def _make_plugin(config: EngineConfig, device_type: str) -> Any:
+    # DeepSpeed takes seconds to import; who does not use it does not wait.
+    from trainer.engine_zero import make_plugin
+
+    return make_plugin(config, device_type)
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _check_tensors(kind: str, found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    if found.keys() != expected.keys():
+        _refuse_names(kind, set(found), set(expected))
+    wrong = [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(shape)}"
+        for name, shape in expected.items()
+        if found[name].shape != shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{kind}: {'; '.join(wrong)}: the checkpoint is of another model")
+
+
+def _refuse_names(kind: str, found: set[str], expected: set[str]) -> None:
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
+    raise CheckpointError(
+        f"{kind}: missing {', '.join(missing) or 'nothing'}; not expected {', '.join(unexpected) or 'nothing'}: the "
+        "checkpoint is of another model or optimizer; resume with the same ones, or start with --init_from"
+    )

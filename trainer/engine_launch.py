@@ -1,0 +1,288 @@
+"""From what a launcher left in the environment to started processes under Accelerate."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, NoReturn
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState, GradientState
+
+Precision = Literal["fp32", "bf16", "fp16", "fp64"]
+
+AUTOCAST_DTYPES: dict[str, torch.dtype | None] = {
+    "fp32": None,
+    "fp64": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+# What `accelerate launch` (1.15) writes when nothing was asked for.
+_LAUNCHER_DEFAULTS = frozenset({"", "no", "none", "auto", "false", "0"})
+# Written here only, and taken back when the processes stop, so that a second engine starts from a clean environment.
+_OURS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU", "LOCAL_RANK", "DS_ACCELERATOR", "RANK", "WORLD_SIZE")
+
+
+class EngineError(ValueError):
+    """A setting of the engine, or of what launched it, that the user has to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Processes, precision and DeepSpeed.
+
+    Args:
+        zero_stage: DeepSpeed's ZeRO stage, 0 to 3. Null: PyTorch's DistributedDataParallel, without DeepSpeed.
+        precision: `bf16` and `fp16` run the forward pass under autocast and keep fp32 parameters; `fp64` is for tests.
+        compile: Run the model through torch.compile.
+        channels_last: Keep images and, without ZeRO, convolution weights in channels-last layout.
+        device: `auto` takes the GPU where there is one.
+        timeout_s: Seconds that a collective may wait for another rank, above 0.
+    """
+
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    precision: Precision = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        """Check what needs neither processes nor a device."""
+        if not self.timeout_s > 0:
+            raise EngineError(f"engine.timeout_s is {self.timeout_s}; above 0 seconds")
+        if self.zero_stage is not None and self.precision == "fp64":
+            raise EngineError(
+                f"engine.precision=fp64 with engine.zero_stage={self.zero_stage}: DeepSpeed keeps fp32 master weights; "
+                "use engine.zero_stage=null"
+            )
+        if self.zero_stage == 3 and self.compile:
+            raise EngineError(
+                "engine.compile=true with engine.zero_stage=3: ZeRO 3 gathers weights in hooks of every module, which "
+                "torch.compile does not trace; use stage 0 to 2, or engine.compile=false"
+            )
+
+
+def check_launcher(config: EngineConfig, environment: Mapping[str, str]) -> None:
+    """Refuse settings of `accelerate launch` that contradict ours; what it writes by default is none.
+
+    Raises:
+        EngineError: A contradiction, with both values.
+    """
+
+    stage = "null" if config.zero_stage is None else str(config.zero_stage)
+    expected = {
+        "MIXED_PRECISION": (config.precision, f"engine.precision={config.precision}"),
+        "DYNAMO_BACKEND": ("inductor" if config.compile else "", f"engine.compile={str(config.compile).lower()}"),
+        "GRADIENT_ACCUMULATION_STEPS": ("1", "data.global_batch / data.micro_batch"),
+        "USE_CPU": ("true" if config.device != "cuda" else "", f"engine.device={config.device}"),
+        "USE_FSDP": ("", "no FSDP: engine.zero_stage shards"),
+        "USE_MEGATRON_LM": ("", "no Megatron"),
+        "USE_PARALLELISM_CONFIG": ("", "data parallelism only"),
+        "DEEPSPEED_CONFIG_FILE": ("", "no DeepSpeed file: its configuration is derived from ours"),
+        "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("", "no offloading"),
+        "DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("", "no offloading"),
+        "USE_DEEPSPEED": ("true" if config.zero_stage is not None else "", f"engine.zero_stage={stage}"),
+    }
+    for name, (allowed, ours) in expected.items():
+        if (value := _asked(name, environment)) is not None and value not in (allowed, {"true": "1"}.get(allowed)):
+            _refuse(name, value, ours)
+    # 0 is a stage, not a default.
+    theirs = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "").strip().lower()
+    if theirs not in ("", "none", "auto", stage):
+        _refuse("DEEPSPEED_ZERO_STAGE", theirs, f"engine.zero_stage={stage}")
+
+
+def check_clipping(clip_norm: float | None, environment: Mapping[str, str]) -> None:
+    """Refuse a gradient clipping of `accelerate launch` that is not ours.
+
+    Raises:
+        EngineError: A contradiction, with both values.
+    """
+    theirs = _asked("GRADIENT_CLIPPING", environment)
+    if theirs is None:
+        return
+    try:
+        same = clip_norm is not None and float(theirs) == clip_norm
+    except ValueError:
+        same = False
+    if not same:
+        _refuse("GRADIENT_CLIPPING", theirs, f"optim.clip_norm={'null' if clip_norm is None else clip_norm}")
+
+
+def _asked(name: str, environment: Mapping[str, str]) -> str | None:
+    value = environment.get(f"ACCELERATE_{name}", "").strip().lower()
+    return None if value in _LAUNCHER_DEFAULTS else value
+
+
+def _refuse(name: str, theirs: str, ours: str) -> NoReturn:
+    raise EngineError(
+        f"accelerate launch asks for ACCELERATE_{name}={theirs}, our configuration says {ours}; set it in our "
+        "configuration only and drop it from the launch command and from Accelerate's own configuration file"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which process of the run this is.
+
+    Attributes:
+        rank: 0 to world_size - 1.
+        world_size: Processes of the run.
+        local_rank: Rank on this machine.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+def read_place(environment: Mapping[str, str]) -> Place:
+    """Read RANK, WORLD_SIZE and LOCAL_RANK as torchrun, `accelerate launch` and our Slurm scripts set them.
+
+    Raises:
+        EngineError: Some of them are there and others are not, or they contradict; or `accelerate launch` was asked
+            for several processes and, without a GPU, started one.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    found = {name: environment[name] for name in names if environment.get(name)}
+    if not found or (set(found) == {"LOCAL_RANK"}):
+        if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_PORT" in environment:
+            raise EngineError(
+                "accelerate launch was asked for several processes, but without a GPU it starts only one; add "
+                "--multi_gpu to its options, which starts them all on the CPU too"
+            )
+        return Place(rank=0, world_size=1, local_rank=0)
+    if absent := [name for name in names if name not in found]:
+        raise EngineError(
+            f"the launcher set {', '.join(found)} but not {', '.join(absent)}; all three are needed, or none for one "
+            "process"
+        )
+    try:
+        place = Place(rank=int(found["RANK"]), world_size=int(found["WORLD_SIZE"]), local_rank=int(found["LOCAL_RANK"]))
+    except ValueError as error:
+        raise EngineError(f"RANK, WORLD_SIZE, LOCAL_RANK are {found}; whole numbers are expected") from error
+    if not 0 <= place.rank < place.world_size or place.local_rank < 0:
+        raise EngineError(f"RANK={place.rank}, LOCAL_RANK={place.local_rank} do not fit WORLD_SIZE={place.world_size}")
+    if place.world_size > 1 and (absent := [n for n in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(n)]):
+        raise EngineError(f"WORLD_SIZE is {place.world_size}, but {', '.join(absent)} is not set: ranks cannot meet")
+    return place
+
+
+class Processes:
+    """The started processes of a run: their group, this one's device, and Accelerate's state.
+
+    Args:
+        config: The engine's configuration.
+        make_plugin: Makes Accelerate's DeepSpeed plugin from (configuration, device type), where DeepSpeed is used.
+    """
+
+    def __init__(self, config: EngineConfig, make_plugin: Callable[[EngineConfig, str], Any] | None) -> None:
+        check_launcher(config, os.environ)
+        self.place = read_place(os.environ)
+        self.device = _device(config, self.place)
+        self._saved = {name: os.environ.get(name) for name in _OURS}
+        self._owns_group = False
+        deepspeed_plugin = None if make_plugin is None else make_plugin(config, self.device.type)
+        self._start_group(config, needed=deepspeed_plugin is not None)
+        self.accelerator = self._start_accelerate(deepspeed_plugin)
+        self._verify(config)
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The group of all ranks, None where there is one process."""
+        return dist.group.WORLD if self.place.world_size > 1 else None
+
+    def _start_group(self, config: EngineConfig, *, needed: bool) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        # Accelerate makes a group wherever it sees LOCAL_RANK, with a timeout of its own.
+        if dist.is_initialized() or not (needed or self.place.world_size > 1 or os.environ.get("LOCAL_RANK")):
+            return
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=config.timeout_s)
+        if self.place.world_size == 1:
+            # DeepSpeed wants a group of one process too; this one needs no port.
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(
+                backend, rank=self.place.rank, world_size=self.place.world_size, timeout=timeout,
+                device_id=self.device if self.device.type == "cuda" else None,
+            )  # fmt: skip
+        self._owns_group = True
+
+    def _start_accelerate(self, deepspeed_plugin: Any) -> Accelerator:
+        on_cpu = self.device.type == "cpu"
+        options: dict[str, Any] = {"backend": "gloo"} if on_cpu and os.environ.get("LOCAL_RANK") else {}
+        # Set again below where DeepSpeed is ours: before PartialState it would start a second group.
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+        PartialState(cpu=on_cpu, **options)
+        if deepspeed_plugin is not None:
+            # Accelerate uses DeepSpeed on a CPU only when nobody tells it that this is one (FACTS: silently DDP).
+            os.environ["ACCELERATE_USE_CPU"] = "false"
+            os.environ.setdefault("RANK", str(self.place.rank))
+            os.environ.setdefault("WORLD_SIZE", str(self.place.world_size))
+            os.environ.setdefault("LOCAL_RANK", str(self.place.local_rank))
+        return Accelerator(
+            cpu=on_cpu and deepspeed_plugin is None,
+            mixed_precision="no",
+            dynamo_backend="no",
+            deepspeed_plugin=deepspeed_plugin,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+
+    def _verify(self, config: EngineConfig) -> None:
+        """Wrong starts are silent: every rank believes that it is rank 0 of 1, or DDP runs where ZeRO was asked for."""
+        found = (self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.device.type)
+        expected = (self.place.world_size, self.place.rank, self.device.type)
+        if found != expected:
+            raise EngineError(
+                f"Accelerate started as (processes, rank, device) {found}, expected {expected} from the environment; "
+                "check the launch command"
+            )
+        stage = (
+            None
+            if self.accelerator.state.deepspeed_plugin is None
+            else self.accelerator.state.deepspeed_plugin.zero_stage
+        )
+        uses = self.accelerator.distributed_type.value == "DEEPSPEED"
+        if uses != (config.zero_stage is not None) or stage != config.zero_stage:
+            raise EngineError(
+                f"Accelerate started as {self.accelerator.distributed_type.value} with ZeRO stage {stage}, expected "
+                f"engine.zero_stage={config.zero_stage}; check the launch command"
+            )
+
+    def stop(self, *, clean: bool) -> None:
+        """Leave the group; with `clean` False without any collective, for the other ranks may be gone.
+
+        A clean stop waits for all ranks and destroys the process group that this object made. After an error the
+        group is left to the end of the process: destroying it could wait for ranks that never come.
+        """
+        if clean and self._owns_group and dist.is_initialized():
+            # A rank that leaves early closes connections under the others' last collective.
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+            dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        for name, value in self._saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _device(config: EngineConfig, place: Place) -> torch.device:
+    forced_cpu = os.environ.get("ACCELERATE_USE_CPU", "").strip().lower() in ("true", "1")
+    if config.device == "cpu" or forced_cpu or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise EngineError("engine.device=cuda, but torch finds no CUDA device; use engine.device=auto or cpu")
+    if place.local_rank >= torch.cuda.device_count():
+        raise EngineError(
+            f"LOCAL_RANK {place.local_rank}, but this machine shows {torch.cuda.device_count()} GPUs; start one "
+            "process a GPU, or use engine.device=cpu"
+        )
+    return torch.device("cuda", place.local_rank)

@@ -1,0 +1,223 @@
+"""Training through DeepSpeed: its configuration derived from ours, and ZeRO 1 to 3, where ranks share the state."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import DeepSpeedPlugin
+from torch import Tensor, nn
+
+from trainer.engine_launch import EngineConfig, EngineError, Processes
+from trainer.engine_replicated import LossScale, UpdateResult
+from trainer.optim import counts_steps, fresh_state, set_schedule
+
+# Elements of a reduction: DeepSpeed's default of 5e8 sets 2 GB aside before the first step.
+_BUCKET_ELEMENTS = 50_000_000
+# Smaller parameters (norms, biases, 1x1 convolutions of narrow stages) stay whole on every rank in stage 3.
+_PERSISTENT_ELEMENTS = 10_000
+
+
+class _Plugin(DeepSpeedPlugin):  # type: ignore[misc]
+    def set_deepspeed_weakref(self) -> None:
+        """Do without `transformers`, which the plugin asks for whatever the stage (FACTS)."""
+
+
+def make_plugin(config: EngineConfig, device_type: str) -> Any:
+    """Make Accelerate's DeepSpeed plugin; batch and clipping follow in `start_deepspeed`, when they are known."""
+    if device_type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return _Plugin(
+        hf_ds_config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": 0.0,
+            "zero_optimization": {
+                "stage": config.zero_stage,
+                "reduce_bucket_size": _BUCKET_ELEMENTS,
+                "allgather_bucket_size": _BUCKET_ELEMENTS,
+                "stage3_param_persistence_threshold": _PERSISTENT_ELEMENTS,
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
+        },
+        zero3_init_flag=False,
+    )
+
+
+def start_deepspeed(
+    processes: Processes,
+    config: EngineConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    clip_norm: float | None,
+    micro_batch_per_rank: int,
+) -> Any:
+    """Wrap a model in DeepSpeed's engine.
+
+    Accumulation is driven by us (`set_gradient_accumulation_boundary`), so DeepSpeed's own stays at 1 and divides
+    nothing. At stage 0 clipping is ours too.
+    """
+    import deepspeed
+
+    # This helper of CPU inference takes a compiler and 40 s to build, and training never calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It warns of every optimizer that is not its own, and of skipped steps, which the loop reports with their windows.
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    settings = processes.accelerator.state.deepspeed_plugin.deepspeed_config
+    settings["train_micro_batch_size_per_gpu"] = micro_batch_per_rank
+    settings["gradient_clipping"] = clip_norm if clip_norm is not None and config.zero_stage else 0.0
+    settings["zero_optimization"]["reduce_bucket_size"] = min(
+        _BUCKET_ELEMENTS, sum(parameter.numel() for parameter in model.parameters())
+    )
+    wrapped, _ = processes.accelerator.prepare(model, optimizer)
+    if wrapped.zero_optimization_stage() != config.zero_stage:
+        raise EngineError(
+            f"DeepSpeed started with ZeRO stage {wrapped.zero_optimization_stage()}, expected "
+            f"engine.zero_stage={config.zero_stage}"
+        )
+    return wrapped
+
+
+class Partitioned:
+    """ZeRO 1 to 3: gradients are reduced to the rank that owns a part of the moments (3: of the weights too).
+
+    A non-finite step is skipped twice over: DeepSpeed drops it where its gradient norm, agreed on by all ranks, is not
+    finite, and the optimizer inside skips by `found_inf` where the loss was not or where DeepSpeed did not look.
+    """
+
+    def __init__(self, deepspeed: Any, *, world_size: int, scale: LossScale | None, rank: int) -> None:
+        self.model: nn.Module = deepspeed
+        self._deepspeed = deepspeed
+        self._zero = deepspeed.optimizer
+        self.optimizer: torch.optim.Optimizer = self._zero.optimizer
+        self._stage = deepspeed.zero_optimization_stage()
+        self._world_size, self._rank = world_size, rank
+        self._scale = scale
+        self._nonfinite: Tensor = torch.zeros((), device=self._flats()[0].device)
+        self.optimizer.register_step_pre_hook(self._before_inner_step)
+        for flat in self._flats():
+            self.optimizer.state[flat] = fresh_state(self.optimizer, flat)
+        if self._stage < 3:
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _flats(self) -> list[Tensor]:
+        """This rank's flat fp32 parts, whose moments and step counts the optimizer inside keeps."""
+        return list(
+            self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
+        )
+
+    def _norm(self) -> Tensor:
+        """Global gradient norm of the running or last step; DeepSpeed writes -1 or inf for one that is not finite."""
+        norm = torch.as_tensor(self._zero._global_grad_norm, dtype=torch.float32, device=self._nonfinite.device)
+        return torch.where(norm >= 0, norm, torch.inf).reshape(())
+
+    def _before_inner_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        skip = ~torch.isfinite(self._norm()) | (self._nonfinite > 0)
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def accumulate(self, last: bool) -> Iterator[None]:
+        """See `Backend`."""
+        self._gather_persistent()
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        if self._scale is not None:
+            self._zero.override_loss_scale(float(self._scale.value))
+        yield
+
+    def _gather_persistent(self) -> None:
+        """Make small parameters whole on every rank before the first step and after state was read or written.
+
+        DeepSpeed does it after each step only. A parameter of the model's top module (mask tokens) is gathered for the
+        backward by a hook on that module's output, and there is none on an output that is a dataclass.
+        """
+        if self._stage == 3:
+            absent = [p for p in self._zero.persistent_parameters if p.ds_status.name != "AVAILABLE"]
+            if absent:
+                absent[0].all_gather(absent)
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Backend`: DeepSpeed averages over ranks, which the factor undoes; the loss scale is inside."""
+        self._deepspeed.backward(loss * self._world_size, scale_wrt_gas=False)
+
+    def update(self, rate: float, decay: float, nonfinite: Tensor) -> UpdateResult:
+        """See `Backend`."""
+        self._nonfinite = nonfinite.to(self._nonfinite.device)
+        set_schedule(self.optimizer, rate, decay)
+        self._deepspeed.step()
+        norm = self._norm()
+        skipped = ~torch.isfinite(norm) | (self._nonfinite > 0)
+        if self._scale is not None:
+            self._scale.update(skipped)
+        return UpdateResult(grad_norm=norm, skipped=skipped)
+
+    def read_parameter(self, parameter: nn.Parameter) -> Tensor:
+        """See `Backend`."""
+        with self._gathered(parameter):
+            return parameter.detach().clone()
+
+    def write_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """See `Backend`: the copy that the forward reads, and the part that the optimizer keeps."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        value = value.to(parameter.device, torch.float32)
+        with self._gathered(parameter, modifier_rank=0):
+            if self._stage < 3 or self._rank == 0:
+                parameter.data.copy_(value)
+        if not parameter.requires_grad:
+            return
+        if self._stage == 3:
+            safe_set_local_fp32_param(parameter, self._own_part(parameter, value))
+        else:
+            safe_set_full_fp32_param(parameter, value)
+
+    def read_moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        """See `Backend`."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return safe_get_full_optimizer_state(parameter, moment)
+
+    def write_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+        """See `Backend`."""
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        value = value.to(parameter.device, torch.float32)
+        if self._stage == 3:
+            safe_set_local_optimizer_state(parameter, self._own_part(parameter, value), moment)
+        else:
+            safe_set_full_optimizer_state(parameter, value, moment)
+
+    def read_steps(self, parameters: dict[str, nn.Parameter]) -> dict[str, float]:
+        """See `Backend`: all parameters are updated or skipped together, so one count stands for all."""
+        return dict.fromkeys(parameters, float(self.optimizer.state[self._flats()[0]]["step"]))
+
+    def write_steps(self, parameters: dict[str, nn.Parameter], steps: dict[str, float]) -> None:
+        """See `Backend`."""
+        counts = {steps[name] for name in parameters}
+        if len(counts) > 1:
+            raise EngineError(
+                f"the checkpoint holds parameters of {len(counts)} different step counts ({min(counts):g} to "
+                f"{max(counts):g}); engine.zero_stage={self._stage} keeps one for all: use engine.zero_stage=null"
+            )
+        if counts_steps(self.optimizer):
+            for flat in self._flats():
+                self.optimizer.state[flat]["step"].fill_(next(iter(counts)))
+
+    def close(self) -> None:
+        """See `Backend`."""
+        self._deepspeed.destroy()
+
+    def _gathered(self, parameter: nn.Parameter, modifier_rank: int | None = None) -> Any:
+        if self._stage < 3:
+            return contextlib.nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=modifier_rank)
+
+    def _own_part(self, parameter: Any, value: Tensor) -> Tensor:
+        """This rank's part of a whole tensor, the last rank's filled up with zeros, as stage 3 cuts it."""
+        size = parameter.ds_tensor.numel()
+        padded = torch.nn.functional.pad(value.flatten(), (0, size * self._world_size - value.numel()))
+        return padded.narrow(0, size * self._rank, size)

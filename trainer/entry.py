@@ -1,0 +1,137 @@
+"""What every entry point does around its work: exit codes, log lines, signals."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+
+from data.frames import DataError
+from data.plan import BatchError
+from models.manifest import CheckpointError
+from models.weights import WeightsError
+from trainer.config import ConfigError
+from trainer.engine import EngineError
+from trainer.loop import NonFiniteError
+
+LOG = logging.getLogger(__name__)
+
+
+class ExitCode(IntEnum):
+    """One exit code a cause, the same on every rank."""
+
+    DONE = 0
+    CRASH = 1
+    CONFIG = 3
+    DATA = 4
+    NONFINITE = 5
+    CHECKPOINT = 6
+    # EX_TEMPFAIL of sysexits.h: "try again later", which is what a stopped run asks for.
+    REQUEUE = 75
+
+
+CAUSES: tuple[tuple[type[Exception], ExitCode], ...] = (
+    (ConfigError, ExitCode.CONFIG),
+    (BatchError, ExitCode.CONFIG),
+    (EngineError, ExitCode.CONFIG),
+    (DataError, ExitCode.DATA),
+    (NonFiniteError, ExitCode.NONFINITE),
+    (CheckpointError, ExitCode.CHECKPOINT),
+    (WeightsError, ExitCode.CHECKPOINT),
+)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class StopSignal:
+    """Remembers that this process was told to stop; the loop asks at its boundaries.
+
+    A launcher forwards what the terminal has sent to its workers already, so that one Ctrl-C arrives twice: repeats
+    change nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def install(self) -> None:
+        """Listen to the stop signals, and to the death of the launcher where there is one."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._receive)
+        if _launched_by_accelerate():
+            _end_with_launcher()
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = signal.Signals(number).name
+            message = f"{self.received}: finishing this step, then saving a checkpoint\n"
+            # A log handler may hold its lock in the very frame that the signal interrupts; a write may not.
+            os.write(2, message.encode())
+
+    def __call__(self) -> bool:
+        """Tell whether a stop signal has arrived."""
+        return self.received is not None
+
+
+def start_other_processes(environment: Mapping[str, str]) -> None:
+    """Become torchrun where `accelerate launch --num_processes N` on a machine without GPUs has started one process.
+
+    Accelerate 1.15 starts several processes of this kind through mpirun only (`simple_launcher`), and leaves what was
+    asked for in nothing but its own command line. Returns where there is nothing to do.
+    """
+    if not (_launched_by_accelerate() and "MASTER_PORT" in environment and "RANK" not in environment):
+        return
+    words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")
+    options = [word.replace("-", "_").removeprefix("__") for word in words]
+    asked = [words[place + 1] for place, option in enumerate(options[:-1]) if option == "num_processes"]
+    asked += [option.partition("=")[2] for option in options if option.startswith("num_processes=")]
+    if not (asked and asked[-1].isdigit() and int(asked[-1]) > 1):
+        return
+    _end_with_launcher()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", asked[-1]]
+    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+
+
+def _launched_by_accelerate() -> bool:
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux"
+
+
+def _end_with_launcher() -> None:
+    """Be told by SIGTERM when the launcher dies: of a SIGTERM of its own it dies without a word to its worker."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def set_up_logging(rank: int, level: int = logging.INFO) -> None:
+    """Send log lines to standard error: all of rank 0, warnings of the others, with the rank in front."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s [{rank}] %(levelname)s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level if rank == 0 else logging.WARNING)
+
+
+def run_entry(main: Callable[[], ExitCode]) -> int:
+    """Run an entry point and turn what ends it into a message and an exit code.
+
+    What the user can mend is told in its own words; everything else keeps its traceback.
+    """
+    try:
+        return int(main())
+    except Exception as error:
+        for kind, code in CAUSES:
+            if isinstance(error, kind):
+                sys.stderr.write(f"{_CAUSE_WORDS[code]}: {error}\n")
+                return int(code)
+        raise
+
+
+_CAUSE_WORDS = {
+    ExitCode.CONFIG: "settings",
+    ExitCode.DATA: "data",
+    ExitCode.NONFINITE: "training",
+    ExitCode.CHECKPOINT: "checkpoint",
+}

@@ -1,0 +1,263 @@
+"""One training loop for every task: steps are the clock."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.stream import Batch, Stream
+from trainer.config import RunConfig
+from trainer.engine import Engine
+from trainer.optim import OptimConfig, decay_at, rate_at
+from trainer.tasks import Task
+
+LOG = logging.getLogger(__name__)
+
+# The host reads the figures of step s when step s + LAG starts: all ranks act at the same boundary, and none waits.
+LAG = 2
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or its gradients were not finite for too many steps in a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the loop calls at its boundaries; each call happens on every rank, at the same step.
+
+    Attributes:
+        log: Metrics of one finished step (number of finished steps, metrics).
+        save: Save a checkpoint after so many finished steps.
+        evaluate: Held-out metrics and picture after so many finished steps; None to do without.
+        stop_asked: Whether this rank was told to stop.
+        windows: Names of windows by their rows in the table, for messages.
+    """
+
+    log: Callable[[int, dict[str, float]], None]
+    save: Callable[[int], None]
+    evaluate: Callable[[int], dict[str, float]] | None
+    stop_asked: Callable[[], bool]
+    windows: Callable[[np.ndarray], list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clock:
+    """Host times when a step had been handed to the device.
+
+    Attributes:
+        now_s: Time.
+        data_wait_s: Seconds spent waiting for data so far.
+        boundary_s: Seconds spent in evaluations and saves so far.
+    """
+
+    now_s: float
+    data_wait_s: float
+    boundary_s: float
+
+
+@dataclass
+class _Pending:
+    """A step whose figures are on their way to the host.
+
+    It holds its batches: their pinned memory is used again once they are gone, and copies from it may be under way.
+    """
+
+    step: int
+    figures: Tensor
+    arrived: torch.cuda.Event | None
+    host: dict[str, float]
+    batches: list[Batch]
+    clock: _Clock
+
+
+class Loop:
+    """Trains a prepared model on a stream, step by step.
+
+    Args:
+        engine: The prepared engine.
+        task: What a step computes.
+        stream: This rank's part of the plan.
+        run: Lengths and cadences.
+        optim: Schedules.
+        global_batch: Windows an update.
+        hooks: What happens at the boundaries.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        task: Task,
+        stream: Stream,
+        *,
+        run: RunConfig,
+        optim: OptimConfig,
+        global_batch: int,
+        hooks: Hooks,
+    ) -> None:
+        self.engine = engine
+        self.task = task
+        self.stream = stream
+        self.run = run
+        self.optim = optim
+        self.global_batch = global_batch
+        self.hooks = hooks
+        self._pending: deque[_Pending] = deque()
+        self._nonfinite_in_a_row = 0
+        self._stop_agreed = False
+        self._data_wait_s = 0.0
+        self._boundary_s = 0.0
+        self._logged_clock = self._clock()
+        self._logged_step = 0
+
+    def fit(self, first_step: int) -> Literal["done", "stopped"]:
+        """Train from `first_step` finished steps to `run.steps`; "stopped" when any rank was told to stop.
+
+        Either way the last finished step has a checkpoint.
+
+        Raises:
+            NonFiniteError: Too many non-finite steps in a row; the last good checkpoint stays the newest.
+        """
+        if first_step >= self.run.steps:
+            LOG.info("%d steps are done and run.steps is %d: nothing to do", first_step, self.run.steps)
+            return "done"
+        self._logged_step = saved = first_step
+        self._logged_clock = self._clock()
+        self.engine.model.train()
+        steps = self.stream.steps(first_step, self.run.steps)
+        try:
+            for step in range(first_step, self.run.steps):
+                if self._drain(LAG):
+                    self._drain(0)
+                    self._save(step, saved)
+                    return "stopped"
+                self._pending.append(self._train_step(step, self._next(steps)))
+                saved = self._boundary(step + 1, saved)
+            self._drain(0)
+            self._save(self.run.steps, saved)
+        finally:
+            close = getattr(steps, "close", None)
+            if close is not None:
+                close()
+        return "done"
+
+    def _boundary(self, finished: int, saved: int) -> int:
+        """Evaluate and save where the cadence says so; both drain the figures first, on every rank."""
+        start_s = time.perf_counter()
+        last = finished == self.run.steps
+        if self.hooks.evaluate is not None and (finished % self.run.evaluate_every == 0 or last):
+            self._drain(0)
+            self.engine.model.eval()
+            metrics = self.hooks.evaluate(finished)
+            self.engine.model.train()
+            self.hooks.log(finished, metrics)
+        if finished % self.run.save_every == 0 and not last:
+            self._drain(0)
+            self._save(finished, saved)
+            saved = finished
+        self._boundary_s += time.perf_counter() - start_s
+        return saved
+
+    def _save(self, finished: int, saved: int) -> None:
+        if self._nonfinite_in_a_row:
+            LOG.warning("step %d: the last %d steps were skipped as not finite", finished, self._nonfinite_in_a_row)
+        if finished != saved:
+            self.hooks.save(finished)
+
+    def _next(self, steps: Iterator[list[Batch]]) -> list[Batch]:
+        start_s = time.perf_counter()
+        batches = next(steps)
+        self._data_wait_s += time.perf_counter() - start_s
+        return batches
+
+    def _train_step(self, step: int, batches: list[Batch]) -> _Pending:
+        """One update from one global batch; nothing in it waits for the device."""
+        engine = self.engine
+        prepared = [self.task.prepare(batch) for batch in batches]
+        terms = engine.sum_over_ranks(self._full(sum(batch.num_valid for batch in prepared)))
+        engine.start_step()
+        loss_sum = self._full(0.0)
+        for micro_step, batch in enumerate(prepared):
+            with engine.accumulate(last=micro_step == len(prepared) - 1):
+                output = self.task.step(engine.model, batch.to(engine.device))
+            engine.backward(output.loss / terms.clamp(min=1).to(output.loss.dtype))
+            loss_sum = loss_sum + output.loss.detach().double()
+        stop = self._full(float(self.hooks.stop_asked()))
+        agreed = engine.sum_over_ranks(torch.stack([loss_sum, (~loss_sum.isfinite()).double(), stop]))
+        rate = rate_at(self.optim, step, self.run.steps, self.global_batch)
+        decay = decay_at(self.optim, step, self.run.steps)
+        update = engine.update(rate=rate, decay=decay, nonfinite=agreed[1])
+        figures = torch.stack(
+            [agreed[0] / terms.clamp(min=1), update.grad_norm.double(), update.skipped.double(), agreed[2]]
+        )
+        host = {"rate": rate, "weight_decay": decay}
+        return self._copy_to_host(step, figures, host, batches)
+
+    def _full(self, value: float) -> Tensor:
+        # A fill carries its value in the launch; a copy from pageable memory would wait for the device.
+        return torch.full((), value, dtype=torch.float64, device=self.engine.device)
+
+    def _copy_to_host(self, step: int, figures: Tensor, host: dict[str, float], batches: list[Batch]) -> _Pending:
+        if figures.device.type == "cpu":
+            return _Pending(step, figures.clone(), None, host, batches, self._clock())
+        pinned = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+        pinned.copy_(figures, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return _Pending(step, pinned, arrived, host, batches, self._clock())
+
+    def _drain(self, leave: int) -> bool:
+        """Read the figures of all but the newest steps; True when a rank was told to stop."""
+        while self._pending and len(self._pending) >= max(leave, 1):
+            pending = self._pending.popleft()
+            if pending.arrived is not None:
+                pending.arrived.synchronize()
+            loss, grad_norm, skipped, stop = pending.figures.tolist()
+            self._stop_agreed |= stop > 0
+            self._note_nonfinite(pending, loss, grad_norm, skipped > 0)
+            finished = pending.step + 1
+            if finished % self.run.log_every == 0 or finished == self.run.steps:
+                metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": skipped, **pending.host}
+                metrics["epoch"] = pending.step // self.stream.steps_per_epoch
+                metrics["windows"] = finished * self.global_batch
+                self.hooks.log(finished, {**metrics, **self._speed(finished, pending.clock)})
+        return self._stop_agreed
+
+    def _note_nonfinite(self, pending: _Pending, loss: float, grad_norm: float, skipped: bool) -> None:
+        if not skipped:
+            self._nonfinite_in_a_row = 0
+            return
+        self._nonfinite_in_a_row += 1
+        names = [name for batch in pending.batches for name in self.hooks.windows(batch.window_b)]
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        LOG.warning(
+            "step %d skipped on all ranks: loss %s, gradient norm %s; windows of this rank: %s",
+            pending.step, loss, grad_norm, shown,
+        )  # fmt: skip
+        if self._nonfinite_in_a_row >= self.run.max_nonfinite:
+            raise NonFiniteError(
+                f"the loss or its gradient was not finite for {self._nonfinite_in_a_row} steps in a row, up to step "
+                f"{pending.step} (loss {loss}, gradient norm {grad_norm}); the newest checkpoint is from before. Lower "
+                "optim.lr, lengthen optim.warmup_steps, or look at the windows that the log names"
+            )
+
+    def _clock(self) -> _Clock:
+        return _Clock(now_s=time.perf_counter(), data_wait_s=self._data_wait_s, boundary_s=self._boundary_s)
+
+    def _speed(self, finished: int, clock: _Clock) -> dict[str, float]:
+        """Times since the last line of metrics: per step, and what share of them waited for data."""
+        before, num_steps = self._logged_clock, finished - self._logged_step
+        self._logged_clock, self._logged_step = clock, finished
+        spent_s = clock.now_s - before.now_s - (clock.boundary_s - before.boundary_s)
+        if spent_s <= 0 or num_steps <= 0:
+            return {}
+        return {
+            "windows_per_s": num_steps * self.global_batch / spent_s,
+            "step_time_s": spent_s / num_steps,
+            "data_wait_share": min((clock.data_wait_s - before.data_wait_s) / spent_s, 1.0),
+        }

@@ -1,0 +1,213 @@
+"""Optimizers, parameter groups and schedules: all of them pure functions of the configuration and the step."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+BATCH_OF_LR = 256
+MASK_TOKENS = "mask_tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer and its schedules.
+
+    Args:
+        name: `adamw`, `sgd` (torch's fused ones) or `lamb`.
+        lr: Peak learning rate for a global batch of 256; it is scaled by global batch / 256.
+        betas: Decay of the first and second moment, 0 to below 1 (adamw, lamb).
+        momentum: Momentum of sgd, 0 to below 1.
+        eps: Term beside the root of the second moment, above 0 (adamw, lamb).
+        weight_decay: Weight decay at the first step, 0 or more; adamw's is decoupled, sgd's is an L2 term.
+        weight_decay_end: Weight decay at the last step, reached along a cosine. Null: it stays as it is.
+        warmup_steps: Steps of linear warm-up before the peak.
+        min_lr_share: Learning rate of the last step as a share of the peak, 0 to 1.
+        clip_norm: Largest global gradient norm, above 0. Null: no clipping.
+    """
+
+    name: Literal["adamw", "lamb", "sgd"] = "adamw"
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = 0.9
+    eps: float = 1e-6
+    weight_decay: float = 0.04
+    weight_decay_end: float | None = None
+    warmup_steps: int = 0
+    min_lr_share: float = 0.001
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"optim.lr is {self.lr}; above 0 and finite")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas is {self.betas}; two numbers from 0 to below 1")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum is {self.momentum}; 0 to below 1")
+        if not self.eps > 0:
+            raise ValueError(f"optim.eps is {self.eps}; above 0")
+        for name, decay in (("weight_decay", self.weight_decay), ("weight_decay_end", self.weight_decay_end)):
+            if decay is not None and not (math.isfinite(decay) and decay >= 0):
+                raise ValueError(f"optim.{name} is {decay}; 0 or more and finite")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optim.warmup_steps is {self.warmup_steps}; 0 or more")
+        if not 0 <= self.min_lr_share <= 1:
+            raise ValueError(f"optim.min_lr_share is {self.min_lr_share}; a share, 0 to 1")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"optim.clip_norm is {self.clip_norm}; above 0, or null for no clipping")
+
+
+def rate_at(config: OptimConfig, step: int, total_steps: int, global_batch: int) -> float:
+    """Return the learning rate of a step: linear warm-up, then a cosine to `min_lr_share` of the peak.
+
+    The peak is lr * global_batch / 256 (linear scaling, Goyal et al. 2017, https://arxiv.org/abs/1706.02677) and is
+    reached at step `warmup_steps`; the lowest rate is the last step's.
+
+    Args:
+        config: The schedule.
+        step: Global step, 0 to total_steps - 1.
+        total_steps: Steps of the run.
+        global_batch: Windows an update.
+    """
+    peak = config.lr * global_batch / BATCH_OF_LR
+    if step < config.warmup_steps:
+        return peak * (step + 1) / (config.warmup_steps + 1)
+    share = _cosine(step - config.warmup_steps, total_steps - config.warmup_steps)
+    return peak * (config.min_lr_share + (1 - config.min_lr_share) * share)
+
+
+def decay_at(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Return the weight decay of a step: a cosine from `weight_decay` to `weight_decay_end` (as SparK's)."""
+    if config.weight_decay_end is None:
+        return config.weight_decay
+    return config.weight_decay_end + (config.weight_decay - config.weight_decay_end) * _cosine(step, total_steps)
+
+
+def _cosine(step: int, steps: int) -> float:
+    """Half a cosine, 1 at step 0 and 0 at the last."""
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / max(1, steps - 1)))
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Sort trainable parameters into those that decay and those that do not: biases, norms (ndim <= 1), mask tokens.
+
+    Returns:
+        One or two groups for torch's optimizers, in the order of `named_parameters`, each with `names` beside
+        `params` and `decays`, which `set_schedule` reads.
+    """
+    groups: dict[bool, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and MASK_TOKENS not in name.split(".")
+        group = groups.setdefault(decays, {"params": [], "names": [], "decays": decays})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    if not groups:
+        raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
+    for decays, group in groups.items():
+        group["weight_decay"] = config.weight_decay if decays else 0.0
+    return [groups[decays] for decays in (True, False) if decays in groups]
+
+
+def set_schedule(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:
+    """Write one step's learning rate and weight decay into every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        group["weight_decay"] = decay if group["decays"] else 0.0
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    """Build the optimizer; each skips its update on the device where its attribute `found_inf` holds 1."""
+    if config.name == "lamb":
+        return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def moment_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """Name the moments that the optimizer keeps a parameter, each of the parameter's shape."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
+    return ("exp_avg", "exp_avg_sq")
+
+
+def counts_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Say whether the optimizer keeps a step count a parameter (`step`)."""
+    return not isinstance(optimizer, torch.optim.SGD)
+
+
+def fresh_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Make the state that the optimizer's first step would make.
+
+    Made before that step, so that a checkpoint of step 0 is complete, and a skipped first step of torch's fused SGD
+    does not leave an uninitialised momentum behind.
+    """
+    state = {name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in moment_names(optimizer)}
+    if counts_steps(optimizer):
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return state
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB (You et al. 2019, https://arxiv.org/abs/1904.00962, algorithm 2), as the published recipe's timm uses it.
+
+    Adam's update with bias correction, plus weight decay, scaled a parameter by |weight| / |update|. As in timm
+    1.0.31 (`timm/optim/lamb.py`, `always_adapt=False`) parameters without decay keep the plain Adam update, and a
+    ratio with a zero norm is 1. Clipping by global norm is the engine's, not the optimizer's.
+
+    State a parameter: `exp_avg`, `exp_avg_sq` (its shape) and `step` (float32 scalar), as torch's AdamW keeps them.
+    Where the attribute `found_inf` (a scalar tensor) holds anything but 0, the step changes neither weights nor state;
+    that is decided on the device.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        params: list[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float = 0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state.update(fresh_state(self, parameter))
+        beta1, beta2 = group["betas"]
+        step = state["step"] + 1
+        # float64: the powers of beta2 lose their last digits in float32, and they are a scalar each.
+        correction1 = 1 - torch.pow(torch.full_like(step, beta1, dtype=torch.float64), step)
+        correction2 = 1 - torch.pow(torch.full_like(step, beta2, dtype=torch.float64), step)
+        exp_avg = torch.lerp(state["exp_avg"], gradient, 1 - beta1)
+        exp_avg_sq = (state["exp_avg_sq"] * beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = (exp_avg_sq.sqrt() / correction2.sqrt().to(exp_avg_sq.dtype)).add_(group["eps"])
+        update = (exp_avg / correction1.to(exp_avg.dtype)).div_(root)
+        if group["decays"]:
+            update.add_(parameter, alpha=group["weight_decay"])
+            weight_norm, update_norm = torch.linalg.vector_norm(parameter), torch.linalg.vector_norm(update)
+            ratio = weight_norm / update_norm
+            update.mul_(torch.where((weight_norm > 0) & (update_norm > 0), ratio, torch.ones_like(ratio)))
+        new = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step": step}
+        moved = torch.add(parameter, update, alpha=-group["lr"])
+        for target, value in [(parameter, moved), *((state[name], value) for name, value in new.items())]:
+            target.copy_(value if self.found_inf is None else torch.where(self.found_inf != 0, target, value))

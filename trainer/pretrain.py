@@ -1,0 +1,237 @@
+"""Masked pretraining: `accelerate launch trainer/pretrain.py --config configs/x.yaml --data.shards S --run.dir R`."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+
+from data.frames import DataError
+from data.units import ModelSpace
+from models.encoder import build_encoder, depth_rates
+from models.manifest import CheckpointError, latest_verified
+from models.spark import SparK
+from models.weights import init_from
+from trainer.checkpoint import TrainState, check_resume, installed_versions, load, save
+from trainer.config import PretrainConfig, as_dict, as_yaml, parse_config
+from trainer.engine import Engine
+from trainer.entry import ExitCode, StopSignal, run_entry, set_up_logging, start_other_processes
+from trainer.evaluation import HeldOut
+from trainer.loop import Hooks, Loop
+from trainer.progress import Progress
+from trainer.tasks import PretrainTask
+from trainer.tracking import Trackers, open_trackers
+from trainer.windows import open_stream, open_windows
+
+LOG = logging.getLogger(__name__)
+PATCH = 32
+_Result = TypeVar("_Result")
+
+
+class Pretraining:
+    """One pretraining run, built from its configuration; every rank has one.
+
+    Args:
+        config: The run.
+        engine: Started processes.
+        stop: Tells whether this rank was asked to stop.
+    """
+
+    def __init__(self, config: PretrainConfig, engine: Engine, stop: StopSignal) -> None:
+        self.config, self.engine = config, engine
+        self.folder = Path(config.run.dir)
+        self.windows = open_windows(config.data)
+        index = self.windows.index
+        self.stream = open_stream(
+            self.windows,
+            config.data,
+            seed=config.seed,
+            rank=engine.rank,
+            world_size=engine.world_size,
+            pin=engine.device.type == "cuda",
+        )
+        if index.rows % PATCH or index.cols % PATCH:
+            raise DataError(
+                f"{config.data.shards}: frames of {index.rows} x {index.cols} pixels; the model masks patches of "
+                f"{PATCH} x {PATCH}: pack with a crop whose sides are multiples of {PATCH}"
+            )
+        self.space = ModelSpace(
+            kind=config.model.space.kind,
+            scale_mmh=config.model.space.scale_mmh,
+            clip_mmh=config.model.space.clip_mmh,
+        )
+        self.stop = stop
+        self.model = model = self._build_model()
+        self.task = PretrainTask(
+            model,
+            self.space,
+            mask_ratio=config.model.mask_ratio,
+            seed=config.seed,
+            grid_hw=(index.rows // PATCH, index.cols // PATCH),
+            depth_rates=depth_rates(model.sparse_encoder),
+            augment=config.data.augment,
+            dtype=torch.float64 if config.engine.precision == "fp64" else torch.float32,
+        )
+        self.first_step = self._resume(model)
+        self.held_out = HeldOut(config, engine, model, self.task, self.windows)
+        self.trackers: Trackers | None = None
+        self.progress = Progress(config.run, enabled=engine.is_main)
+
+    def run(self) -> ExitCode:
+        """Train to the end or to a stop; the run's folder says the rest."""
+        config, engine = self.config, self.engine
+        self._on_main(self._make_folder)
+        if engine.is_main:
+            self.trackers = open_trackers(self.folder, config.tracking, resume_step=self.first_step)
+        hooks = Hooks(
+            log=self._log,
+            save=self._save,
+            evaluate=self._evaluate,
+            stop_asked=self.stop,
+            windows=self.windows.names,
+        )
+        loop = Loop(
+            engine,
+            self.task,
+            self.stream,
+            run=config.run,
+            optim=config.optim,
+            global_batch=config.data.global_batch,
+            hooks=hooks,
+        )
+        try:
+            with self.progress.showing(self.first_step):
+                outcome = loop.fit(self.first_step)
+        finally:
+            if self.trackers is not None:
+                self.trackers.close()
+        if outcome == "stopped":
+            LOG.info("stopped with a checkpoint; the same command goes on from there")
+            return ExitCode.REQUEUE
+        if engine.is_main:
+            self._say_where()
+        return ExitCode.DONE
+
+    def _make_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(as_yaml(self.config), encoding="utf-8")
+
+    def _build_model(self) -> SparK:
+        """Build the model with weights that the seed alone decides; torch's global generator is left as it was."""
+        config = self.config.model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            encoder = build_encoder(config.encoder, self.config.data.window, depth_drop=config.depth_drop)
+            model = SparK(
+                encoder,
+                decoder_width=config.decoder_width,
+                loss=config.loss,
+                decoder_activation=config.decoder_activation,
+            )
+        model.set_checkpoint_blocks(config.checkpoint_blocks)
+        return model
+
+    def _resume(self, model: SparK) -> int:
+        """Take over the newest checkpoint that verifies, or the weights to start from; return the finished steps."""
+        engine, config = self.engine, self.config
+        newest = self._on_main(lambda: latest_verified(self.folder / "checkpoints"))
+        if newest is None:
+            if config.init_from is not None:
+                for line in init_from(model, Path(config.init_from)).lines():
+                    LOG.info("init_from: %s", line)
+            engine.prepare(model, config.optim)
+            return 0
+        saved = load(newest)
+        changes = check_resume(
+            saved.state, as_dict(config), self.stream.fingerprint(), allow_plan_change=config.run.allow_plan_change
+        )
+        for line in changes:
+            LOG.info("resume: %s", line)
+        engine.prepare(model, config.optim)
+        engine.import_state(saved.model, saved.optimizer, saved.state.optimizer_steps, saved.state.loss_scale)
+        LOG.info("resumed from %s: %d of %d steps are done", newest, saved.state.step, config.run.steps)
+        return saved.state.step
+
+    def _save(self, finished: int) -> None:
+        """Gather on all ranks, write on one."""
+        exported = self.engine.export_state()
+        state = TrainState(
+            step=finished,
+            epoch=finished // self.stream.steps_per_epoch,
+            seed=self.config.seed,
+            config=as_dict(self.config),
+            plan=self.stream.fingerprint(),
+            loss_scale=exported.loss_scale,
+            optimizer_steps=exported.optimizer_steps,
+            versions=installed_versions(),
+        )
+        keep_last = self.config.run.keep_last
+        path = self._on_main(lambda: save(self.folder, state, exported.model, exported.optimizer, keep_last=keep_last))
+        LOG.info("step %d: saved %s", finished, path)
+
+    def _on_main(self, work: Callable[[], _Result]) -> _Result:
+        """Do something on the main rank and give its result to all; where it fails, it fails on all of them."""
+        result: _Result | None = None
+        failure: str | None = None
+        if self.engine.is_main:
+            try:
+                result = work()
+            except (CheckpointError, OSError) as error:
+                failure = str(error)
+        result, failure = self.engine.broadcast_object((result, failure))
+        if failure is not None:
+            raise CheckpointError(failure)
+        return cast(_Result, result)
+
+    def _evaluate(self, finished: int) -> dict[str, float]:
+        picture = self.folder / "pictures" / f"reconstruction-{finished:08d}.png"
+        metrics = self.held_out.evaluate(picture, step=finished)
+        if self.trackers is not None and picture.exists():
+            self.trackers.image(finished, "reconstruction", picture)
+        return metrics
+
+    def _log(self, finished: int, metrics: dict[str, float]) -> None:
+        self.progress.show(finished, metrics)
+        if self.trackers is not None:
+            self.trackers.log(finished, metrics)
+
+    def _say_where(self) -> None:
+        folder = self.folder
+        pictures = sorted((folder / "pictures").glob("*.png"))
+        places = {
+            "weights": f"{latest_verified(folder / 'checkpoints')}/model.safetensors",
+            "encoder": f"python -m models.weights export {folder} --out encoder.safetensors",
+            "metrics": folder / "metrics.jsonl",
+            "TensorBoard": folder / "tensorboard" if self.config.tracking.tensorboard else None,
+            "picture": pictures[-1] if pictures else None,
+        }
+        lines = [f"  {name:<12} {place}\n" for name, place in places.items() if place is not None]
+        sys.stdout.write(f"done: {self.config.run.steps} steps\n" + "".join(lines))
+
+
+def main(argv: Sequence[str] | None = None) -> ExitCode:
+    """Parse, build, run.
+
+    Args:
+        argv: Command line without the program's name.
+    """
+    config = parse_config(sys.argv[1:] if argv is None else argv, prog="trainer/pretrain.py")
+    start_other_processes(os.environ)
+    stop = StopSignal()
+    stop.install()
+    engine = Engine(config.engine)
+    clean = False
+    try:
+        set_up_logging(engine.rank)
+        code = Pretraining(config, engine, stop).run()
+        clean = True
+        return code
+    finally:
+        engine.shutdown(clean=clean)
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(main))

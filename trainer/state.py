@@ -1,0 +1,208 @@
+"""What a run needs besides tensors to go on, and what may differ when it does."""
+
+import dataclasses
+import fnmatch
+import importlib.metadata
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from models.manifest import CheckpointError
+
+STATE_SCHEMA_VERSION: Final = 1
+
+MAY_CHANGE: Final = (
+    # Where and how it runs; the mathematics are the same up to rounding and precision.
+    "engine.*",
+    "tracking.*",
+    # When it ends and how often it reports.
+    "run.dir",
+    "run.steps",
+    "run.log_every",
+    "run.evaluate_every",
+    "run.save_every",
+    "run.keep_last",
+    "run.max_nonfinite",
+    "run.allow_plan_change",
+    "run.progress",
+    # What changes neither the weights nor the windows that they see.
+    "data.evaluation_windows",
+    "model.checkpoint_blocks",
+    "init_from",
+    # How the same windows get here; the data themselves are held by the plan's fingerprint.
+    "data.shards",
+    "data.threads",
+    "data.prefetch_steps",
+    "data.decoded_mb",
+)
+"""Settings that may differ between a checkpoint and the run that goes on from it."""
+
+MAY_CHANGE_WHEN_ASKED: Final = (
+    "data.micro_batch",
+    "data.lanes",
+    "data.block_mb",
+    "plan.micro_batch",
+    "plan.lanes",
+    "plan.block_bytes",
+)
+"""Settings that change the order of windows and the batch statistics: only with `--run.allow_plan_change true`."""
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """What a run needs besides tensors to go on; plain JSON values throughout.
+
+    Args:
+        step: Global steps done.
+        epoch: Epoch of the next step.
+        seed: Seed of everything random.
+        config: The resolved configuration, nested by section.
+        plan: Fingerprint of the plan: data, selection, split, batches, lanes, block.
+        loss_scale: Of fp16 training, None without one.
+        optimizer_steps: Updates done, by parameter name.
+        versions: Of the packages that wrote this.
+    """
+
+    step: int
+    epoch: int
+    seed: int
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    loss_scale: float | None
+    optimizer_steps: dict[str, float]
+    versions: dict[str, str]
+
+
+def installed_versions() -> dict[str, str]:
+    """Name the versions that shape a checkpoint; a package that is not installed is left out."""
+    found: dict[str, str] = {"python": sys.version.split()[0]}
+    for name in ("rainspark", "torch", "numpy", "safetensors", "timm", "accelerate", "deepspeed"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def check_resume(
+    saved: TrainState, config: Mapping[str, Any], plan: Mapping[str, Any], *, allow_plan_change: bool
+) -> list[str]:
+    """Compare a checkpoint with the run that is asked to go on from it.
+
+    Args:
+        saved: of the checkpoint.
+        config: the run's resolved configuration, nested by section.
+        plan: fingerprint of the run's plan.
+        allow_plan_change: accept the changes of `MAY_CHANGE_WHEN_ASKED` too.
+
+    Returns:
+        One line for each accepted change, "key: saved X, asked Y".
+
+    Raises:
+        CheckpointError: something else differs; all of it is named.
+    """
+    before = _flat(_jsonable({**saved.config, "plan": saved.plan}))
+    now = _flat(_jsonable({**config, "plan": plan}))
+    accepted, on_request, refused = [], [], []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
+        if _same(old, new):
+            continue
+        line = f"{key}: saved {_shown(old)}, asked {_shown(new)}"
+        if _matches(key, MAY_CHANGE):
+            accepted.append(line)
+        elif _matches(key, MAY_CHANGE_WHEN_ASKED):
+            on_request.append(line)
+        else:
+            refused.append(line)
+    if refused or (on_request and not allow_plan_change):
+        lines = refused if allow_plan_change else refused + on_request
+        hint = " (micro-batch, lanes and block may change with --run.allow_plan_change true)" if on_request else ""
+        raise CheckpointError(
+            f"the checkpoint of step {saved.step} belongs to another run; set these back, or choose a new run.dir and "
+            f"--init_from it{hint}:\n" + "\n".join(f"  {line}" for line in lines)
+        )
+    return accepted + on_request
+
+
+def _jsonable(value: Any, key: str = "") -> Any:
+    """Copy plain values, tuples as lists, and refuse what JSON would lose."""
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise CheckpointError(f"{key or 'state'}: key {name!r} is not text; a checkpoint stores plain JSON")
+        return {name: _jsonable(item, f"{key}.{name}" if key else name) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item, f"{key}.{position}") for position, item in enumerate(value)]
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        return value
+    raise CheckpointError(f"{key}: {value!r} ({type(value).__name__}) cannot be stored as plain JSON; convert it first")
+
+
+def state_bytes(state: TrainState) -> bytes:
+    """Write a state as strict JSON, tuples as lists.
+
+    Raises:
+        CheckpointError: a value is not plain JSON, NaN and infinity included; its key is named.
+    """
+    if state.step < 0:
+        raise CheckpointError(f"step is {state.step}; it must be 0 or more")
+    document = {"schema_version": STATE_SCHEMA_VERSION, **_jsonable(dataclasses.asdict(state))}
+    return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("utf-8")
+
+
+def parse_state(path: Path, raw: bytes) -> TrainState:
+    """Read what `state_bytes` wrote.
+
+    Args:
+        path: the file that errors name.
+        raw: its content.
+
+    Raises:
+        CheckpointError: it is not such a state; the key is named.
+    """
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "step": int, "epoch": int, "seed": int, "config": dict, "plan": dict, "loss_scale": (float, int, type(None)),
+        "optimizer_steps": dict, "versions": dict,
+    }  # fmt: skip
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}; use another checkpoint") from error
+    if not isinstance(document, dict) or document.pop("schema_version", None) != STATE_SCHEMA_VERSION:
+        raise CheckpointError(f"{path}: not of schema_version {STATE_SCHEMA_VERSION}; use the Rainspark that wrote it")
+    if document.keys() != kinds.keys():
+        raise CheckpointError(f"{path}: keys {sorted(document)}, expected {sorted(kinds)}; use another checkpoint")
+    for key, kind in kinds.items():
+        if not isinstance(document[key], kind) or isinstance(document[key], bool):
+            raise CheckpointError(f"{path}: {key} is {document[key]!r}; use another checkpoint")
+    return TrainState(**document)
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict) and value:
+            leaves |= _flat(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
+
+
+def _same(old: Any, new: Any) -> bool:
+    # True equals 1 for Python, not for a reader.
+    return old is new or (isinstance(old, bool) == isinstance(new, bool) and bool(old == new))
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is _ABSENT else json.dumps(value)
+
+
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)

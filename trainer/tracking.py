@@ -1,0 +1,227 @@
+"""Where the metrics of a run go: always a JSONL file, and TensorBoard. No sink can stop a run."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+METRICS_FILE: Final = "metrics.jsonl"
+TENSORBOARD_FOLDER: Final = "tensorboard"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where metrics go besides `metrics.jsonl`, which is always written.
+
+    Args:
+        tensorboard: Write metrics and pictures for TensorBoard into the run's folder.
+    """
+
+    tensorboard: bool = True
+
+
+class Tracker(Protocol):
+    """One sink of metrics and pictures. Any exception it raises switches it off, and only it."""
+
+    @property
+    def name(self) -> str:
+        """What warnings call it."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of a global step, by name; NaN and infinity are values."""
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Take a picture that lies at `path`."""
+
+    def close(self) -> None:
+        """Write out what is held back."""
+
+
+class JsonlTracker:
+    """One JSON object a line: `step`, `time_s` (seconds since 1970, UTC) and `metrics`, or `image` for a picture.
+
+    Strict JSON: NaN and the infinities are the strings "NaN", "Infinity" and "-Infinity".
+    """
+
+    name = METRICS_FILE
+
+    def __init__(self, path: Path, resume_step: int | None) -> None:
+        """Open the file for appending.
+
+        Args:
+            path: of the file.
+            resume_step: the step that the run goes on from; later lines are cut. None: a new run, all lines are.
+
+        Raises:
+            OSError: the file cannot be read or written.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _cut_after(path, resume_step)
+        self._file = path.open("ab", buffering=0)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append the metrics of a step."""
+        self._append(step, "metrics", {key: _strict(float(value)) for key, value in metrics.items()})
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Append where a picture lies, relative to the file's folder when it lies below it."""
+        place = path.relative_to(self.path.parent) if path.is_relative_to(self.path.parent) else path
+        self._append(step, "image", {"name": name, "path": place.as_posix()})
+
+    def close(self) -> None:
+        """Make all lines durable."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def _append(self, step: int, kind: str, content: dict[str, Any]) -> None:
+        record = {"step": step, "time_s": round(time.time(), 3), kind: content}
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        # A disk that fills takes part of a line without an error; the next write would glue another to it.
+        if (written := self._file.write(line)) != len(line):
+            raise OSError(f"{self.path}: only {written} of {len(line)} bytes of a line were written; the disk is full")
+
+
+class TensorBoardTracker:
+    """Event files for TensorBoard."""
+
+    name = "TensorBoard"
+
+    def __init__(self, folder: Path, resume_step: int | None) -> None:
+        """Open a new event file.
+
+        Args:
+            folder: of the event files.
+            resume_step: the step that the run goes on from; TensorBoard leaves out earlier files' later steps.
+        """
+        # Imported where it is used: it takes a second, and a machine without it still trains.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write one point a metric."""
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, float(value), step)
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Write a picture."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write out all points."""
+        self._writer.close()
+
+
+class Trackers:
+    """Hands everything to several sinks; one that fails is switched off with one warning, and the run goes on."""
+
+    def __init__(self, sinks: Sequence[Tracker]) -> None:
+        """Take the sinks, in the order in which they are served."""
+        self._sinks = list(sinks)
+        self._problems: list[str] = []
+        self._closed = False
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was switched off and why, for the summary at the end of the run."""
+        return tuple(self._problems)
+
+    def open(self, name: str, build: Callable[[], Tracker]) -> None:
+        """Add a sink; one that cannot be built counts as failed."""
+        try:
+            self._sinks.append(build())
+        except Exception as error:
+            self._switch_off(name, error)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Hand the metrics of a global step to every sink."""
+        self._each(lambda sink: sink.log(step, metrics))
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Hand a picture to every sink."""
+        self._each(lambda sink: sink.image(step, name, path))
+
+    def close(self) -> None:
+        """Close every sink, and say again what is not complete. A second call does nothing."""
+        self._each(lambda sink: sink.close())
+        if not self._closed:
+            for problem in self._problems:
+                _logger.warning("Not complete: %s", problem)
+        self._sinks, self._closed = [], True
+
+    def _each(self, action: Callable[[Tracker], None]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                action(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                self._switch_off(sink.name, error)
+
+    def _switch_off(self, name: str, error: Exception) -> None:
+        problem = f"{name} was switched off after {type(error).__name__}: {error}"
+        self._problems.append(problem)
+        _logger.warning("%s. The run goes on without it.", problem)
+
+
+def open_trackers(run_folder: Path, config: TrackingConfig, *, resume_step: int | None) -> Trackers:
+    """Open the sinks of a run. Rank 0 calls this, and no other rank.
+
+    Args:
+        run_folder: of the run.
+        config: which sinks there are besides `metrics.jsonl`.
+        resume_step: the step that the run goes on from, None for a new run.
+    """
+    trackers = Trackers([])
+    trackers.open(JsonlTracker.name, lambda: JsonlTracker(run_folder / METRICS_FILE, resume_step))
+    if config.tensorboard:
+        folder = run_folder / TENSORBOARD_FOLDER
+        trackers.open(TensorBoardTracker.name, lambda: TensorBoardTracker(folder, resume_step))
+    return trackers
+
+
+def _strict(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _cut_after(path: Path, step: int | None) -> None:
+    """Rewrite the file with the lines up to a step, in one move; a torn or foreign line goes too."""
+    kept, num_foreign = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+            line_step = int(record["step"]) if line.endswith(b"\n") else None
+        except (ValueError, TypeError, KeyError):
+            line_step = None
+        if line_step is None:
+            num_foreign += 1
+        elif step is not None and line_step <= step:
+            kept.append(line)
+    if num_foreign:
+        _logger.warning("%s: %d lines were torn or not metrics and are cut", path, num_foreign)
+    temporary = path.with_name(f".{path.name}.cut")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
