@@ -149,8 +149,8 @@ class ModelConfig:
     Args:
         encoder: A timm ResNet by name.
         decoder_width: Channels of the decoder at its coarsest level, a multiple of 32.
-        decoder_activation: `leaky_relu` as in the published SpaT-SparK, `relu6` as in the published SparK: a checkpoint of
-            theirs does not say which.
+        decoder_activation: `leaky_relu` as in the published SpaT-SparK, `relu6` as in the published SparK; their
+            checkpoints do not say which.
         mask_ratio: Share of the 32 x 32 patches that are masked, 0 to below 1.
         loss: `masked`: SparK's, over masked patches; `all`: the published SpaT-SparK's, over all patches.
         depth_drop: Stochastic depth of the last block, growing linearly from 0 at the first, an image at a time.

@@ -1,0 +1,44 @@
+"""The README's commands name what exists: targets, modules, files and settings."""
+
+import importlib.util
+import re
+import shlex
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from trainer.config import PretrainConfig, dotted_keys
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_names_what_exists(command: str) -> None:
+    words = shlex.split(command)
+    if words[0] == "make":
+        targets = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+        assert all(re.search(rf"^{word}:", targets, re.MULTILINE) for word in words[1:])
+    if "-m" in words:
+        assert importlib.util.find_spec(words[words.index("-m") + 1]) is not None
+    for word in words:
+        if word.endswith((".py", ".yaml", ".sh")):
+            assert (REPOSITORY / word).exists()
+
+
+def test_every_setting_in_the_readme_exists() -> None:
+    known = {*dotted_keys(PretrainConfig), "num_processes", "config", "print_config", "crop", "window", "frames", "out"}
+    asked = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README))
+    assert asked <= known, asked - known
+    named = set(re.findall(r"`((?:data|run|optim|engine)\.[a-z_.]+)`", README))
+    assert named <= set(dotted_keys(PretrainConfig)), named
+
+
+def test_what_a_runs_folder_holds_is_what_the_readme_says() -> None:
+    for name in ("config.yaml", "metrics.jsonl", "tensorboard/", "pictures/", "model.safetensors", "MANIFEST.json"):
+        assert f"`{name}`" in README
