@@ -63,7 +63,8 @@ def stop_when_running(command: list[str], folder: Path, number: signal.Signals) 
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "number"), [("1", signal.SIGTERM), ("2", signal.SIGTERM), ("2", signal.SIGINT)]
+    ("num_processes", "number"),
+    [("1", signal.SIGTERM), ("2", signal.SIGINT), pytest.param("2", signal.SIGTERM, marks=pytest.mark.slow)],
 )
 def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(
     shards: Path, tmp_path: Path, num_processes: str, number: signal.Signals
