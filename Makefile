@@ -18,10 +18,10 @@ $(READY): setup.py .ci/constraints.txt .ci/compiler
 
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(BIN)/python -m data.sources.synthetic --out $(DEMO)/radar --hours 12 --seed 0
+	$(BIN)/python -m data.sources.synthetic --out $(DEMO)/radar --hours 24 --seed 1 --size 192
 	$(BIN)/python -m data.pack knmi $(DEMO)/radar --out $(DEMO)/shards
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		trainer/pretrain.py --config configs/demo.yaml --data.shards $(DEMO)/shards --run.dir $(DEMO)/run
+		--num_cpu_threads_per_process $$(nproc) trainer/pretrain.py --config configs/demo.yaml --data.shards $(DEMO)/shards --run.dir $(DEMO)/run
 	$(BIN)/python -m models.weights export $(DEMO)/run --out $(DEMO)/encoder.safetensors
 
 check: $(READY)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from models.norm import BatchNorm2d, BatchStatistics, run_block
+from models.norm import BatchNorm2d, RunningStatistics, run_block
 
 Activation = Literal["leaky_relu", "relu6"]
 
@@ -29,7 +29,7 @@ class UNetBlock(nn.Module):
             BatchNorm2d(out_channels),
         )
 
-    def forward(self, x_bchw: Tensor, statistics: list[BatchStatistics] | None = None) -> Tensor:
+    def forward(self, x_bchw: Tensor, statistics: list[RunningStatistics] | None = None) -> Tensor:
         """Upsample; for `statistics` see `BatchNorm2d.forward`."""
         x = self.up_sample(x_bchw)
         x = self.conv[2](self.conv[1](self.conv[0](x), statistics))

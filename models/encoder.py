@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import timm
+import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
@@ -104,6 +105,13 @@ def build_encoder(name: str, in_chans: int, depth_drop: float = 0.0) -> Encoder:
     )
     pack_network(network, name)
     return Encoder(network, name, in_chans, depth_drop)
+
+
+def timm_shapes(name: str, in_chans: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what `timm.create_model(name, in_chans=in_chans, num_classes=0)` loads; takes no memory."""
+    with torch.device("meta"):
+        network = timm.create_model(name, in_chans=in_chans, num_classes=0)
+    return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
 
 
 def depth_rates(encoder: Encoder) -> tuple[float, ...]:

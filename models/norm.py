@@ -9,58 +9,73 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-BatchStatistics = tuple[Tensor, Tensor]
-"""Mean (C,) and unbiased variance (C,) of one batch over all ranks, as the running statistics take them in."""
+RunningStatistics = tuple[Tensor, Tensor]
+"""Mean (C,) and unbiased variance (C,) as a normalisation's running ones are once a batch is taken in."""
 
 
 class BatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` whose training statistics are those of all ranks of `process_group`.
 
     Inputs are (n, C, h, w): dense maps, or packed patches. Every rank must hold equally many positions.
-    Without a group, or with one rank in it, this is torch's own batch normalisation.
+    Without a group, or with one rank in it, this is torch's own batch normalisation, bit for bit.
     Statistics are taken in float32 (float64 for float64 inputs) whatever autocast says.
     """
 
     process_group: dist.ProcessGroup | None = None
 
-    def forward(self, input: Tensor, statistics: list[BatchStatistics] | None = None) -> Tensor:
-        """Normalise. With a list given, put the batch's statistics there instead of into the running ones.
+    @property
+    def takes_in(self) -> bool:
+        """Whether a forward changes the running statistics: in training, unless there are none."""
+        return self.training and self.running_mean is not None
+
+    def forward(self, input: Tensor, statistics: list[RunningStatistics] | None = None) -> Tensor:
+        """Normalise. With a list given, put the new running statistics there instead of into the buffers.
 
         The list serves activation checkpointing: the caller hands it to `update_running` once, however often the
-        forward is computed.
+        forward is computed. It stays empty where `takes_in` is False.
+
+        Raises:
+            ValueError: in training, fewer than two values a channel over all ranks: they have no variance.
         """
         self._check_input_dim(input)
         if not (self.training or self.running_mean is None):
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        if self.process_group is not None and dist.get_world_size(self.process_group) > 1:
-            output, batch_mean, batch_var = self._over_ranks(input)
-            batch = (batch_mean, batch_var)
-        elif statistics is None:
+        world_size = 1 if self.process_group is None else dist.get_world_size(self.process_group)
+        _check_count(input, world_size)
+        if world_size == 1 and statistics is None:
             return super().forward(input)
+        # torch's `momentum=None` (a plain average) is refused by `synchronise`; timm and the decoder use 0.1.
+        momentum = cast(float, self.momentum)
+        # Copies, so that torch itself computes the new values: the buffers come out the same, recomputed or not.
+        running = self._running_copies()
+        mean_c, var_c = running or (None, None)
+        if world_size == 1:
+            output = F.batch_norm(input, mean_c, var_c, self.weight, self.bias, True, momentum, self.eps)
         else:
-            # Momentum 1 makes torch write the batch's own statistics into the buffers that it is given.
-            channels = (self.num_features,)
-            dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-            batch = (input.new_zeros(channels, dtype=dtype), input.new_zeros(channels, dtype=dtype))
-            output = F.batch_norm(input, batch[0], batch[1], self.weight, self.bias, True, 1.0, self.eps)
-        if statistics is None:
-            self.update_running(batch)
-        else:
-            statistics.append(batch)
+            output, *batch = self._over_ranks(input)
+            for value, new in zip(running or (), batch, strict=running is not None):
+                value.mul_(1.0 - momentum).add_(new.to(value.dtype) * momentum)
+        if running is not None and statistics is None:
+            self.update_running(running)
+        elif running is not None and statistics is not None:
+            statistics.append(running)
         return output
 
     @torch.no_grad()
-    def update_running(self, batch: BatchStatistics) -> None:
-        """Take one batch's mean and unbiased variance into the running statistics (torch's rule and rounding)."""
+    def update_running(self, running: RunningStatistics) -> None:
+        """Make what a forward gave out the running statistics, and count the batch."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
-        # torch's `momentum=None` (a plain average) is refused by `synchronise`; timm and the decoder use 0.1.
-        momentum = cast(float, self.momentum)
-        for running, new in zip((self.running_mean, self.running_var), batch, strict=True):
-            running.mul_(1.0 - momentum).add_(new.to(running.dtype) * momentum)
+        self.running_mean.copy_(running[0])
+        self.running_var.copy_(running[1])
+
+    def _running_copies(self) -> RunningStatistics | None:
+        if not self.takes_in or self.running_mean is None or self.running_var is None:
+            return None
+        return self.running_mean.clone(), self.running_var.clone()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _over_ranks(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,13 +100,13 @@ def run_block(block: nn.Module, recompute: bool, *inputs: Tensor | object) -> Te
         return block(*inputs, None)
 
     def forward(*inputs: Tensor | object) -> tuple[Tensor, ...]:
-        statistics: list[BatchStatistics] = []
+        statistics: list[RunningStatistics] = []
         output = block(*inputs, statistics)
-        return output, *(part for batch in statistics for part in batch)
+        return output, *(part for running in statistics for part in running)
 
     output, *parts = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
-    norms = (module for module in block.modules() if isinstance(module, BatchNorm2d))
-    for norm, mean_c, var_c in zip(norms, parts[0::2], parts[1::2], strict=False):
+    norms = [module for module in block.modules() if isinstance(module, BatchNorm2d) and module.takes_in]
+    for norm, mean_c, var_c in zip(norms, parts[0::2], parts[1::2], strict=True):
         norm.update_running((mean_c, var_c))
     return output
 
@@ -112,6 +127,16 @@ def synchronise(model: nn.Module, group: dist.ProcessGroup | None) -> None:
                 f"{name} is a {type(module).__name__}; expected models.norm.BatchNorm2d, else ranks would normalise "
                 "differently"
             )
+
+
+def _check_count(x_nchw: Tensor, world_size: int) -> None:
+    """Refuse statistics of a single value, whether it lies on one rank or there are several."""
+    num_total = x_nchw.numel() // x_nchw.shape[1] * world_size
+    if num_total < 2:
+        raise ValueError(
+            f"batch normalisation in training got {num_total} values a channel (a map of shape {tuple(x_nchw.shape)}, "
+            f"{world_size} ranks); expected at least 2: use a larger micro-batch or a lower mask ratio"
+        )
 
 
 class _NormaliseOverRanks(torch.autograd.Function):
@@ -138,7 +163,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
         mean_c = gathered[:, 0].mean(0)
         var_c = gathered[:, 1].mean(0) + (gathered[:, 0] - mean_c).square().mean(0)
         num_total = num_local * world_size
-        unbiased_c = var_c * (num_total / max(num_total - 1, 1))
+        unbiased_c = var_c * (num_total / (num_total - 1))
         y_nchw = F.batch_norm(x_nchw, mean_c, var_c, weight_c, bias_c, False, 0.0, eps)
         ctx.save_for_backward(x_nchw, weight_c, mean_c, torch.rsqrt(var_c + eps))
         ctx.group, ctx.num_total = group, num_total

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.norm import BatchStatistics
+from models.norm import RunningStatistics
 
 # The eight neighbours as (row, column) offsets; the one opposite to number d is number 7 - d.
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
@@ -203,7 +203,7 @@ class PackedBlock(nn.Module):
         x: Tensor,
         layout: PatchLayout | None = None,
         keep_n111: Tensor | None = None,
-        statistics: list[BatchStatistics] | None = None,
+        statistics: list[RunningStatistics] | None = None,
     ) -> Tensor:
         """Run the block on dense maps or packed patches.
 

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from models.encoder import timm_shapes
 from models.manifest import CheckpointError, latest_verified, verify_folder
 
 ENCODER_PREFIX = "sparse_encoder.sp_cnn."
@@ -89,35 +90,33 @@ class InitReport:
         return lines
 
 
-def load_published(path: Path) -> dict[str, Tensor]:
-    """Read a published checkpoint (`.pth`) or any safetensors file; tensors under our names.
-
-    Raises:
-        WeightsError: see `read_weights`.
-    """
-    return read_weights(path).tensors
-
-
 def read_weights(source: Path) -> Weights:
     """Read weights from a run's folder, a checkpoint's folder, a `.safetensors` or a `.pth` file.
 
     Raises:
-        WeightsError: nothing there, damaged, holding code, or holding no weights.
+        WeightsError: nothing there, damaged, holding code, holding no weights, one weight under two names, or tensors
+            that are not plain numbers in memory.
         CheckpointError: a checkpoint folder whose manifest does not verify.
     """
     path = _weights_file(source)
     raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle_free(path)
-    tensors, dropped = published_to_ours(raw)
+    tensors, dropped = published_to_ours(raw, path)
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors; expected a state dict of names and tensors")
+    for name, tensor in tensors.items():
+        if kind := _not_plain(tensor):
+            raise WeightsError(f"{path}: {name} is a {kind} tensor; expected a dense one of real numbers: convert it")
     return Weights(tensors=tensors, dropped=dropped, source=path)
 
 
-def published_to_ours(raw: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def published_to_ours(raw: Mapping[str, Any], source: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Rename a published state dict; returns the tensors and the names that were dropped.
 
     Known layouts: a bare state dict; one under `module`, `state_dict` or `model`; names with `module.` before them;
     SparK's and SpaT-SparK's names (ours too); an encoder alone, under `sp_cnn.` or timm's bare names.
+
+    Raises:
+        WeightsError: two names of `source` stand for one of ours.
     """
     dropped: list[str] = []
     for wrapper in WRAPPERS:
@@ -127,6 +126,7 @@ def published_to_ours(raw: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[
             raw = inner
             break
     tensors: dict[str, Tensor] = {}
+    origins: dict[str, str] = {}
     bare_encoder = not any("." in str(name) and "sp_cnn." in str(name) for name in raw)
     for key, value in raw.items():
         name = str(key).removeprefix("module.")
@@ -137,7 +137,11 @@ def published_to_ours(raw: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[
             name = "sparse_encoder." + name
         elif bare_encoder and re.match(r"(conv1|bn1|layer[1-4])\.", name):
             name = ENCODER_PREFIX + name
-        tensors[name] = value
+        if name in tensors:
+            raise WeightsError(
+                f"{source}: {origins[name]} and {key} both stand for {name}; expected one of them: delete the other"
+            )
+        tensors[name], origins[name] = value, str(key)
     return tensors, tuple(dropped)
 
 
@@ -149,7 +153,8 @@ def init_from(model: nn.Module, source: Path) -> InitReport:
         source: see `read_weights`.
 
     Raises:
-        WeightsError: shapes that differ, nothing that matches, or a file that cannot be read.
+        WeightsError: shapes that differ, nothing that matches, values that are not finite, or a file that cannot be
+            read.
         CheckpointError: a checkpoint folder whose manifest does not verify.
     """
     weights = read_weights(source)
@@ -170,6 +175,7 @@ def init_from(model: nn.Module, source: Path) -> InitReport:
             f"{weights.source}: {len(differing)} tensors have another shape: {'; '.join(differing[:5])}; expected "
             "weights of the same encoder, input channels and decoder width"
         )
+    _check_finite(weights.source, shared)
     model.load_state_dict(shared, strict=False)
     return InitReport(
         source=weights.source,
@@ -186,49 +192,71 @@ def encoder_for_timm(weights: Weights) -> dict[str, Tensor]:
     Raises:
         WeightsError: no encoder among them, or one that is not finite.
     """
-    found = {}
-    for name, tensor in weights.tensors.items():
-        if name.startswith(ENCODER_PREFIX):
-            value = tensor.float() if tensor.is_floating_point() else tensor
-            if not torch.isfinite(value).all():
-                raise WeightsError(f"{weights.source}: {name} is not finite; use an earlier checkpoint")
-            found[name.removeprefix(ENCODER_PREFIX)] = value.contiguous()
-    if "conv1.weight" not in found:
+    found = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(ENCODER_PREFIX)}
+    if not found:
         raise WeightsError(
             f"{weights.source}: holds no encoder (names that begin with {ENCODER_PREFIX}); it holds "
             f"{_some(weights.tensors)}"
         )
-    return found
+    _check_finite(weights.source, found)
+    return {
+        name.removeprefix(ENCODER_PREFIX): (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in found.items()
+    }
 
 
-def architecture_of(encoder: Mapping[str, Tensor]) -> str:
-    """timm's name of an encoder, told from its tensors' names.
+def architecture_of(encoder: Mapping[str, Tensor], source: Path) -> str:
+    """timm's name of the encoder that `source` holds, told from the tensors' names and shapes.
 
     Raises:
-        WeightsError: blocks of no covered encoder.
+        WeightsError: no covered encoder, or tensors that timm's network of that name could not load; the first is
+            named.
     """
     blocks = {match.groups() for name in encoder if (match := re.match(r"layer([1-4])\.(\d+)\.", name))}
     stages = Counter(stage for stage, _ in blocks)
     counts = (stages["1"], stages["2"], stages["3"], stages["4"])
     convs = 3 if "layer1.0.conv3.weight" in encoder else 2
+    covered = ", ".join(ARCHITECTURES.values())
     if (convs, counts) not in ARCHITECTURES:
+        raise WeightsError(f"{source}: encoder has {counts} blocks of {convs} convolutions; expected one of {covered}")
+    architecture = ARCHITECTURES[convs, counts]
+    difference = _difference(encoder, architecture)
+    if difference:
         raise WeightsError(
-            f"encoder has {counts} blocks of {convs} convolutions; expected one of {', '.join(ARCHITECTURES.values())}"
+            f"{source}: encoder has the blocks of {architecture}, but {difference}: timm could not load it; expected "
+            f"exactly the tensors of one of {covered}"
         )
-    return ARCHITECTURES[convs, counts]
+    return architecture
+
+
+def _difference(encoder: Mapping[str, Tensor], architecture: str) -> str | None:
+    """The first name or shape in which tensors differ from those of timm's network, or None."""
+    stem = encoder.get("conv1.weight")
+    in_chans = stem.shape[1] if stem is not None and stem.ndim == 4 else 1
+    expected = timm_shapes(architecture, max(in_chans, 1))
+    for name, shape in expected.items():
+        if name not in encoder:
+            return f"{name} is missing"
+        if tuple(encoder[name].shape) != shape:
+            return f"{name} is {tuple(encoder[name].shape)} instead of {shape}"
+    return next((f"it has {name} too" for name in encoder if name not in expected), None)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, force: bool) -> None:
     """Write a safetensors file: whole, or not at all.
 
     Raises:
-        WeightsError: it exists already and `force` is off, or its folder does not.
+        WeightsError: not named `.safetensors`, it exists already and `force` is off, or its folder does not.
     """
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path}: expected a name that ends in .safetensors: readers go by it; give another --out")
     if path.exists() and not force:
         raise WeightsError(f"{path} exists; give another --out, or --force to replace it")
     if not path.parent.is_dir():
         raise WeightsError(f"{path.parent} is no folder; make it first, or give another --out")
-    payload = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    # Copies: the format refuses tensors that share memory.
+    own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    payload = safetensors.torch.save(own, {"format": "pt"})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -290,6 +318,25 @@ def _read_pickle_free(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def _not_plain(tensor: Tensor) -> str | None:
+    """What makes a tensor more than plain numbers in memory, or None."""
+    if tensor.layout != torch.strided:
+        return "sparse or nested"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_meta:
+        return "meta (it has no values)"
+    return "complex" if tensor.is_complex() else None
+
+
+def _check_finite(source: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse values that are NaN or infinite as float32, which is what weights travel in."""
+    broken = {name: tensor for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()}
+    if broken:
+        verb = "is" if len(broken) == 1 else "are"
+        raise WeightsError(f"{source}: {_some(broken)} {verb} not finite; use an earlier checkpoint")
+
+
 def _some(names: Mapping[str, Any]) -> str:
     listed = list(names)
     return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
@@ -298,14 +345,14 @@ def _some(names: Mapping[str, Any]) -> str:
 def _export(arguments: argparse.Namespace) -> None:
     weights = read_weights(arguments.source)
     encoder = encoder_for_timm(weights)
-    name, in_chans = architecture_of(encoder), encoder["conv1.weight"].shape[1]
+    name, in_chans = architecture_of(encoder, weights.source), encoder["conv1.weight"].shape[1]
     write_safetensors(arguments.out, encoder, force=arguments.force)
     sys.stdout.write(
         f"read   {weights.source}\n"
         f"wrote  {arguments.out}: {name}, {in_chans} input channels, {len(encoder)} tensors, "
         f"{arguments.out.stat().st_size / 1e6:.1f} MB\n"
         f'load   timm.create_model("{name}", in_chans={in_chans}, num_classes=0, '
-        f'checkpoint_path="{arguments.out}")\n'
+        f"checkpoint_path={str(arguments.out)!r})\n"
     )
 
 
@@ -316,10 +363,11 @@ def _import(arguments: argparse.Namespace) -> None:
     for room, count in rooms.items():
         sys.stdout.write(f"       {room}: {count}\n")
     if any(name.startswith(ENCODER_PREFIX) for name in weights.tensors):
-        sys.stdout.write(f"       encoder: {architecture_of(encoder_for_timm(weights))}\n")
+        sys.stdout.write(f"       encoder: {architecture_of(encoder_for_timm(weights), weights.source)}\n")
     if weights.dropped:
         sys.stdout.write(f"       dropped, not used by any model: {', '.join(weights.dropped)}\n")
     if arguments.out is not None:
+        _check_finite(weights.source, weights.tensors)
         write_safetensors(arguments.out, weights.tensors, force=arguments.force)
         sys.stdout.write(f"wrote  {arguments.out}; start from it with --init_from {arguments.out}\n")
 

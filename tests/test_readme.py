@@ -32,7 +32,17 @@ def test_a_command_names_what_exists(command: str) -> None:
 
 
 def test_every_setting_in_the_readme_exists() -> None:
-    known = {*dotted_keys(PretrainConfig), "num_processes", "config", "print_config", "crop", "window", "frames", "out"}
+    known = {
+        *dotted_keys(PretrainConfig),
+        "num_processes",
+        "num_cpu_threads_per_process",
+        "config",
+        "print_config",
+        "crop",
+        "window",
+        "frames",
+        "out",
+    }
     asked = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README))
     assert asked <= known, asked - known
     named = set(re.findall(r"`((?:data|run|optim|engine)\.[a-z_.]+)`", README))

@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -206,7 +207,11 @@ class PretrainConfig:
     init_from: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what concerns several fields."""
+        """Check what concerns several fields, and that every number is one."""
+        for key, value in _leaves(self):
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise ConfigError(f"{key} is {value}; it must be a finite number")
         if self.data.global_batch % self.data.micro:
             sizes = [size for size in range(1, self.data.global_batch + 1) if self.data.global_batch % size == 0]
             raise ConfigError(
@@ -242,17 +247,35 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[An
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
-def _refuse_double_keys(argv: Sequence[str]) -> None:
+def _check_files(argv: Sequence[str]) -> None:
+    """Refuse what the parser would take from a file without a word, or refuse without naming it."""
+    sections = {key.rpartition(".")[0] for key in dotted_keys(PretrainConfig)} - {""}
     for position, word in enumerate(argv):
         path = word.partition("=")[2] if word.startswith("--config=") else None
         if word == "--config" and position + 1 < len(argv):
             path = argv[position + 1]
-        if path and Path(path).is_file():
-            with Path(path).open(encoding="utf-8") as stream:
-                try:
-                    yaml.load(stream, Loader=_UniqueKeyLoader)
-                except yaml.YAMLError as error:
-                    raise ConfigError(f"{path} is not YAML: {error}") from error
+        if not (path and Path(path).is_file()):
+            continue
+        with Path(path).open(encoding="utf-8") as stream:
+            try:
+                settings = yaml.load(stream, Loader=_UniqueKeyLoader)
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{path} is not YAML: {error}") from error
+        for section in sorted(sections):
+            found = settings
+            for name in section.split("."):
+                found = found.get(name, {}) if isinstance(found, dict) else {}
+            if not isinstance(found, dict):
+                raise ConfigError(f"{path}: {section} is {found!r}; it holds settings: remove it or list some")
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for leaf in dataclasses.fields(config):
+        value = getattr(config, leaf.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{leaf.name}.")
+        else:
+            yield f"{prefix}{leaf.name}", value
 
 
 def dotted_keys(cls: type, prefix: str = "") -> list[str]:
@@ -285,7 +308,7 @@ def parse_config(argv: Sequence[str], *, prog: str) -> PretrainConfig:
     Raises:
         ConfigError: An unknown or mistyped setting, named with the nearest valid key, or settings that contradict.
     """
-    _refuse_double_keys(argv)
+    _check_files(argv)
     parser = ArgumentParser(prog=prog, exit_on_error=False, description="Masked pretraining on radar rain sequences.")
     parser.add_argument("--config", action="config", help="YAML file of settings; later options override it")
     parser.add_class_arguments(PretrainConfig, None)

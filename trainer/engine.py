@@ -200,10 +200,13 @@ class Engine:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world_size > 1:
-            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+    def gather_objects(self, value: _Object) -> list[_Object]:
+        """Give all ranks every rank's small object, by rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def export_state(self) -> EngineState:
         """Gather the whole training state; every rank calls it, rank 0 gets it. Nothing in it shares live storage."""

@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar, cast
 
 from data.frames import DataError
 from data.plan import BatchError
 from models.manifest import CheckpointError
 from models.weights import WeightsError
 from trainer.config import ConfigError
-from trainer.engine import EngineError
+from trainer.engine import Engine, EngineError
 from trainer.loop import NonFiniteError
 
 LOG = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 class ExitCode(IntEnum):
@@ -75,6 +77,24 @@ class StopSignal:
     def __call__(self) -> bool:
         """Tell whether a stop signal has arrived."""
         return self.received is not None
+
+
+def on_all_ranks(engine: Engine, work: Callable[[], _Result]) -> _Result:
+    """Do something on every rank; what fails on one of them for a known cause ends all of them for that cause."""
+    result: _Result | None = None
+    failure: tuple[int, str] | None = None
+    try:
+        result = work()
+    except Exception as error:
+        known = [number for number, (kind, _) in enumerate(CAUSES) if isinstance(error, kind)]
+        if not known:
+            raise
+        failure = (known[0], str(error))
+    for rank, found in enumerate(engine.gather_objects(failure)):
+        if found is not None:
+            number, text = found
+            raise CAUSES[number][0](text if rank == engine.rank or failure == found else f"on rank {rank}: {text}")
+    return cast(_Result, result)
 
 
 def start_other_processes(environment: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ from trainer.windows import Windows, wettest
 
 LOG = logging.getLogger(__name__)
 NUM_SHOWN_FRAMES = 4
+EVALUATED = "held_out_loss"
 NOT_PREDICTED = "(the mean and spread of each patch are the radar's; the network predicts what is in it)"
 
 
@@ -45,7 +46,7 @@ class HeldOut:
     def evaluate(self, picture: Path, *, step: int) -> dict[str, float]:
         """Compute the held-out loss on all ranks and draw on the main one; the model is in evaluation mode."""
         with torch.no_grad():
-            metrics = {"held_out_loss": self._loss(self.table)} if self.table is not None else {}
+            metrics = {EVALUATED: self._loss(self.table)} if self.table is not None else {}
             self._draw(picture, step)
         return metrics
 
@@ -91,8 +92,9 @@ class HeldOut:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._picture(path, step, frames_bthw, reconstruction_bthw, valid_bthw, visible_hw.view(task.grid_hw))
-        except OSError as error:
-            LOG.warning("step %d: the picture %s was not written: %s", step, path, error)
+        except Exception as error:
+            # A picture tells about a run; it cannot end one.
+            LOG.warning("step %d: the picture %s was not drawn: %s: %s", step, path, type(error).__name__, error)
 
     def _picture(
         self,

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,6 +72,7 @@ class _Pending:
     step: int
     figures: Tensor
     arrived: torch.cuda.Event | None
+    names: list[str]
     host: dict[str, float]
     batches: list[Batch]
     clock: _Clock
@@ -110,64 +112,73 @@ class Loop:
         self._pending: deque[_Pending] = deque()
         self._nonfinite_in_a_row = 0
         self._stop_agreed = False
+        self._saved = 0
         self._data_wait_s = 0.0
         self._boundary_s = 0.0
         self._logged_clock = self._clock()
         self._logged_step = 0
 
-    def fit(self, first_step: int) -> Literal["done", "stopped"]:
+    def fit(self, first_step: int, *, evaluation_is_owed: bool = False) -> Literal["done", "stopped"]:
         """Train from `first_step` finished steps to `run.steps`; "stopped" when any rank was told to stop.
 
         Either way the last finished step has a checkpoint.
 
+        Args:
+            first_step: Steps that are done.
+            evaluation_is_owed: A stop came between that step and its evaluation.
+
         Raises:
             NonFiniteError: Too many non-finite steps in a row; the last good checkpoint stays the newest.
         """
+        self.engine.model.train()
+        if evaluation_is_owed:
+            self._evaluate(first_step)
         if first_step >= self.run.steps:
             LOG.info("%d steps are done and run.steps is %d: nothing to do", first_step, self.run.steps)
             return "done"
-        self._logged_step = saved = first_step
+        self._saved = self._logged_step = first_step
         self._logged_clock = self._clock()
-        self.engine.model.train()
-        steps = self.stream.steps(first_step, self.run.steps)
-        try:
+        with closing(self.stream.steps(first_step, self.run.steps)) as steps:
             for step in range(first_step, self.run.steps):
                 if self._drain(LAG):
                     self._drain(0)
-                    self._save(step, saved)
+                    self._save(step)
                     return "stopped"
                 self._pending.append(self._train_step(step, self._next(steps)))
-                saved = self._boundary(step + 1, saved)
-            self._drain(0)
-            self._save(self.run.steps, saved)
-        finally:
-            close = getattr(steps, "close", None)
-            if close is not None:
-                close()
+                self._boundary(step + 1)
+        self._drain(0)
+        self._save(self.run.steps)
         return "done"
 
-    def _boundary(self, finished: int, saved: int) -> int:
-        """Evaluate and save where the cadence says so; both drain the figures first, on every rank."""
-        start_s = time.perf_counter()
+    def _boundary(self, finished: int) -> None:
+        """Evaluate and save where the cadence says so; a stop that is agreed on comes first and is taken next."""
         last = finished == self.run.steps
-        if self.hooks.evaluate is not None and (finished % self.run.evaluate_every == 0 or last):
-            self._drain(0)
-            self.engine.model.eval()
-            metrics = self.hooks.evaluate(finished)
-            self.engine.model.train()
-            self.hooks.log(finished, metrics)
-        if finished % self.run.save_every == 0 and not last:
-            self._drain(0)
-            self._save(finished, saved)
-            saved = finished
+        evaluates = self.hooks.evaluate is not None and (finished % self.run.evaluate_every == 0 or last)
+        saves = finished % self.run.save_every == 0 and not last
+        if not (evaluates or saves):
+            return
+        stops = self._drain(0) and not last
+        start_s = time.perf_counter()
+        if evaluates and not stops:
+            self._evaluate(finished)
+        if saves or stops:
+            self._save(finished)
         self._boundary_s += time.perf_counter() - start_s
-        return saved
 
-    def _save(self, finished: int, saved: int) -> None:
-        if self._nonfinite_in_a_row:
-            LOG.warning("step %d: the last %d steps were skipped as not finite", finished, self._nonfinite_in_a_row)
-        if finished != saved:
+    def _evaluate(self, finished: int) -> None:
+        if self.hooks.evaluate is None:
+            return
+        self.engine.model.eval()
+        metrics = self.hooks.evaluate(finished)
+        self.engine.model.train()
+        if metrics:
+            self.hooks.log(finished, metrics)
+
+    def _save(self, finished: int) -> None:
+        """Save after `finished` steps, unless that was done."""
+        if finished != self._saved:
             self.hooks.save(finished)
+            self._saved = finished
 
     def _next(self, steps: Iterator[list[Batch]]) -> list[Batch]:
         start_s = time.perf_counter()
@@ -182,34 +193,42 @@ class Loop:
         terms = engine.sum_over_ranks(self._full(sum(batch.num_valid for batch in prepared)))
         engine.start_step()
         loss_sum = self._full(0.0)
+        sums: dict[str, Tensor] = {}
         for micro_step, batch in enumerate(prepared):
             with engine.accumulate(last=micro_step == len(prepared) - 1):
                 output = self.task.step(engine.model, batch.to(engine.device))
             engine.backward(output.loss / terms.clamp(min=1).to(output.loss.dtype))
             loss_sum = loss_sum + output.loss.detach().double()
+            for name, sum_and_count in output.metrics.items():
+                sums[name] = sums.get(name, 0.0) + sum_and_count.detach().double()
         stop = self._full(float(self.hooks.stop_asked()))
-        agreed = engine.sum_over_ranks(torch.stack([loss_sum, (~loss_sum.isfinite()).double(), stop]))
+        names = sorted(sums)
+        flags = torch.stack([loss_sum, (~loss_sum.isfinite()).double(), stop])
+        agreed = engine.sum_over_ranks(torch.cat([flags, *(sums[name] for name in names)]))
         rate = rate_at(self.optim, step, self.run.steps, self.global_batch)
         decay = decay_at(self.optim, step, self.run.steps)
         update = engine.update(rate=rate, decay=decay, nonfinite=agreed[1])
-        figures = torch.stack(
+        head = torch.stack(
             [agreed[0] / terms.clamp(min=1), update.grad_norm.double(), update.skipped.double(), agreed[2]]
         )
+        means = agreed[3::2] / agreed[4::2]
+        figures, arrived = self._copy_to_host(torch.cat([head, means]))
         host = {"rate": rate, "weight_decay": decay}
-        return self._copy_to_host(step, figures, host, batches)
+        return _Pending(step, figures, arrived, names, host, batches, self._clock())
 
     def _full(self, value: float) -> Tensor:
         # A fill carries its value in the launch; a copy from pageable memory would wait for the device.
         return torch.full((), value, dtype=torch.float64, device=self.engine.device)
 
-    def _copy_to_host(self, step: int, figures: Tensor, host: dict[str, float], batches: list[Batch]) -> _Pending:
+    @staticmethod
+    def _copy_to_host(figures: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         if figures.device.type == "cpu":
-            return _Pending(step, figures.clone(), None, host, batches, self._clock())
+            return figures.clone(), None
         pinned = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
         pinned.copy_(figures, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
-        return _Pending(step, pinned, arrived, host, batches, self._clock())
+        return pinned, arrived
 
     def _drain(self, leave: int) -> bool:
         """Read the figures of all but the newest steps; True when a rank was told to stop."""
@@ -217,7 +236,7 @@ class Loop:
             pending = self._pending.popleft()
             if pending.arrived is not None:
                 pending.arrived.synchronize()
-            loss, grad_norm, skipped, stop = pending.figures.tolist()
+            loss, grad_norm, skipped, stop, *means = pending.figures.tolist()
             self._stop_agreed |= stop > 0
             self._note_nonfinite(pending, loss, grad_norm, skipped > 0)
             finished = pending.step + 1
@@ -225,6 +244,7 @@ class Loop:
                 metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": skipped, **pending.host}
                 metrics["epoch"] = pending.step // self.stream.steps_per_epoch
                 metrics["windows"] = finished * self.global_batch
+                metrics.update(zip(pending.names, means, strict=True))
                 self.hooks.log(finished, {**metrics, **self._speed(finished, pending.clock)})
         return self._stop_agreed
 

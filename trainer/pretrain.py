@@ -10,21 +10,22 @@ from typing import TypeVar, cast
 import torch
 
 from data.frames import DataError
+from data.stream import Stream
 from data.units import ModelSpace
 from models.encoder import build_encoder, depth_rates
 from models.manifest import CheckpointError, latest_verified
 from models.spark import SparK
 from models.weights import init_from
 from trainer.checkpoint import TrainState, check_resume, installed_versions, load, save
-from trainer.config import PretrainConfig, as_dict, as_yaml, parse_config
+from trainer.config import ConfigError, PretrainConfig, as_dict, as_yaml, parse_config
 from trainer.engine import Engine
-from trainer.entry import ExitCode, StopSignal, run_entry, set_up_logging, start_other_processes
-from trainer.evaluation import HeldOut
+from trainer.entry import ExitCode, StopSignal, on_all_ranks, run_entry, set_up_logging, start_other_processes
+from trainer.evaluation import EVALUATED, HeldOut
 from trainer.loop import Hooks, Loop
 from trainer.progress import Progress
 from trainer.tasks import PretrainTask
-from trainer.tracking import Trackers, open_trackers
-from trainer.windows import open_stream, open_windows
+from trainer.tracking import METRICS_FILE, Trackers, open_trackers
+from trainer.windows import Windows, open_stream, open_windows
 
 LOG = logging.getLogger(__name__)
 PATCH = 32
@@ -41,29 +42,15 @@ class Pretraining:
     """
 
     def __init__(self, config: PretrainConfig, engine: Engine, stop: StopSignal) -> None:
-        self.config, self.engine = config, engine
+        self.config, self.engine, self.stop = config, engine, stop
         self.folder = Path(config.run.dir)
-        self.windows = open_windows(config.data)
+        self.windows, self.stream = on_all_ranks(engine, self._open_data)
         index = self.windows.index
-        self.stream = open_stream(
-            self.windows,
-            config.data,
-            seed=config.seed,
-            rank=engine.rank,
-            world_size=engine.world_size,
-            pin=engine.device.type == "cuda",
-        )
-        if index.rows % PATCH or index.cols % PATCH:
-            raise DataError(
-                f"{config.data.shards}: frames of {index.rows} x {index.cols} pixels; the model masks patches of "
-                f"{PATCH} x {PATCH}: pack with a crop whose sides are multiples of {PATCH}"
-            )
         self.space = ModelSpace(
             kind=config.model.space.kind,
             scale_mmh=config.model.space.scale_mmh,
             clip_mmh=config.model.space.clip_mmh,
         )
-        self.stop = stop
         self.model = model = self._build_model()
         self.task = PretrainTask(
             model,
@@ -80,10 +67,33 @@ class Pretraining:
         self.trackers: Trackers | None = None
         self.progress = Progress(config.run, enabled=engine.is_main)
 
+    def _open_data(self) -> tuple[Windows, Stream]:
+        config, engine = self.config, self.engine
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"run.dir {self.folder} is a file; it is the folder of the run: choose another name")
+        windows = open_windows(config.data)
+        index = windows.index
+        if index.rows % PATCH or index.cols % PATCH:
+            raise DataError(
+                f"{config.data.shards}: frames of {index.rows} x {index.cols} pixels; the model masks patches of "
+                f"{PATCH} x {PATCH}: pack with a crop whose sides are multiples of {PATCH}"
+            )
+        stream = open_stream(
+            windows,
+            config.data,
+            seed=config.seed,
+            rank=engine.rank,
+            world_size=engine.world_size,
+            pin=engine.device.type == "cuda",
+        )
+        return windows, stream
+
     def run(self) -> ExitCode:
         """Train to the end or to a stop; the run's folder says the rest."""
         config, engine = self.config, self.engine
-        self._on_main(self._make_folder)
+        if self.first_step < config.run.steps:
+            self._on_main(self._make_folder)
+        owed = self._on_main(self._evaluation_is_owed)
         if engine.is_main:
             self.trackers = open_trackers(self.folder, config.tracking, resume_step=self.first_step)
         hooks = Hooks(
@@ -104,7 +114,7 @@ class Pretraining:
         )
         try:
             with self.progress.showing(self.first_step):
-                outcome = loop.fit(self.first_step)
+                outcome = loop.fit(self.first_step, evaluation_is_owed=owed)
         finally:
             if self.trackers is not None:
                 self.trackers.close()
@@ -114,6 +124,16 @@ class Pretraining:
         if engine.is_main:
             self._say_where()
         return ExitCode.DONE
+
+    def _evaluation_is_owed(self) -> bool:
+        """Tell whether a stop came between the last finished step and its evaluation."""
+        path, done = self.folder / METRICS_FILE, self.first_step
+        if done == 0 or done % self.config.run.evaluate_every or not path.exists():
+            return False
+        # Matched as text: a kill may have torn the last line, and the tracker mends that when it opens.
+        mark = f'"step": {done},'
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if mark in line]
+        return not any(EVALUATED in line or '"image"' in line for line in lines)
 
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -140,17 +160,18 @@ class Pretraining:
         newest = self._on_main(lambda: latest_verified(self.folder / "checkpoints"))
         if newest is None:
             if config.init_from is not None:
-                for line in init_from(model, Path(config.init_from)).lines():
+                source = Path(config.init_from)
+                for line in on_all_ranks(engine, lambda: init_from(model, source)).lines():
                     LOG.info("init_from: %s", line)
-            engine.prepare(model, config.optim)
+            engine.prepare(model, config.optim, micro_batch=config.data.micro)
             return 0
-        saved = load(newest)
+        saved = on_all_ranks(engine, lambda: load(newest))
         changes = check_resume(
             saved.state, as_dict(config), self.stream.fingerprint(), allow_plan_change=config.run.allow_plan_change
         )
         for line in changes:
             LOG.info("resume: %s", line)
-        engine.prepare(model, config.optim)
+        engine.prepare(model, config.optim, micro_batch=config.data.micro)
         engine.import_state(saved.model, saved.optimizer, saved.state.optimizer_steps, saved.state.loss_scale)
         LOG.info("resumed from %s: %d of %d steps are done", newest, saved.state.step, config.run.steps)
         return saved.state.step
@@ -181,6 +202,9 @@ class Pretraining:
                 result = work()
             except (CheckpointError, OSError) as error:
                 failure = str(error)
+            except Exception as error:
+                LOG.exception("rank 0 failed where the others wait for it")
+                failure = f"{type(error).__name__}: {error}"
         result, failure = self.engine.broadcast_object((result, failure))
         if failure is not None:
             raise CheckpointError(failure)
@@ -209,7 +233,7 @@ class Pretraining:
             "picture": pictures[-1] if pictures else None,
         }
         lines = [f"  {name:<12} {place}\n" for name, place in places.items() if place is not None]
-        sys.stdout.write(f"done: {self.config.run.steps} steps\n" + "".join(lines))
+        sys.stdout.write(f"done: {max(self.first_step, self.config.run.steps)} steps\n" + "".join(lines))
 
 
 def main(argv: Sequence[str] | None = None) -> ExitCode:

@@ -23,7 +23,7 @@ class StepOutput:
 
     Attributes:
         loss: Sum of the loss' terms over this rank's part of the micro-batch, a scalar to differentiate.
-        metrics: Further sums to report, detached scalars.
+        metrics: Further means to report, as detached (sum, count) pairs, (2,); the same names in every step.
         num_valid: Terms in that sum.
     """
 
@@ -209,4 +209,14 @@ class PretrainTask:
         """Compute the sum of the loss' terms: SparK, Tian et al. 2023, https://arxiv.org/abs/2301.03580, section 3."""
         frames_bthw, valid_bthw = self.frames(batch)
         output = model(frames_bthw, batch.visible_bv, valid_bthw, batch.depth_keep_kb)
-        return StepOutput(loss=self.loss_sum(output), metrics={}, num_valid=batch.num_valid)
+        masked_bl = output.counted_bl & ~output.visible_bl
+        metrics = {
+            "masked_error": _sum_and_count(output.error_bl, masked_bl),
+            "visible_error": _sum_and_count(output.error_bl, output.counted_bl & output.visible_bl),
+        }
+        return StepOutput(loss=self.loss_sum(output), metrics=metrics, num_valid=batch.num_valid)
+
+
+def _sum_and_count(error_bl: Tensor, chosen_bl: Tensor) -> Tensor:
+    errors = torch.where(chosen_bl, error_bl.detach(), 0.0)
+    return torch.stack([errors.sum().double(), chosen_bl.sum().double()])

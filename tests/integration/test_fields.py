@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments, make_shards, metrics, tensors, train
 from trainer.config import PretrainConfig, dotted_keys, parse_config
 from trainer.engine import Engine
@@ -120,15 +121,15 @@ CHANGES: dict[str, tuple[object, Callable[[list[str]], Any]]] = {
     "seed": (1, outcome),
 }
 ELSEWHERE = {
-    "run.dir": "every test of this folder",
-    "data.shards": "every test of this folder",
+    "run.dir": "tests/integration/runs.py",
+    "data.shards": "tests/integration/runs.py",
     "run.keep_last": "tests/trainer/test_checkpoint.py",
-    "run.max_nonfinite": "test_user_errors.py",
-    "run.allow_plan_change": "test_init_from_and_allowed_plan_change below",
-    "init_from": "test_init_from_and_allowed_plan_change below",
-    "optim.momentum": "test_momentum below",
-    "engine.zero_stage": "test_launch.py",
-    "engine.compile": "test_pretrain.py",
+    "run.max_nonfinite": "tests/integration/test_user_errors.py",
+    "run.allow_plan_change": "tests/integration/test_fields.py",
+    "init_from": "tests/integration/test_fields.py",
+    "optim.momentum": "tests/integration/test_fields.py",
+    "engine.zero_stage": "tests/integration/test_launch.py",
+    "engine.compile": "tests/integration/test_pretrain.py",
     "engine.channels_last": "tests/trainer/test_engine.py",
     "engine.device": "tests/trainer/test_engine.py",
     "engine.timeout_s": "tests/trainer/test_engine.py",
@@ -137,6 +138,8 @@ ELSEWHERE = {
 
 def test_no_setting_is_left_out() -> None:
     assert sorted([*CHANGES, *ELSEWHERE]) == sorted(dotted_keys(PretrainConfig))
+    for key, path in ELSEWHERE.items():
+        assert key.rpartition(".")[2] in (REPOSITORY / path).read_text(encoding="utf-8"), key
 
 
 @pytest.fixture(scope="module")

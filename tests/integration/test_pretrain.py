@@ -33,6 +33,28 @@ def test_stop_and_resume_is_bit_for_bit(shards: Path, tmp_path: Path, precision:
         assert metrics(run) == metrics(tmp_path / "whole")
 
 
+def test_a_stop_right_before_an_evaluation_owes_it(shards: Path, tmp_path: Path) -> None:
+    """The checkpoint comes first, the launcher's patience being short; the evaluation is made good on resume."""
+    often = {"run__evaluate_every": 2, "run__steps": 4}
+    assert train(arguments(shards, tmp_path / "whole", **often)) == ExitCode.DONE
+    argv = arguments(shards, tmp_path / "stopped", **often)
+    assert train(argv, stop_in_step=2) == ExitCode.REQUEUE
+    assert not (tmp_path / "stopped" / "pictures").exists()
+    assert train(argv) == ExitCode.DONE
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    pictures = [sorted(path.name for path in (tmp_path / run / "pictures").iterdir()) for run in ("whole", "stopped")]
+    assert pictures[0] == pictures[1]
+
+
+@pytest.mark.slow
+def test_compiled_runs_learn_the_same(shards: Path, tmp_path: Path) -> None:
+    for compiled in ("false", "true"):
+        argv = arguments(shards, tmp_path / compiled, run__steps=3, run__evaluate_every=3, engine__compile=compiled)
+        assert train(argv) == ExitCode.DONE
+    for plain, fast in zip(metrics(tmp_path / "false"), metrics(tmp_path / "true"), strict=True):
+        assert fast == pytest.approx(plain, rel=1e-3)
+
+
 def test_two_processes_resume_and_equal_one(shards: Path, tmp_path: Path) -> None:
     """Two ranks: resume bit for bit; in float64 the same losses, weights and buffers as one rank, after 20 steps."""
     names = {"whole32": ("fp32", None), "stopped32": ("fp32", 3), "whole16": ("bf16", None), "stopped16": ("bf16", 5)}

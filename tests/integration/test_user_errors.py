@@ -107,6 +107,34 @@ def test_damaged_shards_stop_the_run_and_are_named(
     expect(capsys, arguments(copied, tmp_path / "run", run__steps=20), ExitCode.DATA, "data:", name)
 
 
+def test_a_file_where_the_runs_folder_should_be(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").write_text("mine")
+    expect(capsys, arguments(shards, tmp_path / "run"), ExitCode.CONFIG, "run.dir", "is a file")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def _one_rank_sees_nothing(rank: int, shards: Path, run: Path) -> int:
+    place = shards if rank == 0 else run / "nothing"
+    return start(arguments(place, run))
+
+
+def test_what_fails_on_one_rank_ends_all_of_them_for_that_cause(shards: Path, tmp_path: Path) -> None:
+    assert run_ranks(_one_rank_sees_nothing, 2, shards, tmp_path / "run") == [ExitCode.DATA, ExitCode.DATA]
+
+
+def test_a_picture_that_fails_does_not_stop_the_run(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "pictures").write_text("in the way")
+    assert train(arguments(shards, run, run__steps=2, run__evaluate_every=2, optim__warmup_steps=0)) == ExitCode.DONE
+    assert "was not drawn" in caplog.text
+    assert metrics(run)[-1]["held_out_loss"] > 0
+
+
 def test_another_model_in_the_runs_folder_is_refused(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.decoder import LightDecoder
+from models.encoder import build_encoder
 from models.norm import BatchNorm2d, synchronise
 from models.spark import SparK
 from tests.distributed import run_ranks
@@ -17,8 +18,6 @@ Result = dict[str, Tensor]
 
 
 def _small_spark() -> SparK:
-    from models.encoder import build_encoder
-
     torch.manual_seed(0)
     model = SparK(build_encoder("resnet18", 2), decoder_width=64).double()
     shake(model)
@@ -54,6 +53,17 @@ def _norm_alone(group: dist.ProcessGroup | None, rows: slice, dtype: torch.dtype
     return {"y": outputs, "dx": x.grad, "mean": norm.running_mean, "var": norm.running_var, "eval": norm(x).detach()}
 
 
+def _two_values(group: dist.ProcessGroup | None, rows: slice) -> Result:
+    """A normalisation of the fewest values that have a variance, over all ranks: two a channel."""
+    norm = BatchNorm2d(5).double()
+    synchronise(norm, group)
+    x = draw(2, 5, 1, 1)[rows].requires_grad_()
+    y = norm(x)
+    torch.autograd.backward((y * draw(2, 5, 1, 1, seed=1)[rows]).sum())
+    assert x.grad is not None
+    return {"y": y.detach(), "dx": x.grad, "mean": norm.running_mean, "var": norm.running_var}
+
+
 def _checks(rank: int) -> dict[str, Result]:
     """All that needs two processes, in one start of them."""
     group, rows = dist.group.WORLD, slice(2 * rank, 2 * rank + 2)
@@ -65,6 +75,9 @@ def _checks(rank: int) -> dict[str, Result]:
     results["recomputed"] = _step(model, rows, group)
     half = slice(3 * rank, 3 * rank + 3)
     results["alone"] = _norm_alone(group, half, torch.float64)
+    results["one value a rank"] = _two_values(group, slice(rank, rank + 1))
+    with pytest.raises(ValueError, match=r"got 0 values a channel \(a map of shape \(0, 5, 1, 1\), 2 ranks\)"):
+        _two_values(group, slice(0, 0))
     results["bfloat16"] = _norm_alone(group, half, torch.bfloat16)
     return results
 
@@ -83,6 +96,10 @@ def test_two_ranks_compute_what_one_does() -> None:
     for key, value in whole.items():
         found = torch.cat([rank["alone"][key] for rank in ranks]) if value.ndim == 4 else ranks[1]["alone"][key]
         assert relative(found, value) < 1e-12, key
+    for key, value in _two_values(None, slice(0, 2)).items():
+        found = torch.cat([rank["one value a rank"][key] for rank in ranks])
+        found = found if value.ndim == 4 else ranks[0]["one value a rank"][key]
+        torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-12, msg=key)
     for rank in ranks:
         assert rank["bfloat16"]["y"].dtype == torch.bfloat16
         assert rank["bfloat16"]["mean"].dtype == torch.float32
@@ -99,19 +116,61 @@ def test_one_process_is_torch_itself() -> None:
 
 
 def test_statistics_given_out_leave_the_running_ones_until_taken_in() -> None:
-    norm, usual = BatchNorm2d(4), BatchNorm2d(4)
-    x = draw(3, 4, 5, 5).float()
-    statistics: list[tuple[Tensor, Tensor]] = []
-    for _ in range(2):
-        assert torch.equal(norm(x, statistics), usual(x))
-    assert norm.num_batches_tracked is not None
-    assert int(norm.num_batches_tracked) == 0
-    assert norm.running_mean is not None
-    assert norm.running_mean.abs().max() == 0
-    for batch in statistics:
-        norm.update_running(batch)
-    for one, other in zip(norm.state_dict().values(), usual.state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+    """As recomputation does it: several steps, each of two forwards, the first of which is taken in."""
+    norm, usual = BatchNorm2d(4), nn.BatchNorm2d(4)
+    for step in range(3):
+        x, before = 2 + draw(3, 4, 5, 5, seed=step).float(), copy.deepcopy(norm.state_dict())
+        statistics: list[tuple[Tensor, Tensor]] = []
+        expected = usual(x)
+        for _ in range(2):
+            assert torch.equal(norm(x, statistics), expected)
+        for key, value in norm.state_dict().items():
+            assert torch.equal(value, before[key]), key
+        norm.update_running(statistics[0])
+        for (key, one), other in zip(norm.state_dict().items(), usual.state_dict().values(), strict=True):
+            assert torch.equal(one, other), key
+
+
+@pytest.mark.parametrize("frozen", ["", "bn1", "bn2", "downsample.1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_recomputed_buffers_are_bit_equal_with_some_frozen(frozen: str, dtype: torch.dtype) -> None:
+    """Several steps; a frozen normalisation stays what it was, and the others get their own statistics."""
+    torch.manual_seed(0)
+    usual = build_encoder("resnet18", 2).to(dtype)
+    shake(usual)
+    if frozen:
+        usual.sp_cnn.get_submodule(f"layer2.0.{frozen}").eval()
+    again = copy.deepcopy(usual)
+    again.checkpoint_blocks = True
+    start = copy.deepcopy(usual.state_dict())
+    for step in range(3):
+        for encoder in (usual, again):
+            torch.autograd.backward(encoder(draw(2, 2, 64, 64, seed=step).to(dtype))[-1].square().mean())
+    for (key, one), other in zip(usual.named_buffers(), again.buffers(), strict=True):
+        assert torch.equal(one, other), key
+        assert torch.equal(one, start[key]) is (bool(frozen) and f"layer2.0.{frozen}." in key), key
+    for (key, weight), weight_again in zip(usual.named_parameters(), again.parameters(), strict=True):
+        assert weight.grad is not None
+        assert weight_again.grad is not None
+        assert torch.equal(weight.grad, weight_again.grad), key
+
+
+def test_a_single_value_is_refused_in_training_only() -> None:
+    norm, x = BatchNorm2d(4), draw(1, 4, 1, 1).float()
+    with pytest.raises(ValueError, match=r"got 1 values a channel .* use a larger micro-batch or a lower mask ratio"):
+        norm(x)
+    assert norm.eval()(x).shape == x.shape
+
+
+def test_without_running_statistics_recomputation_has_nothing_to_take_in() -> None:
+    decoder = LightDecoder(2, 8, 3).double()
+    decoder.dec[0].get_submodule("conv").register_module("1", BatchNorm2d(8, track_running_stats=False).double())
+    last = decoder.dec[0].get_submodule("conv.4")
+    again = copy.deepcopy(decoder)
+    again.checkpoint_blocks = True
+    assert torch.equal(again([draw(2, 8, 3, 2)]), decoder([draw(2, 8, 3, 2)]))
+    for key, value in again.dec[0].get_submodule("conv.4").state_dict().items():
+        assert torch.equal(value, last.state_dict()[key]), key
 
 
 def test_autocast_keeps_statistics_in_float32() -> None:

@@ -1,11 +1,12 @@
 """SparK's loss where pixels are missing, its counts, its reconstruction and its errors."""
 
-from typing import Any
+import copy
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.encoder import build_encoder
 from models.spark import Loss, SparK, SparKOutput, counted_patches, num_terms
@@ -64,7 +65,7 @@ def test_missing_pixels_leave_statistics_and_errors(loss: Loss) -> None:
     if loss == "masked":
         enters &= ~output.visible_bl.flatten().numpy()
     value = model.loss_sum(output)
-    assert value.item() == pytest.approx(np.array(errors)[enters].sum(), rel=1e-10)
+    assert value.detach().item() == pytest.approx(np.array(errors)[enters].sum(), rel=1e-10)
     counted_bl = counted_patches(valid.numpy())
     terms = num_terms(loss, visible_bv.numpy(), counted_bl, 2, 6)
     assert terms == (2 if loss == "all" else enters.sum())
@@ -139,6 +140,46 @@ def test_recomputation_leaves_the_same_gradients_and_buffers() -> None:
         torch.testing.assert_close(buffer, again, rtol=1e-15, atol=1e-15, msg=key)
 
 
+def test_a_micro_batch_with_one_visible_patch_trains_with_frozen_norms_only() -> None:
+    """At the last stage such a patch is one value a channel, which has no variance."""
+    model, frames, visible_bv = _model(), draw(1, 2, 64, 64), torch.tensor([[2]])
+    message = r"expected at least 2: use a larger micro-batch or a lower mask ratio"
+    for recompute in (False, True):
+        model.set_checkpoint_blocks(recompute)
+        with pytest.raises(ValueError, match=message):
+            model(frames, visible_bv)
+    assert model.eval()(frames, visible_bv).error_bl.isfinite().all()
+
+
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_compiled_forward_and_backward_are_the_eager_ones(recompute: bool) -> None:
+    """Through AOT autograd: functionalised buffers, and the custom functions' backward as a graph."""
+    usual = _model()
+    for stage in range(1, 5):  # One block a stage, with its shortcut: less to trace.
+        del cast(nn.Sequential, usual.sparse_encoder.sp_cnn.get_submodule(f"layer{stage}"))[1]
+    compiled = copy.deepcopy(usual)
+    for model in (usual, compiled):
+        model.set_checkpoint_blocks(recompute)
+    torch.compiler.reset()
+    walk = torch.compile(compiled, backend="aot_eager", fullgraph=True, dynamic=False)
+    frames, visible_bv = draw(2, 2, 64, 64), draw_positions(2, (2, 2), 0.5)
+    valid = _missing((2, 2, 64, 64))
+    frames = torch.where(valid, frames, 0.0)
+    losses = []
+    for call, model in ((usual, usual), (walk, compiled)):
+        loss = model.loss_sum(call(frames, visible_bv, valid))
+        torch.autograd.backward(loss)
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=0)
+    for (key, one), other in zip(usual.named_parameters(), compiled.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        floor = 1e-12 * max(1.0, float(losses[0]))
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-8, atol=floor, msg=key)
+    for (key, buffer), again in zip(usual.named_buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(buffer, again, rtol=1e-12, atol=1e-12, msg=key)
+
+
 def test_terms_without_missing_pixels() -> None:
     visible_bv = draw_positions(4, (3, 3), 0.6).numpy()
     assert num_terms("masked", visible_bv, None, 4, 9) == 4 * (9 - visible_bv.shape[1])
@@ -150,9 +191,11 @@ def test_initial_values_are_the_published_ones() -> None:
     model = SparK(build_encoder("resnet18", 1), decoder_width=64)
     assert all(token.abs().max() <= 0.02 and token.std() > 0.005 for token in model.mask_tokens)
     block = model.dense_decoder.dec[0]
-    assert 0.015 < float(block.get_parameter("conv.0.weight").std()) < 0.025
+    assert 0.015 < float(block.get_parameter("conv.0.weight").detach().std()) < 0.025
     fan_out = 64 * 16
-    assert float(block.get_parameter("up_sample.weight").std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+    assert float(block.get_parameter("up_sample.weight").detach().std()) == pytest.approx(
+        (2 / fan_out) ** 0.5, rel=0.05
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from torch import Tensor
 
 from models.encoder import build_encoder
 from models.manifest import CheckpointError, write_manifest
 from models.spark import SparK
-from models.weights import WeightsError, architecture_of, init_from, load_published, main, read_weights
+from models.weights import WeightsError, architecture_of, init_from, main, read_weights
 from tests.models.drawing import draw, relative, shake
 
 
@@ -103,7 +104,7 @@ def test_published_layouts_are_read(layout: str, tmp_path: Path) -> None:
         assert torch.equal(own[name], state[name])
     out = tmp_path / "model.safetensors"
     assert main(["import", str(tmp_path / "published.pth"), "--out", str(out)]) == 0
-    assert set(load_published(out)) == set(report.loaded)
+    assert set(read_weights(out).tensors) == set(report.loaded)
 
 
 def test_a_forecaster_starts_a_pretraining_and_says_what_it_left(tmp_path: Path) -> None:
@@ -148,6 +149,117 @@ def test_nothing_that_matches_is_an_error(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a.b": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match=r"none of its 1 tensors \(a\.b\) belongs to this model"):
         init_from(_spark(), tmp_path / "other.safetensors")
+
+
+def test_the_printed_line_loads_the_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = _spark()
+    source, out = _checkpoint(tmp_path / "step-00000001", model), tmp_path / 'it\'s "mine".safetensors'
+    assert main(["export", str(source), "--out", str(out)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("load ").strip()
+    code = f"import timm\nmodel = {line}\nprint(model.conv1.weight.double().sum().item())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == model.sparse_encoder.sp_cnn.get_parameter("conv1.weight").double().sum().item()
+
+
+@pytest.mark.parametrize("command", ["export", "import"])
+def test_a_name_that_readers_would_misread_is_refused(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(dict(_spark().state_dict()), tmp_path / "model.pth")
+    out = tmp_path / "encoder.pth"
+    assert main([command, str(tmp_path / "model.pth"), "--out", str(out)]) == 4
+    assert "encoder.pth: expected a name that ends in .safetensors" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wide_resnet50_2", r"layer1.0.conv1.weight is (128, 64, 1, 1) instead of (64, 64, 1, 1)"),
+        ("resnext50_32x4d", r"layer1.0.conv1.weight is (128, 64, 1, 1) instead of (64, 64, 1, 1)"),
+        ("seresnet50", "it has layer1.0.se.fc1.weight too"),
+        ("resnet50d", "conv1.weight is missing"),
+    ],
+)
+def test_look_alikes_are_not_exported(
+    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "other.pth")
+    for command in ("export", "import"):
+        out = tmp_path / f"{command}.safetensors"
+        assert main([command, str(tmp_path / "other.pth"), "--out", str(out)]) == 4
+        said = capsys.readouterr().err
+        assert f"other.pth: encoder has the blocks of resnet50, but {message}" in said
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("layer1.0.bn2.running_var", None, "layer1.0.bn2.running_var is missing"),
+        ("conv1.weight", torch.zeros(64), "conv1.weight is (64,) instead of (64, 1, 7, 7)"),
+        ("conv1.weight", torch.zeros(64, 0, 7, 7), "conv1.weight is (64, 0, 7, 7) instead of (64, 1, 7, 7)"),
+        ("layer4.1.bn2.extra", torch.zeros(1), "it has layer4.1.bn2.extra too"),
+    ],
+)
+def test_an_encoder_that_timm_could_not_load_is_not_exported(
+    name: str, value: Tensor | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {key: tensor for key, tensor in _spark().sparse_encoder.sp_cnn.state_dict().items() if key != name}
+    torch.save(state if value is None else state | {name: value}, tmp_path / "encoder.pth")
+    assert main(["export", str(tmp_path / "encoder.pth"), "--out", str(tmp_path / "o.safetensors")]) == 4
+    assert f"encoder.pth: encoder has the blocks of resnet18, but {message}" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor", "ignore:.*quantized tensor", "ignore:TypedStorage")
+def test_tensors_that_are_not_plain_numbers_are_refused(tmp_path: Path) -> None:
+    kinds = {
+        "sparse or nested": torch.eye(3).to_sparse(),
+        "quantised": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        "meta": torch.empty(3, device="meta"),
+        "complex": torch.zeros(3, dtype=torch.complex64),
+    }
+    for kind, tensor in kinds.items():
+        torch.save({"conv1.weight": tensor}, tmp_path / "odd.pth")
+        with pytest.raises(WeightsError, match=rf"odd\.pth: sparse_encoder\.sp_cnn\.conv1\.weight is a {kind}"):
+            read_weights(tmp_path / "odd.pth")
+
+
+def test_tensors_that_share_memory_are_written_as_copies(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    torch.save({"a.whole": whole, "a.again": whole, "a.part": whole.t()[1:]}, tmp_path / "shared.pth")
+    out = tmp_path / "model.safetensors"
+    assert main(["import", str(tmp_path / "shared.pth"), "--out", str(out)]) == 0
+    tensors = read_weights(out).tensors
+    assert torch.equal(tensors["a.again"], whole)
+    assert torch.equal(tensors["a.part"], whole.t()[1:])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("conv1.weight", "module.conv1.weight"), ("sp_cnn.bn1.bias", "sparse_encoder.sp_cnn.bn1.bias")],
+)
+def test_two_names_for_one_weight_are_refused(first: str, second: str, tmp_path: Path) -> None:
+    torch.save({first: torch.zeros(1), second: torch.ones(1)}, tmp_path / "twice.pth")
+    with pytest.raises(
+        WeightsError, match=rf"twice\.pth: {first} and {second} both stand for sparse_encoder\.sp_cnn\."
+    ):
+        read_weights(tmp_path / "twice.pth")
+
+
+def test_weights_that_are_not_finite_are_not_taken_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = _spark(), _spark()
+    state = dict(source.state_dict())
+    state["mask_tokens.1"] = torch.full_like(state["mask_tokens.1"], float("inf"))
+    state["dense_decoder.proj.bias"] = torch.full((2,), 1e300, dtype=torch.float64)
+    before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
+    torch.save(state, tmp_path / "broken.pth")
+    with pytest.raises(WeightsError, match=r"broken\.pth: dense_decoder\.proj\.bias, mask_tokens\.1 are not finite"):
+        init_from(target, tmp_path / "broken.pth")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in target.state_dict().items())
+    assert main(["import", str(tmp_path / "broken.pth"), "--out", str(tmp_path / "o.safetensors")]) == 4
+    assert "dense_decoder.proj.bias, mask_tokens.1 are not finite" in capsys.readouterr().err
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
@@ -196,9 +308,9 @@ def test_an_encoder_that_is_not_finite_is_not_exported(tmp_path: Path, capsys: p
 def test_architecture_is_told_from_names(name: str) -> None:
     with torch.device("meta"):
         state = timm.create_model(name, num_classes=0).state_dict()
-    assert architecture_of(state) == name
+    assert architecture_of(state, Path("encoder.pth")) == name
 
 
 def test_an_unknown_architecture_is_refused() -> None:
     with pytest.raises(WeightsError, match=r"\(1, 0, 0, 0\) blocks of 2 convolutions; expected one of resnet18"):
-        architecture_of({"layer1.0.conv1.weight": torch.zeros(1)})
+        architecture_of({"layer1.0.conv1.weight": torch.zeros(1)}, Path("encoder.pth"))

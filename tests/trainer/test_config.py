@@ -49,6 +49,10 @@ def test_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Pat
         (["--data.guard_h", "-1"], r"guard_h is -1"),
         (["--data.threads", "0"], r"data\.threads is 0"),
         (["--data.decoded_mb", "0"], r"decoded_mb"),
+        (["--optim.clip_norm", ".inf"], r"optim\.clip_norm is inf"),
+        (["--model.space.scale_mmh", ".nan"], r"model\.space\.scale_mmh is nan"),
+        (["--data.guard_h", ".nan"], r"data\.guard_h is nan"),
+        (["--optim.betas", "[0.9, .nan]"], r"optim\.betas"),
         (["--config", "/nowhere/x.yaml"], r"/nowhere/x\.yaml"),
     ],
 )
@@ -72,6 +76,8 @@ def test_required_settings_are_named() -> None:
         ("optim:\n  lr: 1\n  lr: 2\n", r"bad\.yaml, line 3: lr is set twice"),
         ("optim: {lr_: 1e-3}\n", r"lr_.*nearest valid key is optim\.lr"),
         ("optim: [1\n", r"bad\.yaml"),
+        ("model: {space: null}\n", r"bad\.yaml: model\.space is None"),
+        ("optim: 3\n", r"bad\.yaml: optim is 3"),
         ("run: {dir: !!python/object/apply:os.system ['touch /tmp/never']}\n", r"bad\.yaml|python"),
     ],
 )
