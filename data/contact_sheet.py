@@ -33,9 +33,14 @@ def draw_contact_sheet(storage: Storage, index: Index, num_frames: int = 24) -> 
     places = _spread(index, num_frames)
     columns = min(COLUMNS, len(places))
     rows = -(-len(places) // columns)
-    height = TILE_INCHES * index.rows / index.cols
+    # A very long or flat frame is drawn small inside its tile: a picture has bounds too.
+    height = TILE_INCHES * min(max(index.rows / index.cols, 0.1), 4.0)
     figure = Figure(figsize=(TILE_INCHES * columns + 0.2, (height + 0.25) * rows + 1.1), dpi=120)
-    figure.suptitle(f"{index.source}: {len(places)} of {_num_own_frames(index)} frames, end times UTC", fontsize=10)
+    figure.suptitle(
+        f"{index.source}: {len(places)} of {_num_own_frames(index)} frames, end times UTC",
+        fontsize=10,
+        parse_math=False,
+    )
     for place, (entry, frame) in enumerate(places, start=1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(_picture(read_frame(storage, index, entry, frame), index.scale_mmh), interpolation="nearest")

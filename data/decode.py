@@ -10,8 +10,8 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import DataError
-from data.shards import Index, SequenceEntry, verify_sequence_bytes
+from data.frames import DataError, iso_time
+from data.shards import Index, SequenceEntry, describe_archive, verify_sequence_bytes
 
 # In the place of "where in the block's order this frame is read next" when it is not.
 NEVER = np.iinfo(np.int64).max
@@ -28,12 +28,14 @@ def check_sequence(index: Index, entry: SequenceEntry, data: bytes) -> None:
     begin = entry.json_offset - entry.offset
     try:
         found = json.loads(data[begin : begin + entry.json_bytes])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: {entry.key}.json is no JSON ({error}); pack the source again") from error
     expected: dict[str, Any] = {
+        **describe_archive(index),
         "schema_version": index.schema_version,
         "key": entry.key,
         "start_s": entry.start_s,
+        "start_time": iso_time(entry.start_s),
         "num_frames": entry.num_frames,
         "starts": entry.num_starts,
         "frame_ends": list(entry.frame_ends),
@@ -44,7 +46,7 @@ def check_sequence(index: Index, entry: SequenceEntry, data: bytes) -> None:
         if not isinstance(found, dict) or found.get(name) != value:
             shown = found.get(name) if isinstance(found, dict) else found
             raise DataError(
-                f"{where}: {entry.key}.json says {name} = {shown!s:.80}, the index says {value!s:.80}; "
+                f"{where}: {entry.key}.json says {name} = {shown!r:.80}, the index says {value!r:.80}; "
                 "the index is not this shard's: copy both from one place, or pack the source again"
             )
 

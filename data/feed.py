@@ -3,6 +3,7 @@
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
+from threading import RLock
 
 import blosc2
 import numpy as np
@@ -14,6 +15,9 @@ from data.plan import BatchError, WindowTable, frame_bases
 from data.prefetch import Pipeline, SequenceReader, StepArrays
 from data.shards import Index
 from data.storage import Storage
+
+Run = tuple[SequenceReader, Pipeline, list[FrameCache]]
+"""One iterator under way: what reads for it, what fills its steps, its decoded frames."""
 
 
 class Feed:
@@ -61,7 +65,9 @@ class Feed:
         self._ahead = prefetch_steps
         self._memory = _StepMemory((*shape_mb, window, index.rows, index.cols), pin_memory)
         self._done: dict[str, float] = {}
-        self._running: tuple[SequenceReader, Pipeline, list[FrameCache]] | None = None
+        self._running: list[Run] = []
+        # Reentrant: an iterator that is collected as garbage closes in whatever thread and line that happens.
+        self._lock = RLock()
 
     def run(
         self, lanes: list[Iterator[Block]], first_step: int, stop_step: int
@@ -79,20 +85,31 @@ class Feed:
             ahead=self._ahead,
             threads=self._threads,
         )
-        self._running = (reader, pipeline, caches)
+        run = (reader, pipeline, caches)
+        with self._lock:
+            self._running.append(run)
         try:
             for step in range(first_step, stop_step):
                 yield step, pipeline.get(step)
         finally:
             pipeline.close()
-            self._done, self._running = self.stats(), None
+            with self._lock:
+                self._done = _sum_of(self._done, list(self._running), finished=run)
+                self._running.remove(run)
 
     def stats(self) -> dict[str, float]:
         """Report counts, bytes and seconds so far; seconds are summed over threads, `stall_s` is the consumer's."""
-        totals = dict(self._done)
-        if self._running is None:
-            return totals
-        reader, pipeline, caches = self._running
+        with self._lock:
+            return _sum_of(self._done, list(self._running))
+
+
+def _sum_of(done: dict[str, float], running: list[Run], finished: Run | None = None) -> dict[str, float]:
+    """Add the counts of the runs under way, or of one that ended only, to those of runs before.
+
+    Memory is held by all that run together, so its peak counts them all either way.
+    """
+    totals = dict(done)
+    for reader, pipeline, caches in running if finished is None else [finished]:
         added: dict[str, float] = {
             "requests": reader.requests,
             "bytes_read": reader.bytes_read,
@@ -106,9 +123,10 @@ class Feed:
         }
         for name, value in added.items():
             totals[name] = totals.get(name, 0) + value
-        peak = sum(cache.counts.held_bytes_peak for cache in caches)
+    if running:
+        peak = sum(cache.counts.held_bytes_peak for _, _, caches in running for cache in caches)
         totals["decoded_bytes_peak"] = max(totals.get("decoded_bytes_peak", 0), peak)
-        return totals
+    return totals
 
 
 class _StepMemory:

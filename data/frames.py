@@ -166,6 +166,9 @@ def _checked_fields(cls: type, values: Any, kinds: Mapping[str, type]) -> dict[s
         kind, value = kinds.get(name, int), values[name]
         good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
         if not good:
-            raise DataError(f"{what}: key {name!r} is {value!r}; expected a value of type {kind.__name__}")
-        checked[name] = float(value) if kind is float else value
+            raise DataError(f"{what}: key {name!r} is {value!r:.80}; expected a value of type {kind.__name__}")
+        try:
+            checked[name] = float(value) if kind is float else value
+        except OverflowError as error:
+            raise DataError(f"{what}: key {name!r} is a whole number beyond every measure") from error
     return checked

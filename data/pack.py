@@ -1,14 +1,11 @@
 """Pack radar files into shards: `python -m data.pack knmi FILES --out SHARDS`, `python -m data.pack inspect SHARDS`."""
 
 import argparse
-import fcntl
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,74 +14,77 @@ from tqdm import tqdm
 
 from data.contact_sheet import draw_contact_sheet
 from data.frames import DataError, parse_crop
+from data.pack_state import close_state, dump_record, held_alone, kept_shard, open_state, record_name, shard_name
 from data.shard_writer import PackedFrame, PlannedSequence, WrittenShard, pack_frame, write_shard
 from data.shards import (
     INDEX_NAME,
+    MAX_CADENCE_S,
     SCHEMA_VERSION,
     Index,
     check_shard_sizes,
+    describe_archive,
     dump_index,
     load_index,
-    parse_sequence_entry,
-    parse_shard_entry,
     signed,
 )
 from data.sources import knmi
 from data.storage import Storage, open_storage
 from data.summary import RainTotals, summarise
-from data.survey import MEGABYTE, Job, PackOptions, survey
+from data.survey import MEGABYTE, Job, PackOptions, digest_of, survey
 from data.units import MISSING_COUNT
 
-STATE_FOLDER: Final = ".packing/"
-JOB_NAME: Final = STATE_FOLDER + "job.json"
-READ_BYTES: Final = 2**23
 EXIT_BAD_DATA: Final = 4
 EXIT_INTERRUPTED: Final = 130
 
 
-def pack(paths: Sequence[Path], out: str | Path, options: PackOptions) -> Index:
+def pack(paths: Sequence[Path], out: str | Path, options: PackOptions, *, restart: bool = False) -> Index:
     """Pack KNMI files; a finished archive of the same input and options is left as it is.
 
     Shards are written one by one under temporary names, and index.json last of all: without it there is no archive. A
     killed pack goes on where it stopped, and ends with the same bytes.
 
+    Args:
+        paths: Files and folders.
+        out: Folder to make.
+        options: How to pack.
+        restart: Drop the finished shards of an unfinished pack of other files or options; a finished archive stays.
+
     Raises:
-        DataError: About the input, with nothing written; about OUT (another archive, foreign files, another pack at
-            work, no space); about pixels that cannot be decoded: then OUT holds no index.
+        DataError: About the input, with nothing written; about OUT (another archive, an unfinished one, foreign files,
+            another pack at work, no space); about pixels that cannot be decoded or a file that changed meanwhile: then
+            OUT holds no index.
     """
     job = survey(paths, options)
     storage = open_storage(out)
-    with _alone(Path(storage.url)):
+    with held_alone(Path(storage.url)):
         if storage.exists(INDEX_NAME):
             index = _finished(storage, job)
         else:
-            _open_state(storage, job)
-            index = _write_archive(storage, job)
-        for name in storage.names(STATE_FOLDER):
-            storage.delete(name)
-        with suppress(OSError):
-            (Path(storage.url) / STATE_FOLDER).rmdir()
+            open_state(storage, job.digest, restart=restart)
+            index = write_archive(storage, job)
+        close_state(storage)
     return index
 
 
-def _write_archive(storage: Storage, job: Job) -> Index:
-    """Write the shards that are not there yet, then the index."""
+def write_archive(storage: Storage, job: Job) -> Index:
+    """Write the shards that are not there yet, then the index; raises DataError as `pack` does."""
     written: list[WrittenShard] = []
     # Blosc2 then lets other threads work while it compresses; h5py reads one file at a time whatever we do.
     blosc2.set_releasegil(True)
+    description = describe_archive(_draft(job))
     stored = sum(planned.num_frames for planned in job.sequences)
     executor = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="pack")
     try:
         with tqdm(total=stored, desc="packing", unit=" frames", mininterval=0.5) as bar:
             for number in range(job.num_shards):
                 planned = job.sequences[number :: job.num_shards]
-                shard = _kept_shard(storage, number, planned)
+                shard = kept_shard(storage, number, planned)
                 if shard is None:
                     shard = write_shard(
-                        storage, _shard_name(number), number, planned, job.times_s, _description(job),
+                        storage, shard_name(number), number, planned, job.times_s, description,
                         lambda sequence: _packed_frames(executor, job, sequence, bar),
                     )  # fmt: skip
-                    storage.write(_record_name(number), _dump_record(shard))
+                    storage.write(record_name(number), dump_record(shard))
                 else:
                     bar.update(sum(sequence.num_frames for sequence in planned))
                 written.append(shard)
@@ -99,26 +99,29 @@ def _packed_frames(
     executor: ThreadPoolExecutor, job: Job, planned: PlannedSequence, bar: "tqdm[Any]"
 ) -> Iterator[PackedFrame]:
     """Read and compress a sequence's frames, in order."""
-
-    def packed(ref: knmi.FileRef) -> PackedFrame:
-        frame = knmi.read(ref.path, job.crop)
-        if (frame.scale_mmh, frame.grid) != (job.header.scale_mmh, job.header.grid.cropped(job.crop)):
-            raise DataError(f"{ref.path} changed while it was packed; start again")
-        return pack_frame(frame.counts, frame.scale_mmh)
-
-    refs = job.refs[planned.first : planned.first + planned.num_frames]
-    futures: list[Future[PackedFrame]] = [executor.submit(packed, ref) for ref in refs]
+    frames = range(planned.first, planned.first + planned.num_frames)
+    futures: list[Future[PackedFrame]] = [executor.submit(_packed_frame, job, number) for number in frames]
     for future in futures:
         yield future.result()
         bar.update()
 
 
-def _index(job: Job, written: Sequence[WrittenShard]) -> Index:
-    totals = RainTotals.none()
-    for shard in written:
-        totals = totals.plus(shard.totals)
-    sequences = sorted((entry for shard in written for entry in shard.sequences), key=lambda entry: entry.start_s)
-    index = Index(
+def _packed_frame(job: Job, number: int) -> PackedFrame:
+    """Read and compress one frame, and make sure that its file is still the one that the survey saw."""
+    path = job.refs[number].path
+    frame = knmi.read(path, job.crop)
+    # Digested after it was read: whoever wrote to it before that is found out.
+    if digest_of(path)[1] != job.sha256s[number]:
+        raise DataError(
+            f"{path} changed while it was packed; expected files that stay as they are: start again when nothing "
+            "writes to them (with --restart if shards were finished before)"
+        )
+    return pack_frame(frame.counts, frame.scale_mmh)
+
+
+def _draft(job: Job) -> Index:
+    """Say what is known of the archive before any frame is packed."""
+    return Index(
         schema_version=SCHEMA_VERSION,
         source=job.header.source,
         licence=job.header.licence,
@@ -131,58 +134,20 @@ def _index(job: Job, written: Sequence[WrittenShard]) -> Index:
         max_frames=job.options.max_frames,
         crop=job.crop,
         grid=job.header.grid,
-        shards=tuple(shard.shard for shard in written),
-        sequences=tuple(sequences),
-        statistics=totals.to_json(),
+        shards=(),
+        sequences=(),
+        statistics={},
         packed_from=job.digest,
     )
-    return signed(index)
 
 
-def _description(job: Job) -> dict[str, Any]:
-    return {
-        "cadence_s": job.options.cadence_s,
-        "rows": job.crop.rows,
-        "cols": job.crop.cols,
-        "crop": job.crop.to_json(),
-        "grid": job.header.grid.to_json(),
-        "scale_mmh": job.header.scale_mmh,
-        "missing_count": MISSING_COUNT,
-        "window": job.options.window,
-        "source": job.header.source,
-        "licence": job.header.licence,
-    }
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:05d}.tar"
-
-
-def _record_name(number: int) -> str:
-    return f"{STATE_FOLDER}shard-{number:05d}.json"
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second pack into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: could not be made a folder: {error.strerror or error}; choose another --out"
-        ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{folder}: another pack is writing there; wait for it or choose another --out") from error
-        except OSError:
-            # Some network file systems lock no folders; then nothing but the user keeps two packs apart.
-            sys.stderr.write(f"warning: {folder} cannot be locked; do not start a second pack into it\n")
-        yield
-    finally:
-        os.close(descriptor)
+def _index(job: Job, written: Sequence[WrittenShard]) -> Index:
+    totals = RainTotals.none()
+    for shard in written:
+        totals = totals.plus(shard.totals)
+    sequences = sorted((entry for shard in written for entry in shard.sequences), key=lambda entry: entry.start_s)
+    shards = tuple(shard.shard for shard in written)
+    return signed(replace(_draft(job), shards=shards, sequences=tuple(sequences), statistics=totals.to_json()))
 
 
 def _finished(storage: Storage, job: Job) -> Index:
@@ -198,64 +163,6 @@ def _finished(storage: Storage, job: Job) -> Index:
     return index
 
 
-def _open_state(storage: Storage, job: Job) -> None:
-    """Take up what a killed pack left if it was this job's; drop it if it was another's."""
-    storage.delete_partial()
-    names = storage.names()
-    wanted = json.dumps({"job": job.digest}).encode("ascii")
-    if JOB_NAME in names:
-        if storage.read(JOB_NAME) == wanted:
-            return
-        sys.stderr.write(f"{storage.url}: dropping an unfinished pack of other files or options\n")
-        # The job's own file goes last: killed in between, the next pack still knows whose files these are.
-        for name in sorted(names, key=lambda name: name == JOB_NAME):
-            if name.startswith((STATE_FOLDER, "shard-")):
-                storage.delete(name)
-        names = storage.names()
-    if names:
-        raise DataError(
-            f"{storage.url} holds files that are not from packing ({', '.join(names[:3])}); "
-            "choose an empty or new folder"
-        )
-    storage.write(JOB_NAME, wanted)
-
-
-def _kept_shard(storage: Storage, number: int, planned: Sequence[PlannedSequence]) -> WrittenShard | None:
-    """Find the shard that an earlier pack finished, if its bytes are still what they were."""
-    if not (storage.exists(_record_name(number)) and storage.exists(_shard_name(number))):
-        return None
-    try:
-        shard = _parse_record(storage.read(_record_name(number)))
-    except (ValueError, KeyError, TypeError):
-        return None
-    same_keys = [entry.key for entry in shard.sequences] == [sequence.key for sequence in planned]
-    size = storage.size(_shard_name(number))
-    if not same_keys or size != shard.shard.num_bytes:
-        return None
-    digest = hashlib.sha256()
-    for start in range(0, size, READ_BYTES):
-        digest.update(storage.read(_shard_name(number), start, min(size, start + READ_BYTES)))
-    return shard if digest.hexdigest() == shard.shard.sha256 else None
-
-
-def _dump_record(written: WrittenShard) -> bytes:
-    values = {
-        "shard": vars(written.shard),
-        "sequences": [vars(entry) for entry in written.sequences],
-        "totals": written.totals.to_json(),
-    }
-    return json.dumps(values, sort_keys=True, allow_nan=False).encode("ascii")
-
-
-def _parse_record(data: bytes) -> WrittenShard:
-    values = json.loads(data)
-    return WrittenShard(
-        shard=parse_shard_entry(values["shard"], "shard"),
-        sequences=tuple(parse_sequence_entry(entry, "sequences") for entry in values["sequences"]),
-        totals=RainTotals.from_json(values["totals"]),
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
     arguments = _parser().parse_args(argv)
@@ -269,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             open_storage(picture.parent).write(picture.name, draw_contact_sheet(storage, index))
             sys.stdout.write(f"contact sheet {picture}\n")
         else:
-            index = pack(arguments.files, arguments.out, _options(arguments))
+            index = pack(arguments.files, arguments.out, _options(arguments), restart=arguments.restart)
             sys.stdout.write(f"{summarise(index)}packed        {arguments.out}\n")
     except DataError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -281,17 +188,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> PackOptions:
-    cadence_s = round(arguments.cadence_min * 60)
-    if cadence_s < 1 or arguments.shard_mb < 1 or not 1 <= arguments.window <= arguments.frames:
+    # Judged before it is rounded: infinity and what is no number have no whole number of seconds.
+    cadence_fits = 1 <= arguments.cadence_min * 60 <= MAX_CADENCE_S
+    if not cadence_fits or arguments.shard_mb < 1 or not 1 <= arguments.window <= arguments.frames:
         raise DataError(
             f"--cadence-min {arguments.cadence_min:g}, --shard-mb {arguments.shard_mb}, --window {arguments.window}, "
-            f"--frames {arguments.frames}: expected a cadence and a size above 0 and a window of 1 frame up to --frames"
+            f"--frames {arguments.frames}: expected a cadence of 1 s to 1 day, a size above 0 and a window of 1 frame "
+            "up to --frames"
         )
     return PackOptions(
         crop=None if arguments.crop is None else parse_crop(arguments.crop),
         window=arguments.window,
         max_frames=arguments.frames,
-        cadence_s=cadence_s,
+        cadence_s=round(arguments.cadence_min * 60),
         shard_bytes=arguments.shard_mb * MEGABYTE,
     )
 
@@ -307,6 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--frames", type=int, default=144, help="frames of a sequence at most (144)")
     source.add_argument("--cadence-min", type=float, default=5, help="minutes from frame to frame (5)")
     source.add_argument("--shard-mb", type=int, default=256, help="size of a shard, about (256)")
+    source.add_argument(
+        "--restart", action="store_true", help="drop the shards of an unfinished pack of other files or options"
+    )
     inspect = commands.add_parser("inspect", help="print the summary and draw a contact sheet")
     inspect.add_argument("shards", metavar="SHARDS")
     inspect.add_argument(

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from data.frames import Crop, DataError, Grid
 from data.storage import Storage
-from data.units import MISSING_COUNT
+from data.units import MISSING_COUNT, SCALES_MMH
 
 INDEX_NAME: Final = "index.json"
 SCHEMA_VERSION: Final = 1
@@ -20,6 +20,10 @@ DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 SHARD_NAME: Final = re.compile(r"[A-Za-z0-9_-]+\.tar")
 MAX_PIXELS: Final = 2**27
+MAX_CADENCE_S: Final = 86400
+FIRST_TIME_S: Final = -2_208_988_800
+STOP_TIME_S: Final = 7_258_118_400
+"""The years 1900 to 2199: no radar is older, and every time in them can be written and added up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,16 @@ def signed(index: Index) -> Index:
     return replace(index, fingerprint=fingerprint_of(index))
 
 
+def describe_archive(index: Index) -> dict[str, Any]:
+    """Give what every KEY.json says about its archive, beside its own sequence, as plain JSON values."""
+    names = ("cadence_s", "rows", "cols", "scale_mmh", "missing_count", "window", "source", "licence")
+    return {
+        "crop": index.crop.to_json(),
+        "grid": index.grid.to_json(),
+        **{name: getattr(index, name) for name in names},
+    }
+
+
 def dump_index(index: Index) -> bytes:
     """Write an index as the bytes of index.json."""
     return _canonical(_plain(index)) + b"\n"
@@ -144,13 +158,20 @@ def load_index(storage: Storage) -> Index:
             "pack it (python -m data.pack), the same command goes on where it stopped"
         )
     try:
-        values = json.loads(storage.read(INDEX_NAME).decode("utf-8"), parse_constant=_refuse_constant)
+        values = json.loads(
+            storage.read(INDEX_NAME).decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite
+        )
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no JSON ({error}); it was cut or changed: copy or pack it again") from error
     try:
         return parse_index(values)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+    # Whole numbers beyond what a float holds, and objects nested deeper than they can be digested.
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise DataError(f"{where}: holds a value that cannot be ({error}); copy or pack it again") from error
 
 
 def parse_index(values: Any) -> Index:
@@ -228,7 +249,9 @@ def parse_sequence_entry(values: Any, where: str) -> SequenceEntry:
         found = set(map(type, checked[name]))
         if not found <= ({int, float} if kind is float else {int}):
             raise DataError(f"{where}: key {name!r} holds other values than {kind.__name__}; copy or pack it again")
-        checked[name] = tuple(map(float, checked[name])) if kind is float else tuple(checked[name])
+        if kind is float:
+            checked[name] = [_as_float(value, f"{where}: key {name!r}") for value in checked[name]]
+        checked[name] = tuple(checked[name])
     return SequenceEntry(**checked)
 
 
@@ -256,15 +279,28 @@ def _typed(cls: type, values: Any, where: str) -> dict[str, Any]:
         expected = JSON_TYPES.get(kind, (dict,) if str(kind).startswith("dict") else (list,))
         if type(value) not in expected:
             raise DataError(f"{where}: key {name!r} is {value!r:.80}; expected {expected[-1].__name__}")
-        checked[name] = float(value) if kind is float else value
+        checked[name] = _as_float(value, f"{where}: key {name!r}") if kind is float else value
     return checked
+
+
+def _as_float(value: float, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise DataError(f"{where} is a whole number beyond every measure; copy or pack it again") from error
 
 
 def _check_index(index: Index) -> None:
     """Check the ranges of every value, beyond its type."""
     _demand(index.missing_count == MISSING_COUNT, "missing_count", index.missing_count, f"{MISSING_COUNT}")
-    _demand(index.cadence_s > 0, "cadence_s", index.cadence_s, "at least 1 s")
-    _demand(math.isfinite(index.scale_mmh) and index.scale_mmh > 0, "scale_mmh", index.scale_mmh, "above 0 mm/h")
+    for name, value in (
+        ("source", index.source), ("licence", index.licence), ("grid.projection", index.grid.projection)
+    ):  # fmt: skip
+        _demand(value.isprintable(), name, value, "printable text")
+    _demand(0 < index.cadence_s <= MAX_CADENCE_S, "cadence_s", index.cadence_s, f"1 to {MAX_CADENCE_S} s")
+    lowest_mmh, highest_mmh = SCALES_MMH
+    _demand(lowest_mmh <= index.scale_mmh <= highest_mmh, "scale_mmh", index.scale_mmh,
+            f"{lowest_mmh:g} to {highest_mmh:g} mm/h")  # fmt: skip
     _demand(1 <= index.window <= index.max_frames, "window", index.window, f"1 to max_frames, {index.max_frames}")
     shape = (index.crop.rows, index.crop.cols)
     _demand((index.rows, index.cols) == shape, "rows, cols", (index.rows, index.cols), f"{shape}, the crop's")
@@ -277,7 +313,7 @@ def _check_index(index: Index) -> None:
     _distinct("shards[].name", (shard.name for shard in index.shards))
     _demand(len(index.sequences) > 0, "sequences", "empty", "at least one")
     for i, entry in enumerate(index.sequences):
-        _check_sequence(index, entry, f"sequences[{i}] ({entry.key}).")
+        _check_sequence(index, entry, f"sequences[{i}] ({shown(entry.key)}).")
     _distinct("sequences[].key", (entry.key for entry in index.sequences))
 
 
@@ -294,6 +330,9 @@ def _check_sequence(index: Index, entry: SequenceEntry, where: str) -> None:
     for name in ("frame_ends", "rain_fraction", "missing"):
         found = len(getattr(entry, name))
         _demand(found == entry.num_frames, where + name, f"{found} values", f"{entry.num_frames}, one a frame")
+    last_s = entry.start_s + (entry.num_frames - 1) * index.cadence_s
+    _demand(FIRST_TIME_S <= entry.start_s <= last_s < STOP_TIME_S, where + "start_s",
+            f"{entry.start_s}, the last frame's {last_s}", "times of the years 1900 to 2199")  # fmt: skip
     stop = entry.offset + entry.num_bytes
     shard_bytes = index.shards[entry.shard].num_bytes
     inside = 0 <= entry.offset < stop <= shard_bytes
@@ -315,7 +354,15 @@ def _check_sequence(index: Index, entry: SequenceEntry, where: str) -> None:
 
 def _demand(holds: bool, key: str, found: Any, expected: str) -> None:
     if not holds:
-        raise DataError(f"key {key} is {found}; expected {expected}; the index was changed: copy or pack it again")
+        raise DataError(
+            f"key {key} is {shown(found)}; expected {expected}; the index was changed: copy or pack it again"
+        )
+
+
+def shown(value: Any) -> str:
+    """Write a value of a file for people: never long, and never what would steer a terminal."""
+    text = f"{value!s:.80}"
+    return text if text.isprintable() else ascii(text)
 
 
 def _distinct(key: str, values: Iterable[str]) -> None:
@@ -336,6 +383,13 @@ def _plain(index: Index) -> dict[str, Any]:
 
 def _canonical(values: Any) -> bytes:
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.20} is beyond every measure")
+    return value
 
 
 def _refuse_constant(text: str) -> float:

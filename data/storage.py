@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -87,7 +88,7 @@ class LocalStorage:
     def names(self, prefix: str = "") -> list[str]:
         """List the regular files that begin with a prefix, sorted; unfinished ones are left out."""
         found = []
-        for folder, _, files in os.walk(self._root):
+        for folder, _, files in os.walk(self._root, onerror=_refuse_unlisted):
             for file in files:
                 name = (Path(folder) / file).relative_to(self._root).as_posix()
                 if name.startswith(prefix) and not name.endswith(PARTIAL_SUFFIX):
@@ -96,7 +97,13 @@ class LocalStorage:
 
     def exists(self, name: str) -> bool:
         """Tell whether there is such a regular file."""
-        return self._path(name).is_file()
+        path = self._path(name)
+        try:
+            return stat.S_ISREG(path.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise _failure("read", path, error) from error
 
     def size(self, name: str) -> int:
         """Give a file's length in bytes."""
@@ -178,9 +185,21 @@ class LocalStorage:
                 f"{self.url}: the name {name!r} is not allowed; expected one relative path inside the folder"
             )
         path = self._root.joinpath(*parts)
-        if not path.resolve().is_relative_to(self._root.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(self._root.resolve())
+        except OSError as error:
+            raise _failure("read", path, error) from error
+        except RuntimeError as error:
+            raise DataError(f"{path}: its links lead in a circle; expected a file or folder") from error
+        if not inside:
             raise DataError(f"{path}: leads out of the folder {self.url} by a link; expected a file inside it")
         return path
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    # A root that is not there yet holds no files; whatever else cannot be listed may hold some.
+    if not isinstance(error, FileNotFoundError):
+        raise _failure("list", Path(error.filename), error) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -199,5 +218,7 @@ def _failure(action: str, path: Path, error: OSError) -> DataError:
         errno.EDQUOT: "; free space in your quota or choose another folder; no partial file was left",
         errno.ENOENT: "; check the path",
         errno.EACCES: "; check the permissions",
+        errno.EPERM: "; check the permissions",
+        errno.ENAMETOOLONG: "; choose a shorter path",
     }.get(error.errno or 0, "")
     return DataError(f"{path}: could not {action}: {error.strerror or error}{advice}")

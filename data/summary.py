@@ -93,9 +93,37 @@ class RainTotals:
             numbers: list[Any] = value if is_list and isinstance(value, list) else [value]
             whole = all(type(number) is int and number >= 0 for number in numbers)
             if not whole or (is_list and len(numbers) != len(RAIN_LEVELS_MMH) + 1):
-                raise DataError(f"statistics: key {field.name!r} is {value!r}; expected counts: pack the archive again")
+                raise DataError(
+                    f"statistics: key {field.name!r} is {value!r:.80}; expected counts: pack the archive again"
+                )
             checked[field.name] = tuple(numbers) if is_list else value
         return cls(**checked)
+
+
+def rain_of(index: Index) -> RainTotals:
+    """Read an index's statistics and check that they can be those of its frames.
+
+    Raises:
+        DataError: Naming the key.
+    """
+    rain = RainTotals.from_json(index.statistics)
+    frames = sum(entry.num_starts for entry in index.sequences)
+    rules = {
+        "frames": (rain.frames == frames, f"{frames}, the frames of the sequences"),
+        "pixels": (rain.pixels == frames * index.rows * index.cols, f"frames of {index.rows} x {index.cols}"),
+        "valid": (rain.valid <= rain.pixels, f"at most {rain.pixels} pixels"),
+        "wet": (rain.wet <= rain.valid, f"at most {rain.valid} valid pixels"),
+        "max_count": (rain.max_count < MISSING_COUNT and (rain.max_count > 0) == (rain.wet > 0), "a count of the wet"),
+        "sum_counts": (rain.wet <= rain.sum_counts <= rain.wet * rain.max_count, "1 to max_count for each wet pixel"),
+        "rain_classes": (sum(rain.rain_classes) == rain.valid, f"{rain.valid} valid pixels together"),
+    }
+    for name, (holds, expected) in rules.items():
+        if not holds:
+            raise DataError(
+                f"index.json: statistics: key {name!r} is {index.statistics[name]!r:.80}; expected {expected}; "
+                "the index was changed: copy or pack it again"
+            )
+    return rain
 
 
 def count_windows(index: Index, length: int, min_rain_fraction: float) -> int:
@@ -130,9 +158,9 @@ def run_lengths(index: Index) -> tuple[list[int], list[Gap]]:
 
 
 def summarise(index: Index) -> str:
-    """Write the summary, from the index alone."""
+    """Write the summary, from the index alone; raises DataError for statistics that cannot be."""
     runs, gaps = run_lengths(index)
-    rain = RainTotals.from_json(index.statistics)
+    rain = rain_of(index)
     first_s = min(entry.start_s for entry in index.sequences)
     last_s = max(entry.start_s + (entry.num_frames - 1) * index.cadence_s for entry in index.sequences)
     stored = sum(entry.num_frames for entry in index.sequences)

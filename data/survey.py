@@ -43,6 +43,7 @@ class Job:
 
     Attributes:
         refs: The files in time order.
+        sha256s: Digest of each file's bytes, in the same order.
         header: What all of them agree on.
         crop: Part of the grid.
         options: How to pack.
@@ -52,6 +53,7 @@ class Job:
     """
 
     refs: tuple[knmi.FileRef, ...]
+    sha256s: tuple[str, ...]
     header: knmi.Header
     crop: Crop
     options: PackOptions
@@ -77,6 +79,7 @@ def survey(paths: Sequence[Path], options: PackOptions) -> Job:
     digest = hashlib.sha256(repr((SCHEMA_VERSION, options)).encode())
     first: knmi.Header | None = None
     num_input_bytes = 0
+    sha256s = []
     for ref in tqdm(refs, desc="checking", unit=" files", mininterval=0.5):
         header = knmi.read_header(ref.path)
         if first is None:
@@ -84,9 +87,10 @@ def survey(paths: Sequence[Path], options: PackOptions) -> Job:
             if options.crop is not None:
                 options.crop.check_inside(header.grid.rows, header.grid.cols)
         _check_agreement(ref.path, header, refs[0].path, first)
-        content = _read_input(ref.path)
-        num_input_bytes += len(content)
-        digest.update(ref.end_time_s.to_bytes(8, "little", signed=True) + hashlib.sha256(content).digest())
+        num_file_bytes, sha256 = digest_of(ref.path)
+        num_input_bytes += num_file_bytes
+        sha256s.append(sha256)
+        digest.update(ref.end_time_s.to_bytes(8, "little", signed=True) + bytes.fromhex(sha256))
     assert first is not None
     grid = first.grid
     crop = options.crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
@@ -106,6 +110,7 @@ def survey(paths: Sequence[Path], options: PackOptions) -> Job:
     num_shards = min(max(-int(-expected_bytes // options.shard_bytes), MIN_SHARDS), len(sequences))
     return Job(
         refs=tuple(refs),
+        sha256s=tuple(sha256s),
         header=first,
         crop=crop,
         options=options,
@@ -116,7 +121,7 @@ def survey(paths: Sequence[Path], options: PackOptions) -> Job:
 
 
 def _check_agreement(path: Path, header: knmi.Header, first_path: Path, first: knmi.Header) -> None:
-    for name in ("grid", "scale_mmh", "missing_codes", "licence"):
+    for name in ("grid", "scale_mmh", "missing_codes", "licence", "source"):
         found, expected = getattr(header, name), getattr(first, name)
         if found != expected:
             raise DataError(
@@ -125,9 +130,12 @@ def _check_agreement(path: Path, header: knmi.Header, first_path: Path, first: k
             )
 
 
-def _read_input(path: Path) -> bytes:
+def digest_of(path: Path) -> tuple[int, str]:
+    """Give a file's length in bytes and its SHA-256; raises DataError when it cannot be read."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return file.tell(), sha256
     except OSError as error:
         raise DataError(f"{path}: could not read: {error.strerror or error}") from error
 

@@ -17,6 +17,9 @@ INTERVALS_AN_HOUR: Final = 12
 KNMI_MMH_PER_COUNT: Final = 0.12
 """mm/h a count of KNMI's 5-minute accumulations: "GEO=0.01*PV+0.0" mm per 5 min, times 12."""
 
+SCALES_MMH: Final = (1e-6, 100.0)
+"""Least and largest plausible scale, mm/h a count: finer splits hairs, coarser knows no drizzle."""
+
 NL50_MAX_MM_5MIN: Final = 47.83
 """Largest 5-minute depth of the NL-50 years 2016 to 2018, in mm: the published scale (SmaAt-UNet, SpaT-SparK)."""
 

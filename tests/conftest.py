@@ -1,11 +1,17 @@
 """Fixtures for all rooms."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A busy machine is slow, not wrong; and what CI says of a commit must not change from run to run.
+settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("here")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,26 +1,25 @@
 """KNMI's radar precipitation composites: one HDF5 file a frame.
 
 Layout and names: KNMI HDF5 Data Format Specification, v3.5 (Roozekrans and Holleman, KNMI TR-264), and the files
-themselves. Nothing in a file is trusted: formulas are parsed, never evaluated, sizes are bounded before anything is
-allocated, and no link leads to another file.
+themselves. Nothing in a file is trusted: formulas are parsed, never evaluated, and data.sources.hdf5 bounds memory,
+demands that every pixel was written, and follows no link to another file.
 """
 
 import math
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
-
-import h5py
-import numpy as np
+from typing import Any, Final, NoReturn
 
 from data.frames import Crop, DataError, Frame, Grid
-from data.units import MISSING_COUNT
+from data.sources import hdf5
+from data.units import MISSING_COUNT, SCALES_MMH
 
 FILE_NAME: Final = re.compile(r"RAD_NL\d+_\w*?(\d{12})(?:_\w+)?\.h5", re.ASCII)
 FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf")
@@ -32,9 +31,6 @@ FORMULA: Final = re.compile(rf"GEO\s*=\s*({NUMBER})\s*\*\s*PV\s*(?:[+-]\s*({NUMB
 
 ALWAYS_MISSING: Final = (65534, MISSING_COUNT)
 """Codes that are missing whatever a file declares: newer files use 65534 besides 65535 (FACTS of the project)."""
-
-MAX_PIXELS: Final = 2**26
-"""Largest image that is read: 128 MiB of counts, a hundred times KNMI's composite."""
 
 SECONDS_AN_HOUR: Final = 3600
 LICENCE: Final = "CC BY 4.0, KNMI"
@@ -73,10 +69,11 @@ class Header:
 
 
 def scan(paths: Iterable[Path]) -> list[FileRef]:
-    """Find the composites among files and folders (searched to the bottom), in time order.
+    """Find the composites among files and folders (searched to the bottom, through links), in time order.
 
     Raises:
-        DataError: A path that is not there, no files, a name without a time, or two files of one time (both named).
+        DataError: A path that is not there, a folder or link that cannot be followed, no files, a name without a time,
+            or two files of one time (both named).
     """
     given = list(paths)
     found: dict[Path, FileRef] = {}
@@ -119,7 +116,7 @@ def read_header(path: Path) -> Header:
     Raises:
         DataError: The file is no KNMI composite, is damaged, or its name and content disagree about the time.
     """
-    with _open(path) as file:
+    with hdf5.opened(path) as file:
         return _header(file, path)
 
 
@@ -133,12 +130,11 @@ def read(path: Path, crop: Crop | None = None) -> Frame:
     Raises:
         DataError: As `read_header`, or the pixels cannot be decoded, or the crop lies outside the grid.
     """
-    with _open(path) as file:
+    with hdf5.opened(path) as file:
         header = _header(file, path)
         grid = header.grid if crop is None else header.grid.cropped(crop)
-        dataset = _member(file, "image1/image_data")
-        counts = dataset[()] if crop is None else dataset[crop.row0 : crop.row1, crop.col0 : crop.col1]
-    counts = np.ascontiguousarray(counts, dtype=np.uint16)
+        part = crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
+        counts = hdf5.read_pixels(hdf5.member(file, "image1/image_data"), part)
     for code in header.missing_codes:
         if code != MISSING_COUNT:
             counts[counts == code] = MISSING_COUNT
@@ -152,32 +148,53 @@ def read(path: Path, crop: Crop | None = None) -> Frame:
     )
 
 
-def _files_of(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.suffix.lower() in FILE_ENDINGS and file.is_file())
-    if not path.is_file():
-        raise DataError(f"{path} is not there; expected a KNMI HDF5 file or a folder of them")
-    return [path]
+def _files_of(path: Path) -> Iterator[Path]:
+    """Give a file, or the radar files of a folder; folders and files behind links too, each folder once."""
+    found = _stat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        yield path
+        return
+    seen = {(found.st_dev, found.st_ino)}
+    for name, folders, files in os.walk(path, onerror=_refuse_unreadable, followlinks=True):
+        folder, unseen = Path(name), []
+        for inner in sorted(folders):
+            found = _stat(folder / inner)
+            if (found.st_dev, found.st_ino) not in seen:
+                seen.add((found.st_dev, found.st_ino))
+                unseen.append(inner)
+        folders[:] = unseen
+        for file in (folder / inner for inner in sorted(files)):
+            is_radar = file.suffix.lower() in FILE_ENDINGS
+            # os.walk lists a link among the files when its folder is closed or not mounted.
+            if is_radar or file.is_symlink():
+                _stat(file)
+            if is_radar:
+                yield file
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    """Open a file to read; whatever h5py raises inside becomes a DataError that names it."""
+def _stat(path: Path) -> os.stat_result:
+    """Look at a file or folder through links; raises DataError when it is not there, closed, or neither."""
     try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    # h5py raises all of these for damaged files, depending on which byte is wrong.
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, AttributeError) as error:
-        raise DataError(
-            f"{path} cannot be read as a KNMI HDF5 composite ({error}); it is damaged or of another kind: "
-            "fetch it again or remove it"
-        ) from error
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        kind = "leads nowhere (a broken link)" if path.is_symlink() else "is not there"
+        raise DataError(f"{path} {kind}; expected a KNMI HDF5 file or a folder of them") from error
+    except OSError as error:
+        _refuse_unreadable(error)
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise DataError(f"{path} is neither a file nor a folder; expected a KNMI HDF5 file or a folder of them")
+    return found
+
+
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    raise DataError(
+        f"{error.filename}: could not be read: {error.strerror or error}; "
+        "frames may lie there: make it readable, or name the files and folders without it"
+    ) from error
 
 
 def _header(file: Any, path: Path) -> Header:
-    overview = _member(file, "overview")
+    overview = hdf5.member(file, "overview")
     end_time_s = _product_time(overview, "product_datetime_end")
     named_s = time_of_name(path)
     if end_time_s != named_s:
@@ -190,41 +207,33 @@ def _header(file: Any, path: Path) -> Header:
         raise DataError(
             f"product_datetime_start to product_datetime_end is {period_s} s; expected an accumulation time"
         )
-    quantity = _text(_member(file, "image1"), "image_geo_parameter")
+    quantity = hdf5.text(hdf5.member(file, "image1"), "image_geo_parameter")
     if "PRECIP" not in quantity.upper() or "[MM]" not in quantity.upper():
         raise DataError(f"image_geo_parameter is {quantity!r}; expected ACCUMULATED_PRECIPITATION_[MM]")
-    synthetic = _text(overview, "product_group_name") == SYNTHETIC_GROUP
-    calibration = _member(file, "image1/calibration")
+    synthetic = hdf5.text(overview, "product_group_name") == SYNTHETIC_GROUP
+    calibration = hdf5.member(file, "image1/calibration")
     return Header(
         end_time_s=end_time_s,
         scale_mmh=_scale_mmh(calibration, period_s),
         missing_codes=_missing_codes(calibration),
         grid=_grid(file),
-        source="synthetic storms" if synthetic else f"KNMI {_text(overview, 'product_group_name')}",
+        source="synthetic storms" if synthetic else f"KNMI {hdf5.text(overview, 'product_group_name')}",
         licence=SYNTHETIC_LICENCE if synthetic else LICENCE,
     )
 
 
 def _grid(file: Any) -> Grid:
     """Read the grid and check that the image fits it, before any pixel is read."""
-    image = _member(file, "image1/image_data")
-    if not isinstance(image, h5py.Dataset) or image.ndim != 2 or image.dtype.kind != "u" or image.dtype.itemsize != 2:
-        found = f"{image.dtype} {image.shape}" if isinstance(image, h5py.Dataset) else "a group"
-        raise DataError(f"/image1/image_data is {found}; expected uint16 (rows, columns)")
-    if image.external or image.is_virtual:
-        raise DataError("/image1/image_data keeps its pixels in other files, which are never followed")
+    image = hdf5.member(file, "image1/image_data")
+    hdf5.check_image(image, "/image1/image_data")
     rows, cols = image.shape
-    if not 0 < rows * cols <= MAX_PIXELS or math.prod(image.chunks or (1,)) > MAX_PIXELS:
-        raise DataError(
-            f"/image1/image_data has {rows} x {cols} pixels in chunks of {image.chunks}; expected at most {MAX_PIXELS}"
-        )
-    geographic = _member(file, "geographic")
-    stated = (int(_number(geographic, "geo_number_rows")), int(_number(geographic, "geo_number_columns")))
+    geographic = hdf5.member(file, "geographic")
+    stated = (int(hdf5.number(geographic, "geo_number_rows")), int(hdf5.number(geographic, "geo_number_columns")))
     if stated != (rows, cols):
         raise DataError(
             f"/image1/image_data has {rows} x {cols} pixels; expected {stated[0]} x {stated[1]} as /geographic says"
         )
-    pixel_km, pixel_y_km = _number(geographic, "geo_pixel_size_x"), _number(geographic, "geo_pixel_size_y")
+    pixel_km, pixel_y_km = hdf5.number(geographic, "geo_pixel_size_x"), hdf5.number(geographic, "geo_pixel_size_y")
     if not (math.isfinite(pixel_km) and pixel_km > 0 and pixel_y_km == -pixel_km):
         raise DataError(
             f"pixels of {pixel_km} by {pixel_y_km}; expected square ones whose rows run south, such as 1, -1"
@@ -233,81 +242,41 @@ def _grid(file: Any) -> Grid:
         rows=rows,
         cols=cols,
         pixel_km=pixel_km,
-        projection=_text(_member(file, "geographic/map_projection"), "projection_proj4_params"),
-        x0_km=_number(geographic, "geo_column_offset") * pixel_km,
-        y0_km=_number(geographic, "geo_row_offset") * pixel_y_km,
+        projection=hdf5.text(hdf5.member(file, "geographic/map_projection"), "projection_proj4_params"),
+        x0_km=hdf5.number(geographic, "geo_column_offset") * pixel_km,
+        y0_km=hdf5.number(geographic, "geo_row_offset") * pixel_y_km,
     )
 
 
 def _scale_mmh(calibration: Any, period_s: int) -> float:
     """Read the formula from counts to mm in a period, and give mm/h a count."""
-    formula = _text(calibration, "calibration_formulas")
+    formula = hdf5.text(calibration, "calibration_formulas")
     match = FORMULA.fullmatch(formula.strip())
     # Exact: 0.01 mm in 5 minutes is the float nearest to 0.12 mm/h, and equal scales compare equal.
     factor, offset = (Fraction(match.group(1)), Fraction(match.group(2) or 0)) if match else (Fraction(0), Fraction(0))
-    if factor <= 0 or offset != 0:
+    scale_mmh = float(factor * SECONDS_AN_HOUR / period_s)
+    lowest_mmh, highest_mmh = SCALES_MMH
+    if not lowest_mmh <= scale_mmh <= highest_mmh or offset != 0:
         raise DataError(
-            f"calibration_formulas is {formula!r}; expected a linear scale without an offset, such as 'GEO=0.01*PV+0.0'"
+            f"calibration_formulas is {formula!r}; expected a linear scale without an offset, such as "
+            f"'GEO=0.01*PV+0.0', of {lowest_mmh:g} to {highest_mmh:g} mm/h a count"
         )
-    return float(factor * SECONDS_AN_HOUR / period_s)
+    return scale_mmh
 
 
 def _missing_codes(calibration: Any) -> tuple[int, ...]:
     codes = set(ALWAYS_MISSING)
     for name in ("calibration_missing_data", "calibration_out_of_image"):
         if name in calibration.attrs:
-            codes.add(int(_number(calibration, name)))
+            codes.add(int(hdf5.number(calibration, name)))
     # 0 is "no rain" in KNMI's accumulations: a file that calls it missing would lose every dry pixel.
     if not all(0 < code <= MISSING_COUNT for code in codes):
         raise DataError(f"missing codes {sorted(codes)} are declared; expected counts of 1 to {MISSING_COUNT}")
     return tuple(sorted(codes))
 
 
-def _member(file: Any, name: str) -> Any:
-    """Step down to a member through hard links only: no other kind can be kept from leaving the file."""
-    item, walked = file, ""
-    for part in name.split("/"):
-        walked += f"/{part}"
-        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
-        if link is None:
-            raise DataError(f"{walked} is missing; expected a KNMI composite")
-        if not isinstance(link, h5py.HardLink):
-            raise DataError(
-                f"{walked} is a link ({type(link).__name__}), perhaps into another file; links are never followed"
-            )
-        item = item[part]
-    return item
-
-
-def _attribute(item: Any, name: str) -> Any:
-    if name not in item.attrs:
-        raise DataError(f"attribute {name} of {item.name} is missing; expected a KNMI composite")
-    value = item.attrs[name]
-    if isinstance(value, np.ndarray):
-        if value.size != 1:
-            raise DataError(f"attribute {name} of {item.name} has {value.size} values; expected one")
-        value = value.reshape(())[()]
-    return value
-
-
-def _text(item: Any, name: str) -> str:
-    value = _attribute(item, name)
-    if isinstance(value, bytes):
-        value = value.decode("ascii", errors="replace")
-    if not isinstance(value, str):
-        raise DataError(f"attribute {name} of {item.name} is {value!r}; expected text")
-    return value.strip("\0 ")
-
-
-def _number(item: Any, name: str) -> float:
-    value = _attribute(item, name)
-    if not isinstance(value, (int, float, np.integer, np.floating)) or not math.isfinite(value):
-        raise DataError(f"attribute {name} of {item.name} is {value!r}; expected a number")
-    return float(value)
-
-
 def _product_time(overview: Any, name: str) -> int:
-    text = _text(overview, name)
+    text = hdf5.text(overview, name)
     match = PRODUCT_TIME.fullmatch(text.upper())
     try:
         if match is None or match.group(2) not in MONTHS:

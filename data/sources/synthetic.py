@@ -52,6 +52,8 @@ LIFETIME_EXPONENT: Final = 1.0
 MEDIAN_RATE_MMH: Final = 0.5
 TABLE_POINTS: Final = 512
 EXIT_BAD_DATA: Final = 4
+MAX_HOURS: Final = 10 * 366 * 24
+"""Longest series, ten years: a million files. More is a slip of the keyboard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,8 +286,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write_folder(folder: Path, hours: float, seed: int, size: int, radar_circle: bool) -> None:
-    if not (math.isfinite(hours) and hours * 3600 >= CADENCE_S):
-        raise DataError(f"--hours is {hours}; expected at least one frame of 5 minutes")
+    # Not a number is in no range.
+    if not CADENCE_S <= hours * 3600 <= MAX_HOURS * 3600:
+        raise DataError(
+            f"--hours is {hours}; expected at least one frame of 5 minutes and at most ten years, {MAX_HOURS} hours"
+        )
     times_s = [FIRST_END_S + i * CADENCE_S for i in range(round(hours * 3600 / CADENCE_S))]
     frames = iterate_storms(len(times_s), size, size, seed, radar_circle=radar_circle)
     names = {file_name(time_s) for time_s in times_s}

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from data.frames import Crop, Grid
 from data.plan import WindowTable
 from data.sequences import cut_run
 from data.shard_writer import PackedFrame, PlannedSequence, pack_frame, write_shard
-from data.shards import Index, SequenceEntry, ShardEntry, dump_index, signed
+from data.shards import Index, SequenceEntry, ShardEntry, describe_archive, dump_index, signed
 from data.storage import Storage, open_storage
 
 DAY_S = 86400
@@ -147,6 +147,23 @@ def pack_archive(
             )
             if keep_counts:
                 counts_thw[key] = run_thw[piece.first : piece.first + piece.num_frames]
+    draft = Index(
+        schema_version=1,
+        source="test",
+        licence="none",
+        cadence_s=CADENCE_S,
+        rows=rows,
+        cols=cols,
+        scale_mmh=0.12,
+        missing_count=65535,
+        window=window,
+        max_frames=max_frames,
+        crop=Crop(row0=0, row1=rows, col0=0, col1=cols),
+        grid=Grid(rows=rows, cols=cols, pixel_km=1.0, projection="", x0_km=0.0, y0_km=0.0),
+        shards=(),
+        sequences=(),
+        statistics={},
+    )
     written = [
         write_shard(
             storage,
@@ -154,30 +171,14 @@ def pack_archive(
             i,
             planned[i::num_shards],
             times_s,
-            {"cadence_s": CADENCE_S, "scale_mmh": 0.12},
+            describe_archive(draft),
             lambda sequence: packed[sequence.first : sequence.first + sequence.num_frames],
         )
         for i in range(min(num_shards, len(planned)))
     ]
-    index = signed(
-        Index(
-            schema_version=1,
-            source="test",
-            licence="none",
-            cadence_s=CADENCE_S,
-            rows=rows,
-            cols=cols,
-            scale_mmh=0.12,
-            missing_count=65535,
-            window=window,
-            max_frames=max_frames,
-            crop=Crop(row0=0, row1=rows, col0=0, col1=cols),
-            grid=Grid(rows=rows, cols=cols, pixel_km=1.0, projection="", x0_km=0.0, y0_km=0.0),
-            shards=tuple(one.shard for one in written),
-            sequences=tuple(sorted((entry for one in written for entry in one.sequences), key=lambda e: e.start_s)),
-            statistics={},
-        )
-    )
+    shards = tuple(one.shard for one in written)
+    sequences = tuple(sorted((entry for one in written for entry in one.sequences), key=lambda entry: entry.start_s))
+    index = signed(replace(draft, shards=shards, sequences=sequences))
     storage.write("index.json", dump_index(index))
     return PackedArchive(folder=folder, storage=storage, index=index, counts_thw=counts_thw)
 

@@ -1,18 +1,12 @@
 """Packing: what is stored, restarts that end with the same bytes, and input refused with nothing half-written."""
 
-import fcntl
 import hashlib
 import io
 import json
-import os
-import resource
+import re
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +19,11 @@ import webdataset
 from data.contact_sheet import draw_contact_sheet, read_frame
 from data.frames import Crop, DataError
 from data.pack import main, pack
-from data.shards import Index, load_index, verify_sequence_bytes
+from data.shards import Index, dump_index, load_index, signed, verify_sequence_bytes
 from data.storage import open_storage
 from data.summary import RainTotals, count_windows, run_lengths, summarise
-from data.survey import PackOptions, survey
-from tests.data.radar_files import FIRST_S, random_counts, write_series
-
-CROP = Crop(row0=2, row1=10, col0=1, col1=9)
-OPTIONS = PackOptions(crop=CROP, window=4, max_frames=9)
-# Three runs: 30, 2 (shorter than the window) and 8 frames.
-NUMBERS = [*range(30), *range(35, 37), *range(40, 48)]
-
-
-@pytest.fixture(scope="module")
-def radar(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a series with two gaps."""
-    folder = tmp_path_factory.mktemp("radar")
-    write_series(folder, NUMBERS)
-    return folder
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+from data.survey import PackOptions
+from tests.data.radar_files import CROP, FIRST_S, NUMBERS, OPTIONS, digests, random_counts, write_series
 
 
 def cropped(number: int) -> npt.NDArray[np.uint16]:
@@ -199,138 +172,6 @@ def test_a_shard_that_changed_after_packing_is_noticed(radar: Path, tmp_path: Pa
         pack([radar], tmp_path / "out", OPTIONS)
 
 
-def start_pack(radar: Path, out: Path, **limits: Any) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "data.pack", "knmi", str(radar), "--out", str(out)]
-    options = ["--crop", str(CROP), "--window", "4", "--frames", "9"]
-    return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **limits)
-
-
-def kill_when(process: "subprocess.Popen[bytes]", holds: Callable[[], bool], number: int) -> None:
-    """Send a signal as soon as something holds."""
-    deadline = time.monotonic() + 60
-    while not holds() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.0005)
-    process.send_signal(number)
-    process.communicate()
-
-
-@pytest.mark.parametrize("num_finished", [0, 1, 4])
-def test_a_killed_pack_goes_on_to_the_same_bytes(radar: Path, tmp_path: Path, num_finished: int) -> None:
-    pack([radar], tmp_path / "whole", OPTIONS)
-    out = tmp_path / "out"
-    wanted = out / ".packing" / (f"shard-{num_finished - 1:05d}.json" if num_finished else "job.json")
-    process = start_pack(radar, out)
-    kill_when(process, wanted.exists, signal.SIGKILL)
-    assert wanted.exists()
-    finished = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
-    # A killed writer's half file, as a kill at another moment would leave it.
-    (out / ".shard-00007.tar.1-0.partial").write_bytes(b"half")
-    pack([radar], out, OPTIONS)
-    assert digests(out) == digests(tmp_path / "whole")
-    assert not (out / ".packing").exists()
-    if process.returncode == -signal.SIGKILL and num_finished:
-        name = f"shard-{num_finished - 1:05d}.tar"
-        assert (out / name).stat().st_mtime_ns == finished[name]
-
-
-def interrupted(radar: Path, out: Path) -> None:
-    """Leave a pack as if it had been killed after its last shard, before the index."""
-    index = pack([radar], out, OPTIONS)
-    reference = out.with_name("reference")
-    shutil.copytree(out, reference)
-    job = survey([radar], OPTIONS)
-    (out / "index.json").unlink()
-    (out / ".packing").mkdir()
-    (out / ".packing" / "job.json").write_text(json.dumps({"job": job.digest}))
-    for number, shard in enumerate(index.shards):
-        values = {
-            "shard": vars(shard),
-            "sequences": [vars(entry) for entry in index.sequences if entry.shard == number],
-            "totals": RainTotals.none().to_json(),
-        }
-        (out / ".packing" / f"shard-{number:05d}.json").write_text(json.dumps(values))
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "record", "missing"])
-def test_a_finished_shard_that_was_damaged_is_packed_again(radar: Path, tmp_path: Path, damage: str) -> None:
-    out = tmp_path / "out"
-    interrupted(radar, out)
-    shard, record = out / "shard-00002.tar", out / ".packing" / "shard-00002.json"
-    payload = shard.read_bytes()
-    if damage == "flip":
-        shard.write_bytes(payload[:600] + bytes([payload[600] ^ 1]) + payload[601:])
-    elif damage == "cut":
-        shard.write_bytes(payload[:-512])
-    elif damage == "record":
-        record.write_bytes(record.read_bytes()[:100])
-    else:
-        shard.unlink()
-    kept = (out / "shard-00003.tar").stat().st_mtime_ns
-    pack([radar], out, OPTIONS)
-    assert shard.read_bytes() == payload
-    assert (out / "shard-00003.tar").stat().st_mtime_ns == kept
-
-
-def test_an_unfinished_pack_of_other_options_is_dropped(
-    radar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    interrupted(radar, out)
-    options = PackOptions(crop=CROP, window=5, max_frames=20)
-    pack([radar], out, options)
-    assert "dropping an unfinished pack of other files or options" in capsys.readouterr().err
-    pack([radar], tmp_path / "fresh", options)
-    assert digests(out) == digests(tmp_path / "fresh")
-
-
-def test_two_packs_into_one_folder_are_refused(radar: Path, tmp_path: Path) -> None:
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another pack is writing there"):
-            pack([radar], tmp_path, OPTIONS)
-    finally:
-        os.close(descriptor)
-
-
-def test_a_full_disk_ends_with_an_error_and_no_index(radar: Path, tmp_path: Path) -> None:
-    disk, out = tmp_path / "disk", tmp_path / "disk" / "out"
-    disk.mkdir()
-    mounted = (
-        os.geteuid() == 0
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(disk)], check=False, capture_output=True
-        ).returncode
-    )
-    limit = {} if mounted else {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))}
-    try:
-        process = start_pack(radar, out, **limit)
-        message = process.communicate()[1].decode()
-        assert process.returncode == 4
-        assert f"{out}/" in message
-        assert "could not write: " + ("No space left on device; free space" if mounted else "File too large") in message
-        left = [path.name for path in out.rglob("*")]
-        assert "index.json" not in left
-        assert not any(name.endswith(".partial") for name in left)
-        if mounted:
-            subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
-            pack([radar], out, OPTIONS)
-            pack([radar], tmp_path / "whole", OPTIONS)
-            assert digests(out) == digests(tmp_path / "whole")
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_ctrl_c_stops_with_a_word_and_can_go_on(radar: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = start_pack(radar, out)
-    kill_when(process, (out / ".packing" / "job.json").exists, signal.SIGINT)
-    assert process.returncode in (130, 0)
-    assert not list(out.glob("*.partial"))
-    assert pack([radar], out, OPTIONS).sequences
-
-
 def test_the_commands_pack_and_inspect(
     radar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +194,9 @@ def test_the_commands_pack_and_inspect(
         (["--window", "0"], "--window 0"),
         (["--window", "9", "--frames", "8"], "--window 9, --frames 8"),
         (["--cadence-min", "0"], "--cadence-min 0"),
+        (["--cadence-min", "nan"], "--cadence-min nan"),
+        (["--cadence-min", "inf"], "--cadence-min inf"),
+        (["--cadence-min", "1e300"], "--cadence-min 1e+300"),
         (["--shard-mb", "0"], "--shard-mb 0"),
     ],
 )
@@ -377,3 +221,36 @@ def test_real_files_pack_to_a_fifth_of_their_bytes(shared_dir: Path, tmp_path: P
     assert [count_windows(index, 24, share) for share in (0.0, 0.2, 0.5)] == [39, 39, 17]
     assert sum(shard.num_bytes for shard in index.shards) < 16_000 * 62
     assert RainTotals.from_json(index.statistics).valid == 62 * 288 * 288
+
+
+BAD_STATISTICS = [
+    ({"frames": 0, "pixels": 0, "valid": 0, "wet": 0}, "'frames' is 0; expected 40, the frames of the sequences"),
+    ({"pixels": 0}, "'pixels' is 0; expected frames of 8 x 8"),
+    ({"valid": 40 * 64 + 1}, "'valid' is 2561; expected at most 2560 pixels"),
+    ({"wet": 40 * 64}, "'wet' is 2560; expected at most"),
+    ({"max_count": 65535}, "'max_count' is 65535"),
+    ({"max_count": 10**400}, "'max_count' is 10+"),
+    ({"sum_counts": 10**400}, "'sum_counts' is 10+"),
+    ({"sum_counts": 0}, "'sum_counts' is 0"),
+    ({"rain_classes": [0] * 11}, r"'rain_classes' is \[0, 0"),
+    ({"wet": -1}, "'wet' is -1; expected counts"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), BAD_STATISTICS)
+def test_inspect_refuses_statistics_that_cannot_be(
+    radar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], values: dict[str, Any], message: str
+) -> None:
+    index = pack([radar], tmp_path / "out", OPTIONS)
+    changed = signed(replace(index, statistics=index.statistics | values))
+    (tmp_path / "out" / "index.json").write_bytes(dump_index(changed))
+    assert main(["inspect", str(tmp_path / "out")]) == 4
+    assert re.search(f"statistics: key {message}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000)])
+def test_very_long_and_flat_frames_are_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
+    write_series(tmp_path / "radar", range(12), size=size)
+    index = pack([tmp_path / "radar"], tmp_path / "out", PackOptions(window=2))
+    index = replace(index, source="$\\frac{")
+    assert draw_contact_sheet(open_storage(tmp_path / "out"), index).startswith(b"\x89PNG")

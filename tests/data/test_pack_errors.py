@@ -1,5 +1,6 @@
 """Input that packing refuses: each with its error, and nothing half-written."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from data.frames import Crop, DataError
-from data.pack import pack
+from data.pack import pack, write_archive
+from data.storage import open_storage
 from data.summary import run_lengths
-from data.survey import PackOptions
-from tests.data.radar_files import change, replace_image, set_attribute, write_series
+from data.survey import PackOptions, survey
+from tests.data.radar_files import change, random_counts, replace_image, set_attribute, write_series
 
 OPTIONS = PackOptions(crop=Crop(row0=2, row1=10, col0=1, col1=9), window=4, max_frames=9)
 
@@ -77,6 +79,34 @@ def test_files_that_do_not_agree_are_refused(
 ) -> None:
     change(few[5], edit)
     refused(tmp_path, f"{few[5]}.*{message}|{few[5]}{message}")
+
+
+def test_two_products_of_one_source_are_refused(tmp_path: Path, few: list[Path]) -> None:
+    for path in few:
+        change(path, set_attribute("overview", "product_group_name", np.bytes_("RAD_NL25_RAP_5min")))
+    change(few[5], set_attribute("overview", "product_group_name", np.bytes_("RAD_NL25_RAU_5mi")))
+    message = f"{few[5]}: source is KNMI RAD_NL25_RAU_5mi, but KNMI RAD_NL25_RAP_5min in {few[0]}; .*pack them apart"
+    refused(tmp_path, message)
+
+
+def test_unwritten_pixels_are_refused_before_anything_is_written(tmp_path: Path, few: list[Path]) -> None:
+    change(few[5], replace_image(shape=(12, 10), dtype="u2", chunks=(12, 10)))
+    refused(tmp_path, f"{few[5]}: /image1/image_data: 0 of its 1 chunks are stored")
+
+
+def test_a_file_that_changes_between_survey_and_packing_is_noticed(tmp_path: Path, few: list[Path]) -> None:
+    for path in few:
+        change(path, replace_image(data=random_counts(1, 12, 10)))
+    job = survey([tmp_path / "radar"], OPTIONS)
+    assert write_archive(open_storage(tmp_path / "good"), job).sequences
+    before = few[3].stat()
+    # Pixels alone, in place, with the file's old time: neither length nor header tell.
+    change(few[3], lambda file: file["image1/image_data"].write_direct(random_counts(2, 12, 10)))
+    os.utime(few[3], ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert few[3].stat().st_size == before.st_size
+    with pytest.raises(DataError, match=f"{few[3]} changed while it was packed"):
+        write_archive(open_storage(tmp_path / "out"), job)
+    assert not (tmp_path / "out" / "index.json").exists()
 
 
 def test_truncated_and_foreign_files_are_refused(tmp_path: Path, few: list[Path]) -> None:

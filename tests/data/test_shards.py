@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,27 @@ def test_an_index_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_the_fingerprint_covers_every_field() -> None:
     index = small_index()
-    changed = [
-        replace(index, source="other"),
-        replace(index, statistics={"frames": 5}),
-        replace(index, sequences=index.sequences[:1]),
-        replace(index, sequences=(replace(index.sequences[0], missing=(0, 5)), index.sequences[1])),
-        replace(index, shards=(replace(index.shards[0], sha256="c" * 64),)),
-        replace(index, packed_from="x"),
-    ]
-    assert fingerprint_of(replace(index, fingerprint="")) == index.fingerprint
-    assert len({index.fingerprint, *map(fingerprint_of, changed)}) == 1 + len(changed)
+    others: dict[str, Any] = {
+        "crop": replace(index.crop, row0=0),
+        "grid": replace(index.grid, pixel_km=2.0),
+        "shards": (replace(index.shards[0], sha256="c" * 64),),
+        "sequences": (replace(index.sequences[0], missing=(0, 5)), index.sequences[1]),
+        "statistics": {"frames": 5},
+    }
+    for field in fields(Index):
+        value = getattr(index, field.name)
+        other = others.get(field.name, value + "x" if isinstance(value, str) else None)
+        changed = replace(index, **{field.name: value + 1 if other is None else other})
+        assert changed != index
+        assert (fingerprint_of(changed) == index.fingerprint) == (field.name == "fingerprint"), field.name
+    for field in (*fields(SequenceEntry), *fields(ShardEntry)):
+        name = "sequences" if field in fields(SequenceEntry) else "shards"
+        first, *rest = getattr(index, name)
+        value = getattr(first, field.name)
+        other = value + "x" if isinstance(value, str) else value[::-1] if isinstance(value, tuple) else value + 1
+        entries: Any = (replace(first, **{field.name: other}), *rest)
+        changed = replace(index, **{name: entries})
+        assert fingerprint_of(changed) != index.fingerprint, field.name
 
 
 def edit_top(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -111,6 +122,22 @@ DAMAGE = [
     (edit_sequence("rain_fraction", [0.0, 1.5]), r"\.rain_fraction"),
     (edit_sequence("missing", [0, 7]), r"\.missing is a value outside"),
     (edit_sequence("missing", [0, True]), "'missing' holds other values than int"),
+    (edit_top("cadence_s", 86401), "key cadence_s is 86401; expected 1 to 86400 s"),
+    (edit_top("cadence_s", 10**25), "key cadence_s is 10{25}; expected 1 to 86400 s"),
+    (edit_top("scale_mmh", 1e99), r"key scale_mmh is 1e\+99; expected 1e-06 to 100 mm/h"),
+    (edit_top("scale_mmh", 10**400), "key 'scale_mmh' is a whole number beyond every measure"),
+    (edit_sequence("rain_fraction", [0, 10**400]), "'rain_fraction' is a whole number beyond every measure"),
+    (lambda values: values["grid"].update(x0_km=10**400), "grid: key 'x0_km' is a whole number beyond every measure"),
+    (edit_sequence("start_s", 10**18), r"\.start_s is 10{18}, .*years 1900 to 2199"),
+    (edit_sequence("start_s", -(10**10)), r"\.start_s is -10{10}"),
+    (edit_sequence("start_s", 7_258_118_400 - 300), r"\.start_s is 7258118100, the last frame's 7258118400"),
+    (edit_top("source", "\ud800"), r"key source is '\\ud800'; expected printable text"),
+    (edit_top("source", "\x1b[2J"), r"key source is '\\x1b\[2J'; expected printable"),
+    (edit_top("licence", "a\nb"), r"key licence is 'a\\nb'"),
+    (lambda values: values["grid"].update(projection="\x9b2J"), r"key grid.projection is '\\x9b2J'"),
+    (edit_sequence("key", "\x1b[2J"), r"sequences\[1\] \('\\x1b\[2J'\).key is '\\x1b\[2J'; expected letters"),
+    (edit_shard("name", "\x1b.tar"), r"shards\[0\].name is '\\x1b.tar'; expected a plain name"),
+    (edit_top("\x1b[2J", 1), r"key '\\x1b\[2J' is unknown"),
 ]
 
 
@@ -126,6 +153,7 @@ def test_a_wrong_value_is_refused_by_its_key(
     with pytest.raises(DataError, match=message) as caught:
         load_index(storage)
     assert "index.json" in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 def _signed_json(values: dict[str, Any]) -> bytes:
@@ -141,6 +169,28 @@ def test_a_change_without_a_new_fingerprint_is_noticed(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"fingerprint is .* but the content's is"):
         load_index(storage)
+
+
+@pytest.mark.parametrize(
+    "number", [b"1e400", b"-1e400", b"1" + b"0" * 400, b"1" + b"0" * 5000, b"1" + b"0" * 400 + b".5"]
+)
+@pytest.mark.parametrize("key", [b'"scale_mmh":0.12', b'"rain_fraction":[0.0', b'"pixel_km":1.0', b'"frames":4'])
+def test_numbers_beyond_every_measure_are_refused(tmp_path: Path, key: bytes, number: bytes) -> None:
+    storage = open_storage(tmp_path)
+    content = dump_index(small_index())
+    assert key in content
+    storage.write("index.json", content.replace(key, key[: key.rindex(b":") + 1] + b"[" * (b"[" in key) + number))
+    with pytest.raises(DataError, match=r"index\.json"):
+        load_index(storage)
+
+
+def test_statistics_nested_without_end_are_refused(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    for depth in (400, 900, 5000, 100_000):
+        nested = b'"statistics":{"a":' + b"[" * depth + b"]" * depth + b"}"
+        storage.write("index.json", dump_index(small_index()).replace(b'"statistics":{"frames":4}', nested))
+        with pytest.raises(DataError, match=r"index\.json"):
+            load_index(storage)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[NaN]", b"[" * 100_000, b"[]", b"null"])

@@ -11,6 +11,7 @@ import pytest
 
 from data.frames import DataError
 from data.storage import open_storage
+from tests.data.radar_files import closed_folder, without_rights
 
 
 def test_files_are_written_listed_read_and_deleted(tmp_path: Path) -> None:
@@ -153,3 +154,20 @@ def test_many_threads_write_and_read_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(work, range(200)))
     assert storage.names() == ["0", "1", "2", "3", "4"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty() -> None:
+    with closed_folder(0o000) as (folder, closed):
+        for root in (closed, folder):
+            with without_rights(), pytest.raises(DataError, match=f"{closed}: could not list: Permission denied"):
+                open_storage(root).names()
+        with without_rights(), pytest.raises(DataError, match=f"{closed}/a: could not read: Permission denied"):
+            open_storage(closed).exists("a")
+
+
+def test_links_in_a_circle_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(DataError, match=f"{tmp_path}/a: its links lead in a circle"):
+        open_storage(tmp_path).exists("a")
+    assert not open_storage(tmp_path / "file" / "none").exists("c")

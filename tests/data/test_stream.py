@@ -328,3 +328,24 @@ def test_pinned_batches_survive_copies_that_nobody_waits_for(archive: PackedArch
     for rows, counts in copies:
         expected = np.stack([archive.window(table, row) for row in rows.tolist()])
         np.testing.assert_array_equal(counts.cpu().numpy(), expected)
+
+
+def test_statistics_of_iterators_under_way_together_add_up(archive: PackedArchive) -> None:
+    table = select_windows(archive.index, Selection(window=WINDOW))
+    alone = make_stream(archive, table)
+    for _ in alone.steps(0, 6):
+        pass
+    stream = make_stream(archive, table)
+    first, second = stream.steps(0, 6), stream.steps(0, 6)
+    next(first)
+    next(second)
+    for _ in first:
+        pass
+    assert stream.stats()["windows"] >= 6 * 24 + 24
+    for _ in second:
+        pass
+    both = stream.stats()
+    for name in ("windows", "requests", "bytes_read", "frames_decoded"):
+        assert both[name] == 2 * alone.stats()[name], name
+    assert both["decoded_bytes_peak"] >= alone.stats()["decoded_bytes_peak"]
+    assert stream.stats() == both

@@ -1,5 +1,7 @@
 """Damaged shards: each stops the stream, at the step that needs it, with an error that names shard and key."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.frames import DataError
+from data.decode import check_sequence
+from data.frames import Crop, DataError, Grid
 from data.plan import Selection, plan, select_windows
-from data.shards import Index, load_index, signed
+from data.shards import Index, dump_index, load_index, signed
 from data.stream import Stream, evaluation_batches
 from tests.data.archives import PackedArchive, pack_archive, random_runs
 
@@ -101,3 +104,52 @@ def test_an_error_comes_at_the_step_that_needs_the_sequence(tmp_path: Path) -> N
         with pytest.raises(DataError, match=entry.key):
             take(stream, 9, good)
         assert good == list(range(first_use))
+
+
+OTHERS: dict[str, Any] = {
+    "cadence_s": 600,
+    "rows": COLS,
+    "cols": ROWS,
+    "crop": Crop(row0=1, row1=ROWS + 1, col0=0, col1=COLS),
+    "grid": Grid(rows=ROWS, cols=COLS, pixel_km=2.0, projection="", x0_km=0.0, y0_km=0.0),
+    "scale_mmh": 1.2,
+    "missing_count": 0,
+    "window": WINDOW - 1,
+    "source": "another",
+    "licence": "another",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_index_that_was_changed_and_signed_again_is_refused(tmp_path: Path, name: str) -> None:
+    archive = pack_archive(tmp_path, random_runs([20], ROWS, COLS), window=WINDOW, max_frames=15, num_shards=1)
+    index = signed(replace(archive.index, **{name: OTHERS[name]}))
+    entry = index.sequences[0]
+    data = archive.storage.read(index.shards[0].name, entry.offset, entry.offset + entry.num_bytes)
+    check_sequence(archive.index, entry, data)
+    with pytest.raises(DataError, match=rf"shard-00000.tar, key s0000: s0000.json says {name} = .*, the index says"):
+        check_sequence(index, entry, data)
+
+
+def test_every_field_of_the_json_member_is_compared(tmp_path: Path) -> None:
+    archive = pack_archive(tmp_path, random_runs([20], ROWS, COLS), window=WINDOW, max_frames=15, num_shards=1)
+    index, entry = archive.index, archive.index.sequences[0]
+    data = archive.storage.read(index.shards[0].name, entry.offset, entry.offset + entry.num_bytes)
+    begin = entry.json_offset - entry.offset
+    said = json.loads(data[begin : begin + entry.json_bytes])
+    # What the words on the encoding say is no value to compare.
+    for name in said.keys() - {"codec"}:
+        text = json.dumps(said | {name: "other"}, separators=(",", ":")).encode()
+        changed = data[:begin] + text + data[begin + entry.json_bytes :]
+        found = replace(entry, num_bytes=len(changed), json_bytes=len(text), sha256=hashlib.sha256(changed).hexdigest())
+        with pytest.raises(DataError, match=f"s0000.json says {name} = 'other'"):
+            check_sequence(index, found, changed)
+
+
+def test_an_archive_signed_again_with_another_scale_stops_the_stream(tmp_path: Path) -> None:
+    archive = pack_archive(tmp_path, random_runs([20], ROWS, COLS), window=WINDOW, max_frames=15, num_shards=1)
+    archive.storage.write("index.json", dump_index(signed(replace(archive.index, scale_mmh=1.2))))
+    index = load_index(archive.storage)
+    table = select_windows(index, Selection(window=WINDOW))
+    with pytest.raises(DataError, match=r"says scale_mmh = 0.12, the index says 1.2"):
+        list(evaluation_batches(archive.storage, index, table, micro_batch=4))

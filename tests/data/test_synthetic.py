@@ -118,6 +118,11 @@ def test_the_command_writes_a_gap_free_series(tmp_path: Path) -> None:
     [
         (["--hours", "0"], "--hours is 0.0"),
         (["--hours", "nan"], "--hours is nan"),
+        (["--hours", "inf"], "--hours is inf"),
+        (
+            ["--hours", "1e10"],
+            "--hours is 10000000000.0; expected at least one frame of 5 minutes and at most ten years",
+        ),
         (["--size", "0"], "0 x 0 pixels"),
         (["--size", "99999"], "99999 x 99999 pixels"),
     ],
