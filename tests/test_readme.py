@@ -35,6 +35,7 @@ def test_every_setting_in_the_readme_exists() -> None:
     known = {
         *dotted_keys(PretrainConfig),
         "num_processes",
+        "restart",
         "num_cpu_threads_per_process",
         "config",
         "print_config",
