@@ -29,11 +29,12 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One thread a process: on tensors this small threads wait for each other, and some tests start two processes.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --durations=15
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow or gpu" --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or gpu" --durations=15
 
 clean:
 	rm -rf $(DEMO) .mypy_cache .ruff_cache .hypothesis
