@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             index = load_index(storage)
             check_shard_sizes(storage, index)
             sys.stdout.write(summarise(index))
-            picture = Path(arguments.out or f"{Path(storage.url).name}.png").absolute()
+            picture = Path(arguments.out or f"{storage.url}.png").absolute()
             open_storage(picture.parent).write(picture.name, draw_contact_sheet(storage, index))
             sys.stdout.write(f"contact sheet {picture}\n")
         else:
@@ -222,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="print the summary and draw a contact sheet")
     inspect.add_argument("shards", metavar="SHARDS")
     inspect.add_argument(
-        "--out", metavar="SHEET.png", help="where to draw (SHARDS' name + .png, in the current folder)"
+        "--out", metavar="SHEET.png", help="where to draw (SHARDS.png, beside the folder)"
     )
     return parser
 

@@ -36,6 +36,7 @@ def test_every_setting_in_the_readme_exists() -> None:
         *dotted_keys(PretrainConfig),
         "num_processes",
         "restart",
+        "help",
         "num_cpu_threads_per_process",
         "config",
         "print_config",

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -46,7 +47,8 @@ CAUSES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (WeightsError, ExitCode.CHECKPOINT),
 )
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+# A closed terminal (SIGHUP) is no reason to lose the steps since the last save.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -72,7 +74,8 @@ class StopSignal:
             self.received = signal.Signals(number).name
             message = f"{self.received}: finishing this step, then saving a checkpoint\n"
             # A log handler may hold its lock in the very frame that the signal interrupts; a write may not.
-            os.write(2, message.encode())
+            with suppress(OSError):
+                os.write(2, message.encode())
 
     def __call__(self) -> bool:
         """Tell whether a stop signal has arrived."""

@@ -213,7 +213,7 @@ class Loop:
         )
         means = agreed[3::2] / agreed[4::2]
         figures, arrived = self._copy_to_host(torch.cat([head, means]))
-        host = {"rate": rate, "weight_decay": decay}
+        host = {"learning_rate": rate, "weight_decay": decay}
         return _Pending(step, figures, arrived, names, host, batches, self._clock())
 
     def _full(self, value: float) -> Tensor:

@@ -1,11 +1,12 @@
 """Masked pretraining: `accelerate launch trainer/pretrain.py --config configs/x.yaml --data.shards S --run.dir R`."""
 
+import fcntl
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import IO, TypeVar, cast
 
 import torch
 
@@ -29,6 +30,7 @@ from trainer.windows import Windows, open_stream, open_windows
 
 LOG = logging.getLogger(__name__)
 PATCH = 32
+LOCK_FILE = ".lock"
 _Result = TypeVar("_Result")
 
 
@@ -65,6 +67,7 @@ class Pretraining:
         self.first_step = self._resume(model)
         self.held_out = HeldOut(config, engine, model, self.task, self.windows)
         self.trackers: Trackers | None = None
+        self._lock: IO[str] | None = None
         self.progress = Progress(config.run, enabled=engine.is_main)
 
     def _open_data(self) -> tuple[Windows, Stream]:
@@ -96,6 +99,7 @@ class Pretraining:
         owed = self._on_main(self._evaluation_is_owed)
         if engine.is_main:
             self.trackers = open_trackers(self.folder, config.tracking, resume_step=self.first_step)
+        self._introduce()
         hooks = Hooks(
             log=self._log,
             save=self._save,
@@ -118,12 +122,29 @@ class Pretraining:
         finally:
             if self.trackers is not None:
                 self.trackers.close()
+            if self._lock is not None:
+                self._lock.close()
         if outcome == "stopped":
             LOG.info("stopped with a checkpoint; the same command goes on from there")
             return ExitCode.REQUEUE
         if engine.is_main:
             self._say_where()
         return ExitCode.DONE
+
+    def _introduce(self) -> None:
+        """Say what is about to run."""
+        config, engine, windows = self.config, self.engine, self.windows
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+        stage = "" if config.engine.zero_stage is None else f", ZeRO {config.engine.zero_stage}"
+        LOG.info(
+            "%s, %.1f million parameters; %s, %d process(es)%s, %s",
+            config.model.encoder, parameters / 1e6, engine.device, engine.world_size, stage, config.engine.precision,
+        )  # fmt: skip
+        LOG.info(
+            "%d windows of %d frames to train on, %d held out; global batch %d, %d steps an epoch; writing to %s",
+            len(windows.train), config.data.window, len(windows.held_out or ()), config.data.global_batch,
+            self.stream.steps_per_epoch, self.folder,
+        )  # fmt: skip
 
     def _evaluation_is_owed(self) -> bool:
         """Tell whether a stop came between the last finished step and its evaluation."""
@@ -136,7 +157,15 @@ class Pretraining:
         return not any(EVALUATED in line or '"image"' in line for line in lines)
 
     def _make_folder(self) -> None:
+        """Make the run's folder and hold it: two runs in one would overwrite each other without a word."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / LOCK_FILE).open("w", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{self.folder}: another run is at work there; wait until it has ended, or choose another run.dir"
+            ) from None
         (self.folder / "config.yaml").write_text(as_yaml(self.config), encoding="utf-8")
 
     def _build_model(self) -> SparK:

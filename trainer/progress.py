@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -48,14 +48,17 @@ class Progress:
             self._bar = None
 
     def show(self, finished: int, metrics: dict[str, float]) -> None:
-        """Show the metrics of a finished step."""
-        if not self.enabled:
-            return
+        """Show the metrics of a finished step; a terminal that is gone does not stop a run."""
+        if self.enabled:
+            with suppress(OSError):
+                self._show(finished, metrics)
+
+    def _show(self, finished: int, metrics: dict[str, float]) -> None:
         if "held_out_loss" in metrics:
             LOG.info("step %d: held-out loss %.4f", finished, metrics["held_out_loss"])
         if "loss" not in metrics:
             return
-        figures = {"loss": f"{metrics['loss']:.4f}", "rate": f"{metrics['rate']:.2e}"}
+        figures = {"loss": f"{metrics['loss']:.4f}", "learning rate": f"{metrics['learning_rate']:.2e}"}
         if "windows_per_s" in metrics:
             figures["windows/s"] = f"{metrics['windows_per_s']:.1f}"
         if self._bar is not None:

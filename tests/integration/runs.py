@@ -13,7 +13,7 @@ from data.sources.synthetic import main as write_storms
 from models.manifest import latest_verified
 from trainer.config import parse_config
 from trainer.engine import Engine
-from trainer.entry import ExitCode, StopSignal
+from trainer.entry import STOP_SIGNALS, ExitCode, StopSignal
 from trainer.pretrain import Pretraining
 
 TIMES = {"windows_per_s", "step_time_s", "data_wait_share"}
@@ -74,7 +74,7 @@ def train(
         code = pretraining.run()
     finally:
         engine.shutdown(clean=True)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
     return code
 

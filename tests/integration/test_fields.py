@@ -61,9 +61,8 @@ def model(argv: list[str]) -> Any:
 def outcome(argv: list[str]) -> Any:
     train(argv)
     run = Path(argv[argv.index("--run.dir") + 1])
-    files = sorted(
-        str(path.relative_to(run)).split("events.out")[0] for path in run.rglob("*") if path.name != "config.yaml"
-    )
+    paths = [path for path in run.rglob("*") if path.name not in ("config.yaml", ".lock")]
+    files = sorted(str(path.relative_to(run)).split("events.out")[0] for path in paths)
     weights = b"".join(value.numpy().tobytes() for _, value in sorted(tensors(run).items()))
     return files, metrics(run), hashlib.sha256(weights).hexdigest()
 

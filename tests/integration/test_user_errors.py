@@ -1,5 +1,6 @@
 """What a user can get wrong when starting a run: a clear text, its own exit code, and nothing lost."""
 
+import fcntl
 import json
 import logging
 import shutil
@@ -135,6 +136,15 @@ def test_a_picture_that_fails_does_not_stop_the_run(
     assert metrics(run)[-1]["held_out_loss"] > 0
 
 
+def test_two_runs_cannot_share_a_folder(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with (run / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        expect(capsys, arguments(shards, run), ExitCode.CHECKPOINT, "another run is at work")
+    assert not (run / "metrics.jsonl").exists()
+
+
 def test_another_model_in_the_runs_folder_is_refused(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +170,7 @@ def test_a_loss_that_stays_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
         with torch.no_grad():
             next(pretraining.engine.bare_model.parameters()).fill_(float("nan"))
 
-    longer = arguments(shards, run, run__steps=12, run__evaluate_every=100, run__max_nonfinite=3, optim__warmup_steps=0)
+    longer = arguments(shards, run, run__steps=6, run__evaluate_every=100, run__max_nonfinite=2, optim__warmup_steps=0)
 
     def work() -> ExitCode:
         return train(longer, change=poison)

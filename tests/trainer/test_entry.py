@@ -12,7 +12,7 @@ from data.plan import BatchError
 from models.manifest import CheckpointError
 from tests.conftest import REPOSITORY
 from trainer.config import ConfigError
-from trainer.entry import ExitCode, StopSignal, run_entry, start_other_processes
+from trainer.entry import STOP_SIGNALS, ExitCode, StopSignal, run_entry, start_other_processes
 from trainer.loop import NonFiniteError
 
 
@@ -46,11 +46,11 @@ def test_an_unknown_error_keeps_its_traceback() -> None:
         run_entry(fail)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_stop_signals_are_remembered_and_repeats_change_nothing(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = {known: signal.getsignal(known) for known in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    before = {known: signal.getsignal(known) for known in STOP_SIGNALS}
     stop = StopSignal()
     try:
         stop.install()
