@@ -221,9 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect = commands.add_parser("inspect", help="print the summary and draw a contact sheet")
     inspect.add_argument("shards", metavar="SHARDS")
-    inspect.add_argument(
-        "--out", metavar="SHEET.png", help="where to draw (SHARDS.png, beside the folder)"
-    )
+    inspect.add_argument("--out", metavar="SHEET.png", help="where to draw (SHARDS.png, beside the folder)")
     return parser
 
 
