@@ -1,13 +1,21 @@
 """Synthetic storms: reproducible, like real radar in their statistics, and readable as KNMI files."""
 
+import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from data.sequences import find_runs
 from data.sources.knmi import read, scan
-from data.sources.synthetic import main, storms, write_knmi_file
+from data.sources.knmi_writer import file_name, write_knmi_file
+from data.sources.synthetic import events, main, storms
+from models.motion import estimate_motion
 
 
 def wet_shares(counts_thw: npt.NDArray[np.uint16]) -> npt.NDArray[np.float64]:
@@ -46,6 +54,19 @@ def test_equal_seeds_give_equal_storms() -> None:
     assert first.dtype == np.uint16
     np.testing.assert_array_equal(first, storms(5, 40, 50, seed=7)[:3])
     assert (first != storms(3, 40, 50, seed=8)).any()
+
+
+@pytest.mark.parametrize(
+    ("radar_circle", "digest"),
+    [
+        (False, "c0bf4a7b083c442e8b771439b86f0f330df89e8f236211db2b3f24a2058cc38a"),
+        (True, "af35e36c79912f5e428fd490ecdf2d09562e490cc028cfe0b27f3d8e0a67a523"),
+    ],
+)
+def test_default_storms_are_those_of_the_first_release(radar_circle: bool, digest: str) -> None:
+    """SHA-256 of the counts, computed before speed and lifetime could be chosen."""
+    frames = storms(3, 64, 64, seed=1, radar_circle=radar_circle)
+    assert hashlib.sha256(frames.astype("<u2").tobytes()).hexdigest() == digest
 
 
 def test_rain_is_as_wet_and_as_skewed_as_radar(frames: npt.NDArray[np.uint16]) -> None:
@@ -94,6 +115,8 @@ def test_written_files_are_read_back(tmp_path: Path, rows: int, cols: int) -> No
     counts[0, 0] = 65535
     path = tmp_path / "RAD_NL25_RAP_5min_202001010000.h5"
     write_knmi_file(path, counts, 1_577_836_800)
+    assert file_name(1_577_836_800) == path.name
+    assert [other.name for other in tmp_path.iterdir()] == [path.name]
     frame = read(path)
     np.testing.assert_array_equal(frame.counts, counts)
     assert (frame.end_time_s, frame.scale_mmh) == (1_577_836_800, 0.12)
@@ -113,9 +136,145 @@ def test_the_command_writes_a_gap_free_series(tmp_path: Path) -> None:
         assert ref.path.read_bytes() == (tmp_path / "b" / ref.path.name).read_bytes()
 
 
+def write(folder: Path, *arguments: str) -> tuple[list[int], npt.NDArray[np.uint16]]:
+    """Run the command; end times and counts of what it wrote."""
+    assert main(["--out", str(folder), "--size", "32", "--seed", "4", *arguments]) == 0
+    refs = scan([folder])
+    return [ref.end_time_s for ref in refs], np.stack([read(ref.path).counts for ref in refs])
+
+
+def test_no_window_holds_two_events(tmp_path: Path) -> None:
+    """Two hours of half-hour events: 6 frames and one left out, three times, then what is left."""
+    times_s, counts = write(tmp_path / "a", "--hours", "2", "--event-hours", "0.5")
+    assert [(time_s - times_s[0]) // 300 for time_s in times_s] == [i for i in range(24) if i % 7 != 6]
+    runs = find_runs(times_s, 300).runs
+    assert [run.num_frames for run in runs] == [6, 6, 6, 3]
+    series = events(24, 6, 4, (45.0, 45.0), (20.0, 20.0))
+    assert [event.first for event in series] == [0, 7, 14, 21]
+    for run, event in zip(runs, series, strict=True):
+        expected = storms(run.num_frames, 32, 32, seed=event.seed)
+        np.testing.assert_array_equal(counts[run.first : run.first + run.num_frames], expected)
+    assert len({event.seed for event in series} | {4}) == 5
+
+
+def test_events_of_equal_seeds_are_equal(tmp_path: Path) -> None:
+    """To the byte; those of another seed, and the ones without ranges, differ."""
+    options = ["--hours", "1", "--event-hours", "0.5", "--speed-kmh", "25:115", "--lifetime-min", "15:90"]
+    write(tmp_path / "a", *options)
+    write(tmp_path / "b", *options)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    _, counts = write(tmp_path / "c", *options, "--seed", "5")
+    assert (counts != write(tmp_path / "a", *options)[1]).any()
+    assert (counts != write(tmp_path / "d", "--hours", "1", "--event-hours", "0.5", "--seed", "5")[1]).any()
+
+
+def test_default_options_give_one_series_of_the_seed(tmp_path: Path) -> None:
+    times_s, counts = write(tmp_path / "a", "--hours", "0.5")
+    explicit = write(
+        tmp_path / "b", "--hours", "0.5", "--event-hours", "0", "--speed-kmh", "45", "--lifetime-min", "20:20"
+    )
+    assert times_s == explicit[0]
+    np.testing.assert_array_equal(counts, explicit[1])
+    np.testing.assert_array_equal(counts, storms(6, 32, 32, seed=4))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    num_frames=st.integers(1, 300),
+    event_frames=st.integers(0, 60),
+    seed=st.integers(0, 1000),
+    speeds=st.tuples(st.floats(1, 200), st.floats(1, 200)).map(sorted),
+    lifetimes=st.tuples(st.floats(1, 200), st.floats(1, 200)).map(sorted),
+)
+def test_events_divide_a_series(
+    num_frames: int, event_frames: int, seed: int, speeds: list[float], lifetimes: list[float]
+) -> None:
+    """One frame left out between two, none elsewhere; a longer series begins with the same events."""
+    ranges = ((speeds[0], speeds[1]), (lifetimes[0], lifetimes[1]))
+    series = events(num_frames, event_frames, seed, *ranges)
+    held = [event.first + i for event in series for i in range(event.num_frames)]
+    step = event_frames + 1 if event_frames else num_frames + 1
+    assert held == [i for i in range(num_frames) if i % step != step - 1]
+    for event in series:
+        assert event.num_frames >= 1
+        assert speeds[0] * (1 - 1e-9) <= event.speed_kmh <= speeds[1] * (1 + 1e-9)
+        assert lifetimes[0] * (1 - 1e-9) <= event.lifetime_min <= lifetimes[1] * (1 + 1e-9)
+    if event_frames:
+        assert events(num_frames + event_frames + 1, event_frames, seed, *ranges)[: len(series) - 1] == series[:-1]
+    else:
+        assert [event.seed for event in series] == [seed]
+
+
+def test_speeds_and_lifetimes_are_even_on_a_logarithmic_scale() -> None:
+    series = events(4000, 1, 0, (10.0, 160.0), (5.0, 80.0))
+    for name in ("speed_kmh", "lifetime_min"):
+        logs = np.log2([getattr(event, name) for event in series])
+        shares = np.histogram(logs - logs.min(), bins=4, range=(0, 4))[0] / len(series)
+        np.testing.assert_allclose(shares, 0.25, atol=0.05)
+    speeds, lifetimes = np.array([(event.speed_kmh, event.lifetime_min) for event in series]).T
+    assert abs(np.corrcoef(np.log(speeds), np.log(lifetimes))[0, 1]) < 0.1
+
+
+def found_kmh(counts_thw: npt.NDArray[np.uint16]) -> float:
+    """Speed that is seen in frames, 1 km and 5 minutes apart."""
+    rain = torch.from_numpy(counts_thw * 0.12)[None]
+    return 12 * float(estimate_motion(rain).mean((0, 2, 3)).norm())
+
+
+def test_storms_are_as_fast_as_asked_for() -> None:
+    """The wind's own turns are those of the seed: speeds of one seed stand in the asked proportion."""
+    ratios = []
+    for seed in range(8):
+        slow, fast = (found_kmh(storms(3, 128, 128, seed, speed_kmh=kmh, lifetime_min=500)) for kmh in (30, 90))
+        assert fast / slow == pytest.approx(3, rel=0.15)
+        ratios.append(math.log(fast / 90))
+    # The logarithm of the wind's speed drifts with a deviation of 0.25.
+    assert abs(np.mean(ratios)) < 0.3
+    assert np.std(ratios) < 0.6
+
+
+def test_speeds_of_a_written_series_lie_in_the_range(tmp_path: Path) -> None:
+    options = ["--hours", "2.5", "--event-hours", "0.25", "--speed-kmh", "60:90", "--lifetime-min", "500"]
+    times_s, counts = write(tmp_path, *options, "--size", "96")
+    speeds = [
+        found_kmh(counts[run.first : run.first + 3]) for run in find_runs(times_s, 300).runs if run.num_frames > 2
+    ]
+    assert len(speeds) == 7
+    assert 55 < np.median(speeds) < 98
+    assert all(60 / 1.85 < speed < 90 * 1.85 for speed in speeds)
+
+
+def test_longer_lifetimes_are_forgotten_later() -> None:
+    """Storms that hardly move, half an hour apart."""
+    kept = []
+    for lifetime_min in (5, 20, 80, 320):
+        rain = [np.log1p(storms(7, 128, 128, seed, speed_kmh=0.01, lifetime_min=lifetime_min)) for seed in range(3)]
+        kept.append(float(np.mean([np.corrcoef(one[0].ravel(), one[6].ravel())[0, 1] for one in rain])))
+    assert sorted(kept) == kept
+    assert kept[0] < kept[1] - 0.05
+    assert kept[1] < kept[3] - 0.15
+
+
+@pytest.mark.parametrize("option", ["--speed-kmh", "--lifetime-min"])
+@pytest.mark.parametrize(
+    "text", ["0", "-5", "50:20", "fast", "nan", "nan:3", "3:nan", "inf", "10:inf", "1e9", "", ":", "5:", ":5", "1:2:3"]
+)
+def test_ranges_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, text: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", str(tmp_path / "a"), f"{option}={text}"])
+    message = capsys.readouterr().err
+    assert f"argument {option}: {text!r} is no range; expected a number above 0 and up to 10000, or LOW:HIGH" in message
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--event-hours", "-1"], "--event-hours is -1.0; expected 0, or from one frame of 5 minutes to --hours 6"),
+        (["--event-hours", "0.01"], "--event-hours is 0.01; expected 0, or from one frame"),
+        (["--event-hours", "7"], "--event-hours is 7.0; expected 0, or from one frame of 5 minutes to --hours 6"),
+        (["--event-hours", "nan"], "--event-hours is nan"),
         (["--hours", "0"], "--hours is 0.0"),
         (["--hours", "nan"], "--hours is nan"),
         (["--hours", "inf"], "--hours is inf"),
