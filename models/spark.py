@@ -6,15 +6,15 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.decoder import Activation, LightDecoder
+from models.autoencoder import Autoencoder
+from models.decoder import Activation
 from models.encoder import Encoder
-from models.norm import BatchNorm2d
+from models.patches import PATCH, patch_moments, patchify, unpatchify
 from models.sparse import PatchLayout
 
 Loss = Literal["masked", "all"]
-PATCH = 32
 Mask = TypeVar("Mask", Tensor, npt.NDArray[np.bool_])
 
 
@@ -41,11 +41,8 @@ class SparKOutput:
     grid_hw: tuple[int, int]
 
 
-class SparK(nn.Module):
+class SparK(Autoencoder):
     """Encoder on visible patches, mask tokens in the gaps, decoder, error against normalised patches.
-
-    Parameters have the published names: `sparse_encoder.sp_cnn.<timm key>`, `dense_decoder.*`, `densify_norms.<i>.*`,
-    `densify_projs.<i>.*`, `mask_tokens.<i>`, where i counts from the coarsest level.
 
     Args:
         encoder: see `build_encoder`.
@@ -66,23 +63,17 @@ class SparK(nn.Module):
         target_eps: float = 1e-6,
         decoder_activation: Activation = "leaky_relu",
     ) -> None:
-        super().__init__()
-        stride = encoder.strides[-1]
-        if patch < stride or patch % stride:
-            raise ValueError(f"patch is {patch} pixels; expected a multiple of the encoder's stride {stride}")
+        super().__init__(
+            encoder,
+            out_chans=encoder.in_chans,
+            decoder_width=decoder_width,
+            decoder_activation=decoder_activation,
+            patch=patch,
+            target_eps=target_eps,
+        )
         if loss not in ("masked", "all"):
             raise ValueError(f"loss is {loss!r}; expected 'masked' or 'all'")
-        self.patch, self.loss, self.target_eps = patch, loss, target_eps
-        self.sparse_encoder = encoder
-        self.dense_decoder = LightDecoder(stride, decoder_width, encoder.in_chans, decoder_activation)
-        self.densify_norms, self.densify_projs = nn.ModuleList(), nn.ModuleList()
-        self.mask_tokens = nn.ParameterList()
-        for level, channels in enumerate(reversed(encoder.channels)):
-            # As published (SparK `spark.py`): cut at one standard deviation.
-            token = nn.init.trunc_normal_(torch.empty(1, channels, 1, 1), std=0.02, a=-0.02, b=0.02)
-            self.mask_tokens.append(nn.Parameter(token))
-            self.densify_norms.append(BatchNorm2d(channels))
-            self.densify_projs.append(_densify_projection(level, channels, decoder_width // 2**level))
+        self.loss = loss
 
     def forward(
         self,
@@ -102,7 +93,7 @@ class SparK(nn.Module):
         Raises:
             ValueError: shapes that do not fit each other.
         """
-        grid_hw = self._grid_of(frames_bchw, visible_bv, valid_bchw)
+        grid_hw = self.grid_of(frames_bchw, visible_bv, valid_bchw)
         layout = PatchLayout.from_positions(visible_bv, grid_hw)
         packed = self.sparse_encoder.forward_packed(frames_bchw, layout, depth_keep_kb)
         maps = []
@@ -128,28 +119,6 @@ class SparK(nn.Module):
         """The predicted patches with the moments of the true ones, put together, (b, C, h, w), model space."""
         return self._unpatchify(output.prediction_blp * output.deviation_bl1 + output.mean_bl1, output.grid_hw)
 
-    def set_checkpoint_blocks(self, recompute: bool) -> None:
-        """Switch activation checkpointing of the encoder's and the decoder's blocks."""
-        self.sparse_encoder.checkpoint_blocks = recompute
-        self.dense_decoder.checkpoint_blocks = recompute
-
-    def _grid_of(self, frames_bchw: Tensor, visible_bv: Tensor, valid_bchw: Tensor | None) -> tuple[int, int]:
-        """Rows and columns of patches, after checking the shapes."""
-        if frames_bchw.ndim != 4 or frames_bchw.shape[1] != self.sparse_encoder.in_chans:
-            raise ValueError(
-                f"frames have shape {tuple(frames_bchw.shape)}; expected (images, {self.sparse_encoder.in_chans}, h, w)"
-            )
-        height, width = frames_bchw.shape[2:]
-        if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"frames are {height} x {width} pixels; expected multiples of the patch, {self.patch} (crop them)"
-            )
-        if visible_bv.shape[0] != frames_bchw.shape[0]:
-            raise ValueError(f"visible positions of {visible_bv.shape[0]} images, frames of {frames_bchw.shape[0]}")
-        if valid_bchw is not None and valid_bchw.shape != frames_bchw.shape:
-            raise ValueError(f"validity has shape {tuple(valid_bchw.shape)}, frames have {tuple(frames_bchw.shape)}")
-        return height // self.patch, width // self.patch
-
     def _compare(
         self, decoded_bchw: Tensor, frames_bchw: Tensor, valid_bchw: Tensor | None, layout: PatchLayout
     ) -> SparKOutput:
@@ -157,20 +126,14 @@ class SparK(nn.Module):
         wide = torch.promote_types(frames_bchw.dtype, torch.float32)
         target_blp, prediction_blp = self._patchify(frames_bchw.to(wide)), self._patchify(decoded_bchw.to(wide))
         visible_bl = layout.slot_bl < layout.num_packed
-        if valid_bchw is None:
-            mean_bl1 = target_blp.mean(-1, keepdim=True)
-            deviation_bl1 = (target_blp.var(-1, keepdim=True) + self.target_eps).sqrt()
-            error_bl = (prediction_blp - (target_blp - mean_bl1) / deviation_bl1).square().mean(-1)
+        valid_blp = None if valid_bchw is None else self._patchify(valid_bchw.to(wide))
+        mean_bl1, deviation_bl1 = patch_moments(target_blp, valid_blp, self.target_eps)
+        squared_blp = (prediction_blp - (target_blp - mean_bl1) / deviation_bl1).square()
+        if valid_bchw is None or valid_blp is None:
+            error_bl = squared_blp.mean(-1)
             counted_bl = torch.ones_like(visible_bl)
         else:
-            valid_blp = self._patchify(valid_bchw.to(wide))
-            count_bl1 = valid_blp.sum(-1, keepdim=True)
-            some_bl1 = count_bl1.clamp_min(1.0)
-            mean_bl1 = (target_blp * valid_blp).sum(-1, keepdim=True) / some_bl1
-            squares_bl1 = ((target_blp - mean_bl1).square() * valid_blp).sum(-1, keepdim=True)
-            deviation_bl1 = (squares_bl1 / (count_bl1 - 1.0).clamp_min(1.0) + self.target_eps).sqrt()
-            squared_blp = (prediction_blp - (target_blp - mean_bl1) / deviation_bl1).square()
-            error_bl = (squared_blp * valid_blp).sum(-1) / some_bl1.squeeze(-1)
+            error_bl = (squared_blp * valid_blp).sum(-1) / valid_blp.sum(-1).clamp_min(1.0)
             counted_bl = counted_patches(valid_bchw, self.patch)
         return SparKOutput(
             error_bl=error_bl,
@@ -183,17 +146,10 @@ class SparK(nn.Module):
         )
 
     def _patchify(self, image_bchw: Tensor) -> Tensor:
-        """(b, C, h, w) -> (b, L, p * p * C), values in the order (row, column, channel)."""
-        images, channels, height, width = image_bchw.shape
-        p, rows, cols = self.patch, height // self.patch, width // self.patch
-        parts = image_bchw.reshape(images, channels, rows, p, cols, p).permute(0, 2, 4, 3, 5, 1)
-        return parts.reshape(images, rows * cols, p * p * channels)
+        return patchify(image_bchw, self.patch)
 
     def _unpatchify(self, patches_blp: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-        """The reverse of `_patchify`."""
-        (rows, cols), p = grid_hw, self.patch
-        parts = patches_blp.reshape(-1, rows, cols, p, p, self.sparse_encoder.in_chans).permute(0, 5, 1, 3, 2, 4)
-        return parts.reshape(-1, self.sparse_encoder.in_chans, rows * p, cols * p)
+        return unpatchify(patches_blp, self.patch, grid_hw)
 
 
 def counted_patches(valid_bchw: Mask, patch: int = PATCH) -> Mask:
@@ -226,11 +182,3 @@ def num_terms(
     if counted_bl is None:
         return num_images * num_patches - visible_bv.size
     return int(counted_bl.sum() - np.take_along_axis(counted_bl, visible_bv, axis=1).sum())
-
-
-def _densify_projection(level: int, channels: int, width: int) -> nn.Module:
-    """Encoder width to decoder width: 1x1 at the coarsest level, 3x3 at the others (SparK `spark.py`)."""
-    if level == 0 and channels == width:
-        return nn.Identity()
-    kernel = 1 if level == 0 else 3
-    return nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=True)

@@ -1,0 +1,235 @@
+"""SpaT-SparK's forecaster: encoder of the past frames, translation to the future, decoder of the future frames."""
+
+from typing import Literal, Protocol, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.autoencoder import Autoencoder
+from models.blend import Blend
+from models.decoder import Activation
+from models.encoder import Encoder
+from models.motion import MARGIN_PX, Carried, Space, advect, carry
+from models.patches import PATCH, pack, patch_moments, patchify, place_moments
+from models.sparse import PatchLayout
+from models.translation import IdentityTranslation, TranslationName, build_translation
+
+Head = Literal["patch", "direct", "residual", "advected"]
+Frozen = Literal["none", "encoder", "decoder", "both"]
+
+
+class ForecastModel(Protocol):
+    """What turns past frames into future ones, in model space."""
+
+    frames_in: int
+    frames_out: int
+
+    def __call__(
+        self,
+        frames_bthw: Tensor,
+        visible_bv: Tensor | None = None,
+        valid_bthw: Tensor | None = None,
+        depth_keep_kb: Tensor | None = None,
+    ) -> Tensor:
+        """See `Nowcaster.forward`."""
+        ...
+
+    def set_checkpoint_blocks(self, recompute: bool) -> None:
+        """Switch activation checkpointing."""
+        ...
+
+
+class Nowcaster(Autoencoder):
+    """Past frames to future frames.
+
+    Parameters have the published names: those of `Autoencoder`, so that a pretrained SparK fits, and `transition.*`.
+    The translation acts on the encoder's maps before they are normalised, as published.
+
+    Args:
+        encoder: see `build_encoder`; its input channels are the past frames.
+        frames_out: future frames.
+        decoder_width: see `Autoencoder`.
+        decoder_activation: see `Autoencoder`.
+        translation: see `build_translation`.
+        head: what the decoder's output stands for. `patch`: frames normalised by the moments of the past frames' patch
+            (published; moments over all past frames and valid pixels of 32 x 32 pixels). `direct`: the frames
+            themselves. `residual`: what is added to the last past frame, 0 where that is missing; starts at 0, which
+            is persistence. `advected`: what is added to the last past frame, smoothed for each lead time (`Blend`),
+            before it is carried along with the rain's motion, and what is added afterwards; starts at 0, which is
+            extrapolation. The encoder then sees the past frames moved on to the last one's time.
+        masks: patches will be hidden while training. Without, the mask tokens are never used and need no gradients.
+        patch: see `Autoencoder`.
+        target_eps: see `Autoencoder`.
+        space: of the frames; `advected` finds motion in mm/h.
+
+    Raises:
+        ValueError: a number of frames, translation or head that does not exist.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        frames_out: int,
+        decoder_width: int = 768,
+        decoder_activation: Activation = "leaky_relu",
+        translation: TranslationName = "linear",
+        head: Head = "patch",
+        masks: bool = False,
+        patch: int = PATCH,
+        target_eps: float = 1e-6,
+        space: Space | None = None,
+    ) -> None:
+        if frames_out < 1:
+            raise ValueError(f"{frames_out} frames to forecast; expected at least 1")
+        if head not in ("patch", "direct", "residual", "advected"):
+            raise ValueError(f"head is {head!r}; expected 'patch', 'direct', 'residual' or 'advected'")
+        if head == "advected" and space is None:
+            raise ValueError("head 'advected' finds motion from rain in mm/h; give the space of the frames")
+        super().__init__(
+            encoder,
+            out_chans=2 * frames_out if head == "advected" else frames_out,
+            decoder_width=decoder_width,
+            decoder_activation=decoder_activation,
+            patch=patch,
+            target_eps=target_eps,
+        )
+        self.frames_in, self.frames_out = encoder.in_chans, frames_out
+        self.head, self.masks, self.space = head, masks, space
+        self.blend = Blend(frames_out) if head == "advected" else None
+        self.transition = build_translation(translation, tuple(reversed(encoder.channels)))
+        self.frozen: Frozen = "none"
+        self.reset_projection()
+        self.mask_tokens.requires_grad_(masks)
+
+    def forward(
+        self,
+        frames_bthw: Tensor,
+        visible_bv: Tensor | None = None,
+        valid_bthw: Tensor | None = None,
+        depth_keep_kb: Tensor | None = None,
+    ) -> Tensor:
+        """Forecast.
+
+        Args:
+            frames_bthw: the past, model space, 0 where missing; height and width are multiples of the patch.
+            visible_bv: int64, flat positions of the patches that the encoder sees, sorted; None: all, without packing.
+            valid_bthw: bool, False where a pixel is missing; None: none is.
+            depth_keep_kb: stochastic depth, see `Encoder.forward_packed`.
+
+        Returns:
+            (b, frames_out, h, w), model space, float32 at least, without bounds.
+
+        Raises:
+            ValueError: shapes that do not fit each other, or a mask although `masks` is off.
+        """
+        grid_hw = self.grid_of(frames_bthw, visible_bv, valid_bthw)
+        carried, seen_bthw = None, frames_bthw
+        if self.head == "advected":
+            assert self.space is not None
+            carried = carry(frames_bthw, valid_bthw, self.frames_out, self.space)
+            seen_bthw = carried.past_bthw
+        if visible_bv is None:
+            features = self.sparse_encoder(seen_bthw, depth_keep_kb)[::-1]
+            maps = [self._project(level, x) for level, x in enumerate(self.transition(features))]
+        else:
+            maps = self._maps_of_visible(seen_bthw, visible_bv, grid_hw, depth_keep_kb)
+        decoded_bthw = self.dense_decoder(maps)
+        if carried is not None:
+            return self._advected(decoded_bthw, carried)
+        return self._frames(decoded_bthw, frames_bthw, valid_bthw, grid_hw)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; frozen parts stay in evaluation."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
+
+    def freeze(self, parts: Frozen) -> None:
+        """Take gradients and batch statistics from parts, and give them back to the others.
+
+        Args:
+            parts: `encoder`: sparse_encoder; `decoder`: dense_decoder, densify_norms, densify_projs, mask_tokens.
+        """
+        if parts not in ("none", "encoder", "decoder", "both"):
+            raise ValueError(f"parts to freeze are {parts!r}; expected 'none', 'encoder', 'decoder' or 'both'")
+        self.frozen = parts
+        self.requires_grad_(True)
+        self.mask_tokens.requires_grad_(self.masks)
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def reset_projection(self) -> None:
+        """Start the decoder's last layer anew, for `residual` and `advected` at 0: loaded weights were for another."""
+        projection = self.dense_decoder.proj
+        if self.head in ("residual", "advected"):
+            nn.init.zeros_(projection.weight)
+        else:
+            nn.init.trunc_normal_(projection.weight, std=0.02)
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
+
+    def set_checkpoint_blocks(self, recompute: bool) -> None:
+        """Switch activation checkpointing of the encoder's, the translation's and the decoder's blocks."""
+        super().set_checkpoint_blocks(recompute)
+        self.transition.checkpoint_blocks = recompute
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        parts: list[nn.Module] = []
+        if self.frozen in ("encoder", "both"):
+            parts.append(self.sparse_encoder)
+        if self.frozen in ("decoder", "both"):
+            parts += [self.dense_decoder, self.densify_norms, self.densify_projs, self.mask_tokens]
+        return parts
+
+    def _project(self, level: int, features_bchw: Tensor) -> Tensor:
+        return self.densify_projs[level](self.densify_norms[level](features_bchw))
+
+    def _maps_of_visible(
+        self, frames_bthw: Tensor, visible_bv: Tensor, grid_hw: tuple[int, int], depth_keep_kb: Tensor | None
+    ) -> list[Tensor]:
+        """The decoder's maps where some patches are hidden: mask tokens stand in their places.
+
+        The translation sees zeros there; what it puts there is not used, as in the published order of steps.
+        """
+        if not self.masks:
+            raise ValueError("a mask was given to a model without masks; build it with masks=True")
+        layout = PatchLayout.from_positions(visible_bv, grid_hw)
+        packed = self.sparse_encoder.forward_packed(frames_bthw, layout, depth_keep_kb)[::-1]
+        if not isinstance(self.transition, IdentityTranslation):
+            dense = [layout.dense(x, x.new_zeros(1, x.shape[1], 1, 1)) for x in packed]
+            packed = [pack(x, visible_bv, grid_hw) for x in self.transition(dense)]
+        maps = []
+        for level, x in enumerate(packed):
+            dense_bchw = layout.dense(self.densify_norms[level](x), self.mask_tokens[level])
+            maps.append(self.densify_projs[level](dense_bchw))
+        return maps
+
+    def _advected(self, decoded_bchw: Tensor, carried: Carried) -> Tensor:
+        """The last frame and what grew on it, carried along, and what came in on the way."""
+        with torch.autocast(decoded_bchw.device.type, enabled=False):
+            assert self.blend is not None
+            grown, entered = decoded_bchw.to(carried.canvas_b1hw.dtype).chunk(2, dim=1)
+            start_bthw = self.blend(carried.canvas_b1hw) + F.pad(grown, (MARGIN_PX,) * 4, mode="replicate")
+            moved = [
+                advect(start_bthw[:, lead : lead + 1], step, margin_px=MARGIN_PX)
+                for lead, step in enumerate(carried.steps)
+            ]
+            return torch.cat(moved, dim=1) + entered
+
+    def _frames(
+        self, decoded_bthw: Tensor, frames_bthw: Tensor, valid_bthw: Tensor | None, grid_hw: tuple[int, int]
+    ) -> Tensor:
+        """What the decoder's output stands for, in float32 at least whatever autocast made of it."""
+        wide = torch.promote_types(frames_bthw.dtype, torch.float32)
+        decoded, frames = decoded_bthw.to(wide), frames_bthw.to(wide)
+        if self.head == "direct":
+            return decoded
+        if self.head == "residual":
+            return frames[:, -1:] + decoded
+        valid_blp = None if valid_bthw is None else patchify(valid_bthw.to(wide), self.patch)
+        mean_bl1, deviation_bl1 = patch_moments(patchify(frames, self.patch), valid_blp, self.target_eps)
+        return place_moments(decoded, mean_bl1, deviation_bl1, grid_hw)
