@@ -11,6 +11,8 @@ REQUIRES = [
     "timm>=1.0.20",
     "webdataset>=1.0",
     "h5py>=3.10",
+    # Forecasts are NetCDF-4, which is HDF5: pure Python on h5py, and no second HDF5 library beside its own.
+    "h5netcdf>=1.3",
     "pyyaml>=6",
     "numpy>=1.26",
     "blosc2>=3",
@@ -26,9 +28,21 @@ REQUIRES = [
 EXTRAS = {
     "neptune": ["neptune>=1.14"],
     "trackers": ["trackio", "mlflow", "wandb"],
-    "nowcast": ["pysteps>=1.17"],
+    # pysteps finds motion with OpenCV and does not ask for it.
+    "nowcast": ["pysteps>=1.17", "opencv-python-headless"],
     "slurm": ["submitit>=1.5"],
-    "dev": ["ruff", "mypy", "pytest>=8", "hypothesis>=6.100", "types-PyYAML", "types-tqdm"],
+    "dev": [
+        "ruff",
+        "mypy",
+        "pytest>=8",
+        "hypothesis>=6.100",
+        "types-PyYAML",
+        "types-tqdm",
+        # Second opinions: scores, NetCDF files, map projections.
+        "scikit-learn",
+        "netCDF4",
+        "pyproj",
+    ],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
