@@ -3,6 +3,7 @@
     RUN/checkpoints/step-00000100/
         model.safetensors       parameters and buffers by name
         optimizer.safetensors   moments by "<parameter name>.<moment>"
+        ema.safetensors         averaged weights by name, where a run keeps them
         state.json              step, epoch, seed, configuration, plan, loss scale, step counts, versions
         MANIFEST.json           size and SHA-256 of each, written last
 
@@ -44,12 +45,26 @@ from models.manifest import (
 )
 from trainer.state import TrainState, check_resume, installed_versions, parse_state, state_bytes
 
-__all__ = ["CheckpointError", "Loaded", "TrainState", "check_resume", "installed_versions", "load", "main", "save"]
+__all__ = [
+    "CheckpointError",
+    "Loaded",
+    "TrainState",
+    "best_checkpoint",
+    "check_resume",
+    "chosen_weights",
+    "installed_versions",
+    "load",
+    "main",
+    "save",
+]
 
 CHECKPOINTS_FOLDER: Final = "checkpoints"
 MODEL_FILE: Final = "model.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.safetensors"
+AVERAGE_FILE: Final = "ema.safetensors"
 STATE_FILE: Final = "state.json"
+BEST_FOLDER: Final = "best"
+"""Where a fine-tuning run keeps the checkpoints that were the best on its validation part, in a run's layout."""
 LEAST_KEPT: Final = 2
 """With one checkpoint kept, damage to it on the disk would cost the run."""
 
@@ -67,6 +82,7 @@ class Loaded:
     state: TrainState
     model: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]
     path: Path
 
 
@@ -77,6 +93,7 @@ def save(
     optimizer: Mapping[str, torch.Tensor],
     *,
     keep_last: int,
+    average: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write one checkpoint, prove that it is whole, and remove the oldest ones. One process calls this, rank 0.
 
@@ -88,6 +105,7 @@ def save(
         model: parameters and buffers by name, float32 or float64, integers for counters; any device and layout.
         optimizer: moments by "<parameter name>.<moment>", the same types.
         keep_last: checkpoints that stay, 2 or more; the two newest whole ones always stay.
+        average: averaged weights by name, where there are any.
 
     Returns:
         The checkpoint's folder.
@@ -102,6 +120,8 @@ def save(
     final = checkpoints / f"step-{state.step:08d}"
     state_json = state_bytes(state)
     tensors = {MODEL_FILE: _storable(MODEL_FILE, model), OPTIMIZER_FILE: _storable(OPTIMIZER_FILE, optimizer)}
+    if average:
+        tensors[AVERAGE_FILE] = _storable(AVERAGE_FILE, average)
     with _disk_errors(checkpoints):
         checkpoints.mkdir(parents=True, exist_ok=True)
     _sweep(checkpoints)
@@ -150,13 +170,56 @@ def load(folder: Path) -> Loaded:
     state = parse_state(path / STATE_FILE, raw.pop(STATE_FILE))
     if (match := STEP_FOLDER.fullmatch(path.name)) and int(match.group(1)) != state.step:
         raise CheckpointError(f"{path}: holds step {state.step}, not the step of its name; give it its right name")
-    tensors = {}
-    for name in (MODEL_FILE, OPTIMIZER_FILE):
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for name in (MODEL_FILE, OPTIMIZER_FILE, AVERAGE_FILE):
+        if name not in raw:
+            tensors[name] = {}
+            continue
         try:
             tensors[name] = safetensors.torch.load(raw.pop(name))
         except SafetensorError as error:
             raise CheckpointError(f"{path / name}: not a safetensors file: {error}; use another checkpoint") from error
-    return Loaded(state=state, model=tensors[MODEL_FILE], optimizer=tensors[OPTIMIZER_FILE], path=path)
+    return Loaded(
+        state=state,
+        model=tensors[MODEL_FILE],
+        optimizer=tensors[OPTIMIZER_FILE],
+        average=tensors[AVERAGE_FILE],
+        path=path,
+    )
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """Find a run's best checkpoint, the newest one in `RUN/best`; None where none was chosen.
+
+    It may be damaged, and whoever reads it must say so: the one before it is another model.
+    """
+    folders = step_folders(run / BEST_FOLDER / CHECKPOINTS_FOLDER)
+    return folders[0][1] if folders else None
+
+
+def chosen_weights(source: Path) -> Path:
+    """Find the file of a run that its weights should be taken from.
+
+    Args:
+        source: a run's folder: its best checkpoint, else its newest; a checkpoint's folder; or a file of weights, and
+            that is given back.
+
+    Returns:
+        The averaged weights of that checkpoint where it has them, else its weights; `source` where it is no such folder
+        and what reads it has to say so.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    path = source
+    if not (source / MANIFEST_NAME).exists():
+        found = best_checkpoint(source) or latest_verified(_checkpoints_folder(source))
+        if found is None:
+            return source
+        path = found
+    files = verify_folder(path)
+    names = [name for name in (AVERAGE_FILE, MODEL_FILE) if name in files]
+    return path / names[0] if names else source
 
 
 def _checkpoints_folder(folder: Path) -> Path:
@@ -310,7 +373,7 @@ def _show(path: Path) -> int:
         sys.stderr.write(f"{error}\n")
         return 4
     lines = [str(loaded.path)]
-    for name, tensors in (("model", loaded.model), ("optimizer", loaded.optimizer)):
+    for name, tensors in (("model", loaded.model), ("optimizer", loaded.optimizer), ("average", loaded.average)):
         num_values = sum(tensor.numel() for tensor in tensors.values())
         kinds = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
         lines.append(f"{name}: {len(tensors)} tensors, {num_values:,} values ({kinds or 'none'})")

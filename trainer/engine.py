@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.manifest import CheckpointError
 from models.norm import synchronise
+from trainer.averaging import Average
 from trainer.engine_launch import AUTOCAST_DTYPES, EngineConfig, EngineError, Processes, check_clipping
 from trainer.engine_replicated import Backend, Forward, LossScale, Replicated, UpdateResult
 from trainer.optim import OptimConfig, build_optimizer, counts_steps, fresh_state, moment_names, parameter_groups
@@ -31,12 +32,14 @@ class EngineState:
         optimizer: Moments by "<parameter name>.<moment>", on the CPU, of the parameter's shape and dtype.
         optimizer_steps: Updates done, by parameter name; empty for sgd, which keeps none.
         loss_scale: Of fp16, else None.
+        average: Averaged weights and buffers by bare name, as `model`; empty without an average.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     optimizer_steps: dict[str, float]
     loss_scale: float | None
+    average: dict[str, Tensor]
 
 
 class Engine:
@@ -77,6 +80,7 @@ class Engine:
         self._scale = LossScale(self.device) if config.precision == "fp16" else None
         self._buffers: list[Tensor] = []
         self._saved_buffers: list[Tensor] = []
+        self._average: Average | None = None
 
     def prepare(self, model: nn.Module, optim: OptimConfig, *, micro_batch: int | None = None) -> None:
         """Move a model to the device, give it synchronised normalisation and an optimizer, and wrap it.
@@ -96,6 +100,11 @@ class Engine:
                 f"optim.name=lamb with engine.zero_stage={config.zero_stage}: ZeRO hands the optimizer one flat vector "
                 "a rank, so LAMB's trust ratio a parameter would silently become one ratio for all; use "
                 "engine.zero_stage=null or 0"
+            )
+        if optim.ema_decay is not None and config.zero_stage == 3:
+            raise EngineError(
+                "optim.ema_decay with engine.zero_stage=3: the weights are partitioned, and an average of them is not "
+                "kept yet; use engine.zero_stage 0, 1 or 2, or optim.ema_decay null"
             )
         model = model.to(self.device, torch.float64 if config.precision == "fp64" else torch.float32)
         if config.channels_last and config.zero_stage is None:
@@ -119,6 +128,7 @@ class Engine:
         self.model = self._backend.model
         self._buffers = list(self.bare_model.buffers())
         self._saved_buffers = [buffer.clone() for buffer in self._buffers]
+        self._average = None if optim.ema_decay is None else Average(self.bare_model)
 
     def _wrap(
         self, forward: Forward, optimizer: torch.optim.Optimizer, optim: OptimConfig, micro_batch_per_rank: int
@@ -169,7 +179,7 @@ class Engine:
         """Add the gradient of this rank's sum of terms over the count of terms in the global batch."""
         self._prepared.backward(loss)
 
-    def update(self, *, rate: float, decay: float, nonfinite: Tensor) -> UpdateResult:
+    def update(self, *, rate: float, decay: float, nonfinite: Tensor, average_decay: float = 0.0) -> UpdateResult:
         """Clip, step the optimizer and clear the gradients; or skip the step on all ranks and put the buffers back.
 
         Args:
@@ -177,12 +187,19 @@ class Engine:
             decay: Weight decay of this step.
             nonfinite: Scalar on the device, agreed on by all ranks (`sum_over_ranks`): above 0 skips the step. A
                 gradient norm that is not finite skips it too.
+            average_decay: Decay of the averaged weights after this step, where there are any.
         """
         with torch.no_grad():
             result = self._prepared.update(rate, decay, nonfinite)
             for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
                 buffer.copy_(torch.where(result.skipped, saved, buffer))
+            if self._average is not None:
+                self._average.update(average_decay, result.skipped)
         return result
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Give the model its averaged weights while inside; nothing happens without an average."""
+        return nullcontext() if self._average is None else self._average.swapped_in()
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Sum a small tensor over ranks; the host does not wait for a GPU."""
@@ -213,6 +230,7 @@ class Engine:
         backend = self._prepared
         model: dict[str, Tensor] = {}
         optimizer: dict[str, Tensor] = {}
+        average: dict[str, Tensor] = {}
 
         def keep(target: dict[str, Tensor], name: str, value: Tensor) -> None:
             if self.is_main:
@@ -226,9 +244,11 @@ class Engine:
             for name, parameter in self._trained().items():
                 for moment in moment_names(backend.optimizer):
                     keep(optimizer, f"{name}.{moment}", backend.read_moment(parameter, moment))
+            for name, value in ({} if self._average is None else self._average.values).items():
+                keep(average, name, value)
         steps = backend.read_steps(self._trained()) if self.is_main and counts_steps(backend.optimizer) else {}
         scale = None if self._scale is None or not self.is_main else float(self._scale.value)
-        return EngineState(model=model, optimizer=optimizer, optimizer_steps=steps, loss_scale=scale)
+        return EngineState(model=model, optimizer=optimizer, optimizer_steps=steps, loss_scale=scale, average=average)
 
     def import_state(
         self,
@@ -236,6 +256,7 @@ class Engine:
         optimizer: Mapping[str, Tensor],
         optimizer_steps: Mapping[str, float],
         loss_scale: float | None,
+        average: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Take over a whole training state; every rank calls it with the same one (see `EngineState`).
 
@@ -244,6 +265,7 @@ class Engine:
             optimizer: Moments.
             optimizer_steps: Updates done.
             loss_scale: Of fp16; ignored in other precisions, and None starts a new search.
+            average: Averaged weights; empty starts the average at the weights, and without an average it is ignored.
 
         Raises:
             CheckpointError: A tensor is missing, not expected or of another shape; all of them are named.
@@ -270,6 +292,10 @@ class Engine:
                 backend.write_steps(trained, dict(optimizer_steps))
         if self._scale is not None and loss_scale is not None:
             self._scale.restore(loss_scale)
+        if self._average is not None:
+            if average:
+                _check_tensors("average", average, whole)
+            self._average.restore(average or {})
 
     def shutdown(self, *, clean: bool) -> None:
         """End the processes' work together: `clean` destroys the process group; after an error no collective is run."""

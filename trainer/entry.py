@@ -16,9 +16,9 @@ from data.frames import DataError
 from data.plan import BatchError
 from models.manifest import CheckpointError
 from models.weights import WeightsError
-from trainer.config import ConfigError
 from trainer.engine import Engine, EngineError
 from trainer.loop import NonFiniteError
+from trainer.settings import ConfigError
 
 LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

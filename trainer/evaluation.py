@@ -14,13 +14,13 @@ from data.stream import evaluation_batches
 from models.spark import SparK
 from trainer.config import PretrainConfig
 from trainer.engine import Engine
+from trainer.lifecycle import EVALUATED
 from trainer.report import reconstruction_picture
 from trainer.tasks import PretrainBatch, PretrainTask
 from trainer.windows import Windows, wettest
 
 LOG = logging.getLogger(__name__)
 NUM_SHOWN_FRAMES = 4
-EVALUATED = "held_out_loss"
 NOT_PREDICTED = "(the mean and spread of each patch are the radar's; the network predicts what is in it)"
 
 
@@ -34,6 +34,8 @@ class HeldOut:
         task: The task.
         windows: The archive, split in time.
     """
+
+    picture = "reconstruction"
 
     def __init__(
         self, config: PretrainConfig, engine: Engine, model: SparK, task: PretrainTask, windows: Windows

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from data.stream import Batch, Stream
-from trainer.config import RunConfig
 from trainer.engine import Engine
-from trainer.optim import OptimConfig, decay_at, rate_at
+from trainer.optim import OptimConfig, average_decay_at, decay_at, rate_at
+from trainer.settings import RunConfig
 from trainer.tasks import Task
 
 LOG = logging.getLogger(__name__)
@@ -169,7 +169,8 @@ class Loop:
         if self.hooks.evaluate is None:
             return
         self.engine.model.eval()
-        metrics = self.hooks.evaluate(finished)
+        with self.engine.averaged():
+            metrics = self.hooks.evaluate(finished)
         self.engine.model.train()
         if metrics:
             self.hooks.log(finished, metrics)
@@ -207,7 +208,8 @@ class Loop:
         agreed = engine.sum_over_ranks(torch.cat([flags, *(sums[name] for name in names)]))
         rate = rate_at(self.optim, step, self.run.steps, self.global_batch)
         decay = decay_at(self.optim, step, self.run.steps)
-        update = engine.update(rate=rate, decay=decay, nonfinite=agreed[1])
+        average_decay = average_decay_at(self.optim, step)
+        update = engine.update(rate=rate, decay=decay, nonfinite=agreed[1], average_decay=average_decay)
         head = torch.stack(
             [agreed[0] / terms.clamp(min=1), update.grad_norm.double(), update.skipped.double(), agreed[2]]
         )

@@ -1,7 +1,8 @@
 """Optimizers, parameter groups and schedules: all of them pure functions of the configuration and the step."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 BATCH_OF_LR = 256
 MASK_TOKENS = "mask_tokens"
+ENCODER_STAGE = re.compile(r"\bsp_cnn\.layer(\d+)\.(\d+)\.")
+ENCODER_STEM = re.compile(r"\bsp_cnn\.(?:conv1|bn1)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,10 @@ class OptimConfig:
         warmup_steps: Steps of linear warm-up before the peak.
         min_lr_share: Learning rate of the last step as a share of the peak, 0 to 1.
         clip_norm: Largest global gradient norm, above 0. Null: no clipping.
+        layer_decay: Factor of the learning rate from one residual block of the encoder to the one before it, above 0
+            to 1; what is not encoder has the full rate.
+        ema_decay: Decay a step of the averaged weights that evaluation and the best checkpoint use, 0 to below 1.
+            Null: no average.
     """
 
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
@@ -39,6 +46,8 @@ class OptimConfig:
     warmup_steps: int = 0
     min_lr_share: float = 0.001
     clip_norm: float | None = None
+    layer_decay: float = 1.0
+    ema_decay: float | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -59,6 +68,10 @@ class OptimConfig:
             raise ValueError(f"optim.min_lr_share is {self.min_lr_share}; a share, 0 to 1")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"optim.clip_norm is {self.clip_norm}; above 0, or null for no clipping")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay is {self.layer_decay}; above 0, up to 1 (every layer alike)")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"optim.ema_decay is {self.ema_decay}; 0 to below 1, or null for no average")
 
 
 def rate_at(config: OptimConfig, step: int, total_steps: int, global_batch: int) -> float:
@@ -87,37 +100,66 @@ def decay_at(config: OptimConfig, step: int, total_steps: int) -> float:
     return config.weight_decay_end + (config.weight_decay - config.weight_decay_end) * _cosine(step, total_steps)
 
 
+def average_decay_at(config: OptimConfig, step: int) -> float:
+    """Return the decay of the averaged weights after a step: min(decay, (1 + step) / (10 + step)).
+
+    The early steps count for little of a long average (the rule of TensorFlow's `ExponentialMovingAverage`).
+    """
+    return min(config.ema_decay or 0.0, (1 + step) / (10 + step))
+
+
 def _cosine(step: int, steps: int) -> float:
     """Half a cosine, 1 at step 0 and 0 at the last."""
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / max(1, steps - 1)))
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Sort trainable parameters into those that decay and those that do not: biases, norms (ndim <= 1), mask tokens.
+    """Sort trainable parameters into those that decay and those that do not, and by their share of the learning rate.
+
+    Biases, norms (ndim <= 1) and mask tokens do not decay. The share is `layer_decay` to the power of the residual
+    blocks that lie between a parameter and the encoder's end, as in BEiT (Bao et al. 2022,
+    https://arxiv.org/abs/2106.08254, appendix): the stem counts as a block before the first.
 
     Returns:
-        One or two groups for torch's optimizers, in the order of `named_parameters`, each with `names` beside
-        `params` and `decays`, which `set_schedule` reads.
+        Groups for torch's optimizers, in the order of `named_parameters`, decaying ones first, each with `names`
+        beside `params`, and with `decays` and `rate_share`, which `set_schedule` reads.
     """
-    groups: dict[bool, dict[str, Any]] = {}
+    places = _block_places(name for name, _ in model.named_parameters())
+    last = max(places.values(), default=0) + 1
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 and MASK_TOKENS not in name.split(".")
-        group = groups.setdefault(decays, {"params": [], "names": [], "decays": decays})
+        share = config.layer_decay ** (last - places.get(name, last))
+        empty = {"params": [], "names": [], "decays": decays, "rate_share": share}
+        group = groups.setdefault((decays, share), empty)
         group["params"].append(parameter)
         group["names"].append(name)
     if not groups:
         raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
-    for decays, group in groups.items():
+    for (decays, _), group in groups.items():
         group["weight_decay"] = config.weight_decay if decays else 0.0
-    return [groups[decays] for decays in (True, False) if decays in groups]
+    return sorted(groups.values(), key=lambda group: not group["decays"])
+
+
+def _block_places(names: Iterable[str]) -> dict[str, int]:
+    """Number the encoder's parameters by residual block, 0 for the stem; others are left out."""
+    found: dict[str, tuple[int, int]] = {}
+    for name in names:
+        stage, block = ENCODER_STAGE.search(name), ENCODER_STEM.search(name)
+        if stage is not None:
+            found[name] = (int(stage.group(1)), int(stage.group(2)))
+        elif block is not None:
+            found[name] = (0, 0)
+    order = {place: number for number, place in enumerate(sorted(set(found.values())))}
+    return {name: order[place] for name, place in found.items()}
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:
     """Write one step's learning rate and weight decay into every parameter group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_share"]
         group["weight_decay"] = decay if group["decays"] else 0.0
 
 

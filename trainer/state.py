@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +51,16 @@ MAY_CHANGE_WHEN_ASKED: Final = (
 )
 """Settings that change the order of windows and the batch statistics: only with `--run.allow_plan_change true`."""
 
+ADDED_LATER: Final[Mapping[str, Any]] = {
+    "data.test_share": 0.0,
+    "data.train_times": None,
+    "data.validation_times": None,
+    "data.test_times": None,
+    "optim.layer_decay": 1.0,
+    "optim.ema_decay": None,
+}
+"""Settings that older checkpoints do not hold, and the value at which a run is what it was without them."""
+
 _ABSENT = object()
 
 
@@ -67,6 +77,8 @@ class TrainState:
         loss_scale: Of fp16 training, None without one.
         optimizer_steps: Updates done, by parameter name.
         versions: Of the packages that wrote this.
+        data: What the run learns from: source, grid, cadence, times of its parts; {} if not recorded.
+        metrics: Held-out figures of this step, where it was saved for them.
     """
 
     step: int
@@ -77,6 +89,8 @@ class TrainState:
     loss_scale: float | None
     optimizer_steps: dict[str, float]
     versions: dict[str, str]
+    data: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def installed_versions() -> dict[str, str]:
@@ -107,8 +121,9 @@ def check_resume(
     Raises:
         CheckpointError: something else differs; all of it is named.
     """
-    before = _flat(_jsonable({**saved.config, "plan": saved.plan}))
     now = _flat(_jsonable({**config, "plan": plan}))
+    before = {key: value for key, value in ADDED_LATER.items() if key in now}
+    before |= _flat(_jsonable({**saved.config, "plan": saved.plan}))
     accepted, on_request, refused = [], [], []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
@@ -169,7 +184,7 @@ def parse_state(path: Path, raw: bytes) -> TrainState:
     """
     kinds: dict[str, type | tuple[type, ...]] = {
         "step": int, "epoch": int, "seed": int, "config": dict, "plan": dict, "loss_scale": (float, int, type(None)),
-        "optimizer_steps": dict, "versions": dict,
+        "optimizer_steps": dict, "versions": dict, "data": dict, "metrics": dict,
     }  # fmt: skip
     try:
         document = json.loads(raw)
@@ -177,6 +192,8 @@ def parse_state(path: Path, raw: bytes) -> TrainState:
         raise CheckpointError(f"{path}: not JSON: {error}; use another checkpoint") from error
     if not isinstance(document, dict) or document.pop("schema_version", None) != STATE_SCHEMA_VERSION:
         raise CheckpointError(f"{path}: not of schema_version {STATE_SCHEMA_VERSION}; use the Rainspark that wrote it")
+    # Checkpoints of earlier versions do not say what they learned from.
+    document = {"data": {}, "metrics": {}, **document}
     if document.keys() != kinds.keys():
         raise CheckpointError(f"{path}: keys {sorted(document)}, expected {sorted(kinds)}; use another checkpoint")
     for key, kind in kinds.items():

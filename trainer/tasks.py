@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from data.units import MISSING_COUNT, ModelSpace
 from models.masking import visible_positions
 from models.spark import SparK, SparKOutput, counted_patches, num_terms
 
-_Prepared = TypeVar("_Prepared", bound="PretrainBatch")
+_Batch = TypeVar("_Batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,33 +54,43 @@ class PretrainBatch:
     has_missing: bool
     num_valid: int
 
-    def to(self: _Prepared, device: torch.device) -> _Prepared:
+    def to(self, device: torch.device) -> Self:
         """Copy the tensors to a device, without waiting where the memory is pinned."""
-        if device.type == "cpu":
-            return self
-        moved: dict[str, Tensor] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                pinned = value if value.is_pinned() else value.pin_memory()
-                moved[item.name] = pinned.to(device, non_blocking=True)
-        return replace(self, **moved)  # type: ignore[arg-type]
+        return moved(self, device)
+
+
+def moved(batch: _Batch, device: torch.device) -> _Batch:
+    """Copy a batch's tensors to a device, without waiting where the memory is pinned."""
+    if device.type == "cpu":
+        return batch
+    tensors: dict[str, Tensor] = {}
+    for item in fields(batch):  # type: ignore[arg-type]
+        value = getattr(batch, item.name)
+        if isinstance(value, Tensor):
+            pinned = value if value.is_pinned() else value.pin_memory()
+            tensors[item.name] = pinned.to(device, non_blocking=True)
+    return replace(batch, **tensors)  # type: ignore[type-var]
+
+
+class Prepared(Protocol):
+    """One rank's part of a micro-batch, with everything random about it drawn."""
+
+    @property
+    def num_valid(self) -> int:
+        """Terms of the loss in it."""
+
+    def to(self, device: torch.device) -> Self:
+        """Copy its tensors to a device."""
 
 
 class Task(Protocol):
     """A loss over windows, as the loop sees it."""
 
-    def prepare(self, batch: Batch) -> PretrainBatch:
-        """Draw on the host what is random for a training batch, and count its terms."""
-        ...
+    def prepare(self, batch: Batch) -> Any:
+        """Draw on the host what is random for a training batch, and count its terms: a `Prepared` of this task's."""
 
-    def prepare_held_out(self, batch: Batch) -> PretrainBatch:
-        """Do the same for evaluation: the draws depend on the window alone, and padding has no terms."""
-        ...
-
-    def step(self, model: Callable[..., SparKOutput], batch: PretrainBatch) -> StepOutput:
-        """Compute the sum of the loss' terms of a batch on the model's device."""
-        ...
+    def step(self, model: Callable[..., Any], batch: Any) -> StepOutput:
+        """Compute the sum of the loss' terms of such a batch on the model's device."""
 
 
 def turn(frames_bhw: Tensor, turn_b: Tensor) -> Tensor:

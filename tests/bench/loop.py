@@ -15,7 +15,7 @@ import torch
 
 from data.stream import Batch
 from tests.integration.runs import make_shards
-from trainer.config import parse_config
+from trainer.config import PretrainConfig, parse_config
 from trainer.engine import Engine
 from trainer.entry import StopSignal
 from trainer.loop import Hooks, Loop
@@ -85,7 +85,7 @@ def main() -> None:
             "data.global_batch": arguments.batch, "data.validation_share": 0, "model.encoder": arguments.encoder,
             "engine.precision": arguments.precision,
         }  # fmt: skip
-        config = parse_config([f"--{key}={value}" for key, value in settings.items()], prog="bench")
+        config = parse_config([f"--{key}={value}" for key, value in settings.items()], PretrainConfig, prog="bench")
         engine = Engine(config.engine)
         run = Pretraining(config, engine, StopSignal())
         run.engine.model.train()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from data.sources.synthetic import main as write_storms
 from models.manifest import latest_verified
-from trainer.config import parse_config
+from trainer.config import PretrainConfig, parse_config
 from trainer.engine import Engine
 from trainer.entry import STOP_SIGNALS, ExitCode, StopSignal
 from trainer.pretrain import Pretraining
@@ -64,7 +64,7 @@ def train(
 ) -> ExitCode:
     """Run the entry point's work in this process, as one rank of whatever the environment says."""
     stop = StopAfter(stop_in_step)
-    config = parse_config(argv, prog="test")
+    config = parse_config(argv, PretrainConfig, prog="test")
     stop.install()
     engine = Engine(config.engine)
     try:

@@ -26,27 +26,29 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def schedule(argv: list[str]) -> Any:
-    config = parse_config(argv, prog="test")
+    config = parse_config(argv, PretrainConfig, prog="test")
     steps, batch = config.run.steps, config.data.global_batch
     return [(rate_at(config.optim, step, steps, batch), decay_at(config.optim, step, steps)) for step in range(steps)]
 
 
 def plan(argv: list[str]) -> Any:
-    config = parse_config(argv, prog="test")
-    windows = open_windows(config.data)
+    config = parse_config(argv, PretrainConfig, prog="test")
+    windows = open_windows(config.data, config.data.window)
     stream = open_stream(windows, config.data, seed=config.seed, rank=0, world_size=1, pin=False)
     return stream.fingerprint(), stream.steps_per_epoch, windows.spans
 
 
 def reading(argv: list[str]) -> Any:
-    config = parse_config(argv, prog="test")
-    stream = open_stream(open_windows(config.data), config.data, seed=0, rank=0, world_size=1, pin=False)
+    config = parse_config(argv, PretrainConfig, prog="test")
+    stream = open_stream(
+        open_windows(config.data, config.data.window), config.data, seed=0, rank=0, world_size=1, pin=False
+    )
     feed = stream._feed
     return feed._threads, feed._max_frames, feed._ahead
 
 
 def model(argv: list[str]) -> Any:
-    config = parse_config(argv, prog="test")
+    config = parse_config(argv, PretrainConfig, prog="test")
     engine = Engine(config.engine)
     try:
         run = Pretraining(config, engine, StopSignal())
@@ -86,6 +88,7 @@ CHANGES: dict[str, tuple[object, Callable[[list[str]], Any]]] = {
     "data.min_rain_fraction": (0.05, plan),
     "data.target_frame": (0, plan),
     "data.validation_share": (0.3, plan),
+    "data.test_share": (0.15, plan),
     "data.guard_h": (1.0, plan),
     "data.global_batch": (4, plan),
     "data.micro_batch": (8, plan),
@@ -115,6 +118,8 @@ CHANGES: dict[str, tuple[object, Callable[[list[str]], Any]]] = {
     "optim.warmup_steps": (2, schedule),
     "optim.min_lr_share": (0.5, schedule),
     "optim.clip_norm": (0.01, outcome),
+    "optim.layer_decay": (0.5, outcome),
+    "optim.ema_decay": (0.5, outcome),
     "engine.precision": ("bf16", outcome),
     "tracking.tensorboard": ("true", outcome),
     "seed": (1, outcome),
@@ -122,6 +127,9 @@ CHANGES: dict[str, tuple[object, Callable[[list[str]], Any]]] = {
 ELSEWHERE = {
     "run.dir": "tests/integration/runs.py",
     "data.shards": "tests/integration/runs.py",
+    "data.train_times": "tests/integration/test_fields.py",
+    "data.validation_times": "tests/integration/test_fields.py",
+    "data.test_times": "tests/integration/test_fields.py",
     "run.keep_last": "tests/trainer/test_checkpoint.py",
     "run.max_nonfinite": "tests/integration/test_user_errors.py",
     "run.allow_plan_change": "tests/integration/test_fields.py",
@@ -169,6 +177,24 @@ def test_the_same_settings_give_the_same_outcome(
 ) -> None:
     """Without this, the test above could pass on noise."""
     assert outcome(arguments(shards, tmp_path, **SHORT)) == baselines(outcome)
+
+
+def test_stated_times(shards: Path, tmp_path: Path) -> None:
+    """Each of the three changes the spans, and the training times the windows too."""
+    day = "2020-06-01T"
+    times: dict[str, object] = {
+        "data__validation_share": 0.1, "data__train_times": f'["{day}00:00/{day}02:00"]',
+        "data__validation_times": f'["{day}02:30/{day}03:00"]', "data__test_times": f'["{day}03:30/{day}04:00"]',
+    }  # fmt: skip
+    stated = plan(arguments(shards, tmp_path, **times))
+    assert stated != plan(arguments(shards, tmp_path, data__validation_share=0.1))
+    for key, value in (("train", f"{day}00:00/{day}01:30"), ("validation", f"{day}02:30/{day}02:55")):
+        changed = plan(arguments(shards, tmp_path, **{**times, f"data__{key}_times": f'["{value}"]'}))
+        assert (changed[0] == stated[0]) == (key != "train")
+        assert changed[2] != stated[2]
+    later = plan(arguments(shards, tmp_path, **{**times, "data__test_times": f'["{day}03:35/{day}04:00"]'}))
+    assert later[:2] == stated[:2]
+    assert later[2] != stated[2]
 
 
 def test_momentum(shards: Path, tmp_path: Path) -> None:

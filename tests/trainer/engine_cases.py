@@ -1,5 +1,6 @@
 """What the ranks of the engine's tests run: a small network with everything that matters, on known batches."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,7 @@ def train_step(
     micro_steps: int = 1,
     backwards: bool = False,
     poison: str | None = None,
+    average_decay: float = 0.0,
 ) -> tuple[float, float, bool]:
     """Return (global loss, gradient norm, skipped).
 
@@ -90,7 +92,7 @@ def train_step(
         loss_sum += loss.detach().double()
     agreed = engine.sum_over_ranks(torch.stack([loss_sum, (~loss_sum.isfinite()).double()]))
     nonfinite = torch.ones(()) if poison == "flag" else agreed[1]
-    result = engine.update(rate=rate, decay=decay, nonfinite=nonfinite)
+    result = engine.update(rate=rate, decay=decay, nonfinite=nonfinite, average_decay=average_decay)
     return float(agreed[0]) / (BATCH * 8), float(result.grad_norm), bool(result.skipped)
 
 
@@ -236,6 +238,41 @@ def overflowing(stage: Any) -> dict[str, Any]:
             "scale": after.loss_scale, "figures": figures}  # fmt: skip
 
 
+def averaging(stage: Any) -> dict[str, Any]:
+    """Three steps and a bad one with averaged weights; what is exported inside, and an engine that goes on from it."""
+    optim = dataclasses.replace(SGD, ema_decay=0.5)
+    engine = make_engine(stage, optim)
+    for step, poison in ((0, None), (90, "input"), (1, None), (2, None)):
+        train_step(engine, step, poison=poison, average_decay=0.5)
+    state = engine.export_state()
+    with engine.averaged():
+        inside = engine.export_state().model
+    after = engine.export_state()
+    sent = engine.broadcast_object(state)
+    train_step(engine, 3, average_decay=0.5)
+    end = engine.export_state()
+    engine.shutdown(clean=True)
+    engine = make_engine(stage, optim, seed=7)
+    engine.import_state(sent.model, sent.optimizer, sent.optimizer_steps, sent.loss_scale, sent.average)
+    train_step(engine, 3, average_decay=0.5)
+    resumed = engine.export_state()
+    engine.shutdown(clean=True)
+    return {"model": state.model, "average": state.average, "inside": inside, "after": flat(after),
+            "before": flat(state), "end": end.average, "resumed": resumed.average}  # fmt: skip
+
+
+def average_refused() -> str:
+    """What ZeRO 3 says to averaged weights."""
+    engine = Engine(EngineConfig(zero_stage=3, device="cpu"))
+    try:
+        engine.prepare(Net(0), dataclasses.replace(ADAMW, ema_decay=0.9))
+    except EngineError as error:
+        return str(error)
+    finally:
+        engine.shutdown(clean=True)
+    return "not refused"
+
+
 def lamb_refused() -> str:
     """What a ZeRO engine says to LAMB."""
     engine = Engine(EngineConfig(zero_stage=2, device="cpu"))
@@ -268,6 +305,9 @@ def everything(rank: int) -> dict[str, Any]:
         for precision in ("fp32", "bf16", "fp16"):
             found[f"resuming {stage} {precision}"] = resuming(stage, precision)
         found[f"overflowing {stage}"] = overflowing(stage)
+    for stage in (None, 0, 1, 2):
+        found[f"averaging {stage}"] = averaging(stage)
+    found["average at stage 3"] = average_refused()
     found["crossing"] = crossing()
     found["lamb"] = lamb_refused()
     found["rank"] = rank

@@ -18,11 +18,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.manifest import latest_verified, step_folders, verify_folder, write_manifest
+from models.manifest import latest_verified, read_manifest, step_folders, verify_folder, write_manifest
 from trainer.checkpoint import (
     CheckpointError,
     TrainState,
+    best_checkpoint,
     check_resume,
+    chosen_weights,
     installed_versions,
     load,
     main,
@@ -548,3 +550,69 @@ def test_the_command_line_lists_verifies_and_shows(tmp_path: Path, capsys: pytes
     assert "model: 2 tensors, 65 values (float32, int64)" in shown
     assert '"encoder": "resnet18"' in shown
     assert str(first) in shown
+
+
+def test_averaged_weights_come_out_as_they_went_in_and_only_where_there_are_any(tmp_path: Path) -> None:
+    average = {"weight": torch.tensor([1.0, float("nan")]), "double": torch.ones(2, dtype=torch.float64)}
+    path = save(tmp_path, _state(3), _tensors(3), {}, keep_last=2, average=average)
+    assert _same(load(tmp_path).average, average)
+    assert read_manifest(path).keys() == {"model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"}
+    nothings: list[dict[str, torch.Tensor] | None] = [None, {}]
+    for step, nothing in enumerate(nothings, start=4):
+        path = save(tmp_path, _state(step), _tensors(4), {}, keep_last=2, average=nothing)
+        assert "ema.safetensors" not in read_manifest(path)
+        assert load(path).average == {}
+
+
+def test_damaged_averaged_weights_are_refused_by_file_name(tmp_path: Path) -> None:
+    path = save(tmp_path, _state(3), _tensors(3), {}, keep_last=2, average=_tensors(9)) / "ema.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors: damaged"):
+        load(path.parent)
+    path.write_bytes(b"not weights")
+    write_manifest(path.parent)
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors: not a safetensors file"):
+        load(path.parent)
+
+
+def test_figures_and_origin_are_kept_and_older_checkpoints_do_without(tmp_path: Path) -> None:
+    state = _state(3, data={"source": "x", "spans": {"test": [{"start_s": 1, "stop_s": 2}]}}, metrics={"csi": 0.5})
+    path = save(tmp_path, state, _tensors(3), {}, keep_last=2)
+    found = load(path).state
+    assert (found.data, found.metrics) == (state.data, state.metrics)
+    document = json.loads((path / "state.json").read_text())
+    del document["data"], document["metrics"]
+    (path / "state.json").write_text(json.dumps(document))
+    write_manifest(path)
+    assert (load(path).state.data, load(path).state.metrics) == ({}, {})
+
+
+def test_weights_are_chosen_best_first_and_averaged_first(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert chosen_weights(run) == run
+    older = _save(run, 1)
+    newest = save(run, _state(2), _tensors(2), {}, keep_last=2, average=_tensors(3))
+    assert best_checkpoint(run) is None
+    assert chosen_weights(run) == newest / "ema.safetensors"
+    assert chosen_weights(newest) == newest / "ema.safetensors"
+    assert chosen_weights(older) == older / "model.safetensors"
+    assert chosen_weights(older / "model.safetensors") == older / "model.safetensors"
+    for step in (3, 4):
+        save(run / "best", _state(step), _tensors(step), {}, keep_last=2)
+    best = best_checkpoint(run)
+    assert best == run / "best" / "checkpoints" / "step-00000004"
+    assert chosen_weights(run) == best / "model.safetensors"
+    assert chosen_weights(newest) == newest / "ema.safetensors"
+    (best / "model.safetensors").write_bytes(b"")
+    assert best_checkpoint(run) == best
+    with pytest.raises(CheckpointError, match=r"best/checkpoints/step-00000004/model\.safetensors"):
+        chosen_weights(run)
+
+
+def test_checkpoints_from_before_a_setting_existed_go_on_where_it_is_off() -> None:
+    now = _changed({"data.test_share": 0.0, "data.train_times": None, "optim.ema_decay": None}, CONFIG)
+    assert check_resume(_state(1), now, PLAN, allow_plan_change=False) == []
+    changed = _changed({"optim.ema_decay": 0.9}, now)
+    with pytest.raises(CheckpointError, match=r"optim\.ema_decay: saved null, asked 0\.9"):
+        check_resume(_state(1), changed, PLAN, allow_plan_change=False)

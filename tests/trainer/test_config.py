@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import REPOSITORY
-from trainer.config import ConfigError, PretrainConfig, as_dict, as_yaml, dotted_keys, parse_config
+from trainer.config import ConfigError, FinetuneConfig, PretrainConfig, as_dict, as_yaml, dotted_keys, parse_config
 
 NEEDED = ["--data.shards", "s", "--run.dir", "r"]
 
 
 def parse(*words: str) -> PretrainConfig:
-    return parse_config([*NEEDED, *words], prog="test")
+    return parse_config([*NEEDED, *words], PretrainConfig, prog="test")
 
 
 def test_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_what_a_user_mistypes_is_named(words: list[str], message: str) -> None:
 
 def test_required_settings_are_named() -> None:
     with pytest.raises(ConfigError, match=r"run\.dir|data\.shards"):
-        parse_config([], prog="test")
+        parse_config([], PretrainConfig, prog="test")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,11 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, text: str, message: str) 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_parses(path: Path) -> None:
-    parse("--config", str(path))
+    words = [*NEEDED, "--config", str(path)]
+    if "frames_in" in yaml.safe_load(path.read_text())["model"]:
+        parse_config(words, FinetuneConfig, prog="test")
+    else:
+        parse_config(words, PretrainConfig, prog="test")
 
 
 @given(
@@ -110,7 +114,7 @@ def test_the_saved_file_reads_back_to_the_same_run(
     config = parse(*words, f"--seed={seed}")
     path = tmp_path_factory.mktemp("config") / "config.yaml"
     path.write_text(as_yaml(config))
-    assert parse_config(["--config", str(path)], prog="test") == config
+    assert parse_config(["--config", str(path)], PretrainConfig, prog="test") == config
     assert yaml.safe_load(path.read_text()) == as_dict(config)
 
 

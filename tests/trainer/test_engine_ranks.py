@@ -1,6 +1,7 @@
 """What two ranks compute: equal to one process, equal under DDP and ZeRO, skipped together, resumed bit for bit."""
 
 import math
+import re
 import sys
 from typing import Any
 
@@ -150,3 +151,20 @@ def test_state_crosses_engines_unchanged(main: dict[str, Any]) -> None:
         "norm.running_mean",
     } <= set(ddp)
     assert float(ddp["odd.weight.steps"]) == 2
+
+
+@pytest.mark.parametrize("stage", [None, 0, 1, 2])
+def test_averaged_weights_are_the_same_with_and_without_zero(main: dict[str, Any], stage: int | None) -> None:
+    found, plain = main[f"averaging {stage}"], main["averaging None"]
+    assert equal(found["inside"], found["average"]), "what is evaluated and kept as the best is the average"
+    assert equal(found["before"], found["after"]), "the weights come back bit for bit"
+    assert equal(found["end"], found["resumed"])
+    assert not equal(found["average"], found["model"])
+    assert int(found["average"]["norm.num_batches_tracked"]) == 3
+    assert distance(found["average"], plain["average"]) < 1e-5
+    assert distance(found["end"], plain["end"]) < 1e-5
+
+
+def test_averaged_weights_and_zero_3_are_refused_together(main: dict[str, Any]) -> None:
+    said = main["average at stage 3"]
+    assert re.search(r"optim\.ema_decay with engine\.zero_stage=3.*use engine\.zero_stage 0, 1 or 2", said)

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.encoder import build_encoder
+from models.nowcaster import Nowcaster
 from trainer.optim import (
     Lamb,
     OptimConfig,
+    average_decay_at,
     build_optimizer,
     decay_at,
     fresh_state,
@@ -193,3 +196,73 @@ def test_found_inf_changes_nothing(name: Any) -> None:
     for index, state in states[0].items():
         for key, value in state.items():
             assert torch.equal(value, states[1][index][key]), key
+
+
+def test_early_steps_count_for_little_of_a_long_average() -> None:
+    config = OptimConfig(ema_decay=0.99)
+    decays = [average_decay_at(config, step) for step in range(2000)]
+    for step, decay in enumerate(decays):
+        assert decay == pytest.approx((1 + step) / (10 + step) if step < 890 else 0.99, rel=1e-12)
+    assert decays == sorted(decays)
+    assert average_decay_at(OptimConfig(), 5) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"layer_decay": 0.0}, "optim.layer_decay"),
+        ({"layer_decay": 1.01}, "optim.layer_decay"),
+        ({"layer_decay": math.nan}, "optim.layer_decay"),
+        ({"ema_decay": 1.0}, "optim.ema_decay"),
+        ({"ema_decay": -0.1}, "optim.ema_decay"),
+        ({"ema_decay": math.nan}, "optim.ema_decay"),
+    ],
+)
+def test_bad_decays_are_named(settings: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        OptimConfig(**settings)
+
+
+def make_nowcaster() -> Nowcaster:
+    return Nowcaster(build_encoder("resnet18", 2), frames_out=2, decoder_width=32, head="direct", translation="linear")
+
+
+def test_the_rate_falls_from_block_to_block_towards_the_encoders_beginning() -> None:
+    """ResNet-18 has eight blocks after its stem: shares 0.5**9 for the stem, 0.5**8 to 0.5 for them, 1 for the rest."""
+    blocks = ["conv1", "bn1", *(f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2))]
+    exponents = [9, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    expected = {f"sparse_encoder.sp_cnn.{block}.": 0.5**n for block, n in zip(blocks, exponents, strict=True)}
+    model, config = make_nowcaster(), OptimConfig(layer_decay=0.5, weight_decay=0.3)
+    groups = parameter_groups(model, config)
+    names = [name for group in groups for name in group["names"]]
+    assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+    parameters = dict(model.named_parameters())
+    for group in groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            assert parameter is parameters[name]
+            share = next((share for start, share in expected.items() if name.startswith(start)), 1.0)
+            assert group["rate_share"] == share, name
+            assert group["decays"] == (parameter.ndim > 1), name
+    optimizer = build_optimizer(groups, config)
+    set_schedule(optimizer, 0.25, 0.125)
+    for group in optimizer.param_groups:
+        assert group["lr"] == 0.25 * group["rate_share"]
+        assert group["weight_decay"] == (0.125 if group["decays"] else 0.0)
+
+
+def test_without_layer_decay_there_are_two_groups() -> None:
+    groups = parameter_groups(make_nowcaster(), OptimConfig())
+    assert [(group["decays"], group["rate_share"]) for group in groups] == [(True, 1.0), (False, 1.0)]
+
+
+def test_the_shares_do_not_depend_on_what_is_frozen() -> None:
+    whole, part = make_nowcaster(), make_nowcaster()
+    part.sparse_encoder.requires_grad_(False)
+    block = part.get_submodule("sparse_encoder.sp_cnn.layer2.0").requires_grad_(True)
+    config = OptimConfig(layer_decay=0.5)
+    shares = [
+        {name: group["rate_share"] for group in parameter_groups(model, config) for name in group["names"]}
+        for model in (whole, part)
+    ]
+    assert len([name for name in shares[1] if "sp_cnn" in name]) == len(list(block.parameters()))
+    assert shares[1].items() <= shares[0].items()

@@ -1,0 +1,69 @@
+"""Tiny fine-tuning runs for the integration tests, started the way the entry point starts them."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from models.manifest import latest_verified
+from tests.integration.runs import StopAfter
+from trainer.config import FinetuneConfig, parse_config
+from trainer.engine import Engine
+from trainer.entry import STOP_SIGNALS, ExitCode
+from trainer.finetune import Finetuning
+
+Change = Callable[[Finetuning], None]
+
+
+def arguments(shards: Path, run: Path, **overrides: object) -> list[str]:
+    """Build the command line of the smallest run that has every part; keys of overrides are written a__b for a.b."""
+    settings: dict[str, object] = {
+        "data.shards": shards, "run.dir": run, "run.steps": 6, "run.log_every": 1, "run.evaluate_every": 2,
+        "run.save_every": 100, "data.global_batch": 4, "data.lanes": 2, "data.guard_h": 0.5,
+        "data.validation_share": 0.25, "data.evaluation_windows": 6, "model.frames_in": 4, "model.frames_out": 3,
+        "model.encoder": "resnet18", "model.decoder_width": 32, "model.translation": "identity",
+        "model.head": "residual", "optim.warmup_steps": 1, "optim.lr": 0.1, "engine.device": "cpu",
+        "tracking.tensorboard": "false",
+    }  # fmt: skip
+    settings |= {key.replace("__", "."): value for key, value in overrides.items()}
+    if settings.get("model.name") == "smaat_unet":
+        for key in ("encoder", "decoder_width", "translation", "head"):
+            del settings[f"model.{key}"]
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def train(argv: list[str], *, stop_in_step: int | None = None, change: Change | None = None) -> ExitCode:
+    """Run the entry point's work in this process, as one rank of whatever the environment says."""
+    stop = StopAfter(stop_in_step)
+    config = parse_config(argv, FinetuneConfig, prog="test")
+    stop.install()
+    engine = Engine(config.engine)
+    try:
+        finetuning = Finetuning(config, engine, stop)
+        if change is not None:
+            change(finetuning)
+        code = finetuning.run()
+    finally:
+        engine.shutdown(clean=True)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+    return code
+
+
+def train_many(_rank: int, runs: list[tuple[list[str], int | None]]) -> list[int]:
+    """Train several runs one after another on the same ranks."""
+    return [int(train(argv, stop_in_step=stop)) for argv, stop in runs]
+
+
+def stored(run: Path) -> dict[str, torch.Tensor]:
+    """Read every tensor of a run's newest checkpoint and of its best one: weights, buffers, moments, averages."""
+    found: dict[str, torch.Tensor] = {}
+    for part in ("checkpoints", "best/checkpoints"):
+        newest = latest_verified(run / part)
+        assert newest is not None
+        for path in sorted(newest.glob("*.safetensors")):
+            tensors = load_file(path)
+            found |= {f"{part}/{newest.name}/{path.stem} {name}": value for name, value in tensors.items()}
+    return found

@@ -1,0 +1,360 @@
+"""Whole fine-tuning runs on synthetic storms: the same result whatever happens on the way, and the right start."""
+
+import json
+import logging
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.stream import Batch
+from models.manifest import CheckpointError, latest_verified, step_folders, write_manifest
+from models.weights import WeightsError
+from tests.distributed import run_ranks
+from tests.integration import runs
+from tests.integration.nowcast_runs import arguments, stored, train, train_many
+from tests.integration.runs import make_shards, metrics
+from trainer.checkpoint import load
+from trainer.entry import ExitCode
+from trainer.finetune import Finetuning
+from trainer.nowcast_task import NowcastBatch
+from trainer.settings import ConfigError
+
+# With everything that a resume has to bring back: averages, layer decay, crop, mask, stochastic depth, motion.
+FULL: dict[str, object] = {
+    "optim__ema_decay": 0.9, "optim__layer_decay": 0.8, "data__crop": 32, "model__depth_drop": 0.3,
+    "model__loss": "csi", "run__choose_by": "mse", "data__micro_batch": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("storms"))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("wide"), size=96)
+
+
+@pytest.fixture(scope="module")
+def pretrained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining run of windows of four frames, with averaged weights."""
+    run = tmp_path_factory.mktemp("pretrained") / "run"
+    short = {"run__steps": 2, "run__evaluate_every": 2, "optim__warmup_steps": 0, "optim__ema_decay": 0.5}
+    assert runs.train(runs.arguments(shards, run, **short)) == ExitCode.DONE
+    return run
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def best_steps(run: Path) -> list[int]:
+    return [step for step, _ in step_folders(run / "best" / "checkpoints")]
+
+
+def test_stop_and_resume_is_bit_for_bit(shards: Path, tmp_path: Path) -> None:
+    """Weights, moments, averages, metrics and the best checkpoint: as if nothing had happened."""
+    assert train(arguments(shards, tmp_path / "whole", **FULL)) == ExitCode.DONE
+    for stop_in_step in (1, 4):
+        run = tmp_path / f"stopped-{stop_in_step}"
+        argv = arguments(shards, run, **FULL)
+        assert train(argv, stop_in_step=stop_in_step) == ExitCode.REQUEUE
+        assert train(argv) == ExitCode.DONE
+        assert equal(stored(run), stored(tmp_path / "whole"))
+        assert metrics(run) == metrics(tmp_path / "whole")
+        assert best_steps(run)[0] == best_steps(tmp_path / "whole")[0]
+
+
+def test_two_processes_resume_and_equal_one(shards: Path, wide: Path, tmp_path: Path) -> None:
+    """Two ranks: resume bit for bit; in float64 the figures, weights and best checkpoint of one rank.
+
+    With a crop of one patch, two windows make two values for batch statistics: rounding would grow a millionfold.
+    """
+    float64 = {**FULL, "engine__precision": "fp64", "data__crop": 64}
+    short = {**FULL, "run__steps": 4}
+    argv = arguments(shards, tmp_path / "stopped", **short)
+    whole = arguments(shards, tmp_path / "whole", **short)
+    two = arguments(wide, tmp_path / "two", **float64)
+    codes = run_ranks(train_many, 2, [(whole, None), (argv, 1), (argv, None), (two, None)], timeout_s=240)
+    assert codes[0] == codes[1] == [0, 75, 0, 0]
+    assert equal(stored(tmp_path / "stopped"), stored(tmp_path / "whole"))
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    assert train(arguments(wide, tmp_path / "one", **float64)) == ExitCode.DONE
+    first, second = stored(tmp_path / "one"), stored(tmp_path / "two")
+    assert first.keys() == second.keys()
+    for name in first:
+        difference = float((second[name].double() - first[name].double()).abs().max())
+        assert difference <= 1e-9 * (1 + float(first[name].double().abs().max())), name
+    for one, other in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert other == pytest.approx(one, rel=1e-9, abs=1e-9, nan_ok=True)
+
+
+def test_a_kill_between_evaluation_and_checkpoint_leaves_no_best_of_an_abandoned_future(
+    shards: Path, tmp_path: Path
+) -> None:
+    """Killed after several new bests and no checkpoint; what was the best at the checkpoint is there still."""
+    often = {"run__steps": 6, "run__evaluate_every": 1, "run__save_every": 3, "run__choose_by": "loss"}
+
+    def falling(finetuning: Finetuning) -> None:
+        def evaluated(picture: Path, *, step: int) -> dict[str, float]:
+            del picture
+            return {"held_out_loss": 1.0 / step}
+
+        finetuning.held_out.evaluate = evaluated  # type: ignore[method-assign]
+
+    def killed_in_step_6(finetuning: Finetuning) -> None:
+        falling(finetuning)
+        prepare = finetuning.task.prepare
+
+        def prepare_or_die(batch: Batch) -> NowcastBatch:
+            if batch.step == 5:
+                raise KeyboardInterrupt
+            return prepare(batch)
+
+        finetuning.task.prepare = prepare_or_die  # type: ignore[method-assign]
+
+    run = tmp_path / "run"
+    argv = arguments(shards, run, **often)
+    with pytest.raises(KeyboardInterrupt):
+        train(argv, change=killed_in_step_6)
+    assert load(run).state.step == 3
+    assert best_steps(run) == [5, 4, 3]
+    seen: list[Any] = []
+
+    def look(finetuning: Finetuning) -> None:
+        seen.append((finetuning.best, best_steps(run)))
+        killed_in_step_6(finetuning)
+        make_folder = finetuning._make_folder
+
+        def look_again() -> None:
+            make_folder()
+            seen.append(best_steps(run))
+
+        finetuning._make_folder = look_again  # type: ignore[method-assign]
+
+    with pytest.raises(KeyboardInterrupt):
+        train(argv, change=look)
+    # Nothing is removed before the folder is held: another run may be at work in it.
+    assert seen == [((3, 1 / 3), [5, 4, 3]), [3]]
+    assert train(argv, change=falling) == ExitCode.DONE
+    assert best_steps(run) == [6, 5, 4, 3]
+    assert train(arguments(shards, tmp_path / "whole", **often), change=falling) == ExitCode.DONE
+    assert equal(stored(run), stored(tmp_path / "whole"))
+
+
+@pytest.fixture(scope="module")
+def short_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("short") / "run"
+    assert train(arguments(shards, run, run__steps=2)) == ExitCode.DONE
+    return run
+
+
+@pytest.fixture
+def finished(short_run: Path, tmp_path: Path) -> Path:
+    """A copy of a short run that is done."""
+    return Path(shutil.copytree(short_run, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"run__choose_by": "loss"}, r'run\.choose_by: saved "csi", asked "loss"'),
+        ({"model__match": "last_frame"}, r'model\.match: saved "none", asked "last_frame"'),
+        ({"model__head": "direct"}, r'model\.head: saved "residual", asked "direct"'),
+        ({"model__freeze": "encoder"}, r'model\.freeze: saved "none", asked "encoder"'),
+        ({"data__crop": 32}, r"data\.crop: saved null, asked 32"),
+        ({"data__test_share": 0.15}, r"data\.test_share: saved 0\.0, asked 0\.15"),
+        ({"optim__ema_decay": 0.9}, r"optim\.ema_decay: saved null, asked 0\.9"),
+        ({"optim__layer_decay": 0.9}, r"optim\.layer_decay: saved 1\.0, asked 0\.9"),
+        ({"data__evaluation_windows": 3}, r"chosen on data\.evaluation_windows 6, and 3 are asked for"),
+    ],
+)
+def test_what_may_not_change_on_resume_is_refused_by_name(
+    shards: Path, finished: Path, overrides: dict[str, object], message: str
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    with pytest.raises(CheckpointError, match=message):
+        train(arguments(shards, finished, **{"run__steps": 4, **overrides}))
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_what_may_change_on_resume_is_taken(shards: Path, finished: Path) -> None:
+    argv = arguments(shards, finished, run__steps=3, run__evaluate_every=1, model__checkpoint_blocks="true")
+    assert train(argv) == ExitCode.DONE
+    assert metrics(finished)[-1]["step"] == 3
+
+
+def rewrite_best(run: Path, change: Any) -> None:
+    best = step_folders(run / "best" / "checkpoints")[0][1]
+    state = json.loads((best / "state.json").read_text())
+    change(state)
+    (best / "state.json").write_text(json.dumps(state))
+    write_manifest(best)
+
+
+def test_a_best_checkpoint_that_does_not_say_why_is_refused(shards: Path, finished: Path) -> None:
+    rewrite_best(finished, lambda state: state["metrics"].pop("held_out_csi"))
+    with pytest.raises(CheckpointError, match=r"does not record held_out_csi.*remove .*best"):
+        train(arguments(shards, finished, run__steps=4))
+
+
+def test_a_damaged_best_checkpoint_is_refused(shards: Path, finished: Path) -> None:
+    weights = step_folders(finished / "best" / "checkpoints")[0][1] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match=r"best/checkpoints/step-\d+/model\.safetensors: \d+ bytes"):
+        train(arguments(shards, finished, run__steps=4))
+
+
+@pytest.mark.parametrize(("figure", "value"), [("held_out_csi", math.nan), ("held_out_nonfinite", 3.0)])
+def test_what_cannot_be_compared_is_never_the_best(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, figure: str, value: float
+) -> None:
+    def spoil(finetuning: Finetuning) -> None:
+        evaluate = finetuning.held_out.evaluate
+
+        def evaluated(picture: Path, *, step: int) -> dict[str, float]:
+            return {**evaluate(picture, step=step), figure: value}
+
+        finetuning.held_out.evaluate = evaluated  # type: ignore[method-assign]
+
+    assert train(arguments(shards, tmp_path / "run", run__steps=2), change=spoil) == ExitCode.DONE
+    assert not (tmp_path / "run" / "best").exists()
+    assert re.search("no rain in the validation part|3 forecast values are no number", caplog.text)
+
+
+def test_nothing_held_out_chooses_nothing(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert train(arguments(shards, tmp_path / "run", run__steps=2, data__validation_share=0)) == ExitCode.DONE
+    assert not (tmp_path / "run" / "best").exists()
+    assert "nothing is held out" in caplog.text
+
+
+def started(argv: list[str]) -> dict[str, torch.Tensor]:
+    """Give the weights that a run starts from."""
+    found: dict[str, torch.Tensor] = {}
+
+    def look(finetuning: Finetuning) -> None:
+        found.update({name: value.clone() for name, value in finetuning.engine.bare_model.state_dict().items()})
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(argv, change=look)
+    return found
+
+
+@pytest.mark.parametrize("head", ["patch", "direct", "residual", "advected"])
+def test_a_pretrained_decoders_last_layer_starts_anew_unless_it_is_the_published_head(
+    shards: Path, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, head: str
+) -> None:
+    """As many frames out as in, so that the shape fits: what it stood for does not."""
+    caplog.set_level(logging.INFO)
+    like = {"model__head": head, "model__frames_in": 4, "model__frames_out": 4}
+    found = started(arguments(shards, tmp_path / "run", **like, init_from=pretrained))
+    fresh = started(arguments(shards, tmp_path / "fresh", **like))
+    newest = latest_verified(pretrained / "checkpoints")
+    assert newest is not None
+    averaged = load_file(newest / "ema.safetensors")
+    assert f"tensors from {newest / 'ema.safetensors'}" in caplog.text
+    name = "dense_decoder.proj.weight"
+    assert torch.equal(found[name], averaged[name] if head == "patch" else fresh[name])
+    assert ("not used: " in caplog.text and name in caplog.text.partition("not used: ")[2]) == (head != "patch")
+    for other in ("sparse_encoder.sp_cnn.layer4.1.conv2.weight", "dense_decoder.dec.0.conv.0.weight"):
+        assert torch.equal(found[other], averaged[other])
+        assert not torch.equal(found[other], fresh[other])
+
+
+def test_a_nowcaster_goes_on_from_the_best_checkpoint_of_another(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same head keeps its last layer, another head and other lead times do not."""
+    caplog.set_level(logging.INFO)
+    first = tmp_path / "first"
+    argv = arguments(shards, first, run__steps=4, run__choose_by="mse", optim__ema_decay=0.5)
+    assert train(argv) == ExitCode.DONE
+    best = step_folders(first / "best" / "checkpoints")[0][1]
+    weights = load_file(best / "model.safetensors")
+    found = started(arguments(shards, tmp_path / "second", init_from=first))
+    assert f"tensors from {best / 'model.safetensors'}" in caplog.text
+    assert equal(found, weights)
+    name = "dense_decoder.proj.weight"
+    file = best / "model.safetensors"
+    assert torch.equal(started(arguments(shards, tmp_path / "second", init_from=file))[name], weights[name])
+    for other in ({"model__head": "direct"}, {"model__head": "patch"}, {"model__frames_out": 2}):
+        found = started(arguments(shards, tmp_path / "second", init_from=first, **other))
+        fresh = started(arguments(shards, tmp_path / "second", **other))
+        assert torch.equal(found[name], fresh[name])
+    # A file that says nothing of itself is taken for a published one, whose last layer gives normalised patches.
+    copied = Path(shutil.copy(file, tmp_path / "weights.safetensors"))
+    found = started(arguments(shards, tmp_path / "second", init_from=copied))
+    assert bool((found[name] == 0).all())
+
+
+def test_a_smaat_unet_starts_from_a_smaat_unet_only(shards: Path, pretrained: Path, tmp_path: Path) -> None:
+    like = {"model__name": "smaat_unet", "model__smaat_width": 4, "run__steps": 2}
+    assert train(arguments(shards, tmp_path / "smaat", **like)) == ExitCode.DONE
+    best = load(tmp_path / "smaat" / "best").model
+    assert equal(started(arguments(shards, tmp_path / "again", **like, init_from=tmp_path / "smaat")), best)
+    fewer = {**like, "model__frames_out": 2}
+    found = started(arguments(shards, tmp_path / "again", **fewer, init_from=tmp_path / "smaat"))
+    assert torch.equal(found["down.0.conv1.0.weight"], best["down.0.conv1.0.weight"])
+    assert found["proj.weight"].shape[0] == 2
+    with pytest.raises(WeightsError, match=r"none of its .* belongs to this model"):
+        train(arguments(shards, tmp_path / "again", **like, init_from=pretrained))
+    with pytest.raises(WeightsError, match=r"none of its .* belongs to this model"):
+        train(arguments(shards, tmp_path / "again", init_from=tmp_path / "smaat"))
+
+
+@pytest.mark.parametrize("freeze", ["encoder", "decoder", "both"])
+def test_frozen_parts_stay_bit_for_bit_and_the_rest_learns(
+    shards: Path, pretrained: Path, tmp_path: Path, freeze: str
+) -> None:
+    like = {"model__freeze": freeze, "model__translation": "linear", "init_from": pretrained, "run__steps": 2}
+    before = started(arguments(shards, tmp_path / "start", **like))
+    assert train(arguments(shards, tmp_path / "run", **like)) == ExitCode.DONE
+    after = load(tmp_path / "run").model
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    frozen = {"encoder": {"sparse_encoder"}, "decoder": {"densify_norms", "densify_projs"}}
+    frozen["both"] = frozen["encoder"] | frozen["decoder"]
+    assert not changed & frozen[freeze]
+    assert "transition" in changed
+    decoder = {
+        name for name in before if name.startswith("dense_decoder") and not torch.equal(before[name], after[name])
+    }
+    if freeze != "encoder":
+        assert decoder == {"dense_decoder.proj.weight", "dense_decoder.proj.bias"}
+    assert ("sparse_encoder" in changed) == (freeze == "decoder")
+
+
+def test_what_nothing_gives_cannot_be_frozen(shards: Path, pretrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.freeze is encoder, but there is no init_from"):
+        train(arguments(shards, tmp_path / "run", model__freeze="encoder"))
+    published_head = {"model__head": "patch", "model__freeze": "decoder", "init_from": pretrained}
+    with pytest.raises(ConfigError, match=r"model\.freeze is decoder.* no weights for dense_decoder\.proj"):
+        train(arguments(shards, tmp_path / "run", **published_head))
+    assert not (tmp_path / "run").exists()
+
+
+def test_frames_of_any_size_train_with_a_crop(tmp_path: Path) -> None:
+    """Whole frames are evaluated, extended to whole patches."""
+    odd = make_shards(tmp_path / "odd", hours=4, size=72)
+    crop = {"data__crop": 64, "run__steps": 2}
+    assert train(arguments(odd, tmp_path / "run", **crop)) == ExitCode.DONE
+    assert metrics(tmp_path / "run")[-1]["held_out_mse"] > 0
+    for overrides, message in (
+        ({}, r"frames of 72 x 72 pixels; the nowcaster trains on sides that are multiples of 32: set data\.crop"),
+        ({"data__crop": 96}, r"frames of 72 x 72 pixels, data\.crop is 96; crop to 64 or less"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(arguments(odd, tmp_path / "none", **overrides))
+    with pytest.raises(ConfigError, match=r"mask_ratio 0\.1 hides none of the 2 x 2 patches"):
+        train(arguments(odd, tmp_path / "none", data__crop=64, model__mask_ratio=0.1))
+    with pytest.raises(ValueError, match=r"windows of 30 frames were asked for.* 1 to 24 frames"):
+        train(arguments(odd, tmp_path / "none", data__crop=64, model__frames_in=20, model__frames_out=10))
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,151 @@
+"""Every setting of fine-tuning has an effect: each one is changed, and what is built from it, or done by it, changes.
+
+What pretraining has too, and what is done with it by the same lines, is shown in tests/integration/test_fields.py.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration import runs
+from tests.integration.nowcast_runs import arguments, stored, train
+from tests.integration.runs import make_shards, metrics
+from tests.integration.test_fields import CHANGES as PRETRAINING
+from tests.integration.test_fields import ELSEWHERE as PRETRAINING_ELSEWHERE
+from trainer.config import FinetuneConfig, dotted_keys, parse_config
+from trainer.engine import Engine
+from trainer.entry import ExitCode, StopSignal
+from trainer.finetune import Finetuning
+
+SHORT: dict[str, object] = {"run__steps": 2, "run__evaluate_every": 1, "data__lanes": 1}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("storms"), hours=4)
+
+
+@pytest.fixture(scope="module")
+def pretrained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("pretrained") / "run"
+    short = {"run__steps": 1, "run__evaluate_every": 9, "optim__warmup_steps": 0}
+    assert runs.train(runs.arguments(shards, run, **short)) == ExitCode.DONE
+    return run
+
+
+def built(argv: list[str]) -> Any:
+    config = parse_config(argv, FinetuneConfig, prog="test")
+    engine = Engine(config.engine)
+    try:
+        model = Finetuning(config, engine, StopSignal()).model
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        recomputed = [name for name, part in model.named_modules() if getattr(part, "checkpoint_blocks", False)]
+        return repr(model), trained, recomputed
+    finally:
+        engine.shutdown(clean=True)
+
+
+def outcome(argv: list[str]) -> Any:
+    """Files, metrics, every stored tensor, and what was chosen as the best."""
+    seen: list[Finetuning] = []
+    train(argv, change=seen.append)
+    run = Path(argv[argv.index("--run.dir") + 1])
+    tensors = b"".join(name.encode() + value.numpy().tobytes() for name, value in stored(run).items())
+    return metrics(run), hashlib.sha256(tensors).hexdigest(), seen[0].best
+
+
+CHANGES: dict[str, tuple[object, Callable[[list[str]], Any]]] = {
+    "run.choose_by": ("mse", outcome),
+    "data.crop": (32, outcome),
+    "data.augment": ("false", outcome),
+    "data.evaluation_windows": (3, outcome),
+    "model.frames_in": (5, built),
+    "model.frames_out": (2, built),
+    "model.encoder": ("resnet26", built),
+    "model.decoder_width": (64, built),
+    "model.decoder_activation": ("relu6", built),
+    "model.translation": ("linear", built),
+    "model.head": ("direct", outcome),
+    "model.mask_ratio": (0.5, outcome),
+    "model.loss": ("csi", outcome),
+    "model.match": ("last_frame", outcome),
+    "model.depth_drop": (0.5, outcome),
+    "model.checkpoint_blocks": ("true", built),
+    "model.space.kind": ("linear", outcome),
+    "model.space.scale_mmh": (3.0, outcome),
+    "model.space.clip_mmh": (0.5, outcome),
+    "optim.layer_decay": (0.5, outcome),
+    "optim.ema_decay": (0.5, outcome),
+    "engine.precision": ("bf16", outcome),
+    "seed": (1, outcome),
+}
+ELSEWHERE = {"model.name", "model.smaat_width", "model.freeze", "init_from"}
+
+
+def test_no_setting_is_left_out() -> None:
+    shared = {*PRETRAINING, *PRETRAINING_ELSEWHERE}
+    keys = set(dotted_keys(FinetuneConfig))
+    assert {*CHANGES, *ELSEWHERE} <= keys
+    left = keys - {*CHANGES, *ELSEWHERE}
+    assert left <= shared, left - shared
+    assert not [key for key in left if key.startswith("model.")], "the models are not the same"
+
+
+@pytest.fixture(scope="module")
+def baselines(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[list[str]], Any]], Any]:
+    known: dict[Callable[[list[str]], Any], Any] = {}
+
+    def baseline(observe: Callable[[list[str]], Any]) -> Any:
+        if observe not in known:
+            known[observe] = observe(arguments(shards, tmp_path_factory.mktemp("baseline"), **SHORT))
+        return known[observe]
+
+    return baseline
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_changed_setting_changes_what_comes_of_it(
+    key: str, shards: Path, tmp_path: Path, baselines: Callable[[Callable[[list[str]], Any]], Any]
+) -> None:
+    value, observe = CHANGES[key]
+    assert observe(arguments(shards, tmp_path, **{**SHORT, key.replace(".", "__"): value})) != baselines(observe)
+
+
+def test_the_same_settings_give_the_same_outcome(
+    shards: Path, tmp_path: Path, baselines: Callable[[Callable[[list[str]], Any]], Any]
+) -> None:
+    """Without this, the test above could pass on noise."""
+    assert outcome(arguments(shards, tmp_path, **SHORT)) == baselines(outcome)
+
+
+def test_frames_in_and_out_decide_the_windows(shards: Path, tmp_path: Path) -> None:
+    """Lead times are trained on: one less is another loss, and a longer past other windows."""
+    first = outcome(arguments(shards, tmp_path / "3", **SHORT))
+    assert outcome(arguments(shards, tmp_path / "2", **SHORT, model__frames_out=2))[0] != first[0]
+    assert outcome(arguments(shards, tmp_path / "5", **SHORT, model__frames_in=5))[0] != first[0]
+
+
+def test_the_other_model_and_its_width(shards: Path, tmp_path: Path) -> None:
+    found = [built(arguments(shards, tmp_path, **SHORT))]
+    for width in (4, 8):
+        smaat = {"model__name": "smaat_unet", "model__smaat_width": width}
+        found.append(built(arguments(shards, tmp_path, **SHORT, **smaat)))
+    assert len({names for names, _, _ in found}) == 3
+
+
+def test_frozen_parts(shards: Path, pretrained: Path, tmp_path: Path) -> None:
+    found = [
+        built(arguments(shards, tmp_path, **SHORT, init_from=pretrained, model__freeze=freeze))[1]
+        for freeze in ("none", "encoder", "decoder", "both")
+    ]
+    assert len({tuple(names) for names in found}) == 4
+    assert found[3] == ["dense_decoder.proj.weight", "dense_decoder.proj.bias"]
+
+
+def test_recomputed_blocks_give_the_same_outcome(
+    shards: Path, tmp_path: Path, baselines: Callable[[Callable[[list[str]], Any]], Any]
+) -> None:
+    assert outcome(arguments(shards, tmp_path, **SHORT, model__checkpoint_blocks="true")) == baselines(outcome)

@@ -1,0 +1,125 @@
+"""Forecast pictures: right colours in right panels, what is no number stands out, and cases that do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image, ImageColor
+
+from data.palette import RAIN_COLOURS
+from tests.trainer.cases import COLS, ROWS, field, make_case, shares
+from trainer.forecast_pictures import forecast_beside_radar, forecast_frames, scale_bar, shortened
+
+
+def _read(path: Path) -> npt.NDArray[np.uint8]:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def test_lines_are_the_radar_and_the_models(tmp_path: Path) -> None:
+    forecast_beside_radar(tmp_path / "a.png", make_case(), leads=[1, 3], title="A title\nand a note")
+    pixels = _read(tmp_path / "a.png")
+    found = shares(pixels)
+    assert found["20"] == pytest.approx(found["5"], rel=0.05), "radar and a"
+    assert found["10"] == pytest.approx(found["5"], rel=0.05), "b and a"
+    assert found["5"] > 0.15
+    top, middle, foot = (int(np.argwhere((pixels == ImageColor.getrgb(c)).all(-1))[:, 0].mean()) for c in
+                         (RAIN_COLOURS[7], RAIN_COLOURS[5], RAIN_COLOURS[6]))  # fmt: skip
+    assert top < middle < foot
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_without_what_came_only_the_models_are_drawn(tmp_path: Path) -> None:
+    case = make_case(observed_mmh_thw=None, observed_valid_thw=None)
+    forecast_beside_radar(tmp_path / "a.png", case, leads=[2], title="")
+    assert shares(_read(tmp_path / "a.png"))["20"] < 0.01, "only the legend's"
+
+
+def test_frames_show_one_forecast_each_and_their_time() -> None:
+    rain = np.concatenate([field(0.15, 1), field(0.7, 1), field(60, 1)])
+    case = make_case(forecasts_mmh={"a": rain})
+    pictures = forecast_frames(case, "a", "title")
+    assert len({picture.shape for picture in pictures}) == 1
+    for picture, expected in zip(pictures, ("0.1", "0.5", "50"), strict=True):
+        found = shares(picture)
+        assert max(found, key=found.__getitem__) == expected
+    assert [case.clock(step) for step in (0, 1, 12)] == [
+        "2010-08-26 00:00 UTC", "2010-08-26 00:05 UTC", "2010-08-26 01:00 UTC",
+    ]  # fmt: skip
+    assert [case.lead_text(step) for step in (-1, 0, 2)] == ["-5 min", "0 min", "+10 min"]
+
+
+def test_a_radar_pixel_is_a_whole_number_of_screen_pixels() -> None:
+    rain = field(0)
+    rain[0, 10, :] = 7
+    (picture, _, _) = forecast_frames(make_case(forecasts_mmh={"a": rain}), "a", "")
+    colour = (picture == ImageColor.getrgb(RAIN_COLOURS[5])).all(axis=-1)
+    # The row of rain, not the legend: at least half of the picture's width.
+    lines = np.flatnonzero(colour.sum(axis=1) > 0.5 * picture.shape[1])
+    assert len(lines) == round(560 / COLS)
+
+
+def test_what_is_no_number_stands_out_and_what_no_radar_saw_is_grey() -> None:
+    rain = field(7)
+    rain[0, :20], rain[0, 20:30] = np.nan, np.inf
+    clean, broken = make_case(forecasts_mmh={"a": field(7)}), make_case(forecasts_mmh={"a": rain})
+    assert shares(forecast_frames(clean, "a", "")[0])["no number"] == 0
+    assert shares(forecast_frames(broken, "a", "")[0])["no number"] > 0.3
+    assert broken.num_nonfinite("a", 0) == 30 * COLS
+    valid = np.ones((2, ROWS, COLS), dtype=bool)
+    valid[:, :30] = False
+    unseen = make_case(forecasts_mmh={"a": rain}, radar_valid_thw=valid)
+    assert unseen.num_nonfinite("a", 0) == 0, "no radar looked there"
+    assert shares(forecast_frames(unseen, "a", "")[0])["no number"] == 0
+    assert shares(forecast_frames(unseen, "a", "")[0])["missing"] > 0.3
+    assert [patch.get_label() for patch in broken.legend_patches()] == ["not a number"]
+    assert [patch.get_label() for patch in unseen.legend_patches()] == ["no data"]
+
+
+@pytest.mark.parametrize(
+    ("cols", "pixel_km", "expected"), [(288, 1.0, "50 km"), (700, 1.0, "200 km"), (32, 1.0, "5 km"), (64, 0.25, "2 km")]
+)
+def test_the_scale_bar_is_a_round_number(cols: int, pixel_km: float, expected: str) -> None:
+    axis = Figure().add_subplot()
+    axis.imshow(np.zeros((cols, cols)))
+    limits = axis.get_xlim(), axis.get_ylim()
+    scale_bar(axis, pixel_km)
+    (line,) = axis.lines
+    x = np.asarray(line.get_xdata(), dtype=float)
+    assert [text.get_text() for text in axis.texts] == [expected]
+    assert (x[1] - x[0]) * pixel_km == pytest.approx(float(expected.removesuffix(" km")))
+    assert (axis.get_xlim(), axis.get_ylim()) == limits
+
+
+def test_names_are_no_formulas_and_long_ones_are_cut_in_the_middle(tmp_path: Path) -> None:
+    name = "runs/$x_{unclosed$ " + 60 * "long " + "seed 3"
+    case = make_case(forecasts_mmh={name: field(7)})
+    forecast_beside_radar(tmp_path / "a.png", case, leads=[1], title=name)
+    assert len(forecast_frames(case, name, name)) == 3
+    assert len(shortened(name)) <= 26
+    assert shortened(name).endswith("seed 3")
+    assert shortened("short") == "short"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"radar_mmh_thw": np.zeros((ROWS, COLS))}, r"expected both \(frames, rows, cols\)"),
+        ({"forecasts_mmh": {}}, "at least one model"),
+        ({"forecasts_mmh": {"a": field(1), "b": field(1, 2)}}, r"b has shape \(2, 40, 32\); expected \(3, 40, 32\)"),
+        ({"observed_mmh_thw": field(1, 2)}, "observed_mmh_thw has shape"),
+        ({"observed_mmh_thw": None}, "belong together"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_case(**changes)
+
+
+@pytest.mark.parametrize("leads", [[], [0], [1, 4]])
+def test_leads_that_are_not_there_are_named(tmp_path: Path, leads: list[int]) -> None:
+    with pytest.raises(ValueError, match="expected at least one of 1 to 3"):
+        forecast_beside_radar(tmp_path / "a.png", make_case(), leads=leads, title="")

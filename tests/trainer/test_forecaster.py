@@ -1,0 +1,228 @@
+"""A run as a forecaster: which weights it takes, what it refuses, frames of any size."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data.frames import DataError
+from data.units import ModelSpace
+from models.manifest import CheckpointError, step_folders, write_manifest
+from tests.integration import runs
+from tests.integration.nowcast_runs import arguments, train
+from tests.integration.runs import make_shards
+from trainer.checkpoint import load
+from trainer.entry import ExitCode
+from trainer.forecaster import RunForecaster, build_nowcaster, load_forecaster, rain_of
+from trainer.settings import ConfigError, NowcastConfig, SpaceConfig
+
+FRAMES_IN, FRAMES_OUT = 4, 3
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("storms"), hours=4)
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with averaged weights whose best checkpoint is not its last one."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    settings = {"run__steps": 3, "run__evaluate_every": 1, "optim__ema_decay": 0.5, "model__head": "direct"}
+    assert train(arguments(shards, run, **settings)) == ExitCode.DONE
+    for number, path in step_folders(run / "best" / "checkpoints"):
+        if number > 2:
+            shutil.rmtree(path)
+    return run
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def best_of(run: Path) -> Path:
+    return step_folders(run / "best" / "checkpoints")[0][1]
+
+
+def make_rain(rows: int = 64, cols: int = 64, windows: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return 5 * torch.rand(windows, FRAMES_IN, rows, cols, generator=generator).square()
+
+
+def weights_of(forecaster: RunForecaster) -> dict[str, torch.Tensor]:
+    return forecaster.model.state_dict()
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    state = json.loads((folder / "state.json").read_text())
+    change(state)
+    (folder / "state.json").write_text(json.dumps(state))
+    write_manifest(folder)
+
+
+def test_the_best_checkpoint_is_taken_and_says_what_it_learned_from(trained: Path) -> None:
+    forecaster = load_forecaster(trained)
+    best = best_of(trained)
+    assert (forecaster.path, forecaster.name) == (best, "run")
+    assert forecaster.step == int(best.name.removeprefix("step-"))
+    assert equal(weights_of(forecaster), load_file(best / "model.safetensors"))
+    assert not forecaster.model.training
+    assert {"grid", "cadence_s", "scale_mmh", "source", "spans"} <= forecaster.data.keys()
+    assert set(forecaster.data["spans"]) == {"train", "validation", "test"}
+    assert (forecaster.grid.rows, forecaster.grid.cols) == (64, 64)
+    assert (forecaster.frames_in, forecaster.frames_out) == (FRAMES_IN, FRAMES_OUT)
+
+
+def test_without_a_best_one_the_newest_checkpoints_average_is_taken(copied: Path) -> None:
+    shutil.rmtree(copied / "best")
+    forecaster = load_forecaster(copied, name="last")
+    saved = load(copied)
+    assert (forecaster.name, forecaster.step, forecaster.path) == ("last", 3, saved.path)
+    assert equal(weights_of(forecaster), saved.average)
+    assert not equal(saved.average, saved.model)
+    (saved.path / "ema.safetensors").unlink()
+    write_manifest(saved.path)
+    assert equal(weights_of(load_forecaster(copied)), saved.model)
+    # A run that was killed before its first checkpoint after a resume leaves an empty folder there.
+    (copied / "best" / "checkpoints").mkdir(parents=True)
+    assert load_forecaster(copied).step == 3
+
+
+def test_a_damaged_best_checkpoint_is_an_error_and_nothing_else_is_taken(copied: Path) -> None:
+    best = best_of(copied)
+    older = best.with_name("step-00000000")
+    shutil.copytree(best, older)
+    rewrite(older, lambda state: state.update(step=0))
+    manifest = best / "MANIFEST.json"
+    manifest.write_text(manifest.read_text().replace("sha256", "sha265", 1))
+    with pytest.raises(CheckpointError, match=rf"{best.name}/MANIFEST\.json: damaged"):
+        load_forecaster(copied)
+    manifest.unlink()
+    with pytest.raises(CheckpointError, match=rf"{best.name}: not a whole checkpoint \(no MANIFEST\.json"):
+        load_forecaster(copied)
+    write_manifest(best)
+    weights = best / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+        load_forecaster(copied)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("decoder_width", 64, r"its weights are not those of the model that its settings describe: dense_decoder"),
+        ("encoder", "resnet34", r"its weights are not those .*sparse_encoder"),
+        ("frames_out", 5, r"its weights are not those .*dense_decoder\.proj"),
+        ("translation", "linear", r"its weights are not those .*transition"),
+        ("head", "sideways", r"not of a fine-tuning run .*model\.head.*sideways"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused(copied: Path, key: str, value: object, message: str) -> None:
+    rewrite(best_of(copied), lambda state: state["config"]["model"].update({key: value}))
+    with pytest.raises(CheckpointError, match=message):
+        load_forecaster(copied)
+
+
+def test_weights_that_were_cut_are_refused(copied: Path) -> None:
+    best = best_of(copied)
+    weights = load_file(best / "model.safetensors")
+    del weights["dense_decoder.proj.bias"]
+    save_file(weights, best / "model.safetensors")
+    write_manifest(best)
+    with pytest.raises(CheckpointError, match=r"dense_decoder\.proj\.bias differ \(1 in all\)"):
+        load_forecaster(copied)
+
+
+def test_what_is_no_fine_tuning_run_is_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing does not exist; expected the folder of a fine-tuning run"):
+        load_forecaster(tmp_path / "nothing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file is a file; expected the folder of a fine-tuning run"):
+        load_forecaster(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty: no checkpoint there"):
+        load_forecaster(tmp_path / "empty")
+    pretraining = tmp_path / "pretraining"
+    short = {"run__steps": 1, "run__evaluate_every": 9, "optim__warmup_steps": 0}
+    assert runs.train(runs.arguments(shards, pretraining, **short)) == ExitCode.DONE
+    with pytest.raises(CheckpointError, match=rf"not of a fine-tuning run .*finetune\.py --init_from {pretraining}"):
+        load_forecaster(pretraining)
+
+
+def test_a_run_that_does_not_record_its_grid_says_so(copied: Path) -> None:
+    rewrite(best_of(copied), lambda state: state.update(data={}))
+    with pytest.raises(DataError, match="does not record the grid"):
+        _ = load_forecaster(copied).grid
+
+
+@pytest.mark.parametrize("frames_out", [0, -1, FRAMES_OUT + 1])
+def test_lead_times_that_it_does_not_have_are_refused(trained: Path, frames_out: int) -> None:
+    with pytest.raises(ConfigError, match=rf"run: forecasts 3 frames, {frames_out} were asked for; ask for 1 to 3"):
+        load_forecaster(trained).forecast(make_rain(), None, frames_out)
+
+
+def test_fewer_lead_times_are_the_first_ones(trained: Path) -> None:
+    forecaster = load_forecaster(trained)
+    whole = forecaster.forecast(make_rain(), None)
+    assert torch.equal(forecaster.forecast(make_rain(), None, 2), whole[:, :2])
+    assert whole.shape == (2, FRAMES_OUT, 64, 64)
+    assert bool((whole >= 0).all())
+
+
+@pytest.mark.parametrize("match", ["none", "last_frame"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_frames_of_any_size_are_forecast_as_if_nothing_were_measured_around_them(
+    copied: Path, match: str, missing: bool
+) -> None:
+    rewrite(best_of(copied), lambda state: state["config"]["model"].update(match=match))
+    forecaster = load_forecaster(copied)
+    rain, valid = make_rain(50, 70), torch.ones(2, FRAMES_IN, 50, 70, dtype=torch.bool)
+    valid[0, :, :9, :9] = not missing
+    rain = torch.where(valid, rain, 0.0)
+    padded, whole = torch.zeros(2, FRAMES_IN, 64, 96), torch.zeros(2, FRAMES_IN, 64, 96, dtype=torch.bool)
+    padded[..., :50, :70], whole[..., :50, :70] = rain, valid
+    expected = forecaster.forecast(padded, whole)[..., :50, :70]
+    found = forecaster.forecast(rain, valid if missing else None)
+    assert found.shape == (2, FRAMES_OUT, 50, 70)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rain_is_not_below_zero_and_what_is_no_number_stays_none() -> None:
+    space = ModelSpace(kind="log", scale_mmh=0.5)
+    forecast = torch.tensor([[[[-3.0, 0.0], [float("nan"), 1.0]]]])
+    rain = rain_of(forecast, torch.rand(1, 2, 2, 2), None, space=space, match="none")
+    assert rain[0, 0, 0].tolist() == [0.0, 0.0]
+    assert bool(rain[0, 0, 1, 0].isnan())
+    assert float(rain[0, 0, 1, 1]) == pytest.approx(0.5 * (torch.e - 1), rel=1e-6)
+
+
+def test_matching_gives_the_rates_of_the_last_frame(copied: Path) -> None:
+    rewrite(best_of(copied), lambda state: state["config"]["model"].update(match="last_frame"))
+    rain = make_rain()
+    forecast = load_forecaster(copied).forecast(rain, None)
+    for window in range(2):
+        # Equal forecasts share the mean of their ranks' rates, which leaves the sum as it is.
+        for lead in range(FRAMES_OUT):
+            assert float(forecast[window, lead].mean()) == pytest.approx(float(rain[window, -1].mean()), rel=1e-4)
+            assert float(forecast[window, lead].max()) <= float(rain[window, -1].max()) * 1.0001
+
+
+@pytest.mark.parametrize("name", ["spat_spark", "smaat_unet"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_checkpointed_blocks_are_those_of_the_settings(name: Any, recompute: bool) -> None:
+    small: dict[str, Any] = {"smaat_width": 4} if name == "smaat_unet" else {"encoder": "resnet18", "decoder_width": 32}
+    config = NowcastConfig(name=name, checkpoint_blocks=recompute, space=SpaceConfig(), **small)
+    model = build_nowcaster(config, ModelSpace(kind="log", scale_mmh=1.0))
+    part = model if name == "smaat_unet" else model.get_submodule("sparse_encoder")
+    assert bool(part.checkpoint_blocks) == recompute

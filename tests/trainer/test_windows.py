@@ -1,0 +1,144 @@
+"""The archive of a run, split in time: which windows belong to which part, and what is said where one has none."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.frames import DataError
+from data.plan import WindowTable
+from data.sequences import TimeSpan
+from data.shards import Index
+from tests.integration.runs import make_shards
+from trainer.settings import NowcastDataConfig, WindowsConfig
+from trainer.windows import Windows, open_windows, wettest
+
+WINDOW = 5
+DAY_S = 86_400
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five hours of five-minute frames from 2020-06-01T00:00."""
+    return make_shards(tmp_path_factory.mktemp("storms"))
+
+
+def split(shards: Path, **settings: Any) -> Windows:
+    return open_windows(WindowsConfig(shards=str(shards), **settings), WINDOW)
+
+
+def times_s(table: WindowTable | None, index: Index) -> list[set[int]]:
+    """End times of every window's frames."""
+    if table is None:
+        return []
+    firsts = [
+        index.sequences[int(sequence)].start_s + int(start) * index.cadence_s
+        for sequence, start in zip(table.sequence, table.start, strict=True)
+    ]
+    return [{first + frame * index.cadence_s for frame in range(table.window)} for first in firsts]
+
+
+@pytest.mark.parametrize("guard_h", [0.0, 0.25])
+@pytest.mark.parametrize(("validation", "test"), [(0.2, 0.0), (0.0, 0.3), (0.2, 0.3), (0.0, 0.0)])
+def test_no_frame_is_in_two_parts(shards: Path, guard_h: float, validation: float, test: float) -> None:
+    windows = split(shards, validation_share=validation, test_share=test, guard_h=guard_h)
+    train = set().union(*times_s(windows.train, windows.index))
+    held_out = set().union(*times_s(windows.held_out, windows.index))
+    assert bool(windows.held_out) == bool(validation)
+    assert bool(windows.spans["test"]) == bool(test)
+    forbidden = {time for span in windows.spans["test"] for time in range(span.start_s, span.stop_s) if time % 300 == 0}
+    assert bool(forbidden) == bool(test)
+    for first, second in ((train, held_out), (train, forbidden), (held_out, forbidden)):
+        if first and second:
+            assert min(abs(a - b) for a in first for b in second) > guard_h * 3600
+    for part, frames in (("train", train), ("validation", held_out)):
+        assert all(any(s.start_s <= time < s.stop_s for s in windows.spans[part]) for time in frames)
+
+
+def test_stated_times_are_taken_to_the_frame(shards: Path) -> None:
+    """START is in, STOP is not."""
+    windows = split(
+        shards, guard_h=0, train_times=("2020-06-01T00:00/2020-06-01T01:00", "2020-06-01T02:00/2020-06-01T02:25"),
+        validation_times=("2020-06-01T01:00/2020-06-01T01:30",),
+    )  # fmt: skip
+    start = 1_590_969_600
+    train, held_out = times_s(windows.train, windows.index), times_s(windows.held_out, windows.index)
+    hour, other = start + 12 * 300, start + 24 * 300
+    assert len(train) == (12 - WINDOW + 1) + 1
+    assert set().union(*train) == set(range(start, hour, 300)) | set(range(other, other + 5 * 300, 300))
+    assert set().union(*held_out) == set(range(hour, hour + 6 * 300, 300))
+    assert windows.spans["test"] == ()
+
+
+def test_what_is_recorded_reads_back(shards: Path) -> None:
+    windows = split(shards, test_share=0.2, guard_h=0.25)
+    said = windows.described()
+    assert {"source", "licence", "fingerprint", "grid", "cadence_s", "scale_mmh", "spans"} == said.keys()
+    assert {part: tuple(TimeSpan(**span) for span in some) for part, some in said["spans"].items()} == windows.spans
+    assert (said["cadence_s"], said["scale_mmh"]) == (300, pytest.approx(0.12))
+    assert (said["grid"]["rows"], said["grid"]["cols"]) == (windows.index.rows, windows.index.cols)
+
+
+TIMES = {"train_times": ("2020-06-01T00:00/2020-06-01T02:00",), "guard_h": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"validation_share": 0.05, "guard_h": 0.0},
+            r"the held-out part .*data\.validation_share 0\.05.* has no window",
+        ),
+        ({"test_share": 0.05, "guard_h": 0.0}, r"the test part .*data\.test_share 0\.05.* set data\.test_share 0"),
+        (
+            {"validation_share": 0.5, "test_share": 0.48, "guard_h": 0.0},
+            r"the training part .*data\.validation_share 0\.5, data\.test_share 0\.48.*Hold out less",
+        ),
+        ({"validation_share": 0.5, "test_share": 0.5}, r"data\.test_share 0\.5.*leave .*for training"),
+        ({"guard_h": 50.0}, r"data\.guard_h 50.*the archive spans"),
+        ({"train_times": ("2021-01-01/2021-02-01",)}, r"the training part .*data\.train_times\) has no window"),
+        (
+            {**TIMES, "validation_times": ("2020-06-01T03:00/2020-06-01T03:20",)},
+            r"the held-out part .*data\.validation_times\) has no window.*State other times",
+        ),
+        (
+            {**TIMES, "test_times": ("2020-06-02/2020-06-03",)},
+            r"the test part .*data\.test_times\) has no window.*State other times",
+        ),
+        ({"min_rain_fraction": 1.0, "guard_h": 0.0}, r"highest rain fraction"),
+    ],
+)
+def test_a_part_without_windows_is_named_with_the_settings_that_made_it(
+    shards: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        split(shards, **settings)
+
+
+def test_windows_longer_than_the_packed_ones_are_told_as_such(shards: Path) -> None:
+    config = NowcastDataConfig(shards=str(shards), guard_h=0.25)
+    with pytest.raises(
+        DataError, match=r"^windows of 30 frames were asked for, .*1 to 24 frames; pack again with --wi"
+    ):
+        open_windows(config, 30)
+
+
+def test_no_guard_is_said(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    split(shards, guard_h=0, validation_share=0)
+    assert "data.guard_h is 0" not in caplog.text
+    split(shards, guard_h=0, validation_share=0, test_share=0.2)
+    assert "data.guard_h is 0" in caplog.text
+
+
+def test_the_wettest_window_has_the_most_rain(shards: Path) -> None:
+    windows = split(shards, guard_h=0.25)
+    index, table = windows.index, windows.train
+    shares = [
+        np.sum(index.sequences[int(sequence)].rain_fraction[int(start) : int(start) + WINDOW])
+        for sequence, start in zip(table.sequence, table.start, strict=True)
+    ]
+    (chosen,) = wettest(index, table).start.tolist()
+    assert chosen == int(table.start[int(np.argmax(shares))])

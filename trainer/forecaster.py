@@ -1,0 +1,236 @@
+"""A finished run as a forecaster: rain in, rain out, in mm/h."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from data.frames import DataError, Grid
+from data.units import ModelSpace
+from models.encoder import build_encoder
+from models.manifest import CheckpointError
+from models.matching import match_distribution
+from models.motion import advect, displacements, estimate_motion, fill_missing
+from models.nowcaster import Nowcaster
+from models.smaat_unet import SmaAtUNet
+from trainer.checkpoint import Loaded, best_checkpoint, load
+from trainer.config import ConfigError, FinetuneConfig, from_dict
+from trainer.settings import NowcastConfig
+
+PATCH = 32
+
+
+class Forecaster(Protocol):
+    """What makes a forecast: a trained run, or a baseline."""
+
+    @property
+    def name(self) -> str:
+        """Name it for tables and pictures."""
+
+    @property
+    def frames_in(self) -> int:
+        """Count the past frames that it takes."""
+
+    def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int) -> Tensor:
+        """Forecast rain in mm/h, (b, frames_out, h, w), from (b, frames_in, h, w) mm/h, 0 where missing."""
+
+
+def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> Nowcaster | SmaAtUNet:
+    """Build the model that the settings describe, with fresh weights from torch's generator.
+
+    Args:
+        config: The model's section.
+        space: The model's space.
+    """
+    if config.name == "smaat_unet":
+        smaat_unet = SmaAtUNet(config.frames_in, config.frames_out, width=config.smaat_width)
+        smaat_unet.set_checkpoint_blocks(config.checkpoint_blocks)
+        return smaat_unet
+    model = Nowcaster(
+        build_encoder(config.encoder, config.frames_in, depth_drop=config.depth_drop),
+        frames_out=config.frames_out,
+        decoder_width=config.decoder_width,
+        decoder_activation=config.decoder_activation,
+        translation=config.translation,
+        head=config.head,
+        masks=config.mask_ratio > 0,
+        space=space,
+    )
+    model.freeze(config.freeze)
+    if config.head != "patch":
+        # This head's last layer starts anew, at 0 for most: frozen, it would forecast nothing and pass no gradient on.
+        model.dense_decoder.proj.requires_grad_(True)
+    model.set_checkpoint_blocks(config.checkpoint_blocks)
+    return model
+
+
+def forecast_whole(
+    model: Callable[..., Tensor], past_mmh_bthw: Tensor, past_valid_bthw: Tensor | None, space: ModelSpace
+) -> Tensor:
+    """Forecast frames of any size, in model space: they are extended to whole patches of missing pixels and cut again.
+
+    Args:
+        model: A `ForecastModel`, or what wraps one.
+        past_mmh_bthw: Rain in mm/h, 0 where missing.
+        past_valid_bthw: False where missing; None: none is.
+        space: The model's space.
+    """
+    height, width = past_mmh_bthw.shape[-2:]
+    rows, cols = -height % PATCH, -width % PATCH
+    past, valid = past_mmh_bthw, past_valid_bthw
+    if rows or cols:
+        whole = torch.ones_like(past, dtype=torch.bool) if valid is None else valid
+        past, valid = nn.functional.pad(past, (0, cols, 0, rows)), nn.functional.pad(whole, (0, cols, 0, rows))
+    forecast_bthw: Tensor = model(space.from_mmh(past), None, valid)
+    return forecast_bthw[..., :height, :width]
+
+
+def rain_of(
+    forecast_bthw: Tensor,
+    past_mmh_bthw: Tensor,
+    past_valid_bthw: Tensor | None,
+    *,
+    space: ModelSpace,
+    match: str,
+) -> Tensor:
+    """Turn a forecast in model space into rain: mm/h, not below 0, with measured rates where `match` asks for it.
+
+    Values that are not finite stay so: they are counted as what they are.
+    """
+    rain_mmh_bthw = space.to_mmh(forecast_bthw).clamp(min=0)
+    if match == "none":
+        return rain_mmh_bthw
+    last_mmh, valid_b1hw = past_mmh_bthw[:, -1:], None if past_valid_bthw is None else past_valid_bthw[:, -1:]
+    if match == "last_frame":
+        return match_distribution(rain_mmh_bthw, last_mmh, valid_b1hw)
+    steps = displacements(estimate_motion(past_mmh_bthw, past_valid_bthw), rain_mmh_bthw.shape[1])
+    filled_mmh = last_mmh if valid_b1hw is None else fill_missing(last_mmh, valid_b1hw)
+    # Without the guess of what flows in, which is smooth: what is taken here are rates, cores included.
+    carried_mmh = torch.cat([advect(filled_mmh, step) for step in steps], dim=1)
+    matched_mmh = match_distribution(rain_mmh_bthw, carried_mmh, None)
+    return torch.maximum(rain_mmh_bthw, matched_mmh) if match == "floor" else matched_mmh
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunForecaster:
+    """The best checkpoint of a fine-tuning run.
+
+    Attributes:
+        name: For tables and pictures.
+        config: The run's settings.
+        data: What the run learned from: source, grid, cadence_s, scale_mmh, spans of its parts.
+        model: The model with the chosen weights, in evaluation mode.
+        step: Steps that the weights were trained for.
+        path: The checkpoint.
+    """
+
+    name: str
+    config: FinetuneConfig
+    data: dict[str, Any]
+    model: nn.Module
+    step: int
+    path: Path
+
+    @property
+    def frames_in(self) -> int:
+        """Count the past frames that it takes."""
+        return self.config.model.frames_in
+
+    @property
+    def frames_out(self) -> int:
+        """Count the future frames that it gives."""
+        return self.config.model.frames_out
+
+    @property
+    def space(self) -> ModelSpace:
+        """Give the model's space."""
+        space = self.config.model.space
+        return ModelSpace(kind=space.kind, scale_mmh=space.scale_mmh, clip_mmh=space.clip_mmh)
+
+    @property
+    def grid(self) -> Grid:
+        """Give the grid that the run learned on.
+
+        Raises:
+            DataError: The checkpoint does not say it.
+        """
+        if "grid" not in self.data:
+            raise DataError(f"{self.path}: does not record the grid that it was trained on; train it again")
+        return Grid.from_json(self.data["grid"])
+
+    def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int | None = None) -> Tensor:
+        """Forecast rain; see `Forecaster`. Frames are extended to whole patches and cut again.
+
+        Args:
+            rain_mmh_bthw: Rain in mm/h, 0 where missing.
+            valid_bthw: False where missing; None: none is.
+            frames_out: Lead times to give, at most the model's own; None: all.
+
+        Raises:
+            ConfigError: More lead times than the model gives, or none.
+        """
+        frames_out = self.frames_out if frames_out is None else frames_out
+        if not 1 <= frames_out <= self.frames_out:
+            raise ConfigError(
+                f"{self.name}: forecasts {self.frames_out} frames, {frames_out} were asked for; ask for 1 to "
+                f"{self.frames_out}"
+            )
+        past, space = rain_mmh_bthw.float(), self.space
+        with torch.no_grad():
+            forecast_bthw = forecast_whole(self.model, past, valid_bthw, space)
+            rain_bthw = rain_of(forecast_bthw, past, valid_bthw, space=space, match=self.config.model.match)
+        return rain_bthw[:, :frames_out]
+
+
+def load_forecaster(folder: Path, *, name: str | None = None, device: str = "cpu") -> RunForecaster:
+    """Read a fine-tuning run's best checkpoint, or its newest where none was chosen.
+
+    Args:
+        folder: The run's folder, or one checkpoint's.
+        name: For tables; the folder's name if None.
+        device: Where it forecasts.
+
+    Raises:
+        CheckpointError: No such run, a checkpoint that does not verify, or one of another kind or architecture.
+    """
+    saved = _chosen(folder)
+    try:
+        config = from_dict(saved.state.config, FinetuneConfig)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{saved.path}: not of a fine-tuning run ({error}); train one with trainer/finetune.py --init_from {folder}"
+        ) from error
+    space = config.model.space
+    model = build_nowcaster(
+        config.model, ModelSpace(kind=space.kind, scale_mmh=space.scale_mmh, clip_mmh=space.clip_mmh)
+    )
+    weights = saved.average or saved.model
+    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    if own != found:
+        differing = sorted(key for key in own.keys() | found.keys() if own.get(key) != found.get(key))
+        raise CheckpointError(
+            f"{saved.path}: its weights are not those of the model that its settings describe: "
+            f"{', '.join(differing[:4])} differ ({len(differing)} in all); another version wrote it, or it was changed"
+        )
+    model.load_state_dict(weights)
+    return RunForecaster(
+        name=name or folder.resolve().name,
+        config=config,
+        data=saved.state.data,
+        model=model.to(device).eval(),
+        step=saved.state.step,
+        path=saved.path,
+    )
+
+
+def _chosen(folder: Path) -> Loaded:
+    """Load the best checkpoint where one was chosen, else the newest."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(f"{folder} {what}; expected the folder of a fine-tuning run")
+    # A best checkpoint that is damaged is an error: any other one is another model, and a score would not say so.
+    return load(best_checkpoint(folder) or folder)

@@ -1,0 +1,208 @@
+"""What one step of a nowcaster computes: from a window of counts to the sum of a forecast's losses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data.randomness import generator
+from data.stream import Batch
+from data.units import MISSING_COUNT, ModelSpace
+from models import losses
+from models.event_loss import event_loss
+from models.masking import visible_positions
+from trainer.tasks import StepOutput, moved, turn
+
+PATCH = 32
+Loss = Literal["mse", "mse_ssim", "weighted", "spectral", "csi"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NowcastBatch:
+    """One rank's part of a micro-batch with everything random about it, drawn on the host.
+
+    Attributes:
+        counts_bthw: Counts of the past and the future frames, uint16, cropped where asked for.
+        visible_bv: Flat positions of the patches that the encoder sees, sorted, int64; None: all.
+        turn_b: See `PretrainBatch`.
+        depth_keep_kb: See `PretrainBatch`.
+        scale_mmh: Rain of one count, mm/h.
+        has_missing: Whether any pixel may be missing.
+        num_valid: Windows with a measured pixel in the future: the terms of the loss.
+    """
+
+    counts_bthw: Tensor
+    visible_bv: Tensor | None
+    turn_b: Tensor | None
+    depth_keep_kb: Tensor | None
+    scale_mmh: float
+    has_missing: bool
+    num_valid: int
+
+    def to(self, device: torch.device) -> Self:
+        """Copy the tensors to a device, without waiting where the memory is pinned."""
+        return moved(self, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """Windows on the device: rain in mm/h, 0 where missing, and where it was measured (None: everywhere)."""
+
+    past_mmh_bthw: Tensor
+    future_mmh_bthw: Tensor
+    past_valid_bthw: Tensor | None
+    future_valid_bthw: Tensor | None
+
+
+class NowcastTask:
+    """A forecast of the future frames of a window from its past ones.
+
+    Args:
+        space: The model's space.
+        frames_in: Past frames.
+        frames_out: Future frames.
+        loss: See `trainer.settings.NowcastConfig`.
+        mask_ratio: Share of the patches that are hidden while training.
+        crop: Side of the random square that training windows are cut to, None for whole frames.
+        depth_rates: Drop probability of each residual branch; empty without stochastic depth.
+        augment: Draw flips and quarter turns.
+        seed: The run's seed.
+        dtype: Floating type of the model's input.
+    """
+
+    def __init__(
+        self,
+        space: ModelSpace,
+        *,
+        frames_in: int,
+        frames_out: int,
+        loss: Loss,
+        mask_ratio: float,
+        crop: int | None,
+        depth_rates: tuple[float, ...],
+        augment: bool,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.space = space
+        self.frames_in, self.frames_out = frames_in, frames_out
+        self.loss: Loss = loss
+        self.mask_ratio = mask_ratio
+        self.crop = crop
+        self.depth_rates = np.asarray(depth_rates, dtype=np.float64)
+        self.augment = augment
+        self.seed = seed
+        self.dtype = dtype
+
+    def prepare(self, batch: Batch) -> NowcastBatch:
+        """Draw crop, turn, mask and depth from (seed, purpose, global step, index in the global batch)."""
+        places = [(batch.step, int(index)) for index in batch.index_b]
+        counts_bthw = self._cropped(batch.counts_bthw, places)
+        rows, cols = counts_bthw.shape[-2:]
+        turn_b = visible_bv = depth_keep_kb = None
+        if self.augment:
+            codes = 8 if rows == cols else 4
+            draws = [int(generator(self.seed, "turn", *place).integers(codes)) for place in places]
+            turn_b = torch.tensor(draws, dtype=torch.int64)
+        if self.mask_ratio > 0:
+            grid_hw = (rows // PATCH, cols // PATCH)
+            positions = [
+                visible_positions(grid_hw, self.mask_ratio, generator(self.seed, "mask", *place)) for place in places
+            ]
+            visible_bv = torch.from_numpy(np.stack(positions))
+        if self.depth_rates.any():
+            rates = self.depth_rates
+            keep_bk = [
+                (generator(self.seed, "depth", *place).random(rates.size) >= rates) / (1 - rates) for place in places
+            ]
+            depth_keep_kb = torch.from_numpy(np.stack(keep_bk, axis=1)).to(self.dtype)
+        return self._batch(batch, counts_bthw, visible_bv, turn_b, depth_keep_kb)
+
+    def prepare_held_out(self, batch: Batch) -> NowcastBatch:
+        """Take a window as it is: an evaluation draws nothing, and padding has no terms."""
+        counts = batch.counts_bthw
+        padded_b = batch.window_b < 0
+        if padded_b.any():
+            counts.numpy()[padded_b] = MISSING_COUNT
+        return self._batch(batch, counts, None, None, None, always_missing=bool(padded_b.any()))
+
+    def _cropped(self, counts_bthw: Tensor, places: list[tuple[int, int]]) -> Tensor:
+        rows, cols = counts_bthw.shape[-2:]
+        if self.crop is None or (rows, cols) == (self.crop, self.crop):
+            return counts_bthw
+        # Of a uint16 tensor torch on the CPU stacks and copies, but little more: numpy does the cutting.
+        counts: npt.NDArray[np.uint16] = counts_bthw.numpy()
+        parts = np.empty((*counts.shape[:2], self.crop, self.crop), np.uint16)
+        for number, place in enumerate(places):
+            draw = generator(self.seed, "crop", *place)
+            row, col = (int(draw.integers(size - self.crop + 1)) for size in (rows, cols))
+            parts[number] = counts[number, :, row : row + self.crop, col : col + self.crop]
+        return torch.from_numpy(parts)
+
+    def _batch(
+        self,
+        batch: Batch,
+        counts_bthw: Tensor,
+        visible_bv: Tensor | None,
+        turn_b: Tensor | None,
+        depth_keep_kb: Tensor | None,
+        *,
+        always_missing: bool = False,
+    ) -> NowcastBatch:
+        has_missing = batch.has_missing or always_missing
+        num_valid = len(counts_bthw)
+        if has_missing:
+            future = counts_bthw[:, self.frames_in :].numpy() != MISSING_COUNT
+            num_valid = int(future.any(axis=(1, 2, 3)).sum())
+        return NowcastBatch(
+            counts_bthw=counts_bthw,
+            visible_bv=visible_bv,
+            turn_b=turn_b,
+            depth_keep_kb=depth_keep_kb,
+            scale_mmh=batch.scale_mmh,
+            has_missing=has_missing,
+            num_valid=num_valid,
+        )
+
+    def frames(self, batch: NowcastBatch) -> Frames:
+        """Turn counts into rain, past and future."""
+        counts_bthw = batch.counts_bthw.to(self.dtype)
+        if batch.turn_b is not None:
+            counts_bthw = turn(counts_bthw, batch.turn_b)
+        rain_bthw, valid_bthw = counts_bthw * batch.scale_mmh, None
+        if batch.has_missing:
+            valid_bthw = counts_bthw != MISSING_COUNT
+            rain_bthw = torch.where(valid_bthw, rain_bthw, 0.0)
+        split = self.frames_in
+        return Frames(
+            past_mmh_bthw=rain_bthw[:, :split],
+            future_mmh_bthw=rain_bthw[:, split:],
+            past_valid_bthw=None if valid_bthw is None else valid_bthw[:, :split],
+            future_valid_bthw=None if valid_bthw is None else valid_bthw[:, split:],
+        )
+
+    def losses(self, forecast_bthw: Tensor, frames: Frames) -> Tensor:
+        """Give each window's loss, (b,): forecast in model space, rain in mm/h."""
+        target_bthw, valid_bthw = self.space.from_mmh(frames.future_mmh_bthw), frames.future_valid_bthw
+        if self.loss == "mse":
+            return losses.mse(forecast_bthw, target_bthw, valid_bthw)
+        if self.loss == "mse_ssim":
+            return losses.mse_ssim(forecast_bthw, target_bthw, valid_bthw)
+        if self.loss == "weighted":
+            weight_bthw = losses.rain_weights(frames.future_mmh_bthw)
+            return losses.weighted(forecast_bthw, target_bthw, valid_bthw, weight_bthw=weight_bthw)
+        if self.loss == "spectral":
+            return losses.spectral(forecast_bthw, target_bthw, valid_bthw)
+        return event_loss(self.space.to_mmh(forecast_bthw), frames.future_mmh_bthw, valid_bthw)
+
+    def step(self, model: Callable[..., Any], batch: NowcastBatch) -> StepOutput:
+        """Compute the sum of the windows' losses."""
+        frames = self.frames(batch)
+        past_bthw = self.space.from_mmh(frames.past_mmh_bthw)
+        forecast_bthw = model(past_bthw, batch.visible_bv, frames.past_valid_bthw, batch.depth_keep_kb)
+        loss_b = self.losses(forecast_bthw, frames)
+        return StepOutput(loss=loss_b.sum(), metrics={}, num_valid=batch.num_valid)
