@@ -1,0 +1,173 @@
+"""Bootstrap over days: against a plain loop, with one day, with days that failed, and in pairs."""
+
+import math
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data.frames import DataError
+from trainer.settings import ConfigError
+from trainer.significance import bootstrap, draw_days, paired_difference
+from trainer.verification import Rows, Settings, WindowId, compute, merge, score_window, select
+
+SMALL = Settings(leads_min=(5, 10), thresholds_mmh=(0.5, 8.0), scales_px=(1, 3))
+MIDNIGHT_S = 1_600_041_600  # 2020-09-14 00:00 UTC
+DAY_S = 86400
+
+
+def scored(issue_s: int, model: int, *, bad: bool = False) -> Rows:
+    """Score a random window of one model."""
+    observed = np.random.default_rng(issue_s).gamma(0.5, 3.0, (2, 8, 8))
+    forecast = observed * np.random.default_rng([issue_s, model]).gamma(2.0, 0.5 + 0.1 * model, (2, 8, 8))
+    if bad:
+        forecast[1, 0, 0] = math.nan
+    return score_window(SMALL, WindowId(issue_s, f"day:{issue_s}"), forecast, observed, None)
+
+
+def times(num_days: int) -> list[int]:
+    """List issue times: 3 to 5 windows a day, the first at midnight, the last in its last minute."""
+    return [
+        MIDNIGHT_S + DAY_S * day + second
+        for day in range(num_days)
+        for second in [*range(0, 600 * (2 + day % 3), 600), DAY_S - 1]
+    ]
+
+
+def rows_of(num_days: int, model: int, bad_day: int | None = None) -> Rows:
+    """Score some days; on a bad one a forecast is not finite."""
+    bad_s = None if bad_day is None else MIDNIGHT_S + DAY_S * bad_day
+    return merge(*(scored(issue_s, model, bad=issue_s == bad_s) for issue_s in times(num_days)))
+
+
+def slow_draws(rows: Rows, draws: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """Compute the scores of every draw from a pile of windows in which a day lies as often as it was drawn."""
+    windows, days = rows.windows, sorted({window.issue_s // DAY_S for window in rows.windows})
+    found: dict[str, list[np.ndarray]] = {}
+    for times_drawn in draws:
+        pile = []
+        for day, number in zip(days, times_drawn, strict=True):
+            todays = select(rows, [window for window in windows if window.issue_s // DAY_S == day])
+            for copy in range(number):
+                # Each copy is a window of its own: a day drawn twice counts twice.
+                pile.append(replace(todays, name=np.array([f"{name}/{copy}" for name in todays.name])))
+        for score, value in compute(merge(*pile)).values.items():
+            found.setdefault(score, []).append(value)
+    return found
+
+
+def test_intervals_equal_a_plain_loop_over_draws() -> None:
+    rows = rows_of(4, 0)
+    found = bootstrap(rows, seed=5, num_draws=40, level=0.9)
+    assert (found.num_days, found.num_draws) == (4, 40)
+    assert found.note.startswith("90% percentile interval of 40 resamples of 4 days (UTC); of so few days")
+    assert found.low is not None
+    assert found.high is not None
+    for score, draws in slow_draws(rows, draw_days(4, 5, 40)).items():
+        low, high = np.quantile(np.array(draws), (0.05, 0.95), axis=0)
+        np.testing.assert_allclose(found.low[score], low, rtol=1e-9, atol=1e-12, err_msg=score)
+        np.testing.assert_allclose(found.high[score], high, rtol=1e-9, atol=1e-12, err_msg=score)
+        assert (found.value[score] == compute(rows).values[score]).all()
+
+
+def test_draws_are_as_many_days_as_there_are_and_depend_on_the_seed_only() -> None:
+    draws = draw_days(7, 3, 500)
+    assert draws.shape == (500, 7)
+    assert (draws.sum(axis=1) == 7).all()
+    assert draws.mean() == 1
+    # Each of 7 draws hits a day with probability 1/7: the variance of a binomial count, 6/7.
+    assert draws.var() == pytest.approx(6 / 7, rel=0.1)
+    assert (draws == draw_days(7, 3, 500)).all()
+    assert (draws != draw_days(7, 4, 500)).any()
+
+
+def test_a_single_day_has_no_interval_and_says_so() -> None:
+    one, none = rows_of(1, 0), select(rows_of(1, 0), [])
+    for rows, words in ((one, "all 3 windows are of one day, 2020-09-14"), (none, "there are no windows")):
+        for found in (bootstrap(rows), paired_difference(rows, rows)):
+            assert found.low is None
+            assert found.high is None
+            assert found.above_zero is None
+            assert found.num_draws == 0
+            assert found.note.startswith(f"no interval: {words}")
+    assert bootstrap(one).value["csi"].tolist() == compute(one).values["csi"].tolist()
+
+
+def test_scores_that_do_not_exist_have_no_interval_and_days_that_failed_spoil_their_own_draws_only() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = bootstrap(rows_of(5, 0, bad_day=2), num_draws=50)
+    assert found.low is not None
+    assert found.above_zero is not None
+    # The forecast failed at the second lead time: its errors, and those of all lead times, are unknown.
+    assert np.isnan(found.low["mse"]).tolist() == [False, True, True]
+    assert np.isnan(found.low["fss"][:, 0, 0]).tolist() == [False, True, True]
+    assert not np.isnan(found.low["csi"]).any()
+    assert np.isnan(found.above_zero["mse"]).tolist() == [False, True, True]
+    dry = np.zeros((2, 8, 8))
+    rows = merge(*(score_window(SMALL, WindowId(issue_s, "a:0"), dry, dry, None) for issue_s in times(3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = bootstrap(rows, num_draws=20)
+    assert found.low is not None
+    assert np.isnan(found.low["csi"]).all()
+    assert (found.low["accuracy"] == 1).all()
+
+
+def test_draws_without_a_value_are_left_out() -> None:
+    # Heavy rain on one day only: some draws hold none, and no score of it.
+    rng = np.random.default_rng(0)
+    heavy, light = rng.uniform(5, 12, (2, 8, 8)), rng.uniform(0, 7, (2, 8, 8))
+    days = [WindowId(MIDNIGHT_S + DAY_S * day, "a:0") for day in range(3)]
+    rows = merge(
+        *(score_window(SMALL, day, one, one + 0.5, None) for day, one in zip(days, (heavy, light, light), strict=True))
+    )
+    found = bootstrap(rows, num_draws=200)
+    assert found.low is not None
+    assert found.high is not None
+    only = compute(select(rows, days[:1])).values["csi"]
+    np.testing.assert_allclose(found.low["csi"][:, 1], only[:, 1])
+    np.testing.assert_allclose(found.high["csi"][:, 1], only[:, 1])
+
+
+def test_paired_difference_uses_the_same_draws_for_both() -> None:
+    rows_a, rows_b = rows_of(4, 0), rows_of(4, 3)
+    found = paired_difference(rows_a, rows_b, seed=2, num_draws=30)
+    draws = draw_days(4, 2, 30)
+    a, b = slow_draws(rows_a, draws), slow_draws(rows_b, draws)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.above_zero is not None
+    for score in a:
+        differences = np.array(a[score]) - np.array(b[score])
+        low, high = np.quantile(differences, (0.025, 0.975), axis=0)
+        np.testing.assert_allclose(found.low[score], low, rtol=1e-8, atol=1e-11, err_msg=score)
+        np.testing.assert_allclose(found.high[score], high, rtol=1e-8, atol=1e-11, err_msg=score)
+        np.testing.assert_allclose(found.above_zero[score], (differences > 0).mean(axis=0), err_msg=score)
+        expected = compute(rows_a).values[score] - compute(rows_b).values[score]
+        np.testing.assert_array_equal(found.value[score], expected)
+    nothing = paired_difference(rows_a, rows_a, num_draws=30)
+    assert nothing.high is not None
+    assert nothing.above_zero is not None
+    assert all((value == 0).all() for value in (*nothing.high.values(), *nothing.above_zero.values()))
+
+
+def test_models_that_cannot_be_compared() -> None:
+    rows = rows_of(2, 0)
+    windows = rows.windows
+    first = rf"window day:{windows[0].issue_s} \(issued 2020-09-14 00:00 UTC\)"
+    with pytest.raises(DataError, match=rf"{first} is missing from the second model's scores \(2 windows are in one"):
+        paired_difference(rows, select(rows, windows[1:-1]))
+    with pytest.raises(DataError, match=rf"{first} is missing from the first model's scores"):
+        paired_difference(select(rows, windows[1:]), rows)
+    field = np.random.default_rng(0).gamma(0.5, 3.0, (2, 8, 8))
+    other = score_window(SMALL, windows[0], field, field, None)
+    with pytest.raises(DataError, match=rf"{first}: the models were compared with different radar"):
+        paired_difference(rows, merge(select(rows, windows[1:]), other))
+    dry = np.zeros((2, 8, 8))
+    settings = replace(SMALL, thresholds_mmh=(1.0,))
+    with pytest.raises(ConfigError, match="thresholds_mmh differs"):
+        paired_difference(rows, score_window(settings, windows[0], dry, dry, None))
+    with pytest.raises(ValueError, match=r"0 draws at level 0\.95; expected 1 or more"):
+        bootstrap(rows, num_draws=0)

@@ -1,0 +1,400 @@
+"""Scores: a published table, pysteps and scikit-learn as oracles, exact merging, and what cannot be scored."""
+
+import math
+import warnings
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from data.frames import DataError
+from trainer.contingency import RAIN_EDGES_MMH
+from trainer.settings import ConfigError
+from trainer.verification import (
+    FIELDS,
+    Rows,
+    Settings,
+    WindowId,
+    compute,
+    merge,
+    published_protocol,
+    score_window,
+    select,
+)
+
+SMALL = Settings(leads_min=(5, 10), thresholds_mmh=(0.5, 2.0), scales_px=(1, 4))
+NOON_S = 1_600_000_200
+Field = npt.NDArray[np.floating]
+
+
+def rain(seed: int, *shape: int) -> Field:
+    """Draw rain in mm/h, a third of it dry."""
+    rng = np.random.default_rng(seed)
+    return rng.gamma(0.5, 4.0, shape) * (rng.random(shape) < 0.67)
+
+
+def window(number: int) -> WindowId:
+    """Name the window that is issued so many hours after noon."""
+    return WindowId(NOON_S + 3600 * number, f"seq{number % 3}:{number}")
+
+
+def scored(number: int, model: int = 0, settings: Settings = SMALL, share_valid: float = 0.9) -> Rows:
+    """Score a random window."""
+    shape = (settings.num("l"), 12, 10)
+    valid = np.random.default_rng([number, 7]).random(shape) < share_valid
+    return score_window(settings, window(number), rain(1000 * model + number + 1, *shape), rain(number, *shape), valid)
+
+
+def same(one: Rows, other: Rows) -> bool:
+    """Tell whether rows are equal to the bit."""
+    return one.settings == other.settings and all(
+        getattr(one, field).tobytes() == getattr(other, field).tobytes() for field in ("issue_s", "name", *FIELDS)
+    )
+
+
+def test_published_table() -> None:
+    # The table of http://www.cawcr.gov.au/projects/verification/ with the scores that pysteps' own tests expect of it.
+    forecast = np.repeat([1.0, 1.0, 0.0, 0.0], [82, 38, 23, 222]).reshape(1, 5, 73)
+    observed = np.repeat([1.0, 0.0, 1.0, 0.0], [82, 38, 23, 222]).reshape(1, 5, 73)
+    settings = Settings(leads_min=(30,), thresholds_mmh=(0.5,), scales_px=(1,))
+    rows = score_window(settings, window(0), forecast, observed, None)
+    table = [getattr(rows, name).item() for name in ("hits", "false_alarms", "misses", "correct_negatives")]
+    assert table == [82, 38, 23, 222]
+    expected = {
+        "accuracy": 0.83287671,
+        "bias": 1.1428571,
+        "pod": 0.7809524,
+        "recall": 0.7809524,
+        "far": 0.316667,
+        "precision": 1 - 0.316667,
+        "csi": 0.573426,
+        "hss": 0.608871,
+        "f1": 0.728889,
+    }
+    scores = compute(rows)
+    for name, value in expected.items():
+        for lead_min in (30, None):
+            assert scores.at(name, lead_min=lead_min, threshold_mmh=0.5) == pytest.approx(value, abs=1e-6), name
+    assert published_protocol(rows).values["half_hss"] == pytest.approx(0.608871 / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("share_valid", [1.0, 0.8])
+def test_categorical_scores_equal_pysteps_and_scikit_learn(share_valid: float) -> None:
+    pysteps = pytest.importorskip("pysteps.verification.detcatscores")
+    sklearn = pytest.importorskip("sklearn.metrics")
+    settings = Settings(leads_min=(5, 10, 15), scales_px=(1,))
+    shape = (3, 30, 20)
+    fields = [(rain(10 + i, *shape), rain(20 + i, *shape)) for i in range(4)]
+    valid = [np.random.default_rng(i).random(shape) < share_valid for i in range(4)]
+    rows = merge(
+        *(score_window(settings, window(i), f, o, v) for i, ((f, o), v) in enumerate(zip(fields, valid, strict=True)))
+    )
+    scores = compute(rows)
+    for lead in (0, 1, 2, slice(None)):
+        lead_min = settings.leads_min[lead] if isinstance(lead, int) else None
+        forecast = np.concatenate([f[lead][v[lead]] for (f, _), v in zip(fields, valid, strict=True)])
+        observed = np.concatenate([o[lead][v[lead]] for (_, o), v in zip(fields, valid, strict=True)])
+        for threshold_mmh in settings.thresholds_mmh:
+            ours = {
+                n: scores.at(n, lead_min=lead_min, threshold_mmh=threshold_mmh) for n in scores.values if n in TABLE
+            }
+            theirs = pysteps.det_cat_fct(forecast, observed, threshold_mmh, list(TABLE.values()))
+            truth, guess = observed > threshold_mmh, forecast > threshold_mmh
+            learned = {
+                "accuracy": sklearn.accuracy_score(truth, guess),
+                "precision": sklearn.precision_score(truth, guess),
+                "recall": sklearn.recall_score(truth, guess),
+                "f1": sklearn.f1_score(truth, guess),
+                "csi": sklearn.jaccard_score(truth, guess),
+                "hss": sklearn.cohen_kappa_score(truth, guess),
+            }
+            for name, short in TABLE.items():
+                assert ours[name] == pytest.approx(theirs[short], rel=1e-12), (name, threshold_mmh)
+            for name, value in learned.items():
+                at = scores.at(name, lead_min=lead_min, threshold_mmh=threshold_mmh)
+                assert at == pytest.approx(value, rel=1e-12, abs=1e-15), (name, threshold_mmh)
+        assert scores.at("mse", lead_min=lead_min) == pytest.approx(sklearn.mean_squared_error(observed, forecast))
+        assert scores.at("rmse", lead_min=lead_min) == pytest.approx(np.sqrt(np.mean((observed - forecast) ** 2)))
+        assert scores.at("mae", lead_min=lead_min) == pytest.approx(sklearn.mean_absolute_error(observed, forecast))
+        assert scores.at("mean_error", lead_min=lead_min) == pytest.approx(np.mean(forecast - observed))
+        assert scores.at("mean_forecast", lead_min=lead_min) == pytest.approx(np.mean(forecast))
+        assert scores.at("mean_observed", lead_min=lead_min) == pytest.approx(np.mean(observed))
+
+
+TABLE = {"accuracy": "ACC", "f1": "F1", "csi": "CSI", "far": "FAR", "hss": "HSS", "bias": "BIAS", "pod": "POD"}
+
+
+def test_fss_is_pooled_over_windows_and_lead_times_as_pysteps_accumulates() -> None:
+    spatialscores = pytest.importorskip("pysteps.verification.spatialscores")
+    fields = [(rain(i, 2, 12, 10), rain(50 + i, 2, 12, 10)) for i in range(3)]
+    scores = compute(merge(*(score_window(SMALL, window(i), f, o, None) for i, (f, o) in enumerate(fields))))
+    for lead_min, leads in ((5, [0]), (10, [1]), (None, [0, 1])):
+        for threshold_mmh in SMALL.thresholds_mmh:
+            for scale_px in SMALL.scales_px:
+                theirs = spatialscores.fss_init(threshold_mmh, scale_px)
+                for forecast, observed in fields:
+                    for lead in leads:
+                        spatialscores.fss_accum(theirs, forecast[lead], observed[lead])
+                ours = scores.at("fss", lead_min=lead_min, threshold_mmh=threshold_mmh, scale_px=scale_px)
+                assert ours == pytest.approx(spatialscores.fss_compute(theirs), abs=1e-12)
+
+
+def test_rain_on_a_threshold_is_no_event_and_negative_rain_is_scored_as_it_is() -> None:
+    settings = Settings(leads_min=(5,), thresholds_mmh=(1.0,), scales_px=(1,))
+    observed = np.array([[[1.0, np.nextafter(1.0, 2.0), 0.0]]])
+    rows = score_window(settings, window(0), np.array([[[2.0, 1.0, -3.0]]]), observed, None)
+    assert [getattr(rows, n).item() for n in ("hits", "false_alarms", "misses", "correct_negatives")] == [0, 1, 1, 1]
+    assert rows.sum_error.item() == pytest.approx(-2.0)
+    assert rows.forecast_histogram.sum() == 3
+
+
+def test_histograms_count_every_valid_pixel_in_one_class() -> None:
+    settings = Settings(leads_min=(5,), thresholds_mmh=(0.3, 0.5, 2.0), scales_px=(1,))
+    forecast, observed = rain(1, 1, 40, 40) * 20, rain(2, 1, 40, 40) * 20
+    forecast[0, 0, : len(RAIN_EDGES_MMH)] = RAIN_EDGES_MMH
+    valid = np.random.default_rng(0).random((1, 40, 40)) < 0.9
+    valid[0, 0] = True
+    rows = score_window(settings, window(0), forecast, observed, valid)
+    bounds = (-math.inf, *RAIN_EDGES_MMH, math.inf)
+    for field, histogram in ((forecast, rows.forecast_histogram), (observed, rows.observed_histogram)):
+        values = field[valid]
+        expected = [int(((values > low) & (values <= high)).sum()) for low, high in pairwise(bounds)]
+        assert histogram[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_forecast_that_is_not_finite_has_failed_and_shows(bad: float) -> None:
+    forecast, observed = rain(1, 2, 12, 10), rain(2, 2, 12, 10)
+    valid = np.random.default_rng(0).random((2, 12, 10)) < 0.8
+    broken = np.zeros_like(valid)
+    broken[1] = np.random.default_rng(1).random((12, 10)) < 0.3
+    whole = score_window(SMALL, window(0), forecast, observed, valid)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = score_window(SMALL, window(0), np.where(broken, bad, forecast), observed, valid)
+        scores = compute(rows)
+    failed = broken & valid
+    assert rows.num_nonfinite[0].tolist() == [0, failed[1].sum()]
+    assert rows.num_valid.tolist() == whole.num_valid.tolist()
+    for k, threshold_mmh in enumerate(SMALL.thresholds_mmh):
+        truth, guess = observed[1] > threshold_mmh, forecast[1] > threshold_mmh
+        guess[failed[1]] = ~truth[failed[1]]
+        here = valid[1]
+        expected = [(guess & truth & here), (guess & ~truth & here), (~guess & truth & here), (~guess & ~truth & here)]
+        names = ("hits", "false_alarms", "misses", "correct_negatives")
+        assert [getattr(rows, name)[0, 1, k] for name in names] == [int(one.sum()) for one in expected]
+    for name in ("mse", "mae", "mean_error", "mean_forecast"):
+        assert np.isnan(scores.values[name]).tolist() == [False, True, True]
+    assert np.isnan(scores.values["fss"][1:]).all()
+    assert not np.isnan(scores.values["fss"][0]).any()
+    assert not np.isnan(scores.values["mean_observed"]).any()
+    assert rows.forecast_histogram[0, 1].sum() == (valid & ~broken)[1].sum()
+    # Where the radar did not measure, nobody forecast anything that could fail.
+    unseen = score_window(SMALL, window(0), np.where(valid, forecast, bad), observed, valid)
+    assert same(unseen, whole)
+
+
+def test_no_rain_at_all_and_no_valid_pixel_give_nan_without_a_warning() -> None:
+    dry = np.zeros((2, 12, 10), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = compute(score_window(SMALL, window(0), dry, dry, None))
+        blind = compute(score_window(SMALL, window(0), dry, dry, np.zeros(dry.shape, bool)))
+        nothing = compute(select(scored(1), []))
+    assert (scores.values["accuracy"] == 1).all()
+    assert (scores.values["mse"] == 0).all()
+    for name in ("precision", "recall", "pod", "f1", "csi", "far", "hss", "bias", "fss"):
+        assert np.isnan(scores.values[name]).all(), name
+    assert all(np.isnan(value).all() for value in (*blind.values.values(), *nothing.values.values()))
+    assert (blind.num_windows, nothing.num_windows) == (1, 0)
+
+
+def test_published_protocol_is_the_last_frame_in_its_own_units() -> None:
+    rows = merge(*(scored(i) for i in range(3)))
+    scores, published = compute(rows), published_protocol(rows)
+    assert published.lead_min == 10
+    assert published.values["pmse"] == pytest.approx(scores.at("mse", lead_min=10) / 144)
+    assert published.values["csi"] == scores.at("csi", lead_min=10, threshold_mmh=0.5)
+    assert published.values["half_hss"] * 2 == scores.at("hss", lead_min=10, threshold_mmh=0.5)
+    # TP TN - FN FP over (TP + FN)(FN + TN) + (TP + FP)(FP + TN), as SmaAt-UNet's code has it.
+    tp, fn, fp, tn = (
+        int(getattr(rows, n)[:, 1, 0].sum()) for n in ("hits", "misses", "false_alarms", "correct_negatives")
+    )
+    theirs = (tp * tn - fn * fp) / ((tp + fn) * (fn + tn) + (tp + fp) * (fp + tn))
+    assert published.values["half_hss"] == pytest.approx(theirs, rel=1e-12)
+    assert "frame at 10 min only" in published.label
+    assert "half of the true one" in published.label
+    without = Settings(leads_min=(5, 10), thresholds_mmh=(1.0,), scales_px=(1,))
+    with pytest.raises(ConfigError, match=r"needs the threshold 0\.5 mm/h; thresholds_mmh is \(1\.0,\): add it"):
+        published_protocol(scored(0, settings=without))
+
+
+@hypothesis_settings(max_examples=40)
+@given(
+    order=st.permutations(range(9)), cuts=st.lists(st.integers(0, 9), max_size=4), doubles=st.sets(st.integers(0, 8))
+)
+def test_any_parts_in_any_order_merge_to_the_same_bits(
+    order: Sequence[int], cuts: Sequence[int], doubles: set[int]
+) -> None:
+    windows = [scored(i) for i in order]
+    bounds = [0, *sorted(cuts), len(windows)]
+    parts = [merge(*windows[a:b]) for a, b in pairwise(bounds) if a < b]
+    whole = merge(*(scored(i) for i in range(9)))
+    merged = merge(*parts, *(scored(i) for i in sorted(doubles)))
+    assert same(merged, whole)
+    assert merged.windows == sorted(window(i) for i in range(9))
+    for name, value in compute(merged).values.items():
+        assert value.tobytes() == compute(whole).values[name].tobytes(), name
+
+
+def turned(field_thw: Field) -> Field:
+    """Lay the same values out column by column."""
+    return field_thw.transpose(0, 2, 1).copy().transpose(0, 2, 1)
+
+
+def test_layout_and_type_of_the_input_change_nothing() -> None:
+    forecast, observed = rain(1, 2, 200, 150), rain(2, 2, 200, 150)
+    valid = np.random.default_rng(0).random((2, 200, 150)) < 0.9
+    for mask in (valid, None):
+        rows = score_window(SMALL, window(0), forecast, observed, mask)
+        assert same(rows, score_window(SMALL, window(0), turned(forecast), turned(observed), mask))
+        single = score_window(SMALL, window(0), forecast.astype(np.float32), observed, mask)
+        double = score_window(SMALL, window(0), forecast.astype(np.float32).astype(np.float64), observed, mask)
+        assert same(single, double)
+
+
+def test_merging_changes_no_part_and_rows_cannot_be_written_to() -> None:
+    one, two = merge(scored(0), scored(2)), scored(1)
+    before = [{field: getattr(rows, field).copy() for field in FIELDS} for rows in (one, two)]
+    merge(one, two)
+    for rows, old in zip((one, two), before, strict=True):
+        assert all(np.array_equal(getattr(rows, field), old[field]) for field in FIELDS)
+    with pytest.raises(ValueError, match="read-only"):
+        one.hits[0] = 0
+
+
+def test_windows_of_one_time_and_of_one_name_are_told_apart() -> None:
+    fields = (rain(1, 2, 4, 4), rain(2, 2, 4, 4), None)
+    ids = [WindowId(10, "b:0"), WindowId(10, "a:0"), WindowId(5, "b:0"), WindowId(10, "a:0")]
+    assert merge(*(score_window(SMALL, one, *fields) for one in ids)).windows == sorted(set(ids))
+
+
+def test_conflicts_are_refused_by_name() -> None:
+    rows = merge(scored(0), scored(1), scored(2))
+    with pytest.raises(DataError, match=r"window seq1:1 \(issued 2020-09-13 13:30 UTC\) was scored twice"):
+        merge(rows, scored(1, model=1))
+    failed = rain(1, 2, 12, 10)
+    failed[0, 0, 0] = math.nan
+    one = score_window(SMALL, window(5), failed, rain(2, 2, 12, 10), None)
+    assert len(merge(one, one)) == 1, "NaN sums are equal to themselves"
+    other = scored(3, settings=replace(SMALL, thresholds_mmh=(0.5, 3.0)))
+    with pytest.raises(ConfigError, match=r"thresholds_mmh differs: \[0\.5, 2\.0\] and \[0\.5, 3\.0\]"):
+        merge(rows, other)
+    with pytest.raises(ValueError, match="nothing to merge"):
+        merge()
+
+
+def test_select_takes_what_is_there() -> None:
+    rows = merge(*(scored(i) for i in range(4)))
+    assert same(select(rows, [window(3), window(1)]), merge(scored(1), scored(3)))
+    with pytest.raises(DataError, match=r"window seq0:9 \(issued .* is not among the 4 that were scored"):
+        select(rows, [window(1), window(9)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"thresholds_mmh": (0.5, 0.1)}, r"thresholds_mmh holds 0\.1 after 0\.5; expected rising order: 0\.1, 0\.5"),
+        ({"thresholds_mmh": (0.5, 0.5)}, r"thresholds_mmh holds 0\.5 after 0\.5"),
+        ({"thresholds_mmh": ()}, "thresholds_mmh is empty"),
+        ({"thresholds_mmh": (math.nan,)}, r"thresholds_mmh holds nan; expected finite numbers above 0, in mm/h"),
+        ({"thresholds_mmh": (0.0, 1.0)}, r"thresholds_mmh holds 0\.0; expected finite numbers above 0"),
+        ({"thresholds_mmh": tuple(range(1, 102))}, "thresholds_mmh holds 101; expected 100 at most"),
+        ({"scales_px": (0,)}, "scales_px holds 0; expected finite numbers above 0, in pixels"),
+        ({"scales_px": (1.5,)}, "whole number of pixels"),
+        ({"leads_min": (5, math.inf)}, "leads_min holds inf"),
+        ({"leads_min": (10, 5)}, "leads_min holds 5 after 10"),
+    ],
+)
+def test_settings_that_cannot_be_scored(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Settings(**({"leads_min": (5,)} | changes))
+
+
+def test_windows_that_cannot_be_scored() -> None:
+    good = rain(0, 2, 4, 4)
+    for arguments, message in (
+        (
+            (good[:1], good[:1], None),
+            r"seq0:0 \(issued .*: the forecast has shape \(1, 4, 4\); expected \(2, rows, cols",
+        ),
+        ((good, good[:, :3], None), r"observed rain has shape \(2, 3, 4\); expected the forecast's, \(2, 4, 4\)"),
+        ((good, good, np.ones((2, 4, 3), bool)), r"valid has shape \(2, 4, 3\)"),
+        ((good, good, np.ones((2, 4, 4))), "valid is float64; expected bool"),
+        ((good, np.full_like(good, math.nan), None), "observed rain is not finite at lead time 5 min"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            score_window(SMALL, window(0), *arguments)
+
+
+def test_scores_are_looked_up_by_what_they_are_of() -> None:
+    scores = compute(scored(0))
+    for asked, message in (
+        ({"score": "skill"}, "there is no score 'skill'; there are mse, rmse"),
+        ({"score": "mse", "lead_min": 7}, r"mse: 7 is not among leads_min \(5, 10\)"),
+        ({"score": "csi"}, r"csi: None is not among thresholds_mmh \(0\.5, 2\.0\)"),
+        ({"score": "fss", "threshold_mmh": 0.5, "scale_px": 3}, r"fss: 3 is not among scales_px \(1, 4\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            scores.at(**asked)
+
+
+def test_rows_come_back_from_a_file(tmp_path: Path) -> None:
+    rows = merge(*(scored(i) for i in range(3)))
+    path = tmp_path / "parts" / "rank0.npz"
+    rows.save(path)
+    assert same(Rows.load(path), rows)
+    assert [file.name for file in path.parent.iterdir()] == ["rank0.npz"]
+    assert same(merge(Rows.load(path), scored(3)), merge(rows, scored(3)))
+
+
+def test_files_that_hold_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    with pytest.raises(DataError, match=r"rows\.npz"):
+        Rows.load(path)
+    scored(0).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"rows\.npz: not readable as rows of scores"):
+        Rows.load(path)
+    path.write_bytes(whole)
+    with np.load(path) as file:
+        contents = {name: file[name] for name in file.files}
+
+    def refused(message: str, **changes: Any) -> None:
+        np.savez(path, **{name: value for name, value in (contents | changes).items() if value is not None})
+        with pytest.raises(DataError, match=rf"rows\.npz: .*{message}"):
+            Rows.load(path)
+
+    refused(r"differing: misses", misses=None)
+    refused(r"not rows of scores of schema 1 \(differing: schema\)", schema=np.int64(2))
+    refused(r"hits is int64 \(1, 2, 1\); expected int64 \(1, 2, 2\)", hits=contents["hits"][:, :, :1])
+    refused(r"hits is float64", hits=contents["hits"].astype(np.float64))
+    refused(r"do not add up to num_valid", hits=contents["hits"] + 1)
+    refused(r"not sorted or not unique", **{n: np.repeat(contents[n], 2, axis=0) for n in ("issue_s", "name", *FIELDS)})
+    refused(r"rising order", thresholds_mmh=np.array([2.0, 0.5]))
+    refused(r"", thresholds_mmh=np.float64(2.0))
+    refused(r"allow_pickle=False", name=np.array([object()], dtype=object))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("hits.npy", "no array")
+    with pytest.raises(DataError, match=r"rows\.npz"):
+        Rows.load(path)

@@ -1,0 +1,92 @@
+"""The fractions skill score's sums for one field, with missing pixels left out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+CountArray = npt.NDArray[np.int32]
+
+
+def fss_sums(
+    forecast_khw: BoolArray, observed_khw: BoolArray, valid_hw: BoolArray | None, scales_px: Sequence[int]
+) -> tuple[FloatArray, FloatArray]:
+    """Sum up what the fractions skill score of a field is made of, for every threshold and scale.
+
+    FSS = 1 - sum (F - O)^2 / (sum F^2 + sum O^2): Roberts and Lean (2008), Scale-selective verification of rainfall
+    accumulations from high-resolution forecasts of convective events, Monthly Weather Review 136, equations 5 to 7,
+    doi:10.1175/2007MWR2123.1. F and O are the fractions of events in the square neighbourhood of a pixel; one of an
+    even side reaches a pixel further to the north and to the west, as scipy's and so pysteps' does.
+
+    Without missing pixels what lies outside the domain is no event, as in pysteps. A missing pixel is neither event nor
+    none: the fraction is that of the neighbourhood's valid pixels, times the share of the neighbourhood inside the
+    domain, and the sums go over valid pixels only. Events are counted in integers.
+
+    Args:
+        forecast_khw: True where the event was forecast, (thresholds, rows, cols); False where missing.
+        observed_khw: True where it was observed, the same shape; False where missing.
+        valid_hw: True where the radar measured, (rows, cols); None: everywhere.
+        scales_px: Sides of the neighbourhood in pixels, 1 or more.
+
+    Returns:
+        sum (F - O)^2 and sum F^2 + sum O^2, each (thresholds, scales).
+    """
+    num_thresholds, rows, cols = forecast_khw.shape
+    margin = max(scales_px) // 2
+    complete = valid_hw is None or bool(valid_hw.all())
+    weights = {scale: None if complete else _weight(valid_hw, scale, margin) for scale in scales_px}
+    numerator = np.zeros((num_thresholds, len(scales_px)))
+    denominator = np.zeros((num_thresholds, len(scales_px)))
+    for k in range(num_thresholds):
+        fields = [events_hw for events_hw in (forecast_khw[k], observed_khw[k]) if events_hw.any()]
+        integrals = [_integral(events_hw, margin) for events_hw in fields]
+        for s, scale in enumerate(scales_px):
+            if scale == 1:
+                numerator[k, s] = np.count_nonzero(forecast_khw[k] ^ observed_khw[k])
+                denominator[k, s] = sum(np.count_nonzero(events_hw) for events_hw in fields)
+                continue
+            counts = [_box_counts(integral, scale, rows, cols, margin).astype(np.float64) for integral in integrals]
+            if (weight_hw := weights[scale]) is not None:
+                counts = [count_hw * weight_hw for count_hw in counts]
+            # Sums of whole numbers below 2^53 are exact in any order.
+            exact = weight_hw is None and scale**4 * rows * cols < 2**53
+            squares = [_sum_of_squares(count_hw, exact) for count_hw in counts]
+            both = _sum_of_squares(counts[0] - counts[1], exact) if len(counts) == 2 else sum(squares)
+            numerator[k, s] = both / scale**4
+            denominator[k, s] = sum(squares) / scale**4
+    return numerator, denominator
+
+
+def _weight(valid_hw: BoolArray | None, scale: int, margin: int) -> FloatArray:
+    """Pixels of the neighbourhood inside the domain over valid ones of it; 0 where the pixel itself is missing."""
+    assert valid_hw is not None
+    rows, cols = valid_hw.shape
+    inside_hw = _box_counts(_integral(np.ones_like(valid_hw), margin), scale, rows, cols, margin)
+    valid_count_hw = _box_counts(_integral(valid_hw, margin), scale, rows, cols, margin)
+    return np.divide(inside_hw, valid_count_hw, out=np.zeros((rows, cols)), where=valid_hw)
+
+
+def _integral(events_hw: BoolArray, margin: int) -> CountArray:
+    """Count the events above and to the left of every corner: (rows + 1, cols + 1) and `margin` more on all sides."""
+    rows, cols = events_hw.shape
+    integral = np.zeros((rows + 1 + 2 * margin, cols + 1 + 2 * margin), np.int32)
+    inner = integral[margin + 1 : margin + 1 + rows, margin + 1 : margin + 1 + cols]
+    np.cumsum(events_hw, axis=0, dtype=np.int32, out=inner)
+    np.cumsum(inner, axis=1, out=inner)
+    integral[:, margin + 1 + cols :] = integral[:, margin + cols, None]
+    integral[margin + 1 + rows :] = integral[margin + rows]
+    return integral
+
+
+def _box_counts(integral: CountArray, scale: int, rows: int, cols: int, margin: int) -> CountArray:
+    """Count the events in the neighbourhood of every pixel, (rows, cols)."""
+    first = margin - scale // 2
+    strips = integral[first + scale : first + scale + rows] - integral[first : first + rows]
+    return strips[:, first + scale : first + scale + cols] - strips[:, first : first + cols]
+
+
+def _sum_of_squares(values_hw: FloatArray, exact: bool) -> float:
+    """Sum the squares; BLAS is faster, but its order of adding depends on the number of threads."""
+    return float(np.vdot(values_hw, values_hw) if exact else np.square(values_hw).sum())

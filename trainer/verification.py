@@ -1,0 +1,399 @@
+"""Verification of rain forecasts: exact counts and sums for every window and lead time, and the scores made of them.
+
+A window's numbers depend on that window only, merging is the union of windows, and sums go in the order of windows: so
+scores are the same for any number of processes, any batch size, and any order of merging.
+"""
+
+import io
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from data.frames import DataError
+from data.storage import open_storage
+from data.units import INTERVALS_AN_HOUR
+from trainer.contingency import RAIN_EDGES_MMH, SCORE_AXES, count_lead, scores_of_sums
+from trainer.fss import FloatArray
+from trainer.settings import ConfigError
+
+IntArray = npt.NDArray[np.int64]
+
+PUBLISHED_THRESHOLD_MMH: Final = 0.5
+"""SmaAt-UNet: Trebing, Stanczyk and Mehrkanoon (2021), Pattern Recognition Letters 145, 178-186,
+doi:10.1016/j.patrec.2021.01.036."""
+DAY_S: Final = 86400
+_SCHEMA: Final = 1
+# A class of rain is a byte, and RAIN_EDGES_MMH are classes too.
+_MAX_THRESHOLDS: Final = 100
+
+
+class WindowId(NamedTuple):
+    """What a window is known by; windows are sorted by it.
+
+    Attributes:
+        issue_s: End of the last input frame, seconds since 1970 UTC: when the forecast could be issued.
+        name: Sequence and start, "KEY:start".
+    """
+
+    issue_s: int
+    name: str
+
+    def __str__(self) -> str:
+        """Say it as errors do."""
+        return f"{self.name} (issued {datetime.fromtimestamp(self.issue_s, UTC):%Y-%m-%d %H:%M} UTC)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is scored.
+
+    An event is rain ABOVE a threshold (rain > threshold, in float64). KNMI's rain comes in steps of 0.12 mm/h, so that
+    none of the default thresholds lies on a step.
+
+    Args:
+        leads_min: Lead times in minutes, rising.
+        thresholds_mmh: Thresholds in mm/h, rising, above 0.
+        scales_px: Sides of the FSS' neighbourhoods in pixels, rising, 1 or more.
+    """
+
+    leads_min: tuple[float, ...]
+    thresholds_mmh: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+    scales_px: tuple[int, ...] = (1, 5, 17, 33)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no rising list of usable numbers."""
+        for name, unit in (("leads_min", "minutes"), ("thresholds_mmh", "mm/h"), ("scales_px", "pixels")):
+            values = getattr(self, name)
+            if not values:
+                raise ConfigError(f"{name} is empty; give one or more, in {unit}")
+            for value in values:
+                if not (math.isfinite(value) and value > 0):
+                    raise ConfigError(f"{name} holds {value}; expected finite numbers above 0, in {unit}")
+            for before, value in pairwise(values):
+                if value <= before:
+                    rising = ", ".join(f"{one:g}" for one in sorted(set(values)))
+                    raise ConfigError(f"{name} holds {value:g} after {before:g}; expected rising order: {rising}")
+        if any(scale != int(scale) for scale in self.scales_px):
+            raise ConfigError(f"scales_px is {self.scales_px}; a side is a whole number of pixels, 1 or more")
+        if len(self.thresholds_mmh) > _MAX_THRESHOLDS:
+            raise ConfigError(f"thresholds_mmh holds {len(self.thresholds_mmh)}; expected {_MAX_THRESHOLDS} at most")
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Give the lists as plain values."""
+        return {name: list(getattr(self, name)) for name in ("leads_min", "thresholds_mmh", "scales_px")}
+
+    def num(self, axis: str) -> int:
+        """Count what lies along an axis of Rows: l(ead times), t(hresholds), s(cales), c(lasses of rain)."""
+        sizes = {"l": self.leads_min, "t": self.thresholds_mmh, "s": self.scales_px, "c": (*RAIN_EDGES_MMH, math.inf)}
+        return len(sizes[axis])
+
+
+FIELDS: Final[Mapping[str, tuple[type[np.number[Any]], str]]] = {
+    **dict.fromkeys(("num_valid", "num_nonfinite"), (np.int64, "l")),
+    **dict.fromkeys(("sum_error", "sum_squared_error", "sum_absolute_error"), (np.float64, "l")),
+    **dict.fromkeys(("sum_forecast", "sum_observed"), (np.float64, "l")),
+    **dict.fromkeys(("hits", "misses", "false_alarms", "correct_negatives"), (np.int64, "lt")),
+    **dict.fromkeys(("fss_numerator", "fss_denominator"), (np.float64, "lts")),
+    **dict.fromkeys(("forecast_histogram", "observed_histogram"), (np.int64, "lc")),
+}
+"""Numbers of a window: their type, and their axes as Settings.num names them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Counts and sums of one model: a row a window, sorted by window, each window once; arrays cannot be written to.
+
+    Args:
+        settings: What was scored.
+        issue_s: Of the windows' ids, (windows,).
+        name: Of the windows' ids, (windows,).
+        num_valid: Pixels that the radar measured, (windows, lead times) like the next six.
+        num_nonfinite: Of those, pixels without a finite forecast: failed forecasts. Such a pixel is a miss where the
+            event was observed and a false alarm where it was not, it is in no histogram, and it makes the sums of
+            errors and of the forecast, and the FSS of its window and lead time, NaN.
+        sum_error: Sum of forecast less observed over the valid pixels, mm/h.
+        sum_squared_error: Sum of its square, (mm/h)^2.
+        sum_absolute_error: Sum of its amount, mm/h.
+        sum_forecast: Sum of the forecast, mm/h.
+        sum_observed: Sum of the observed rain, mm/h.
+        hits: Event forecast and observed, (windows, lead times, thresholds) like the next three.
+        misses: Event observed, not forecast.
+        false_alarms: Event forecast, not observed.
+        correct_negatives: Neither.
+        fss_numerator: Sum of (F - O)^2, (windows, lead times, thresholds, scales); see trainer.fss.
+        fss_denominator: Sum of F^2 + O^2, the same shape.
+        forecast_histogram: Pixels in each class between RAIN_EDGES_MMH (above the lower bound, up to the upper one),
+            below the first and above the last, (windows, lead times, classes).
+        observed_histogram: The same of the radar.
+
+    Raises:
+        DataError: Arrays that do not fit the settings or each other.
+    """
+
+    settings: Settings
+    issue_s: IntArray
+    name: npt.NDArray[np.str_]
+    num_valid: IntArray
+    num_nonfinite: IntArray
+    sum_error: FloatArray
+    sum_squared_error: FloatArray
+    sum_absolute_error: FloatArray
+    sum_forecast: FloatArray
+    sum_observed: FloatArray
+    hits: IntArray
+    misses: IntArray
+    false_alarms: IntArray
+    correct_negatives: IntArray
+    fss_numerator: FloatArray
+    fss_denominator: FloatArray
+    forecast_histogram: IntArray
+    observed_histogram: IntArray
+
+    def __post_init__(self) -> None:
+        """Check types and shapes, the order of windows, and that the counts add up."""
+        for field, (kind, axes) in {"issue_s": (np.int64, ""), "name": (np.str_, ""), **FIELDS}.items():
+            array, shape = getattr(self, field), (len(self), *map(self.settings.num, axes))
+            if not (array.shape == shape and np.issubdtype(array.dtype, kind)):
+                raise DataError(f"rows: {field} is {array.dtype} {array.shape}; expected {kind.__name__} {shape}")
+            array.flags.writeable = False
+        if any(after <= before for before, after in pairwise(self.windows)):
+            raise DataError("rows: the windows are not sorted or not unique; expected what merge makes")
+        tables = self.hits + self.misses + self.false_alarms + self.correct_negatives
+        if (tables != self.num_valid[:, :, None]).any():
+            raise DataError("rows: hits, misses, false alarms and correct negatives do not add up to num_valid")
+
+    def __len__(self) -> int:
+        """Count the windows."""
+        return len(self.issue_s)
+
+    @property
+    def windows(self) -> list[WindowId]:
+        """The windows' ids, sorted."""
+        return [WindowId(*both) for both in zip(self.issue_s.tolist(), self.name.tolist(), strict=True)]
+
+    @property
+    def day(self) -> IntArray:
+        """The UTC day on which each window was issued, days since 1970, (windows,)."""
+        return self.issue_s // DAY_S
+
+    def take(self, rows: npt.NDArray[np.intp]) -> Self:
+        """Take rows by number, in rising order."""
+        arrays = {field: np.take(getattr(self, field), rows, axis=0) for field in ("issue_s", "name", *FIELDS)}
+        return type(self)(settings=self.settings, **arrays)
+
+    def save(self, path: Path) -> None:
+        """Write an .npz that `load` reads; it appears whole or not at all."""
+        contents: dict[str, Any] = {"schema": np.int64(_SCHEMA), **self.settings.to_json()}
+        contents |= {field: getattr(self, field) for field in ("issue_s", "name", *FIELDS)}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **contents)
+        open_storage(path.parent).write(path.name, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: The file is missing, damaged, or holds something else.
+        """
+        data = open_storage(path.parent).read(path.name)
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                arrays = {member: file[member] for member in file.files}
+        # zipfile, zlib and numpy raise whatever the damage makes of their own assumptions.
+        except Exception as error:
+            raise DataError(f"{path}: not readable as rows of scores ({error}); evaluate again") from error
+        lists = ("leads_min", "thresholds_mmh", "scales_px")
+        differing = sorted(set(arrays) ^ {"schema", *lists, "issue_s", "name", *FIELDS})
+        if differing or arrays["schema"].tolist() != _SCHEMA:
+            which = ", ".join(differing) or "schema"
+            raise DataError(f"{path}: not rows of scores of schema {_SCHEMA} (differing: {which}); evaluate again")
+        del arrays["schema"]
+        try:
+            settings = Settings(**{name: tuple(arrays.pop(name).tolist()) for name in lists})
+            return cls(settings=settings, **arrays)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: {error}; evaluate again") from error
+
+
+def score_window(
+    settings: Settings,
+    window: WindowId,
+    forecast_mmh_thw: npt.NDArray[np.floating],
+    observed_mmh_thw: npt.NDArray[np.floating],
+    valid_thw: npt.NDArray[np.bool_] | None,
+) -> Rows:
+    """Count and sum up one window's forecast: pure numpy in float64, so that nothing depends on batches or ranks.
+
+    Args:
+        settings: What is scored.
+        window: The window.
+        forecast_mmh_thw: Rain in mm/h, (lead times, rows, cols). Negative rain is scored as it is.
+        observed_mmh_thw: Rain in mm/h, finite where valid, the same shape.
+        valid_thw: True where the radar measured, the same shape; None: everywhere.
+
+    Raises:
+        ValueError: Shapes that do not belong together, or observed rain that is no number.
+    """
+    shape = forecast_mmh_thw.shape
+    if len(shape) != 3 or shape[0] != settings.num("l") or 0 in shape:
+        raise ValueError(f"{window}: the forecast has shape {shape}; expected ({settings.num('l')}, rows, cols)")
+    for what, other in (("observed rain", observed_mmh_thw), ("valid", valid_thw)):
+        if other is not None and other.shape != shape:
+            raise ValueError(f"{window}: {what} has shape {other.shape}; expected the forecast's, {shape}")
+    if valid_thw is not None and valid_thw.dtype != np.bool_:
+        raise ValueError(f"{window}: valid is {valid_thw.dtype}; expected bool, True where the radar measured")
+    leads: list[dict[str, Any]] = []
+    for lead in range(shape[0]):
+        valid_hw = None if valid_thw is None or valid_thw[lead].all() else valid_thw[lead]
+        # In C order: sums go in the order of memory.
+        forecast_hw = forecast_mmh_thw[lead].astype(np.float64, order="C")
+        observed_hw = observed_mmh_thw[lead].astype(np.float64, order="C")
+        if not np.isfinite(observed_hw if valid_hw is None else observed_hw[valid_hw]).all():
+            raise ValueError(f"{window}: observed rain is not finite at lead time {settings.leads_min[lead]:g} min")
+        leads.append(count_lead(forecast_hw, observed_hw, valid_hw, settings.thresholds_mmh, settings.scales_px))
+    arrays = {field: np.array([[lead[field] for lead in leads]], dtype=kind) for field, (kind, _) in FIELDS.items()}
+    return Rows(settings=settings, issue_s=np.array([window.issue_s]), name=np.array([window.name]), **arrays)
+
+
+def merge(*parts: Rows) -> Rows:
+    """Unite the windows of several parts, whatever their order; a window may be in several, with equal rows.
+
+    Raises:
+        ConfigError: Parts that were scored with different settings.
+        DataError: Parts with different rows for one window.
+    """
+    if not parts:
+        raise ValueError("there is nothing to merge; give one or more parts")
+    for part in parts[1:]:
+        check_same_settings(parts[0].settings, part.settings)
+    joined = {field: np.concatenate([getattr(part, field) for part in parts]) for field in ("issue_s", "name", *FIELDS)}
+    order = np.lexsort((joined["name"], joined["issue_s"]))
+    issue_s, name = joined["issue_s"][order], joined["name"][order]
+    double = (issue_s[1:] == issue_s[:-1]) & (name[1:] == name[:-1])
+    first, second = order[:-1][double], order[1:][double]
+    for field in FIELDS:
+        # Bits, not values: NaN is equal to itself.
+        bits = joined[field].view(np.int64)
+        if (differs := (bits[first] != bits[second]).any(axis=tuple(range(1, bits.ndim)))).any():
+            place = first[differs][0]
+            window = WindowId(int(joined["issue_s"][place]), str(joined["name"][place]))
+            raise DataError(f"window {window} was scored twice with different {field}: merge rows of one model only")
+    kept = order[np.concatenate([np.ones(min(len(order), 1), bool), ~double])]
+    return Rows(settings=parts[0].settings, **{field: array[kept] for field, array in joined.items()})
+
+
+def check_same_settings(one: Settings, other: Settings) -> None:
+    """Refuse to put together what was scored with different settings, as ConfigError."""
+    for name, values in one.to_json().items():
+        if values != (others := other.to_json()[name]):
+            raise ConfigError(f"{name} differs: {values} and {others}; evaluate again with the same settings")
+
+
+def select(rows: Rows, windows: Iterable[WindowId]) -> Rows:
+    """Take some windows, whatever their order.
+
+    Raises:
+        DataError: A window that the rows do not hold.
+    """
+    place = {window: number for number, window in enumerate(rows.windows)}
+    wanted = set(windows)
+    for window in sorted(wanted):
+        if window not in place:
+            raise DataError(f"window {window} is not among the {len(rows)} that were scored")
+    return rows.take(np.array(sorted(place[window] for window in wanted), dtype=np.intp))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """Scores of one model.
+
+    Args:
+        settings: What was scored.
+        num_windows: Windows that went in.
+        values: By name, with axes as SCORE_AXES lists them: (lead times + 1, thresholds, scales) or the first of these;
+            the last place of the first axis is all lead times pooled. Errors in mm/h, `mse` in (mm/h)^2. NaN where a
+            score does not exist (0/0) or, of errors and FSS, where a forecast was not finite.
+    """
+
+    settings: Settings
+    num_windows: int
+    values: Mapping[str, FloatArray]
+
+    def at(
+        self,
+        score: str,
+        *,
+        lead_min: float | None = None,
+        threshold_mmh: float | None = None,
+        scale_px: int | None = None,
+    ) -> float:
+        """Look up one score; without a lead time, that of all lead times pooled.
+
+        Raises:
+            ConfigError: A score, lead time, threshold or scale that there is none of.
+        """
+        if score not in SCORE_AXES:
+            raise ConfigError(f"there is no score {score!r}; there are {', '.join(SCORE_AXES)}")
+        place: list[int] = []
+        asked = {"leads_min": lead_min, "thresholds_mmh": threshold_mmh, "scales_px": scale_px}
+        for name, given in list(asked.items())[: len(SCORE_AXES[score])]:
+            held = getattr(self.settings, name)
+            if given is None and name == "leads_min":
+                place.append(-1)
+            elif given in held:
+                place.append(held.index(given))
+            else:
+                raise ConfigError(f"{score}: {given} is not among {name} {held}; ask for one of these")
+        return float(self.values[score][tuple(place)])
+
+
+def compute(rows: Rows) -> Scores:
+    """Compute all scores over all windows, summed in the order of windows; an empty selection gives NaN."""
+    sums = {field: getattr(rows, field).sum(axis=0)[None].astype(np.float64) for field in FIELDS}
+    values = {score: value[0] for score, value in scores_of_sums(sums).items()}
+    return Scores(settings=rows.settings, num_windows=len(rows), values=values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedProtocol:
+    """Scores as SmaAt-UNet's code computes them (see `label`), at the last frame's lead time.
+
+    Args:
+        values: `pmse` in (mm per 5 min)^2 a pixel, `accuracy`, `precision`, `recall`, `f1`, `csi`, `far`, `half_hss`.
+    """
+
+    lead_min: float
+    values: Mapping[str, float]
+
+    @property
+    def label(self) -> str:
+        """Say what these scores are, wherever they are shown."""
+        return (
+            f"SmaAt-UNet's protocol: the frame at {self.lead_min:g} min only, threshold {PUBLISHED_THRESHOLD_MMH:g} "
+            "mm/h, pMSE in (mm per 5 min)^2, HSS without its factor 2 (half of the true one)"
+        )
+
+
+def published_protocol(rows: Rows) -> PublishedProtocol:
+    """Compute the scores of SmaAt-UNet's protocol.
+
+    Raises:
+        ConfigError: 0.5 mm/h is not among the thresholds.
+    """
+    if PUBLISHED_THRESHOLD_MMH not in rows.settings.thresholds_mmh:
+        found = f"thresholds_mmh is {rows.settings.thresholds_mmh}: add it"
+        raise ConfigError(f"the published protocol needs the threshold {PUBLISHED_THRESHOLD_MMH:g} mm/h; {found}")
+    scores, lead_min = compute(rows), rows.settings.leads_min[-1]
+    values = {"pmse": scores.at("mse", lead_min=lead_min) / INTERVALS_AN_HOUR**2}
+    for name in ("accuracy", "precision", "recall", "f1", "csi", "far", "hss"):
+        value = scores.at(name, lead_min=lead_min, threshold_mmh=PUBLISHED_THRESHOLD_MMH)
+        values |= {"half_hss": value / 2} if name == "hss" else {name: value}
+    return PublishedProtocol(lead_min=lead_min, values=values)
