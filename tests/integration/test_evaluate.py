@@ -1,0 +1,478 @@
+"""Whole evaluations of tiny runs and baselines: the numbers, the files, any number of processes, and user errors."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from data.pack import main as pack
+from data.sources.synthetic import file_name, write_knmi_file
+from models.manifest import latest_verified
+from tests.conftest import REPOSITORY
+from tests.distributed import run_ranks
+from tests.integration import nowcast_runs, runs
+from trainer.checkpoint import load, save
+from trainer.entry import ExitCode, run_entry
+from trainer.evaluate import main
+from trainer.verification import Rows
+
+THRESHOLDS = (0.1, 0.5, 2.0)
+SPLIT = {"data__validation_share": 0.2, "data__test_share": 0.3, "data__guard_h": 0.25, "run__steps": 2}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the archive and the runs lie.
+
+    Attributes:
+        radar: Radar files.
+        shards: The same, packed.
+        one: A run.
+        two: A run of the other kind of model, with fewer lead times.
+    """
+
+    radar: Path
+    shards: Path
+    one: Path
+    two: Path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("evaluate")
+    shards = runs.make_shards(folder, hours=6)
+    found = Place(folder / "radar", shards, folder / "one", folder / "two")
+    other = {"model__name": "smaat_unet", "model__smaat_width": 8, "model__frames_out": 2}
+    for run, changes in ((found.one, {}), (found.two, other)):
+        code = nowcast_runs.train(nowcast_runs.arguments(shards, run, **{**SPLIT, "run__evaluate_every": 2, **changes}))
+        assert code == ExitCode.DONE
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _own_log_handlers() -> Iterator[None]:
+    """The entry point sets handlers up for a process of its own."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def command(shards: Path, out: Path, models: list[str], *more: str) -> list[str]:
+    thresholds = [f"{one:g}" for one in THRESHOLDS]
+    fixed = ["--data.shards", str(shards), "--out", str(out), "--device", "cpu"]
+    return [*fixed, "--models", *models, "--thresholds", *thresholds, "--scales", "1", "5", *more]
+
+
+def evaluate(argv: list[str]) -> int:
+    return run_entry(lambda: main(argv))
+
+
+def evaluate_on(_rank: int, commands: list[list[str]]) -> list[int]:
+    return [evaluate(argv) for argv in commands]
+
+
+def scores_of(out: Path) -> dict[str, Any]:
+    contents: dict[str, Any] = json.loads((out / "scores.json").read_text())
+    return contents
+
+
+def expect(capsys: pytest.CaptureFixture[str], argv: list[str], code: ExitCode, *words: str) -> None:
+    found = evaluate(argv)
+    text = capsys.readouterr().err
+    assert found == code, text
+    for word in words:
+        assert word in text
+
+
+def test_two_runs_and_all_baselines_in_one_pass(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [str(place.one), f"smaat_unet={place.two}", "persistence", "advection", "extrapolation"]
+    models += ["training_mean", "damped_extrapolation"]
+    out, report = tmp_path / "out", tmp_path / "page"
+    more = ["--report", str(report), "--compare_to", "persistence", "--protocol", "published", "--fit_windows", "3"]
+    assert evaluate(command(place.shards, out, models, *more)) == ExitCode.DONE
+    text = capsys.readouterr().out
+    contents = scores_of(out)
+    names = ["one", "smaat_unet", "persistence", "advection", "extrapolation", "training_mean", "damped_extrapolation"]
+    assert list(contents["models"]) == names
+    about = contents["about"]
+    assert (about["split"], about["frames_in"], about["frames_out"]) == ("test", 4, 2)
+    recorded = load(place.one).state.data["spans"]["test"]
+    assert about["spans"] == recorded
+    assert about["models"]["one"]["step"] == load(place.one / "best").state.step
+    assert all(0 <= factor <= 1 for factor in about["models"]["damped_extrapolation"]["factors"])
+    assert contents["models"]["one"]["published_protocol"]["label"].startswith("SmaAt-UNet's protocol")
+    assert {len(Rows.load(out / "rows" / f"{name}.npz")) for name in names} == {
+        contents["models"]["one"]["num_windows"]
+    }
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert written == {*about["files"], "scores.json", "scores.csv", "scores.md"}
+    assert len([name for name in about["files"] if name.startswith("pictures/case-") and name.endswith(".png")]) == 3
+    for shown in ("## Rain above 0.5 mm/h", "## Mean squared error", "## By the published protocol", "| smaat_unet |"):
+        assert shown in text
+    assert any("one forecasts 3 frames; the first 2 are scored" in line for line in about["caveats"])
+    page = (report / "report.html").read_text()
+    assert "one forecasts 3 frames" in page
+    assert "By the published protocol" in page
+    assert page.count("data:image/gif;base64,") == 1
+    assert "http" not in page.split("What the scores mean")[0].replace("http-equiv", "")
+    for name, where in (("all tables", out / "scores.md"), ("report", report / "report.html")):
+        assert f"{name:<12} {where}" in text
+
+
+def test_persistence_scores_are_those_of_a_plain_count_of_the_radar_files(place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stated = ["--split", "validation", "--data.validation_share", "0.4", "--data.guard_h", "0.5", "--frames_out", "3"]
+    assert evaluate(command(place.shards, out, ["persistence"], *stated)) == ExitCode.DONE
+    contents = scores_of(out)
+    (span,) = contents["about"]["spans"]
+    frames = {}
+    for path in place.radar.glob("*.h5"):
+        moment = datetime.strptime(path.stem[-12:], "%Y%m%d%H%M").replace(tzinfo=UTC)
+        if span["start_s"] <= moment.timestamp() < span["stop_s"]:
+            with h5py.File(path) as file:
+                frames[int(moment.timestamp())] = file["image1/image_data"][:]
+    times = sorted(frames)
+    starts = [time for time in times if all(time + 300 * k in frames for k in range(4))]
+    assert contents["models"]["persistence"]["num_windows"] == len(starts) > 20
+    for record in contents["models"]["persistence"]["contingency"]:
+        step, limit = round(record["lead_min"] / 5), record["threshold_mmh"]
+        table = {"hits": 0, "misses": 0, "false_alarms": 0, "correct_negatives": 0}
+        for start in starts:
+            now, then = frames[start], frames[start + 300 * step]
+            known = then != 65535
+            # In whole counts of 0.01 mm per 5 minutes: 0.12 mm/h each.
+            forecast = (np.where(now == 65535, 0, now) * 12 > round(limit * 100))[known]
+            observed = (then * 12 > round(limit * 100))[known]
+            table["hits"] += int((forecast & observed).sum())
+            table["misses"] += int((~forecast & observed).sum())
+            table["false_alarms"] += int((forecast & ~observed).sum())
+            table["correct_negatives"] += int((~forecast & ~observed).sum())
+        assert {name: record[name] for name in table} == table
+    squares = [
+        np.square((frames[start + 900].astype(float) - frames[start]) * 0.12)[frames[start + 900] != 65535]
+        for start in starts
+    ]
+    (mse,) = [
+        one["value"]
+        for one in contents["models"]["persistence"]["scores"]
+        if (one["score"], one["lead_min"]) == ("mse", 15)
+    ]
+    wet = [sum(((frames[s + 300 * k] > 0) & (frames[s + 300 * k] < 65535)).mean() for k in (1, 2, 3)) for s in starts]
+    cases = contents["about"]["cases"]
+    assert [case["why"] for case in cases] == ["the most rain", "the largest change", "as much rain as the median"]
+    assert cases[0]["time_s"] == starts[int(np.argmax(wet))]
+    assert len({case["time_s"] for case in cases}) == 3
+    # The radar is rounded once, to the float32 that models see.
+    assert mse == pytest.approx(np.concatenate(squares).mean(), rel=1e-6)
+
+
+def test_the_training_mean_is_the_mean_of_the_training_part(place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = ["--split", "validation", "--fit_windows", "1000", "--frames_in", "1"]
+    stated = ["--data.validation_share", "0.3", "--data.guard_h", "0", "--frames_out", "2"]
+    argv = command(place.shards, out, ["mean=training_mean", "persistence"], *more, *stated)
+    assert evaluate(argv) == ExitCode.DONE
+    contents = scores_of(out)
+    (span,) = contents["about"]["spans"]
+    frames = []
+    for path in sorted(place.radar.glob("*.h5")):
+        moment = datetime.strptime(path.stem[-12:], "%Y%m%d%H%M").replace(tzinfo=UTC)
+        if moment.timestamp() < span["start_s"]:
+            with h5py.File(path) as file:
+                frames.append(file["image1/image_data"][:].astype(float) * 0.12)
+    targets = [frames[start + lead] for start in range(len(frames) - 2) for lead in (1, 2)]
+    assert contents["about"]["models"]["mean"]["mean_mmh"] == pytest.approx(np.mean(targets), rel=1e-6)
+    assert contents["mse_comparison"][0]["training_mean"] == contents["mse_comparison"][0]["mse"]
+
+
+def test_two_processes_write_the_bytes_that_one_writes(place: Place, tmp_path: Path) -> None:
+    models = [str(place.one), "persistence", "training_mean"]
+    outs = [tmp_path / name for name in ("one", "narrow", "two")]
+    commands = [command(place.shards, out, models, "--limit", "7", "--fit_windows", "2") for out in outs]
+    commands[1] += ["--micro_batch", "1"]
+    assert [evaluate(argv) for argv in commands[:2]] == [ExitCode.DONE] * 2
+    assert run_ranks(evaluate_on, 2, commands[2:], init_group=False) == [[0], [0]]
+    for out in outs[1:]:
+        for name in ("scores.json", "scores.csv", "scores.md", *scores_of(outs[0])["about"]["files"]):
+            assert (out / name).read_bytes() == (outs[0] / name).read_bytes(), name
+        assert {path.name for path in out.iterdir()} == {path.name for path in outs[0].iterdir()}
+
+
+def test_neither_order_nor_company_changes_a_models_scores(place: Place, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    run = f"run={place.one}"
+    assert evaluate(command(place.shards, first, [run, "persistence", "advection"], "--limit", "5")) == ExitCode.DONE
+    assert evaluate(command(place.shards, second, ["advection", run], "--limit", "5")) == ExitCode.DONE
+    one, other = scores_of(first)["models"], scores_of(second)["models"]
+    assert list(other) == ["advection", "run"]
+    for name in other:
+        assert other[name] == one[name]
+
+
+def test_a_second_evaluation_replaces_the_first_and_nothing_else(place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert evaluate(command(place.shards, out, [f"a={place.one}", "persistence"], "--limit", "3")) == ExitCode.DONE
+    before = set(scores_of(out)["about"]["files"])
+    own = [out / "notes.txt", out / "rows" / "mine.npz", out / "pictures" / "mine.png"]
+    for path in own:
+        path.write_text("mine")
+    time_s = scores_of(out)["about"]["cases"][-1]["time_s"]
+    when = f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%dT%H:%M}"
+    argv = command(place.shards, out, [f"b={place.one}", "persistence"], "--limit", "3", "--cases", when)
+    assert evaluate(argv) == ExitCode.DONE
+    after = set(scores_of(out)["about"]["files"])
+    assert "rows/a.npz" in before - after
+    assert not any((out / name).exists() for name in before - after)
+    assert all((out / name).exists() for name in after)
+    assert [path.read_text() for path in own] == ["mine"] * 3
+    assert [case["why"] for case in scores_of(out)["about"]["cases"]] == ["chosen"]
+
+
+def poisoned(run: Path, folder: Path) -> Path:
+    """Copy a run's best checkpoint with one weight that is no number."""
+    saved = load(run / "best")
+    name = next(name for name in reversed(saved.model) if name.endswith("bias"))
+    model = {**saved.model, name: torch.full_like(saved.model[name], math.nan)}
+    save(folder / "best", saved.state, model, {}, keep_last=2)
+    return folder
+
+
+def test_forecasts_that_are_no_number_are_counted_and_shown(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = poisoned(place.one, tmp_path / "broken")
+    out, page = tmp_path / "out", tmp_path / "page"
+    argv = command(place.shards, out, [str(broken), "persistence"], "--limit", "2", "--report", str(page))
+    assert evaluate(argv) == ExitCode.DONE
+    contents = scores_of(out)
+    model = contents["models"]["broken"]
+    assert model["num_nonfinite"] == model["num_valid"] > 0
+    assert all(record["hits"] == 0 for record in model["contingency"])
+    line = f"broken: {model['num_nonfinite']} of {model['num_valid']} forecast values are not finite"
+    assert line in capsys.readouterr().out
+    assert line in (page / "report.html").read_text()
+    assert "are not finite" in (out / "scores.md").read_text()
+
+
+def test_a_dry_split_is_finished_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "radar").mkdir()
+    for number in range(30):
+        time_s = 1_590_969_600 + 300 * number
+        write_knmi_file(tmp_path / "radar" / file_name(time_s), np.zeros((64, 64), np.uint16), time_s)
+    assert pack(["knmi", str(tmp_path / "radar"), "--out", str(tmp_path / "shards")]) == 0
+    page = tmp_path / "page"
+    models = ["persistence", "advection", "extrapolation"]
+    argv = command(tmp_path / "shards", tmp_path / "out", models, "--split", "all", "--report", str(page))
+    assert evaluate(argv) == ExitCode.DONE
+    line = "No rain above 0.1 mm/h was observed in the whole split"
+    assert line in capsys.readouterr().out
+    assert line in (page / "report.html").read_text()
+    values = scores_of(tmp_path / "out")["models"]["extrapolation"]["scores"]
+    assert {one["value"] for one in values if one["score"] == "csi"} == {None}
+    assert {one["value"] for one in values if one["score"] == "mse"} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("models", "more", "code", "words"),
+    [
+        (["persistance"], [], ExitCode.CONFIG, ["neither the folder of a run nor a baseline", "is persistence"]),
+        (["persistence", "advection", "advection"], [], ExitCode.CONFIG, ["two of them are called 'advection'"]),
+        (["a/b=persistence"], [], ExitCode.CONFIG, ["neither the folder of a run"]),
+        ([".hidden=persistence"], [], ExitCode.CONFIG, [".hidden", "cannot be a file's"]),
+        (["persistence"], ["--thresholds", "1", "0.5"], ExitCode.CONFIG, ["thresholds", "0.5 after 1", "0.5, 1"]),
+        (["persistence"], ["--thresholds", "x"], ExitCode.CONFIG, ["thresholds", "float"]),
+        (["persistence"], ["--splits", "all"], ExitCode.CONFIG, ["splits", "split"]),
+        (["persistence"], ["--compare_to", "radar"], ExitCode.CONFIG, ["compare_to is 'radar'", "persistence"]),
+        (["persistence"], [], ExitCode.CONFIG, ["split is test, and there is no such part", "data.test_share"]),
+        (["persistence"], ["--frames_out", "40"], ExitCode.DATA, ["windows of 41 frames", "1 to 24"]),
+        (["extrapolation"], ["--frames_in", "2"], ExitCode.CONFIG, ["frames_in is 2, and extrapolation takes 3"]),
+        (["persistence"], ["--cases", "2020-05-01"], ExitCode.CONFIG, ["no scored forecast starts at", "nearest"]),
+        (["training_mean"], ["--split", "train"], ExitCode.CONFIG, ["training_mean is fitted", "split is train"]),
+        (["training_mean"], ["--split", "all"], ExitCode.CONFIG, ["training_mean is fitted", "split is all"]),
+        (
+            ["persistence"],
+            ["--data.min_rain_fraction", "1", "--split", "all"],
+            ExitCode.DATA,
+            ["the split 'all'", "has no window", "highest rain fraction"],
+        ),
+        (["persistence"], ["--data.train_times", '["x"]'], ExitCode.CONFIG, ["data.train_times", "START/STOP"]),
+    ],
+)
+def test_what_a_user_can_get_wrong_without_a_run(
+    place: Place,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    models: list[str],
+    more: list[str],
+    code: ExitCode,
+    words: list[str],
+) -> None:
+    split = [] if {"--split", "--splits"} & set(more) or words[0].startswith("split is test") else ["--split", "train"]
+    argv = command(place.shards, tmp_path / "out", models)
+    if "--thresholds" in more:
+        argv = argv[: argv.index("--thresholds")]
+    expect(capsys, [*argv, "--data.guard_h", "0", *split, *more], code, *words)
+    assert not (tmp_path / "out" / "scores.json").exists()
+
+
+def test_windows_that_a_run_was_trained_on_are_refused_or_loudly_named(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "out", tmp_path / "page"
+    for split in ("train", "all"):
+        argv = command(place.shards, out, [str(place.one), "persistence"], "--split", split, "--limit", "3")
+        expect(
+            capsys, argv, ExitCode.CONFIG, "share frames with the train part of one", "2020-06-01", "--allow_overlap"
+        )
+    assert evaluate([*argv, "--allow_overlap", "true", "--report", str(page)]) == ExitCode.DONE
+    assert "OVERLAP" in capsys.readouterr().out
+    assert "OVERLAP" in (page / "report.html").read_text()
+    # The same times in another archive are the same rain.
+    other = tmp_path / "other"
+    pack(["knmi", str(place.radar), "--out", str(other), "--crop", "0:32,0:64"])
+    expect(
+        capsys,
+        command(other, out, [str(place.one)], "--split", "all"),
+        ExitCode.CONFIG,
+        "share frames with the train part of one",
+    )
+    # Another part of the map is scored, and said.
+    assert evaluate(command(other, out, [str(place.one)], "--limit", "2")) == ExitCode.DONE
+    assert "one was trained on another part of the map: 64 x 64 pixels; this is 32 x 64" in capsys.readouterr().out
+
+
+def test_what_a_user_can_get_wrong_with_a_run(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, one = tmp_path / "out", str(place.one)
+    expect(
+        capsys,
+        command(place.shards, out, [one, "one=persistence"]),
+        ExitCode.CONFIG,
+        "two of them are called 'one'",
+    )
+    expect(
+        capsys,
+        command(place.shards, out, [one], "--data.test_share", "0.5"),
+        ExitCode.CONFIG,
+        "data.test_share is set, but the runs' records say",
+    )
+    expect(
+        capsys,
+        command(place.shards, out, [one], "--frames_out", "9"),
+        ExitCode.CONFIG,
+        "frames_out is 9, and one forecasts 3 frames",
+    )
+    expect(capsys, command(tmp_path / "none", out, [one]), ExitCode.DATA, "index.json is missing")
+    (tmp_path / "file").write_text("")
+    expect(capsys, command(place.shards, tmp_path / "file", [one]), ExitCode.CONFIG, "out", "is a file")
+    damaged = Path(shutil.copytree(place.one, tmp_path / "damaged"))
+    newest = latest_verified(damaged / "best" / "checkpoints")
+    assert newest is not None
+    for folder in newest.parent.iterdir():
+        data = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    expect(capsys, command(place.shards, out, [str(damaged)]), ExitCode.CHECKPOINT, "model.safetensors", "damaged")
+
+
+def test_runs_of_other_kinds_and_splits_are_refused(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    few = {"run__steps": 1, "run__evaluate_every": 1, "optim__warmup_steps": 0}
+    pretrained, untested, elsewhere = (tmp_path / name for name in ("pretrained", "untested", "elsewhere"))
+    assert runs.train(runs.arguments(place.shards, pretrained, **few)) == ExitCode.DONE
+    expect(capsys, command(place.shards, out, [str(pretrained)]), ExitCode.CHECKPOINT, "not of a fine-tuning run")
+    small = {**SPLIT, **few, "model__name": "smaat_unet", "model__smaat_width": 4}
+    argv = nowcast_runs.arguments(place.shards, untested, **{**small, "data__test_share": 0})
+    assert nowcast_runs.train(argv) == ExitCode.DONE
+    expect(
+        capsys,
+        command(place.shards, out, [str(untested), "persistence"]),
+        ExitCode.CONFIG,
+        "untested was trained without a test part",
+    )
+    argv = nowcast_runs.arguments(place.shards, elsewhere, **{**small, "data__test_share": 0.4})
+    assert nowcast_runs.train(argv) == ExitCode.DONE
+    expect(
+        capsys,
+        command(place.shards, out, [str(place.one), str(elsewhere)]),
+        ExitCode.CONFIG,
+        "one and elsewhere were trained with different test parts",
+        "score them one by one",
+    )
+
+
+def write_archive(folder: Path, *, minutes: int, first_s: int) -> Path:
+    """Write and pack 40 frames of noisy rain at another time."""
+    (folder / "radar").mkdir(parents=True)
+    for number in range(40):
+        counts = np.random.default_rng(number).integers(0, 60, (64, 64)).astype(np.uint16)
+        time_s = first_s + 60 * minutes * number
+        write_knmi_file(folder / "radar" / file_name(time_s), counts, time_s)
+    argv = ["knmi", str(folder / "radar"), "--out", str(folder / "shards"), "--cadence-min", str(minutes)]
+    assert pack(argv) == 0
+    return folder / "shards"
+
+
+def test_an_event_kept_aside_is_scored_and_baselines_are_fitted_on_the_runs_own_archive(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aside = write_archive(tmp_path / "aside", minutes=5, first_s=1_609_459_200)
+    argv = command(aside, tmp_path / "out", [str(place.one), "training_mean"], "--split", "all", "--limit", "4")
+    assert evaluate(argv) == ExitCode.DONE
+    about = scores_of(tmp_path / "out")["about"]
+    assert about["spans"] == []
+    assert about["models"]["training_mean"]["mean_mmh"] < 2 < 60 / 2 * 0.12  # the storms' mean, not the noise's
+    capsys.readouterr()
+    other = write_archive(tmp_path / "other", minutes=10, first_s=1_609_459_200)
+    expect(
+        capsys,
+        command(other, tmp_path / "none", [str(place.one)], "--split", "all"),
+        ExitCode.DATA,
+        "one was trained on frames every 300 s, and the shards hold frames every 600 s",
+    )
+    # The run's own shards are gone: there is nothing to fit on.
+    moved = place.shards.rename(place.shards.with_name("moved"))
+    try:
+        expect(capsys, argv, ExitCode.DATA, "training_mean is fitted on the training part", "bring back the run's own")
+    finally:
+        moved.rename(place.shards)
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_two_processes(place: Place, tmp_path: Path) -> None:
+    outs = [tmp_path / name for name in ("alone", "launched")]
+    commands = [command(place.shards, out, [str(place.one), "persistence"], "--limit", "5") for out in outs]
+    assert evaluate(commands[0]) == ExitCode.DONE
+    tool = str(Path(sys.executable).parent / "accelerate")
+    fixed = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_"))}
+    ended = subprocess.run(
+        [tool, "launch", *fixed, "trainer/evaluate.py", *commands[1]],
+        cwd=REPOSITORY,
+        env={**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == ExitCode.DONE, ended.stderr
+    assert "2 process(es)" in ended.stderr
+    assert ended.stdout.count("done: 5 windows") == 1
+    assert (outs[0] / "scores.json").read_bytes() == (outs[1] / "scores.json").read_bytes()

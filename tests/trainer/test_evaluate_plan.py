@@ -1,0 +1,154 @@
+"""What an evaluation is asked for and what it scores: options, names, overlaps in time, and windows as rain."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.sequences import TimeSpan
+from data.stream import Batch
+from trainer.contestants import BASELINES, read_entries, windows_of
+from trainer.evaluation_config import LISTS, ArchiveConfig, EvaluateConfig, gather_lists, parse_evaluation
+from trainer.evaluation_plan import _meets
+from trainer.settings import ConfigError, WindowsConfig
+
+BASE = ["--data.shards", "S", "--out", "O"]
+
+
+def test_lists_are_read_word_by_word() -> None:
+    argv = [*BASE, "--models", "a", "b=c d", "persistence", "--thresholds", "0.5", "2", "--scales", "1", "9"]
+    config = parse_evaluation([*argv, "--cases", "2010-08-26T03:00", "--limit", "4"])
+    assert config.models == ("a", "b=c d", "persistence")
+    assert (config.thresholds, config.scales, config.limit) == ((0.5, 2.0), (1, 9), 4)
+    assert config.case_times_s == (1_282_791_600,)
+    assert parse_evaluation([*BASE, '--models=["a"]', "--thresholds", "[0.5, 1]"]).thresholds == (0.5, 1.0)
+
+
+@given(st.lists(st.text(min_size=1).filter(lambda word: not word.startswith(("--", "["))), min_size=1, max_size=4))
+def test_any_word_may_name_a_model(words: list[str]) -> None:
+    (word,) = gather_lists(["--models", *words])
+    assert json.loads(word.removeprefix("--models=")) == words
+
+
+def test_a_file_of_settings_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text(
+        "data: {shards: S}\nmodels: [persistence]\nout: O\nsplit: all\nthresholds: [1, 2]\n"
+    )
+    config = parse_evaluation(["--config", str(tmp_path / "e.yaml"), "--split", "test"])
+    assert (config.models, config.split, config.thresholds) == (("persistence",), "test", (1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--models"], "models is empty"),
+        (["--models", "a", "--thresholds", "1", "1"], r"thresholds holds 1 after 1; expected rising order: 1"),
+        (["--models", "a", "--thresholds", "-1"], "thresholds holds -1.0; expected finite numbers above 0"),
+        (["--models", "a", "--scales", "5", "1"], "scales holds 1 after 5; expected rising order: 1, 5"),
+        (["--models", "a", "--scales", "1.5"], "scales"),
+        (["--models", "a", "--limit", "0"], "limit is 0; it must be 1 or more"),
+        (["--models", "a", "--cases", "noon"], "cases: 'noon' is no time; expected UTC such as 2010-08-26T04:00"),
+        (["--models", "a", "--protocol", "published", "--thresholds", "1", "2"], "thresholds is 1, 2; add 0.5"),
+        (["--models", "a", "--split", "tests"], "split"),
+        (["--models", "a", "--reprot", "x"], "nearest valid key is report"),
+        (["--models", "a", "--data.test_share", "1.5"], "data.test_share is 1.5; it is a share"),
+        (["--models", "a", "--data.guard_h", ".inf"], "data.guard_h is inf; it must be a finite number"),
+        (["--models", "a", "--data.test_times", '["2019-01-01/2020-01-01"]'], "data.train_times is not"),
+    ],
+)
+def test_slips_on_the_command_line_are_named(more: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        parse_evaluation([*BASE, *more])
+
+
+def test_the_archive_has_the_settings_of_training_that_matter_here() -> None:
+    known = {field.name for field in fields(WindowsConfig)}
+    assert {field.name for field in fields(ArchiveConfig)} < known
+    stated = ArchiveConfig(shards="S", guard_h=2.0, test_share=0.2, threads=3, target_frame=4, min_rain_fraction=0.5)
+    windows = stated.windows
+    assert (windows.guard_h, windows.test_share, windows.validation_share) == (2.0, 0.2, 0.1)
+    assert (windows.threads, windows.target_frame, windows.min_rain_fraction) == (3, 4, 0.5)
+    assert stated.stated == ["test_share", "guard_h"]
+    assert set(LISTS) < {field.name for field in fields(EvaluateConfig)}
+
+
+def test_models_are_named_by_the_user_or_their_folder(tmp_path: Path) -> None:
+    for name in ("run_a", "x=y"):
+        (tmp_path / name).mkdir()
+    words = [
+        str(tmp_path / "run_a"),
+        f"b={tmp_path / 'run_a'}",
+        str(tmp_path / "x=y"),
+        "still=persistence",
+        "advection",
+    ]
+    entries = read_entries(words)
+    assert [entry.name for entry in entries] == ["run_a", "b", "x=y", "still", "advection"]
+    assert [entry.kind for entry in entries] == ["run", "run", "run", "persistence", "advection"]
+    assert entries[2].folder == tmp_path / "x=y"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["extrapolaton"], "neither the folder of a run nor a baseline .*; the nearest baseline is extrapolation"),
+        (["nothing/like/it"], rf"nor a baseline \({', '.join(BASELINES)}\)$"),
+        (["a=persistence", "a=advection"], r"two of them are called 'a' \(persistence and advection\)"),
+        (["=persistence", "persistence"], "two of them are called 'persistence'"),
+        ([".a=persistence"], "the name '.a' cannot be a file's; give another, as NAME=.a=persistence"),
+        (["a\\b=persistence"], "cannot be a file's"),
+        (["a\nb=persistence"], "cannot be a file's"),
+        ([f"{'n' * 101}=persistence"], "has no name of 1 to 100 letters"),
+    ],
+)
+def test_models_that_cannot_be(words: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        read_entries(words)
+
+
+@given(
+    first=st.integers(-40, 40), window=st.integers(1, 8), cadence_s=st.integers(1, 7), start_s=st.integers(-60, 60),
+    length_s=st.integers(1, 50),
+)  # fmt: skip
+def test_a_window_meets_a_span_when_one_of_its_frames_ends_in_it(
+    first: int, window: int, cadence_s: int, start_s: int, length_s: int
+) -> None:
+    span = TimeSpan(start_s=start_s, stop_s=start_s + length_s)
+    ends = [first + cadence_s * frame for frame in range(window)]
+    expected = any(span.start_s <= end < span.stop_s for end in ends)
+    assert _meets(np.array([first]), window, cadence_s, span).tolist() == [expected]
+
+
+def test_windows_are_cut_out_of_batches_as_rain() -> None:
+    counts = torch.arange(3 * 4 * 2 * 2, dtype=torch.int32).view(3, 4, 2, 2)
+    counts[1, 0, 0, 0] = 65535
+    counts[2, 3, 1, 1] = 65535
+    batch = Batch(
+        counts_bthw=counts.to(torch.uint16),
+        scale_mmh=0.12,
+        has_missing=True,
+        window_b=np.array([5, 6, 7, -1])[:3],
+        index_b=np.arange(3),
+        step=0,
+        micro_step=0,
+        epoch=0,
+    )
+    padded = Batch(**{**vars(batch), "window_b": np.array([5, -1, 7])})
+    windows = list(windows_of(iter([batch, padded]), 3))
+    assert [window.row for window in windows] == [5, 6, 7, 5, 7]
+    first, second, third = windows[:3]
+    assert first.past_valid_bthw is None
+    assert first.future_valid_bthw is None
+    torch.testing.assert_close(first.past_mmh_bthw, counts[:1, :3] * 0.12)
+    torch.testing.assert_close(first.future_mmh_bthw, counts[:1, 3:] * 0.12)
+    assert second.past_valid_bthw is not None
+    assert second.past_valid_bthw.logical_not().nonzero().tolist() == [[0, 0, 0, 0]]
+    assert second.past_mmh_bthw[0, 0, 0, 0] == 0
+    assert second.future_valid_bthw is None
+    assert third.future_valid_bthw is not None
+    assert third.future_valid_bthw.logical_not().nonzero().tolist() == [[0, 0, 1, 1]]

@@ -1,0 +1,163 @@
+"""`trainer/forecast.py` from a small run's checkpoint: what it writes, and what it refuses with which exit code."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.frames import Grid
+from data.sources import knmi
+from data.sources.synthetic import file_name as name_of
+from data.sources.synthetic import iterate_storms, write_knmi_file
+from data.units import MISSING_COUNT, ModelSpace
+from trainer.checkpoint import save
+from trainer.config import FinetuneConfig, as_dict
+from trainer.entry import ExitCode, run_entry
+from trainer.forecast import main, make_forecast, write_outputs
+from trainer.forecaster import build_nowcaster, load_forecaster
+from trainer.loop import NonFiniteError
+from trainer.settings import NowcastConfig, NowcastDataConfig, NowcastRunConfig
+from trainer.state import TrainState
+
+SIZE = 64
+FRAMES_IN, FRAMES_OUT = 3, 2
+END_S = 1_577_836_800
+
+
+def _write_radar(folder: Path, num_frames: int = FRAMES_IN, missing_rows: int = 0) -> Path:
+    folder.mkdir()
+    for number, counts in enumerate(iterate_storms(num_frames, SIZE, SIZE, 3)):
+        end_time_s = END_S + (number - num_frames + 1) * 300
+        counts[:missing_rows] = MISSING_COUNT
+        write_knmi_file(folder / name_of(end_time_s), counts, end_time_s)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a run's folder with one checkpoint of a tiny SmaAt-UNet with fresh weights."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    model = NowcastConfig(name="smaat_unet", frames_in=FRAMES_IN, frames_out=FRAMES_OUT, smaat_width=4)
+    config = FinetuneConfig(
+        run=NowcastRunConfig(dir=str(folder)), data=NowcastDataConfig(shards="none"), model=model
+    )  # fmt: skip
+    space = ModelSpace(kind=model.space.kind, scale_mmh=model.space.scale_mmh, clip_mmh=model.space.clip_mmh)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = build_nowcaster(model, space).state_dict()
+    radar = _write_radar(tmp_path_factory.mktemp("radar") / "one", 1)
+    grid = knmi.read_header(next(radar.iterdir())).grid
+    state = TrainState(
+        step=1, epoch=0, seed=0, config=as_dict(config), plan={}, loss_scale=None, optimizer_steps={}, versions={},
+        data={"grid": grid.to_json(), "cadence_s": 300, "scale_mmh": 0.12, "source": "synthetic storms", "spans": {}},
+    )  # fmt: skip
+    save(folder, state, {name: tensor.contiguous() for name, tensor in weights.items()}, {}, keep_last=2)
+    return folder
+
+
+def _main(*words: str | Path) -> Callable[[], ExitCode]:
+    return lambda: main([str(word) for word in words])
+
+
+def test_a_forecast_is_written_with_its_pictures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    radar, out = _write_radar(tmp_path / "radar", 5), tmp_path / "out"
+    assert run_entry(_main("--run", run, "--input", radar, "--out", out, "--name", "my model")) == 0
+    written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert written == [
+        "forecast.gif",
+        "forecast_202001010000.nc",
+        "frames/forecast_202001010000_005min.png",
+        "frames/forecast_202001010000_010min.png",
+    ]
+    said = capsys.readouterr().out
+    assert "my model: 2020-01-01T00:05:00Z to 2020-01-01T00:10:00Z from 3 radar files" in said
+    assert str(out / "forecast_202001010000.nc") in said
+    forecaster = load_forecaster(run)
+    latest = [knmi.read(path) for path in sorted(radar.iterdir())[-FRAMES_IN:]]
+    rain = torch.from_numpy(np.stack([frame.counts for frame in latest]).astype(np.float32) * np.float32(0.12))
+    expected = forecaster.forecast(rain[None], None)[0].numpy()
+    with netCDF4.Dataset(out / "forecast_202001010000.nc") as file:
+        np.testing.assert_allclose(file["rainfall_rate"][:].filled(np.nan), expected, rtol=1e-6)
+        assert "my model" in file.source
+        assert "trainer/forecast.py --run" in file.history
+    with Image.open(out / "forecast.gif") as picture:
+        assert getattr(picture, "n_frames", 1) == FRAMES_IN + FRAMES_OUT
+
+
+def test_without_pictures_only_the_file_is_written(run: Path, tmp_path: Path) -> None:
+    files = sorted(_write_radar(tmp_path / "radar").iterdir())
+    assert main([
+        "--run", str(run), "--input", *map(str, files), "--out", str(tmp_path / "out"), "--no-pictures",
+    ]) is ExitCode.DONE  # fmt: skip
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["forecast_202001010000.nc"]
+
+
+def test_pixels_that_no_radar_saw_have_no_forecast(run: Path, tmp_path: Path) -> None:
+    forecast = make_forecast(load_forecaster(run), [_write_radar(tmp_path / "radar", missing_rows=10)])
+    assert np.isnan(forecast.rain_mmh_thw[:, :10]).all()
+    assert np.isfinite(forecast.rain_mmh_thw[:, 10:]).all()
+    assert forecast.num_nonfinite == 0
+
+
+class _Broken(torch.nn.Module):
+    """Gives NaN in its first rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, frames_bthw: torch.Tensor, _visible: None, _valid: None) -> torch.Tensor:
+        output = frames_bthw[:, :FRAMES_OUT].clone()
+        output[:, :, : self.rows] = torch.nan
+        return output
+
+
+def test_what_is_not_finite_is_counted_and_nothing_finite_is_refused(run: Path, tmp_path: Path) -> None:
+    radar = _write_radar(tmp_path / "radar")
+    broken = replace(load_forecaster(run), model=_Broken(5))
+    forecast = make_forecast(broken, [radar])
+    assert forecast.num_nonfinite == FRAMES_OUT * 5 * SIZE
+    paths = write_outputs(forecast, tmp_path / "out", grid=broken.grid, command="c", institution="i")
+    with netCDF4.Dataset(paths[0]) as file:
+        assert np.ma.getmaskarray(file["rainfall_rate"][:]).sum() == FRAMES_OUT * 5 * SIZE
+    with pytest.raises(NonFiniteError, match="not one pixel of the forecast is a finite number"):
+        make_forecast(replace(broken, model=_Broken(SIZE)), [radar])
+
+
+def test_refusals_have_their_exit_code_and_write_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    radar, out = _write_radar(tmp_path / "radar"), tmp_path / "out"
+    (tmp_path / "file").write_text("x")
+    files = sorted(radar.iterdir())
+    cases: list[tuple[list[str | Path], ExitCode, str]] = [
+        (["--run", run, "--input", radar, "--out", tmp_path / "file"], ExitCode.DATA, "is a file; expected a folder"),
+        (["--run", tmp_path / "none", "--input", radar, "--out", out], ExitCode.CHECKPOINT, "does not exist"),
+        (["--run", run, "--input", *files[1:], "--out", out], ExitCode.DATA, "2 radar files were given"),
+        (["--run", run, "--input", tmp_path / "none", "--out", out], ExitCode.DATA, "is not there"),
+    ]
+    if not torch.cuda.is_available():
+        cases.append(
+            (["--run", run, "--input", radar, "--out", out, "--device", "cuda"], ExitCode.CONFIG, "no CUDA device")
+        )
+    for words, code, message in cases:
+        assert run_entry(_main(*words)) == code
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+
+
+def test_input_on_another_grid_is_refused(run: Path, tmp_path: Path) -> None:
+    forecaster = load_forecaster(run)
+    grid: dict[str, Any] = forecaster.grid.to_json() | {"x0_km": forecaster.grid.x0_km + 7}
+    moved = replace(forecaster, data=forecaster.data | {"grid": Grid.from_json(grid).to_json()})
+    with pytest.raises(ValueError, match="the file does not cover it"):
+        make_forecast(moved, [_write_radar(tmp_path / "radar")])
+    unknown = replace(forecaster, data={key: value for key, value in forecaster.data.items() if key != "cadence_s"})
+    with pytest.raises(ValueError, match="records no cadence_s"):
+        make_forecast(unknown, [tmp_path / "radar"])

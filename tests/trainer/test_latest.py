@@ -1,0 +1,158 @@
+"""The latest files as input: the right frames and pixels, and every reason to refuse, by name."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.frames import Crop, DataError, Grid
+from data.sources import knmi
+from data.sources.synthetic import file_name, write_knmi_file
+from data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT
+from tests.data.radar_files import FIRST_S, change, random_counts, set_attribute, write_series
+from trainer.latest import find_crop, read_latest
+
+SIZE = (24, 20)
+CROP = Crop(row0=4, row1=20, col0=2, col1=18)
+
+
+def _grid(folder: Path) -> Grid:
+    return knmi.read_header(sorted(folder.glob("*.h5"))[0]).grid
+
+
+@pytest.fixture
+def radar(tmp_path: Path) -> Path:
+    write_series(tmp_path / "radar", range(6), size=SIZE)
+    return tmp_path / "radar"
+
+
+def test_the_last_frames_are_read_and_cut_to_the_grid(radar: Path) -> None:
+    latest = read_latest([radar], grid=_grid(radar).cropped(CROP), cadence_s=300, frames_in=4)
+    assert latest.end_times_s == tuple(FIRST_S + number * 300 for number in range(2, 6))
+    assert [path.name for path in latest.files] == [file_name(time_s) for time_s in latest.end_times_s]
+    for frame, number in enumerate(range(2, 6)):
+        counts = random_counts(number, *SIZE)[4:20, 2:18]
+        valid = counts != MISSING_COUNT
+        np.testing.assert_array_equal(latest.valid_thw[frame], valid)
+        expected = np.where(valid, counts * KNMI_MMH_PER_COUNT, 0)
+        np.testing.assert_allclose(latest.rain_mmh_thw[frame], expected, rtol=1e-6)
+    assert latest.rain_mmh_thw.dtype == np.float32
+    assert latest.source == "synthetic storms"
+
+
+def test_files_in_any_order_and_the_whole_grid(radar: Path) -> None:
+    grid = _grid(radar)
+    files = sorted(radar.glob("*.h5"))
+    one = read_latest([radar], grid=grid, cadence_s=300, frames_in=6)
+    other = read_latest([*files[3:], *files[:3], files[0]], grid=grid, cadence_s=300, frames_in=6)
+    np.testing.assert_array_equal(one.rain_mmh_thw, other.rain_mmh_thw)
+    assert one.files == other.files
+    assert one.rain_mmh_thw.shape == (6, *SIZE)
+
+
+def test_a_file_of_another_scale_is_read_by_its_own(radar: Path) -> None:
+    grid = _grid(radar)
+    before = read_latest([radar], grid=grid, cadence_s=300, frames_in=6)
+    last = sorted(radar.glob("*.h5"))[-1]
+    change(last, set_attribute("image1/calibration", "calibration_formulas", np.bytes_("GEO=0.02*PV+0.0")))
+    after = read_latest([radar], grid=grid, cadence_s=300, frames_in=6)
+    np.testing.assert_array_equal(after.rain_mmh_thw[:5], before.rain_mmh_thw[:5])
+    np.testing.assert_allclose(after.rain_mmh_thw[5], 2 * before.rain_mmh_thw[5], rtol=1e-6)
+
+
+def test_too_few_files_are_counted(radar: Path) -> None:
+    with pytest.raises(DataError, match=r"6 radar files were given .*the model needs 12, one every 5 min"):
+        read_latest([radar], grid=_grid(radar), cadence_s=300, frames_in=12)
+
+
+def test_gaps_are_named(radar: Path) -> None:
+    grid = _grid(radar)
+    (radar / file_name(FIRST_S + 3 * 300)).unlink()
+    with pytest.raises(DataError, match=r"the frame of 2020-01-01T00:05:00Z is missing \(1 in all\)"):
+        read_latest([radar], grid=grid, cadence_s=300, frames_in=5)
+    # What lies before the frames that are used may have gaps.
+    assert read_latest([radar], grid=grid, cadence_s=300, frames_in=2).end_times_s[0] == FIRST_S + 4 * 300
+
+
+@pytest.mark.parametrize(("cadence_s", "found"), [(600, "10 min apart"), (420, "7 min apart")])
+def test_another_cadence_is_named(tmp_path: Path, cadence_s: int, found: str) -> None:
+    # KNMI's names hold minutes: the first frame of a series ends at one.
+    write_series(tmp_path, range(4), size=SIZE, cadence_s=cadence_s)
+    with pytest.raises(DataError, match=f"{found}; the run was trained on frames every 5 min"):
+        read_latest([tmp_path], grid=_grid(tmp_path), cadence_s=300, frames_in=4)
+
+
+def test_other_grids_are_named(radar: Path) -> None:
+    grid = _grid(radar)
+    for path in radar.glob("*.h5"):
+        change(path, set_attribute("geographic", "geo_column_offset", np.array([1.0], dtype=np.float32)))
+    with pytest.raises(DataError, match=r"RAD_NL25.*the run's area is rows 0 to 24 and columns \d+ to \d+ of"):
+        read_latest([radar], grid=grid, cadence_s=300, frames_in=4)
+
+
+def test_frames_without_any_measurement_are_a_gap(radar: Path) -> None:
+    empty: npt.NDArray[np.uint16] = np.full(SIZE, MISSING_COUNT, dtype=np.uint16)
+    grid = _grid(radar)
+    write_knmi_file(radar / file_name(FIRST_S + 4 * 300), empty, FIRST_S + 4 * 300)
+    with pytest.raises(DataError, match=r"no pixel .* holds a measurement at 2020-01-01T00:10:00Z \(1 of 6 frames\)"):
+        read_latest([radar], grid=grid, cadence_s=300, frames_in=6)
+
+
+def test_two_files_of_one_time_are_refused(radar: Path, tmp_path: Path) -> None:
+    first = sorted(radar.glob("*.h5"))[-1]
+    (tmp_path / "again").mkdir()
+    shutil.copy(first, tmp_path / "again" / first.name)
+    with pytest.raises(DataError, match="two files of one time"):
+        read_latest([radar, tmp_path / "again"], grid=_grid(radar), cadence_s=300, frames_in=4)
+
+
+def test_files_of_two_products_are_refused(radar: Path) -> None:
+    grid = _grid(radar)
+    change(sorted(radar.glob("*.h5"))[-2], set_attribute("overview", "product_group_name", np.bytes_("RAD_X")))
+    with pytest.raises(DataError, match=r"files of two products: .* is 'KNMI RAD_X'.*'synthetic storms'"):
+        read_latest([radar], grid=grid, cadence_s=300, frames_in=4)
+
+
+PROJECTION = "+proj=stere +lat_0=90 +lon_0=0.0 +lat_ts=60.0 +a=6378.137 +b=6356.752 +x_0=0 +y_0=0"
+WHOLE = Grid(rows=765, cols=700, pixel_km=1.0, projection=PROJECTION, x0_km=0.0, y0_km=-3650.0)
+
+
+@given(
+    row0=st.integers(0, 700), col0=st.integers(0, 600), rows=st.integers(1, 65), cols=st.integers(1, 100),
+    pixel_km=st.sampled_from([0.25, 1.0, 2.5]),
+)  # fmt: skip
+def test_a_crop_is_found_again(row0: int, col0: int, rows: int, cols: int, pixel_km: float) -> None:
+    whole = Grid(rows=765, cols=700, pixel_km=pixel_km, projection=PROJECTION, x0_km=0.1, y0_km=-3650.3)
+    crop = Crop(row0=row0, row1=row0 + rows, col0=col0, col1=col0 + cols)
+    assert find_crop(whole.cropped(crop), inside=whole) == crop
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"projection": PROJECTION.replace("60.0", "52.0")}, "the projection is .*lat_ts=60.0.*the run's is"),
+        ({"pixel_km": 2.0}, r"pixels of 1 km; the run's are 2 km"),
+        ({"x0_km": 10.5}, r"10\.500 columns into the file's; expected whole numbers"),
+        ({"y0_km": -3649.0}, "rows -1 to 31"),
+        ({"cols": 701}, "columns 0 to 701 of the file's grid, which has 765 rows and 700 columns"),
+    ],
+)
+def test_what_differs_between_grids_is_named(changes: dict[str, object], message: str) -> None:
+    small = WHOLE.cropped(Crop(row0=0, row1=32, col0=0, col1=32)).to_json() | changes
+    with pytest.raises(DataError, match=message):
+        find_crop(Grid.from_json(small), inside=WHOLE)
+
+
+def test_the_real_files_give_the_crop_without_missing_pixels(shared_dir: Path) -> None:
+    folder = shared_dir / "data" / "knmi"
+    crop = Crop(row0=284, row1=572, col0=225, col1=513)
+    latest = read_latest([folder], grid=_grid(folder).cropped(crop), cadence_s=300, frames_in=12)
+    assert latest.valid_thw.all()
+    assert latest.rain_mmh_thw.shape == (12, 288, 288)
+    np.testing.assert_array_equal(
+        latest.rain_mmh_thw[-1], knmi.read(latest.files[-1], crop).counts.astype(np.float32) * np.float32(0.12)
+    )

@@ -1,0 +1,139 @@
+"""The NetCDF file, read back by another library: values, coordinates and the words that CF asks for."""
+
+from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numpy as np
+import numpy.typing as npt
+import pytest
+from pyproj import CRS, Transformer
+
+from data.frames import DataError, Grid
+from trainer.netcdf import Provenance, write_forecast
+from trainer.projection import pixel_centres_m
+
+GRID = Grid(
+    rows=5, cols=4, pixel_km=1.0, x0_km=225.0, y0_km=-3934.0,
+    projection="+proj=stere +lat_0=90 +lon_0=0.0 +lat_ts=60.0 +a=6378.137 +b=6356.752 +x_0=0 +y_0=0",
+)  # fmt: skip
+REFERENCE_S = 1_282_780_800
+"""2010-08-26T00:00:00Z."""
+PROVENANCE = Provenance(
+    model="a model", source="KNMI RAD_NL25_RAU_5mi", licence="CC BY 4.0, KNMI", history="2026-11-22T00:00:00Z: made"
+)
+
+
+def _rain() -> npt.NDArray[np.float32]:
+    rain = np.random.default_rng(0).gamma(0.3, 4.0, (3, GRID.rows, GRID.cols)).astype(np.float32)
+    rain[1, 2, 3], rain[2, 0, 0] = np.nan, np.inf
+    return rain
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "made" / "forecast.nc"
+    write_forecast(
+        path, rain_mmh_thw=_rain(), reference_time_s=REFERENCE_S, cadence_s=300, grid=GRID, provenance=PROVENANCE
+    )
+    assert [file.name for file in path.parent.iterdir()] == ["forecast.nc"]
+    return path
+
+
+def _attributes(variable: Any) -> dict[str, Any]:
+    return {name: variable.getncattr(name) for name in variable.ncattrs()}
+
+
+def test_rain_comes_back_and_what_is_not_finite_is_missing(written: Path) -> None:
+    with netCDF4.Dataset(written) as file:
+        variable = file["rainfall_rate"]
+        assert variable.dimensions == ("time", "y", "x")
+        assert variable.dtype == np.float32
+        assert np.isnan(variable.getncattr("_FillValue"))
+        filters = variable.filters()
+        assert filters["zlib"]
+        assert filters["shuffle"]
+        assert variable.chunking() == [1, GRID.rows, GRID.cols]
+        read = variable[:]
+    rain = _rain()
+    np.testing.assert_array_equal(np.ma.getmaskarray(read), ~np.isfinite(rain))
+    np.testing.assert_array_equal(read.compressed(), rain[np.isfinite(rain)])
+
+
+def test_times_are_the_ends_of_their_intervals(written: Path) -> None:
+    with netCDF4.Dataset(written) as file:
+        time = file["time"]
+        ends = np.asarray(netCDF4.num2date(time[:], time.units, time.calendar))
+        assert [str(end) for end in ends] == [f"2010-08-26 00:{minute:02d}:00" for minute in (5, 10, 15)]
+        assert file[time.bounds][:].tolist() == [[REFERENCE_S + 300 * k, REFERENCE_S + 300 * (k + 1)] for k in range(3)]
+        assert file["forecast_reference_time"][...].item() == REFERENCE_S
+        assert file["forecast_reference_time"].units == time.units
+        assert file["forecast_period"][:].tolist() == [5, 10, 15]
+        assert file["forecast_period"].units == "minutes"
+
+
+def test_every_variable_says_what_cf_asks_for(written: Path) -> None:
+    """CF 1.8: 2.6 (file), 3 (units, names), 4.4 (time), 5.6 (grid mapping), 7.1 (bounds), 7.3 (cell methods)."""
+    names = {
+        "time": ("time", "seconds since 1970-01-01 00:00:00"),
+        "forecast_reference_time": ("forecast_reference_time", "seconds since 1970-01-01 00:00:00"),
+        "forecast_period": ("forecast_period", "minutes"),
+        "x": ("projection_x_coordinate", "m"),
+        "y": ("projection_y_coordinate", "m"),
+        "lat": ("latitude", "degrees_north"),
+        "lon": ("longitude", "degrees_east"),
+        "rainfall_rate": ("rainfall_rate", "mm h-1"),
+    }
+    with netCDF4.Dataset(written) as file:
+        assert file.Conventions == "CF-1.8"
+        for name in ("title", "institution", "source", "history", "references", "license", "comment"):
+            assert file.getncattr(name)
+        assert "KNMI RAD_NL25_RAU_5mi" in file.source
+        assert file.license == "CC BY 4.0, KNMI"
+        assert set(file.variables) == {*names, "time_bounds", "crs"}
+        for name, (standard_name, units) in names.items():
+            found = _attributes(file[name])
+            assert (found["standard_name"], found["units"]) == (standard_name, units)
+        assert _attributes(file["time_bounds"]) == {}
+        assert [file[name].axis for name in ("time", "y", "x")] == ["T", "Y", "X"]
+        rain = file["rainfall_rate"]
+        assert rain.cell_methods == "time: mean"
+        assert all(name in file.variables for name in rain.coordinates.split())
+        assert file[rain.grid_mapping].grid_mapping_name == "polar_stereographic"
+
+
+def test_coordinates_are_pixel_centres_and_the_mapping_leads_to_their_degrees(written: Path) -> None:
+    with netCDF4.Dataset(written) as file:
+        x_m, y_m, latitude, longitude = (file[name][:].data for name in ("x", "y", "lat", "lon"))
+        mapping = _attributes(file["crs"])
+    expected_x, expected_y = pixel_centres_m(GRID)
+    np.testing.assert_array_equal(x_m, expected_x)
+    np.testing.assert_array_equal(y_m, expected_y)
+    assert y_m[0] > y_m[-1], "row 0 lies in the north"
+    assert mapping["semi_major_axis"] == 6_378_137.0
+    from_words = {key: value for key, value in mapping.items() if key not in ("crs_wkt", "proj4")}
+    for crs in (CRS.from_cf(from_words), CRS.from_wkt(mapping["crs_wkt"]), CRS.from_proj4(mapping["proj4"])):
+        to_degrees = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+        lon, lat = to_degrees.transform(*np.meshgrid(x_m, y_m))
+        np.testing.assert_allclose(latitude, lat, atol=1e-5)
+        np.testing.assert_allclose(longitude, lon, atol=1e-5)
+
+
+def test_shapes_and_projections_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"reference_time_s": 0, "cadence_s": 300, "provenance": PROVENANCE}
+    with pytest.raises(ValueError, match=r"shape \(3, 4, 5\); expected \(leads, 5, 4\)"):
+        write_forecast(tmp_path / "a.nc", rain_mmh_thw=_rain().transpose(0, 2, 1), grid=GRID, **arguments)
+    other = Grid.from_json(GRID.to_json() | {"projection": "+proj=laea +lat_0=55 +lon_0=10 +a=6378.137 +b=6356.752"})
+    with pytest.raises(DataError, match="expected a polar stereographic one"):
+        write_forecast(tmp_path / "a.nc", rain_mmh_thw=_rain(), grid=other, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(DataError, match="could not write"):
+        write_forecast(
+            tmp_path / "file" / "a.nc", rain_mmh_thw=_rain(), reference_time_s=0, cadence_s=300, grid=GRID,
+            provenance=PROVENANCE,
+        )  # fmt: skip
+    assert (tmp_path / "file").read_bytes() == b"old"

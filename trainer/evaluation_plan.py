@@ -1,0 +1,297 @@
+"""Which windows an evaluation scores: the split that the runs recorded, held against what the runs have seen."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data.frames import DataError, Grid
+from data.plan import WindowTable, evaluation_plan, select_windows
+from data.sequences import TimeSpan
+from data.shards import Index
+from data.storage import Storage
+from models.motion import LEVELS
+from trainer.contestants import FITTED, Entry, TrainingPart, open_archive
+from trainer.evaluation_config import SPLIT_KEYS, EvaluateConfig
+from trainer.forecaster import RunForecaster
+from trainer.settings import ConfigError
+from trainer.verification import Settings, WindowId
+from trainer.windows import selection, split_archive
+
+ADVECTION_PIXELS = 2 * LEVELS[0]
+LOG = logging.getLogger(__name__)
+Spans = dict[str, tuple[TimeSpan, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """What is scored.
+
+    Attributes:
+        storage: Where the shards lie.
+        index: What they hold.
+        table: The windows.
+        frames_in: Past frames of each.
+        frames_out: Future frames of each.
+        settings: Lead times, thresholds, scales.
+        spans: Times of the split; () for all of the archive.
+        training: What baselines are fitted on; None where none is.
+        caveats: What a reader must know before trusting a figure.
+    """
+
+    storage: Storage
+    index: Index
+    table: WindowTable
+    frames_in: int
+    frames_out: int
+    settings: Settings
+    spans: tuple[TimeSpan, ...]
+    training: TrainingPart | None
+    caveats: tuple[str, ...] = field(default=())
+
+    def window_id(self, row: int) -> WindowId:
+        """Name a window by the time that its forecast could be issued, and its place in the archive."""
+        return WindowId(int(self.issue_s(np.array([row]))[0]), self.table.name(row, self.index))
+
+    def issue_s(self, row_n: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Give the end times of the windows' last past frames, epoch seconds."""
+        return first_times(self.index, self.table)[row_n] + (self.frames_in - 1) * self.index.cadence_s
+
+    def rows(self, limit: int | None) -> npt.NDArray[np.int64]:
+        """Give the rows of the table that are scored, in order."""
+        return evaluation_plan(self.table, 1, limit).ravel()
+
+
+def make_plan(
+    config: EvaluateConfig, entries: Sequence[Entry], runs: Mapping[str, RunForecaster], frames: tuple[int, int]
+) -> Plan:
+    """Choose the windows and refuse those that a run has seen.
+
+    Args:
+        config: The evaluation.
+        entries: All models.
+        runs: Those that are runs.
+        frames: Past and future frames of a window.
+
+    Raises:
+        ConfigError: A split that contradicts the runs', that there is none of, or windows that a run was trained on.
+        DataError: The archive does not verify, does not fit a run, or has no window in the split.
+    """
+    storage, index = open_archive(config.data.shards)
+    parts = _split(config, index, runs)
+    spans = () if config.split == "all" else parts[config.split]
+    window = sum(frames)
+    try:
+        table = select_windows(index, selection(config.data.windows, window, spans))
+    except DataError as error:
+        raise DataError(
+            f"{storage.url}: the split {config.split!r} ({_listed(spans)}) has no window: {error}"
+        ) from error
+    if any(entry.kind == "advection" for entry in entries) and min(index.rows, index.cols) < ADVECTION_PIXELS:
+        raise DataError(
+            f"{storage.url}: frames of {index.rows} x {index.cols} pixels; advection finds motion on "
+            f"{ADVECTION_PIXELS} a side and more: leave it out"
+        )
+    caveats = [line for run in runs.values() for line in (*_grid_caveats(run, index), *_more_leads(run, frames[1]))]
+    first_s = first_times(index, table)
+    for run in runs.values():
+        caveats += _overlaps(config, run, first_s, window, index)
+    if config.split == "validation" and runs:
+        caveats.append("The runs' best checkpoints were chosen on this very part: their scores are a little too good.")
+    minutes = tuple(index.cadence_s * (lead + 1) / 60 for lead in range(frames[1]))
+    settings = config.settings(minutes)
+    for threshold in config.thresholds:
+        if abs(threshold / index.scale_mmh - round(threshold / index.scale_mmh)) < 1e-6:
+            caveats.append(
+                f"The threshold {threshold:g} mm/h lies on a step of the radar's rain ({index.scale_mmh:g} mm/h a "
+                "count): rounding decides whether that very step is above it."
+            )
+    for line in caveats:
+        LOG.warning("%s", line)
+    return Plan(
+        storage=storage,
+        index=index,
+        table=table,
+        frames_in=frames[0],
+        frames_out=frames[1],
+        settings=settings,
+        spans=spans,
+        training=_training_part(config, entries, runs, parts, window, storage, index),
+        caveats=tuple(caveats),
+    )
+
+
+def first_times(index: Index, table: WindowTable) -> npt.NDArray[np.int64]:
+    """Give the end time of each window's first frame, epoch seconds."""
+    start_s = np.array([entry.start_s for entry in index.sequences], np.int64)
+    return start_s[table.sequence] + table.start.astype(np.int64) * index.cadence_s
+
+
+def recorded_spans(run: RunForecaster) -> Spans:
+    """Read the times of a run's parts from its checkpoint.
+
+    Raises:
+        DataError: It does not say them.
+    """
+    spans = run.data.get("spans")
+    try:
+        return {part: tuple(TimeSpan(**span) for span in spans[part]) for part in ("train", "validation", "test")}  # type: ignore[index]
+    except (TypeError, KeyError) as error:
+        raise DataError(
+            f"{run.path}: does not record the times of its training, validation and test parts; train it again"
+        ) from error
+
+
+def _split(config: EvaluateConfig, index: Index, runs: Mapping[str, RunForecaster]) -> Spans:
+    """Give the spans of the parts: the runs' own, or those of the settings."""
+    needed = config.split != "all"
+    if not runs:
+        if not needed:
+            return {}
+        parts = split_archive(index, config.data.windows)
+        if needed and not parts[config.split]:
+            key = f"data.{config.split}_share"
+            raise ConfigError(f"split is {config.split}, and there is no such part; set {key} or data.train_times too")
+        return parts
+    if config.data.stated:
+        raise ConfigError(
+            f"data.{config.data.stated[0]} is set, but the runs' records say how the archive is split; leave out "
+            f"{', '.join(f'data.{name}' for name in SPLIT_KEYS if name in config.data.stated)}"
+        )
+    spans = {name: recorded_spans(run) for name, run in runs.items()}
+    first = next(iter(spans))
+    for name, parts in spans.items():
+        if needed and not parts[config.split]:
+            raise ConfigError(
+                f"{name} was trained without a {config.split} part ({runs[name].path}); score another split, or `all` "
+                "of an archive that it was not trained on"
+            )
+        if needed and parts[config.split] != spans[first][config.split]:
+            raise ConfigError(
+                f"{first} and {name} were trained with different {config.split} parts: "
+                f"{_listed(spans[first][config.split])} and {_listed(parts[config.split])}; score them one by one, or "
+                "with --split all on an archive that neither was trained on"
+            )
+    return spans[first]
+
+
+def _overlaps(
+    config: EvaluateConfig, run: RunForecaster, first_s: npt.NDArray[np.int64], window: int, index: Index
+) -> list[str]:
+    """Refuse windows that a run has seen, or say it loudly where that was asked for."""
+    caveats = []
+    parts = recorded_spans(run)
+    for part in ("train", "validation"):
+        if part == config.split == "validation":
+            continue
+        seen = np.zeros(len(first_s), bool)
+        for span in parts[part]:
+            seen |= _meets(first_s, window, index.cadence_s, span)
+        if not (count := int(seen.sum())):
+            continue
+        what = f"{count} of {len(first_s)} windows share frames with the {part} part of {run.name}"
+        if part == "validation" and config.split != "test":
+            caveats.append(f"{what} ({_listed(parts[part])}), on which its best checkpoint was chosen.")
+        elif config.allow_overlap:
+            caveats.append(
+                f"OVERLAP: {what} ({_listed(parts[part])}): {run.name} has seen the answers, and its scores are no "
+                "measure of skill."
+            )
+        else:
+            raise ConfigError(
+                f"{what} ({_listed(parts[part])}; first: {np.datetime64(int(first_s[seen][0]), 's')} UTC): scores "
+                "there would say how well it remembers. Score another split or archive, or add --allow_overlap true, "
+                "and the report says so"
+            )
+    return caveats
+
+
+def _meets(first_s: npt.NDArray[np.int64], window: int, cadence_s: int, span: TimeSpan) -> npt.NDArray[np.bool_]:
+    """Tell which windows have a frame that ends inside a span."""
+    ahead = np.maximum(-(-(span.start_s - first_s) // cadence_s), 0)
+    met: npt.NDArray[np.bool_] = (ahead < window) & (first_s + ahead * cadence_s < span.stop_s)
+    return met
+
+
+def _grid_caveats(run: RunForecaster, index: Index) -> list[str]:
+    """Refuse another pixel size or cadence; say it where the run learned from another place or product."""
+    own, found = run.grid, index.grid.cropped(index.crop)
+    cadence_s = run.data.get("cadence_s")
+    for what, asked, given in (
+        ("pixels", f"{own.pixel_km:g} km", f"{found.pixel_km:g} km"),
+        ("frames every", f"{cadence_s} s", f"{index.cadence_s} s"),
+    ):
+        if asked != given:
+            raise DataError(
+                f"{run.name} was trained on {what} {asked}, and the shards hold {what} {given}; score it on an archive "
+                "like the one that it was trained on"
+            )
+    caveats = []
+    if run.data.get("source") != index.source:
+        caveats.append(f"{run.name} was trained on {run.data.get('source')}, and this is {index.source}.")
+    elif own.projection != found.projection:
+        caveats.append(f"{run.name} was trained on another map projection: {own.projection}.")
+    if _place(own) != _place(found):
+        caveats.append(
+            f"{run.name} was trained on another part of the map: {own.rows} x {own.cols} pixels; this is "
+            f"{found.rows} x {found.cols}."
+        )
+    return caveats
+
+
+def _place(grid: Grid) -> tuple[float, ...]:
+    return (grid.rows, grid.cols, grid.x0_km, grid.y0_km)
+
+
+def _more_leads(run: RunForecaster, frames_out: int) -> list[str]:
+    if run.frames_out == frames_out:
+        return []
+    return [f"{run.name} forecasts {run.frames_out} frames; the first {frames_out} are scored."]
+
+
+def _training_part(
+    config: EvaluateConfig,
+    entries: Sequence[Entry],
+    runs: Mapping[str, RunForecaster],
+    parts: Spans,
+    window: int,
+    storage: Storage,
+    index: Index,
+) -> TrainingPart | None:
+    """Find the windows that baselines are fitted on: the first run's training part, or that of the settings."""
+    fitted = [entry.name for entry in entries if entry.kind in FITTED]
+    if not fitted:
+        return None
+    if config.split == "train" or (config.split == "all" and not runs):
+        raise ConfigError(
+            f"{fitted[0]} is fitted on the training part, and split is {config.split}: it would be scored on what it "
+            "was fitted on; leave it out, or score another part"
+        )
+    whose = f"{next(iter(runs))}'s" if runs else "data.*"
+    where: list[tuple[Storage, Index]] = [(storage, index)]
+    if runs:
+        run = next(iter(runs.values()))
+        own = run.config.data.shards
+        if index.fingerprint != run.data.get("fingerprint") and Path(own).is_dir():
+            other = open_archive(own)
+            if other[1].fingerprint == run.data.get("fingerprint"):
+                where.insert(0, other)
+    for place, held in where:
+        try:
+            table = select_windows(held, selection(config.data.windows, window, parts["train"]))
+        except DataError as error:
+            cause = error
+            continue
+        return TrainingPart(storage=place, index=held, table=table, whose=f"{whose}, {_listed(parts['train'])}")
+    raise DataError(
+        f"{fitted[0]} is fitted on the training part ({whose}, {_listed(parts['train'])}), which has no window in "
+        f"{', '.join(place.url for place, _ in where)} ({cause}); leave it out, or bring back the run's own shards, "
+        "as its config.yaml names them"
+    )
+
+
+def _listed(spans: Sequence[TimeSpan]) -> str:
+    return ", ".join(map(str, spans)) or "all times"

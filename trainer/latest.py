@@ -1,0 +1,176 @@
+"""The latest radar files as a model's input: the last frames, on the run's grid, at its cadence, without a gap."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from data.frames import Crop, DataError, Frame, Grid, iso_time
+from data.sources import knmi
+from data.sources.knmi import FileRef
+from data.units import MISSING_COUNT
+from trainer.projection import PolarStereographic
+
+PIXEL_TOLERANCE: Final = 1e-3
+"""Offsets are float32 in files: a thousandth of a pixel is rounding, more is another grid."""
+
+MAX_NAMED_TIMES: Final = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latest:
+    """The radar frames that a forecast starts from.
+
+    Attributes:
+        rain_mmh_thw: Rain in mm/h, float32 (frames, rows, cols), 0 where missing.
+        valid_thw: True where there is a measurement.
+        end_times_s: End of each frame's accumulation, epoch seconds UTC.
+        grid: Where the pixels lie: the run's grid.
+        source: The product's name.
+        licence: Licence of the data.
+        files: The files that were read, in time order.
+    """
+
+    rain_mmh_thw: npt.NDArray[np.float32]
+    valid_thw: npt.NDArray[np.bool_]
+    end_times_s: tuple[int, ...]
+    grid: Grid
+    source: str
+    licence: str
+    files: tuple[Path, ...]
+
+
+def read_latest(paths: Iterable[Path], *, grid: Grid, cadence_s: int, frames_in: int) -> Latest:
+    """Read the last frames among files and folders, cut to a run's grid.
+
+    Counts become mm/h by each file's own scale, so that files of another scale than the run's archive serve as well.
+
+    Args:
+        paths: KNMI HDF5 files, and folders of them.
+        grid: The run's grid: the files' own, or a part of it.
+        cadence_s: The run's seconds between frames.
+        frames_in: Frames that the model takes.
+
+    Raises:
+        DataError: Too few files, a gap, another cadence, another grid, a frame without any measurement, files of
+            two products, or what `data.sources.knmi` refuses: two of one time, a damaged one.
+    """
+    given = knmi.scan(paths)
+    refs = given[-frames_in:]
+    if len(refs) < frames_in:
+        times = ", ".join(iso_time(ref.end_time_s) for ref in refs[:MAX_NAMED_TIMES])
+        raise DataError(
+            f"{len(refs)} radar files were given ({times}{', ...' if len(refs) > MAX_NAMED_TIMES else ''}), "
+            f"but the model needs {frames_in}, one every {_minutes(cadence_s)}; give the last {frames_in}"
+        )
+    _check_times(refs, cadence_s, frames_in)
+    frames = [_read(ref.path, grid) for ref in refs]
+    valid_thw = np.stack([frame.counts != MISSING_COUNT for frame in frames])
+    empty = [
+        iso_time(frame.end_time_s) for frame, valid_hw in zip(frames, valid_thw, strict=True) if not valid_hw.any()
+    ]
+    if empty:
+        raise DataError(
+            f"no pixel of the run's area holds a measurement at {_some(empty)} ({len(empty)} of {frames_in} frames); "
+            "expected radar data in every frame: wait for a complete hour, or give other files"
+        )
+    last = frames[-1]
+    for ref, frame in zip(refs, frames, strict=True):
+        if frame.source != last.source:
+            raise DataError(
+                f"files of two products: {ref.path.name} is {frame.source!r}, {refs[-1].path.name} is "
+                f"{last.source!r}; give files of one"
+            )
+    return Latest(
+        rain_mmh_thw=np.stack([_rain_mmh(frame) for frame in frames]),
+        valid_thw=valid_thw,
+        end_times_s=tuple(frame.end_time_s for frame in frames),
+        grid=grid,
+        source=last.source,
+        licence=last.licence,
+        files=tuple(ref.path for ref in refs),
+    )
+
+
+def find_crop(grid: Grid, *, inside: Grid) -> Crop:
+    """Find the rectangle of a larger grid that is the same as a smaller one.
+
+    Raises:
+        DataError: Projection or pixel size differ, the pixels of one lie between the other's, or it reaches outside.
+    """
+    if grid.projection != inside.projection:
+        found, expected = PolarStereographic.parse(inside.projection), PolarStereographic.parse(grid.projection)
+        if not found.equals(expected):
+            raise DataError(
+                f"the projection is {inside.projection!r}; the run's is {grid.projection!r}: give files of that product"
+            )
+    if abs(grid.pixel_km - inside.pixel_km) > 1e-6 * grid.pixel_km:
+        raise DataError(
+            f"pixels of {inside.pixel_km:g} km; the run's are {grid.pixel_km:g} km: give files of that product"
+        )
+    down = (inside.y0_km - grid.y0_km) / grid.pixel_km
+    right = (grid.x0_km - inside.x0_km) / grid.pixel_km
+    row0, col0 = round(down), round(right)
+    if max(abs(down - row0), abs(right - col0)) > PIXEL_TOLERANCE:
+        raise DataError(
+            f"the run's grid begins {down:.3f} rows and {right:.3f} columns into the file's; expected whole numbers: "
+            "the pixels do not lie on the run's"
+        )
+    row1, col1 = row0 + grid.rows, col0 + grid.cols
+    if row0 < 0 or col0 < 0 or row1 > inside.rows or col1 > inside.cols:
+        raise DataError(
+            f"the run's area is rows {row0} to {row1} and columns {col0} to {col1} of the file's grid, which has "
+            f"{inside.rows} rows and {inside.cols} columns: the file does not cover it"
+        )
+    return Crop(row0=row0, row1=row1, col0=col0, col1=col1)
+
+
+def _check_times(refs: Sequence[FileRef], cadence_s: int, frames_in: int) -> None:
+    steps_s = [after.end_time_s - before.end_time_s for before, after in pairwise(refs)]
+    if not steps_s:
+        return
+    # Where no two frames are one cadence apart, it is not that some are missing: they come at another pace.
+    odd = next((number for number, step_s in enumerate(steps_s) if step_s % cadence_s), None)
+    if odd is None and cadence_s not in steps_s:
+        odd = 0
+    if odd is not None:
+        raise DataError(
+            f"{refs[odd].path.name} and {refs[odd + 1].path.name} are {_minutes(steps_s[odd])} apart; the run was "
+            f"trained on frames every {_minutes(cadence_s)}: give files of that cadence"
+        )
+    present = {ref.end_time_s for ref in refs}
+    missing = [time_s for time_s in range(refs[0].end_time_s, refs[-1].end_time_s, cadence_s) if time_s not in present]
+    if missing:
+        raise DataError(
+            f"among the last {frames_in} files the frame of {_some([iso_time(time_s) for time_s in missing])} is "
+            f"missing ({len(missing)} in all); expected one every {_minutes(cadence_s)}: fetch what is missing, or "
+            "give files up to the gap"
+        )
+
+
+def _read(path: Path, grid: Grid) -> Frame:
+    header = knmi.read_header(path)
+    try:
+        crop = find_crop(grid, inside=header.grid)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return knmi.read(path, crop)
+
+
+def _rain_mmh(frame: Frame) -> npt.NDArray[np.float32]:
+    counts = np.where(frame.counts == MISSING_COUNT, 0, frame.counts).astype(np.float32)
+    # In float32, as while training, so that a frame is the same number there and here.
+    return counts * np.float32(frame.scale_mmh)
+
+
+def _minutes(time_s: int) -> str:
+    return f"{time_s / 60:g} min"
+
+
+def _some(times: Sequence[str]) -> str:
+    more = ", ..." if len(times) > MAX_NAMED_TIMES else ""
+    return ", ".join(times[:MAX_NAMED_TIMES]) + more

@@ -1,0 +1,178 @@
+"""A forecast as a NetCDF-4 file after the CF conventions: grid, projection, times, and who made it from what.
+
+CF conventions 1.8, https://cfconventions.org/Data/cf-conventions/cf-conventions-1.8/cf-conventions.html; names from the
+CF standard name table.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import h5netcdf
+import numpy as np
+import numpy.typing as npt
+
+from data.frames import Grid
+from data.storage import open_storage
+from trainer.projection import PolarStereographic, pixel_centres_m
+
+CONVENTIONS: Final = "CF-1.8"
+TIME_UNITS: Final = "seconds since 1970-01-01 00:00:00"
+REFERENCES: Final = (
+    "SparK: Tian et al. 2023, https://arxiv.org/abs/2301.03580; SpaT-SparK: Li, Siebes and Mehrkanoon 2024, "
+    "https://arxiv.org/abs/2412.15917"
+)
+COMPRESSION_LEVEL: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Who made a forecast, and from what.
+
+    Attributes:
+        model: Name of the model.
+        source: The radar product that it started from.
+        licence: Licence of the radar data.
+        history: When the file was made, and by which command.
+        institution: Where it was made.
+    """
+
+    model: str
+    source: str
+    licence: str
+    history: str
+    institution: str = "not stated"
+
+
+def write_forecast(
+    path: Path,
+    *,
+    rain_mmh_thw: npt.NDArray[np.floating],
+    reference_time_s: int,
+    cadence_s: int,
+    grid: Grid,
+    provenance: Provenance,
+) -> None:
+    """Write a forecast; the file appears whole or not at all.
+
+    Args:
+        path: Of the file.
+        rain_mmh_thw: Rain in mm/h, (leads, rows, cols); what is not finite is written as missing.
+        reference_time_s: End of the last radar frame that the forecast knows, epoch seconds UTC. Lead k, from 1, is
+            valid at `reference_time_s + k * cadence_s` and is the mean of the interval that ends there.
+        cadence_s: Seconds between leads.
+        grid: Where the pixels lie.
+        provenance: Who made it, and from what.
+
+    Raises:
+        ValueError: The shapes do not fit.
+        DataError: The projection is not known, or the file cannot be written.
+    """
+    if rain_mmh_thw.ndim != 3 or rain_mmh_thw.shape[1:] != (grid.rows, grid.cols):
+        raise ValueError(f"rain_mmh_thw has shape {rain_mmh_thw.shape}; expected (leads, {grid.rows}, {grid.cols})")
+    buffer = io.BytesIO()
+    with h5netcdf.File(buffer, "w") as file:
+        file.dimensions = {"time": len(rain_mmh_thw), "y": grid.rows, "x": grid.cols, "nv": 2}
+        for name, value in _global_attributes(provenance).items():
+            file.attrs[name] = value
+        _write_times(file, reference_time_s, cadence_s, len(rain_mmh_thw))
+        _write_grid(file, grid)
+        _write_rain(file, rain_mmh_thw)
+    open_storage(path.parent).write(path.name, buffer.getvalue())
+
+
+def _global_attributes(provenance: Provenance) -> dict[str, str]:
+    return {
+        "Conventions": CONVENTIONS,
+        "title": "Precipitation nowcast",
+        "institution": provenance.institution,
+        "source": f"{provenance.model}, run on radar composites: {provenance.source}",
+        "history": provenance.history,
+        "references": REFERENCES,
+        # Spelled as the Attribute Convention for Data Discovery 1.3 does: that is where programs look.
+        "license": provenance.licence,
+        "comment": (
+            "A forecast by a model, not a measurement. Rain rates are means over the interval that ends at the valid "
+            "time. Missing: no radar saw the pixel in any input frame, or the model gave no finite number."
+        ),
+    }
+
+
+def _write_times(file: Any, reference_time_s: int, cadence_s: int, num_leads: int) -> None:
+    leads_s = cadence_s * np.arange(1, num_leads + 1, dtype=np.int64)
+    valid_s = reference_time_s + leads_s
+    time = {"units": TIME_UNITS, "calendar": "standard"}
+    _variable(
+        file, "time", ("time",), valid_s,
+        {"standard_name": "time", "long_name": "valid time, UTC", "axis": "T", "bounds": "time_bounds", **time},
+    )  # fmt: skip
+    # Boundary variables take their units from their parent: CF 7.1.
+    _variable(file, "time_bounds", ("time", "nv"), np.stack([valid_s - cadence_s, valid_s], axis=1), {})
+    _variable(
+        file, "forecast_reference_time", (), np.int64(reference_time_s),
+        {"standard_name": "forecast_reference_time", "long_name": "end of the last radar frame, UTC", **time},
+    )  # fmt: skip
+    _variable(
+        file, "forecast_period", ("time",), leads_s / 60,
+        {"standard_name": "forecast_period", "long_name": "lead time", "units": "minutes"},
+    )  # fmt: skip
+
+
+def _write_grid(file: Any, grid: Grid) -> None:
+    projection = PolarStereographic.parse(grid.projection)
+    x_m, y_m = pixel_centres_m(grid)
+    for axis, values_m, where in (("x", x_m, "easting"), ("y", y_m, "northing")):
+        _variable(
+            file, axis, (axis,), values_m,
+            {
+                "standard_name": f"projection_{axis}_coordinate",
+                "long_name": f"{where} of the pixel's centre",
+                "units": "m",
+                "axis": axis.upper(),
+            },
+        )  # fmt: skip
+    longitude_deg, latitude_deg = projection.degrees(x_m[None, :], y_m[:, None])
+    for name, values_deg, units in (("lat", latitude_deg, "degrees_north"), ("lon", longitude_deg, "degrees_east")):
+        whole = {"lat": "latitude", "lon": "longitude"}[name]
+        _variable(
+            file, name, ("y", "x"), values_deg.astype(np.float32),
+            {"standard_name": whole, "long_name": f"{whole} of the pixel's centre", "units": units},
+        )  # fmt: skip
+    _variable(file, "crs", (), np.int32(0), projection.cf_attributes())
+
+
+def _write_rain(file: Any, rain_mmh_thw: npt.NDArray[np.floating]) -> None:
+    rain: npt.NDArray[np.float32] = np.where(np.isfinite(rain_mmh_thw), rain_mmh_thw, np.nan).astype(np.float32)
+    _variable(
+        file, "rainfall_rate", ("time", "y", "x"), rain,
+        {
+            "standard_name": "rainfall_rate",
+            "long_name": "forecast rain rate",
+            "units": "mm h-1",
+            "cell_methods": "time: mean",
+            "grid_mapping": "crs",
+            "coordinates": "lat lon forecast_period forecast_reference_time",
+        },
+        fillvalue=np.float32(np.nan),
+    )  # fmt: skip
+
+
+def _variable(
+    file: Any,
+    name: str,
+    dimensions: Sequence[str],
+    values: Any,
+    attributes: Mapping[str, Any],
+    fillvalue: np.float32 | None = None,
+) -> None:
+    """Make a variable; fields are compressed, one lead a chunk, so that a lead is read alone."""
+    array = np.asarray(values)
+    options: dict[str, Any] = {}
+    if array.ndim > 1:
+        chunks = (1, *array.shape[1:]) if array.ndim > 2 else array.shape
+        options = {"compression": "gzip", "compression_opts": COMPRESSION_LEVEL, "shuffle": True, "chunks": chunks}
+    variable = file.create_variable(name, tuple(dimensions), array.dtype, data=array, fillvalue=fillvalue, **options)
+    for key, value in attributes.items():
+        variable.attrs[key] = value
