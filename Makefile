@@ -23,6 +23,11 @@ demo: $(READY)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $$(nproc) trainer/pretrain.py --config configs/demo.yaml --data.shards $(DEMO)/shards --run.dir $(DEMO)/run
 	$(BIN)/python -m models.weights export $(DEMO)/run --out $(DEMO)/encoder.safetensors
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process $$(nproc) trainer/finetune.py --config configs/demo_nowcast.yaml --data.shards $(DEMO)/shards \
+		--init_from $(DEMO)/run --run.dir $(DEMO)/nowcast
+	$(BIN)/python trainer/evaluate.py --data.shards $(DEMO)/shards --split test \
+		--models $(DEMO)/nowcast persistence extrapolation --limit 8 --out $(DEMO)/scores --report $(DEMO)/report
 
 check: $(READY)
 	$(BIN)/ruff check .

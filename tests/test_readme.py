@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from tests.conftest import REPOSITORY
-from trainer.config import PretrainConfig, dotted_keys
+from trainer.config import FinetuneConfig, PretrainConfig, dotted_keys
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -34,6 +34,13 @@ def test_a_command_names_what_exists(command: str) -> None:
 def test_every_setting_in_the_readme_exists() -> None:
     known = {
         *dotted_keys(PretrainConfig),
+        *dotted_keys(FinetuneConfig),
+        "split",
+        "models",
+        "report",
+        "protocol",
+        "run",
+        "input",
         "num_processes",
         "restart",
         "help",
@@ -48,7 +55,7 @@ def test_every_setting_in_the_readme_exists() -> None:
     asked = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README))
     assert asked <= known, asked - known
     named = set(re.findall(r"`((?:data|run|optim|engine)\.[a-z_.]+)`", README))
-    assert named <= set(dotted_keys(PretrainConfig)), named
+    assert named <= {*dotted_keys(PretrainConfig), *dotted_keys(FinetuneConfig)}, named
 
 
 def test_what_a_runs_folder_holds_is_what_the_readme_says() -> None:
