@@ -35,6 +35,11 @@ def test_every_setting_in_the_readme_exists() -> None:
     known = {
         *dotted_keys(PretrainConfig),
         *dotted_keys(FinetuneConfig),
+        "hours",
+        "event",
+        "seed",
+        "speed",
+        "lifetime",
         "split",
         "models",
         "report",

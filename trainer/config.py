@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -213,14 +213,24 @@ def _with_nearest(message: str, keys: Sequence[str]) -> str:
     return message
 
 
-def parse_config(argv: Sequence[str], cls: type[_Config], *, prog: str) -> _Config:
+class _Settings(Protocol):
+    """A dataclass of settings."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+_Parsed = TypeVar("_Parsed", bound=_Settings)
+
+
+def parse_config(argv: Sequence[str], cls: type[_Parsed], *, prog: str) -> _Parsed:
     """Read the command line of an entry point, `--config FILE` and `--key.sub value` overrides, later ones winning.
 
     Raises:
         ConfigError: An unknown or mistyped setting, named with the nearest valid key, or settings that contradict.
     """
     _check_files(argv, cls)
-    parser = ArgumentParser(prog=prog, exit_on_error=False, description=cls.__doc__)
+    # An abbreviation that is taken today is ambiguous when the next setting comes, and a typo that nobody sees.
+    parser = ArgumentParser(prog=prog, exit_on_error=False, description=cls.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings; later options override it")
     parser.add_class_arguments(cls, None)
     try:
@@ -230,7 +240,7 @@ def parse_config(argv: Sequence[str], cls: type[_Config], *, prog: str) -> _Conf
         while cause.__cause__ is not None and not isinstance(cause, ConfigError):
             cause = cause.__cause__  # type: ignore[assignment]
         text = str(cause if isinstance(cause, ConfigError) else error)
-        raise ConfigError(_with_nearest(text, dotted_keys(cls))) from None
+        raise ConfigError(_with_nearest(text, ["config", *dotted_keys(cls)])) from None
     return cls(**{leaf.name: settings[leaf.name] for leaf in dataclasses.fields(cls)})
 
 

@@ -26,7 +26,8 @@ FITTED: Final = ("training_mean", "damped_extrapolation")
 """Baselines that learn from the training part."""
 
 _FRAMES_IN: Final = {"persistence": 1, "training_mean": 1}
-_MOST_LETTERS: Final = 100
+_MOST_BYTES: Final = 100
+"""Of a name: files are called by it, and file systems take 255 bytes at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,13 @@ def read_entries(words: Sequence[str]) -> list[Entry]:
         entry = _entry(word)
         if not entry.name.isprintable() or {"/", "\\"} & set(entry.name) or entry.name.startswith("."):
             raise ConfigError(f"models: the name {entry.name!r} cannot be a file's; give another, as NAME={word}")
-        if not entry.name or len(entry.name) > _MOST_LETTERS:
-            raise ConfigError(f"models: {word!r} has no name of 1 to {_MOST_LETTERS} letters; give one, as NAME=RUN")
+        if not entry.name or len(entry.name.encode()) > _MOST_BYTES:
+            raise ConfigError(f"models: {word!r} has no name of 1 to {_MOST_BYTES} bytes; give one, as NAME=RUN")
+        if entry.name in BASELINES and entry.kind != entry.name:
+            raise ConfigError(
+                f"models: {entry.name!r} is the name of a baseline, and {entry.folder or entry.kind} is not that one; "
+                f"give another, as NAME={entry.folder or entry.kind}"
+            )
         if entry.name in entries:
             other = entries[entry.name]
             places = " and ".join(str(one.folder or one.kind) for one in (other, entry))
@@ -67,7 +73,7 @@ def read_entries(words: Sequence[str]) -> list[Entry]:
 
 def _entry(word: str) -> Entry:
     name, equals, place = word.partition("=")
-    if not equals or "/" in name:
+    if not equals or "/" in name or (place not in BASELINES and not Path(place).is_dir() and Path(word).is_dir()):
         name, place = "", word
     if place in BASELINES:
         return Entry(name=name or place, kind=place)

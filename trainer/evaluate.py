@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from data.frames import DataError
 from data.stream import evaluation_batches
 from trainer.contestants import (
     Entry,
@@ -41,6 +43,9 @@ from trainer.settings import ConfigError
 from trainer.verification import Rows, merge, score_window
 
 LOG = logging.getLogger(__name__)
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C, as shells give it."""
+
 PARTS_FOLDER = "parts"
 MICRO_A_PROCESS = 4
 LOG_EVERY_S = 15.0
@@ -58,6 +63,7 @@ class Evaluating:
     def __init__(self, config: EvaluateConfig, engine: Engine, command: str) -> None:
         self.config, self.engine, self.command = config, engine, command
         self.out = Path(config.out)
+        self.is_writing = False
         self.entries: list[Entry] = on_all_ranks(engine, self._read_entries)
         self.runs = on_all_ranks(engine, lambda: load_runs(self.entries, str(engine.device)))
         self.plan: Plan = on_all_ranks(engine, self._make_plan)
@@ -91,10 +97,15 @@ class Evaluating:
                 built[entry.name] = build_baseline(entry)
         return {entry.name: built[entry.name] for entry in self.entries}
 
+    @property
+    def num_windows(self) -> int:
+        """Count the windows that are scored."""
+        return len(self.plan.rows(self.config.limit))
+
     def run(self) -> ExitCode:
         """Score all windows, put the ranks' rows together, and write everything."""
         engine = self.engine
-        num_windows = len(self.plan.rows(self.config.limit))
+        num_windows = self.num_windows
         LOG.info(
             "%d windows of %d + %d frames, %d model(s), %s, %d process(es); writing to %s",
             num_windows, self.plan.frames_in, self.plan.frames_out, len(self.forecasters), engine.device,
@@ -174,6 +185,11 @@ class Evaluating:
             parts = [] if own is None else [own]
             places = [self._part(name, rank) for rank in range(1, self.engine.world_size)]
             models[name] = merge(*parts, *(Rows.load(place) for place in places if place.exists()))
+            if (num := len(models[name])) != self.num_windows:
+                raise DataError(
+                    f"{self.out}: {num} of {self.num_windows} windows of {name} have come together from "
+                    f"{self.engine.world_size} processes; `out` must be a folder that all of them see"
+                )
         evaluation = Evaluation(
             config=self.config,
             plan=self.plan,
@@ -183,9 +199,19 @@ class Evaluating:
             cases=self.cases,
             command=self.command,
         )
+        self.is_writing = True
         text = write_outputs(evaluation, self._drawn)
         self._clear_parts()
-        sys.stdout.write(text)
+        # A path or a name may hold what the terminal's encoding does not: that is no reason to fail after the work.
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
+
+    def interrupted(self) -> str:
+        """Say what Ctrl-C has left behind."""
+        if self.is_writing:
+            return f"the scoring was done, but not all of it was written: do not mix what {self.out} holds; start again"
+        self._clear_parts()
+        return f"nothing was written, and what {self.out} held before is unchanged"
 
     def _drawn(self, number: int) -> Case:
         """Forecast a chosen window again, for its picture; one mean everywhere is none worth a panel."""
@@ -233,13 +259,19 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
     config = parse_evaluation(given)
     start_other_processes(os.environ)
     engine = Engine(EngineConfig(device=config.device))
-    clean = False
+    clean, evaluating = False, None
     try:
         set_up_logging(engine.rank)
         command = shlex.join(["python", "trainer/evaluate.py", *given])
-        code = Evaluating(config, engine, command).run()
+        evaluating = Evaluating(config, engine, command)
+        code = evaluating.run()
         clean = True
         return code
+    except KeyboardInterrupt:
+        left = f"nothing was written to {config.out}" if evaluating is None else evaluating.interrupted()
+        if engine.is_main:
+            sys.stderr.write(f"interrupted: {left}\n")
+        raise SystemExit(INTERRUPTED) from None
     finally:
         engine.shutdown(clean=clean)
 

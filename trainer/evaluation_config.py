@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from trainer.config import ConfigError, WindowsConfig, parse_config
 from trainer.verification import PUBLISHED_THRESHOLD_MMH, Settings
@@ -163,9 +163,7 @@ def parse_evaluation(argv: Sequence[str]) -> EvaluateConfig:
     Raises:
         ConfigError: As `trainer.config.parse_config`.
     """
-    cls: Any = EvaluateConfig
-    config: EvaluateConfig = parse_config(gather_lists(argv), cls, prog="trainer/evaluate.py")
-    return config
+    return parse_config(gather_lists(argv), EvaluateConfig, prog="trainer/evaluate.py")
 
 
 def gather_lists(argv: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +37,8 @@ ROWS_FOLDER: Final = "rows"
 PICTURES_FOLDER: Final = "pictures"
 SCORE_PICTURES: Final = ("csi", "fss", "bias", "mse", "rain_rates")
 _NUM_SHOWN_LEADS: Final = 4
+_OWN_FILE: Final = re.compile(rf"{ROWS_FOLDER}/[^/\\]+\.npz|{PICTURES_FOLDER}/[^/\\]+\.(png|gif)")
+"""Whoever wrote the scores in a folder, nothing else is removed on their word."""
 
 
 def check_folders(config: EvaluateConfig) -> None:
@@ -103,11 +106,10 @@ def _file_names(evaluation: Evaluation) -> list[str]:
 def _written_before(out: Path) -> set[str]:
     """Read from the scores that stand in the folder which files were written beside them."""
     try:
-        files = json.loads((out / JSON_NAME).read_text(encoding="utf-8"))["about"]["files"]
+        files = list(json.loads((out / JSON_NAME).read_text(encoding="utf-8"))["about"]["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-    folders = (ROWS_FOLDER, PICTURES_FOLDER)
-    return {name for name in files if isinstance(name, str) and name.partition("/")[0] in folders and ".." not in name}
+    return {name for name in files if isinstance(name, str) and _OWN_FILE.fullmatch(name) and name.isprintable()}
 
 
 def _about(evaluation: Evaluation, files: Sequence[str]) -> dict[str, Any]:

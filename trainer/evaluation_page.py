@@ -10,6 +10,7 @@ from typing import Final
 from data.frames import iso_time
 from trainer.evaluation_result import Evaluation, main_threshold
 from trainer.html_report import Picture, Section, Table, write_report
+from trainer.score_pictures import USEFUL_BIAS
 from trainer.score_tables import mse_comparison
 from trainer.state import installed_versions
 from trainer.verification import Scores
@@ -64,7 +65,9 @@ def read_markdown(markdown: str) -> list[MarkdownSection]:
 
 def _table(lines: Sequence[str], caption: str) -> Table:
     head, _, *rows = ([cell.strip().replace("\\|", "|") for cell in _CELL_END.split(line)[1:-1]] for line in lines)
-    best = {place for column, title in enumerate(head) for place in _best(title, column, rows)}
+    # Where lead times stand below each other the best of a column is but the shortest one.
+    marked = [] if "Lead time" in head else list(enumerate(head))
+    best = {place for column, title in marked for place in _best(title, column, rows)}
     return Table(head=head, rows=rows, caption=caption, best=frozenset(best))
 
 
@@ -109,28 +112,47 @@ def summary_of(evaluation: Evaluation, scores: Mapping[str, Scores]) -> str:
     threshold = main_threshold(evaluation.config.thresholds)
     skills = {name: one.at("csi", threshold_mmh=threshold) for name, one in scores.items()}
     known = {name: value for name, value in skills.items() if not math.isnan(value)}
+    biases = {name: scores[name].at("bias", threshold_mmh=threshold) for name in known}
     if not known:
         return (
             f"No rain above {threshold:g} mm/h was observed or forecast: nothing can be said of who forecasts it best."
         )
-    best = max(known, key=lambda name: known[name])
-    bias = scores[best].at("bias", threshold_mmh=threshold)
-    figures = [f"frequency bias {bias:.2f}"] if not math.isnan(bias) else []
+    # Rain everywhere has a high CSI too, and is no forecast.
+    usable = [name for name, bias in biases.items() if USEFUL_BIAS[0] <= bias <= USEFUL_BIAS[1]]
+    limits = f"{USEFUL_BIAS[0]:g} to {USEFUL_BIAS[1]:g}"
+    if not usable:
+        return (
+            f"No model's frequency bias for rain above {threshold:g} mm/h lies within {limits}: none rains about as "
+            "often as the radar, and none of their CSI says who forecasts it best." + _skilled(evaluation, scores)
+        )
+    best = max(usable, key=lambda name: known[name])
+    figures = [f"frequency bias {biases[best]:.2f}"]
+    figures += [
+        f"{name} {known[name]:.3f}, but with a frequency bias of {biases[name]:.2f}, outside {limits}"
+        for name in known
+        if name not in usable and known[name] > known[best]
+    ]
     figures += [
         f"{name} {known[name]:.3f}"
         for name, kind in evaluation.kinds.items()
-        if kind == "persistence" and name != best and name in known
+        if kind == "persistence" and name != best and name in usable
     ]
-    text = (
+    return (
         f"Of {len(scores)} model(s), {best} forecasts rain above {threshold:g} mm/h best over all lead times: CSI "
-        f"{known[best]:.3f} ({'; '.join(figures)})."
+        f"{known[best]:.3f} ({'; '.join(figures)})." + _skilled(evaluation, scores)
     )
+
+
+def _skilled(evaluation: Evaluation, scores: Mapping[str, Scores]) -> str:
+    """Say whose squared error is skill; nothing where that is not known."""
     pooled = [one for one in mse_comparison(scores, evaluation.references) if one["lead_min"] == "all"]
-    if any(one["skill"] is not None for one in pooled):
-        skilled = [str(one["model"]) for one in pooled if one["skill"]]
-        text += " Squared errors below both the training mean's and damped extrapolation's, which is what counts as "
-        text += f"skill: {', '.join(skilled) if skilled else 'none'}."
-    return text
+    if all(one["skill"] is None for one in pooled):
+        return ""
+    skilled = [str(one["model"]) for one in pooled if one["skill"]]
+    return (
+        " Squared errors below both the training mean's and damped extrapolation's, which is what counts as skill: "
+        f"{', '.join(skilled) if skilled else 'none'}."
+    )
 
 
 def write_page(folder: Path, evaluation: Evaluation, scores: Mapping[str, Scores], markdown: str) -> Path:

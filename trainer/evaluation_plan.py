@@ -16,6 +16,7 @@ from data.storage import Storage
 from models.motion import LEVELS
 from trainer.contestants import FITTED, Entry, TrainingPart, open_archive
 from trainer.evaluation_config import SPLIT_KEYS, EvaluateConfig
+from trainer.evaluation_overlap import SYNTHETIC, Spans, listed, overlaps, recorded_spans
 from trainer.forecaster import RunForecaster
 from trainer.settings import ConfigError
 from trainer.verification import Settings, WindowId
@@ -23,7 +24,6 @@ from trainer.windows import selection, split_archive
 
 ADVECTION_PIXELS = 2 * LEVELS[0]
 LOG = logging.getLogger(__name__)
-Spans = dict[str, tuple[TimeSpan, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,7 +88,7 @@ def make_plan(
         table = select_windows(index, selection(config.data.windows, window, spans))
     except DataError as error:
         raise DataError(
-            f"{storage.url}: the split {config.split!r} ({_listed(spans)}) has no window: {error}"
+            f"{storage.url}: the split {config.split!r} ({listed(spans)}) has no window: {error}"
         ) from error
     if any(entry.kind == "advection" for entry in entries) and min(index.rows, index.cols) < ADVECTION_PIXELS:
         raise DataError(
@@ -98,7 +98,7 @@ def make_plan(
     caveats = [line for run in runs.values() for line in (*_grid_caveats(run, index), *_more_leads(run, frames[1]))]
     first_s = first_times(index, table)
     for run in runs.values():
-        caveats += _overlaps(config, run, first_s, window, index)
+        caveats += overlaps(config, run, first_s, window, index)
     if config.split == "validation" and runs:
         caveats.append("The runs' best checkpoints were chosen on this very part: their scores are a little too good.")
     minutes = tuple(index.cadence_s * (lead + 1) / 60 for lead in range(frames[1]))
@@ -130,21 +130,6 @@ def first_times(index: Index, table: WindowTable) -> npt.NDArray[np.int64]:
     return start_s[table.sequence] + table.start.astype(np.int64) * index.cadence_s
 
 
-def recorded_spans(run: RunForecaster) -> Spans:
-    """Read the times of a run's parts from its checkpoint.
-
-    Raises:
-        DataError: It does not say them.
-    """
-    spans = run.data.get("spans")
-    try:
-        return {part: tuple(TimeSpan(**span) for span in spans[part]) for part in ("train", "validation", "test")}  # type: ignore[index]
-    except (TypeError, KeyError) as error:
-        raise DataError(
-            f"{run.path}: does not record the times of its training, validation and test parts; train it again"
-        ) from error
-
-
 def _split(config: EvaluateConfig, index: Index, runs: Mapping[str, RunForecaster]) -> Spans:
     """Give the spans of the parts: the runs' own, or those of the settings."""
     needed = config.split != "all"
@@ -161,7 +146,7 @@ def _split(config: EvaluateConfig, index: Index, runs: Mapping[str, RunForecaste
             f"data.{config.data.stated[0]} is set, but the runs' records say how the archive is split; leave out "
             f"{', '.join(f'data.{name}' for name in SPLIT_KEYS if name in config.data.stated)}"
         )
-    spans = {name: recorded_spans(run) for name, run in runs.items()}
+    spans = {name: recorded_spans(run.data, run.path) for name, run in runs.items()}
     first = next(iter(spans))
     for name, parts in spans.items():
         if needed and not parts[config.split]:
@@ -172,48 +157,10 @@ def _split(config: EvaluateConfig, index: Index, runs: Mapping[str, RunForecaste
         if needed and parts[config.split] != spans[first][config.split]:
             raise ConfigError(
                 f"{first} and {name} were trained with different {config.split} parts: "
-                f"{_listed(spans[first][config.split])} and {_listed(parts[config.split])}; score them one by one, or "
+                f"{listed(spans[first][config.split])} and {listed(parts[config.split])}; score them one by one, or "
                 "with --split all on an archive that neither was trained on"
             )
     return spans[first]
-
-
-def _overlaps(
-    config: EvaluateConfig, run: RunForecaster, first_s: npt.NDArray[np.int64], window: int, index: Index
-) -> list[str]:
-    """Refuse windows that a run has seen, or say it loudly where that was asked for."""
-    caveats = []
-    parts = recorded_spans(run)
-    for part in ("train", "validation"):
-        if part == config.split == "validation":
-            continue
-        seen = np.zeros(len(first_s), bool)
-        for span in parts[part]:
-            seen |= _meets(first_s, window, index.cadence_s, span)
-        if not (count := int(seen.sum())):
-            continue
-        what = f"{count} of {len(first_s)} windows share frames with the {part} part of {run.name}"
-        if part == "validation" and config.split != "test":
-            caveats.append(f"{what} ({_listed(parts[part])}), on which its best checkpoint was chosen.")
-        elif config.allow_overlap:
-            caveats.append(
-                f"OVERLAP: {what} ({_listed(parts[part])}): {run.name} has seen the answers, and its scores are no "
-                "measure of skill."
-            )
-        else:
-            raise ConfigError(
-                f"{what} ({_listed(parts[part])}; first: {np.datetime64(int(first_s[seen][0]), 's')} UTC): scores "
-                "there would say how well it remembers. Score another split or archive, or add --allow_overlap true, "
-                "and the report says so"
-            )
-    return caveats
-
-
-def _meets(first_s: npt.NDArray[np.int64], window: int, cadence_s: int, span: TimeSpan) -> npt.NDArray[np.bool_]:
-    """Tell which windows have a frame that ends inside a span."""
-    ahead = np.maximum(-(-(span.start_s - first_s) // cadence_s), 0)
-    met: npt.NDArray[np.bool_] = (ahead < window) & (first_s + ahead * cadence_s < span.stop_s)
-    return met
 
 
 def _grid_caveats(run: RunForecaster, index: Index) -> list[str]:
@@ -229,21 +176,44 @@ def _grid_caveats(run: RunForecaster, index: Index) -> list[str]:
                 f"{run.name} was trained on {what} {asked}, and the shards hold {what} {given}; score it on an archive "
                 "like the one that it was trained on"
             )
-    caveats = []
-    if run.data.get("source") != index.source:
-        caveats.append(f"{run.name} was trained on {run.data.get('source')}, and this is {index.source}.")
-    elif own.projection != found.projection:
-        caveats.append(f"{run.name} was trained on another map projection: {own.projection}.")
-    if _place(own) != _place(found):
-        caveats.append(
-            f"{run.name} was trained on another part of the map: {own.rows} x {own.cols} pixels; this is "
-            f"{found.rows} x {found.cols}."
-        )
-    return caveats
+    source = run.data.get("source")
+    if source != index.source:
+        caveats = [f"{run.name} was trained on {source}, and this is {index.source}."]
+        return caveats if SYNTHETIC in (source, index.source) else caveats + _place_caveats(run.name, own, found)
+    if source == SYNTHETIC:
+        if (own.rows, own.cols) == (found.rows, found.cols):
+            return []
+        return [
+            f"{run.name} was trained on {source} of {own.rows} x {own.cols} pixels; these are {found.rows} x "
+            f"{found.cols}."
+        ]
+    return _place_caveats(run.name, own, found)
 
 
-def _place(grid: Grid) -> tuple[float, ...]:
-    return (grid.rows, grid.cols, grid.x0_km, grid.y0_km)
+def _place_caveats(name: str, own: Grid, found: Grid) -> list[str]:
+    """Say where a run's part of the map lies, and where the archive's."""
+    if own.projection != found.projection:
+        return [f"{name} was trained on another map projection: {own.projection}."]
+    places = [_corners_km(grid) for grid in (own, found)]
+    if places[0] == places[1]:
+        return []
+    south = round((own.y0_km - found.y0_km) / found.pixel_km)
+    east = round((found.x0_km - own.x0_km) / found.pixel_km)
+    moved = [
+        f"{abs(pixels)} {unit} further {way if pixels > 0 else other}"
+        for pixels, unit, way, other in ((south, "rows", "south", "north"), (east, "columns", "east", "west"))
+        if pixels
+    ]
+    words = " and ".join(moved) or "from the same corner"
+    return [
+        f"{name} was trained on another part of the map: {own.rows} x {own.cols} pixels, {places[0]}; this is "
+        f"{found.rows} x {found.cols} pixels, {places[1]}: {words}."
+    ]
+
+
+def _corners_km(grid: Grid) -> str:
+    x1_km, y1_km = grid.x0_km + grid.cols * grid.pixel_km, grid.y0_km - grid.rows * grid.pixel_km
+    return f"x {grid.x0_km:g} to {x1_km:g} km, y {y1_km:g} to {grid.y0_km:g} km"
 
 
 def _more_leads(run: RunForecaster, frames_out: int) -> list[str]:
@@ -285,13 +255,9 @@ def _training_part(
         except DataError as error:
             cause = error
             continue
-        return TrainingPart(storage=place, index=held, table=table, whose=f"{whose}, {_listed(parts['train'])}")
+        return TrainingPart(storage=place, index=held, table=table, whose=f"{whose}, {listed(parts['train'])}")
     raise DataError(
-        f"{fitted[0]} is fitted on the training part ({whose}, {_listed(parts['train'])}), which has no window in "
+        f"{fitted[0]} is fitted on the training part ({whose}, {listed(parts['train'])}), which has no window in "
         f"{', '.join(place.url for place, _ in where)} ({cause}); leave it out, or bring back the run's own shards, "
         "as its config.yaml names them"
     )
-
-
-def _listed(spans: Sequence[TimeSpan]) -> str:
-    return ", ".join(map(str, spans)) or "all times"

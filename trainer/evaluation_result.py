@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from trainer.contestants import FITTED
 from trainer.evaluation_cases import Chosen
@@ -11,8 +11,6 @@ from trainer.evaluation_plan import Plan
 from trainer.score_tables import References
 from trainer.significance import bootstrap
 from trainer.verification import PUBLISHED_THRESHOLD_MMH, Rows
-
-_MOST_GREY: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,11 +46,7 @@ class Evaluation:
     def grey(self) -> list[str]:
         """Name the models that pictures draw as what is to be beaten, where there is something to beat them."""
         baselines = [name for name, kind in self.kinds.items() if kind != "run"]
-        if len(baselines) == len(self.models):
-            return []
-        if len(baselines) > _MOST_GREY:
-            baselines = [name for name in baselines if self.kinds[name] in ("persistence", *FITTED)]
-        return baselines[:_MOST_GREY]
+        return [] if len(baselines) == len(self.models) else baselines
 
     @property
     def caveats(self) -> list[str]:

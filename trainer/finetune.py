@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.frames import DataError
+from data.sequences import TimeSpan
 from data.shards import Index
 from models.encoder import depth_rates
 from models.manifest import MANIFEST_NAME, CheckpointError, step_folders
@@ -18,14 +19,14 @@ from models.nowcaster import Nowcaster
 from models.smaat_unet import SmaAtUNet
 from models.weights import InitReport, init_from
 from trainer.checkpoint import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
-from trainer.config import ConfigError, FinetuneConfig, parse_config
+from trainer.config import ConfigError, FinetuneConfig, as_dict, parse_config
 from trainer.engine import Engine
 from trainer.entry import ExitCode, StopSignal, run_entry, set_up_logging, start_other_processes
 from trainer.forecaster import build_nowcaster
 from trainer.lifecycle import EVALUATED, PATCH, TrainingRun
 from trainer.nowcast_evaluation import NONFINITE, NowcastHeldOut
 from trainer.nowcast_task import NowcastTask
-from trainer.state import parse_state
+from trainer.state import TrainState, parse_state
 
 LOG = logging.getLogger(__name__)
 CHOICES = {"csi": ("held_out_csi", 1), "mse": ("held_out_mse", -1), "loss": (EVALUATED, -1)}
@@ -107,12 +108,15 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         frames: a forecast's `residual` is no patch of normalised rain, even in the same shape.
 
         Raises:
-            ConfigError: That layer would be frozen as it was made.
+            ConfigError: That layer would be frozen as it was made, or the weights have seen the test part.
         """
         config, last = self.config.model, LAST_LAYER[self.config.model.name]
+        origin = _state_beside(source)
+        if origin is not None:
+            self._compare_with(origin, source)
         fresh = {name: tensor.clone() for name, tensor in self.model.state_dict().items() if name.startswith(last)}
         report = init_from(self.model, source, may_differ=(last,))
-        if isinstance(self.model, Nowcaster) and _head_of(source) != config.head:
+        if isinstance(self.model, Nowcaster) and _head_of(origin) != config.head:
             self.model.load_state_dict(fresh, strict=False)
             started_anew = tuple(name for name in report.loaded if name in fresh)
             report = replace(
@@ -124,9 +128,42 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         self._check_frozen(report)
         return report
 
+    def _compare_with(self, origin: TrainState, source: Path) -> None:
+        """Compare what tensors do not say: which frames they have seen, in which space, before which activation."""
+        own, theirs = as_dict(self.config)["model"], origin.config.get("model", {})
+        for key in ("space", "decoder_activation"):
+            if key in theirs and theirs[key] != own[key]:
+                LOG.warning(
+                    "init_from: %s was trained with model.%s %s, and this run has %s: its features stand for other "
+                    "values; set model.%s alike unless that is meant",
+                    source, key, theirs[key], own[key], key,
+                )  # fmt: skip
+        if origin.data.get("source") != self.windows.index.source:
+            return
+        trained = [TimeSpan(**span) for span in origin.data.get("spans", {}).get("train", ())]
+        for part in ("validation", "test"):
+            shared = [
+                (span, seen)
+                for span in self.windows.spans[part]
+                for seen in trained
+                if span.start_s < seen.stop_s and seen.start_s < span.stop_s
+            ]
+            if not shared:
+                continue
+            own_span, seen_span = shared[0]
+            what = f"init_from: {source} was trained on {seen_span}, and the {part} part of this run is {own_span}"
+            if part == "test":
+                raise ConfigError(
+                    f"{what}: a score there would say how well it remembers. Start from a run that held it out (the "
+                    "same data.test_share, validation_share and guard_h), or state another data.test_times"
+                )
+            LOG.warning("%s: the best checkpoint is chosen on frames that its weights have seen", what)
+
     def _check_frozen(self, report: InitReport) -> None:
         """Refuse to freeze what the checkpoint does not give."""
         config, parts = self.config.model, {"encoder": ("sparse_encoder.",), "decoder": ("dense_decoder.", "densify_")}
+        if config.mask_ratio > 0:
+            parts["decoder"] += ("mask_tokens.",)
         frozen = [part for part in parts if config.freeze in (part, "both")]
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         unset = [
@@ -235,16 +272,21 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         return places
 
 
-def _head_of(source: Path) -> str:
-    """Tell what the decoder's output stood for in the model of some weights.
-
-    The state beside a checkpoint's weights says it of a nowcaster. Pretraining gives normalised patches, which is the
-    published head, and so do the published files.
-    """
+def _state_beside(source: Path) -> TrainState | None:
+    """Read the state of the checkpoint that a file of weights belongs to; None for a file that stands alone."""
     state = source.parent / STATE_FILE
     if not (state.is_file() and source.parent.joinpath(MANIFEST_NAME).is_file()):
-        return "patch"
-    head: str = parse_state(state, state.read_bytes()).config.get("model", {}).get("head", "patch")
+        return None
+    return parse_state(state, state.read_bytes())
+
+
+def _head_of(origin: TrainState | None) -> str:
+    """Tell what the decoder's output stood for in the model of some weights.
+
+    A nowcaster's state says it. Pretraining gives normalised patches, which is the published head, and so do the
+    published files.
+    """
+    head: str = "patch" if origin is None else origin.config.get("model", {}).get("head", "patch")
     return head
 
 

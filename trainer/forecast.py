@@ -194,7 +194,9 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trainer/forecast.py", description="Forecast from the latest radar files.")
+    parser = argparse.ArgumentParser(
+        prog="trainer/forecast.py", description="Forecast from the latest radar files.", allow_abbrev=False
+    )
     parser.add_argument("--run", required=True, type=Path, help="folder of a fine-tuning run, or of a checkpoint")
     parser.add_argument("--input", required=True, nargs="+", type=Path, help="KNMI HDF5 files or folders of them")
     parser.add_argument("--out", required=True, type=Path, help="folder to write to; made if need be")

@@ -98,7 +98,8 @@ def rain_of(
 ) -> Tensor:
     """Turn a forecast in model space into rain: mm/h, not below 0, with measured rates where `match` asks for it.
 
-    Values that are not finite stay so: they are counted as what they are.
+    Values that are not finite stay so: they are counted as what they are. A window whose last frame was not measured at
+    all has no rates to give, and keeps its own.
     """
     rain_mmh_bthw = space.to_mmh(forecast_bthw).clamp(min=0)
     if match == "none":
@@ -111,6 +112,9 @@ def rain_of(
     # Without the guess of what flows in, which is smooth: what is taken here are rates, cores included.
     carried_mmh = torch.cat([advect(filled_mmh, step) for step in steps], dim=1)
     matched_mmh = match_distribution(rain_mmh_bthw, carried_mmh, None)
+    if valid_b1hw is not None:
+        # What was filled in from nothing is 0: it would say that it stays dry.
+        matched_mmh = torch.where(valid_b1hw.any(3, keepdim=True).any(2, keepdim=True), matched_mmh, rain_mmh_bthw)
     return torch.maximum(rain_mmh_bthw, matched_mmh) if match == "floor" else matched_mmh
 
 

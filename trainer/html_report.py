@@ -156,8 +156,13 @@ def write_report(
     return folder / name
 
 
+def _name(text: str) -> str:
+    """Escape a name that may break after an underscore, before it breaks inside a word."""
+    return escape(text).replace("_", "_<wbr>")
+
+
 def _section(heading: str, inner: str) -> str:
-    return f"<section>\n<h2>{escape(heading)}</h2>\n{inner}\n</section>"
+    return f"<section>\n<h2>{_name(heading)}</h2>\n{inner}\n</section>"
 
 
 def _caveats(caveats: Sequence[str]) -> str:
@@ -168,7 +173,7 @@ def _caveats(caveats: Sequence[str]) -> str:
 
 
 def _definitions(values: Mapping[str, str]) -> str:
-    rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in values.items())
+    rows = "".join(f"<div><dt>{_name(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in values.items())
     return f"<dl>{rows}</dl>"
 
 
@@ -193,12 +198,12 @@ def _blocks(blocks: Sequence[str | Table | Picture]) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in table.head)
+    head = "".join(f"<th scope=col>{_name(name)}</th>" for name in table.head)
     lines = []
     for row, cells in enumerate(table.rows):
         if len(cells) != len(table.head):
             raise ValueError(f"row {row} of {table.caption!r} has {len(cells)} cells; expected {len(table.head)}")
-        line = f"<th scope=row>{escape(cells[0])}</th>"
+        line = f"<th scope=row>{_name(cells[0])}</th>"
         for column, cell in enumerate(cells[1:], start=1):
             text = escape(cell)
             line += f"<td><b>{text}</b></td>" if (row, column) in table.best else f"<td>{text}</td>"

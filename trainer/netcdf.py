@@ -101,7 +101,8 @@ def _global_attributes(provenance: Provenance) -> dict[str, str]:
 
 
 def _write_times(file: Any, reference_time_s: int, cadence_s: int, num_leads: int) -> None:
-    leads_s = cadence_s * np.arange(1, num_leads + 1, dtype=np.int64)
+    # CF 1.8 knows no integers of 64 bits (2.2), and 32 end in 2038; float64 holds whole seconds exactly.
+    leads_s = cadence_s * np.arange(1, num_leads + 1, dtype=np.float64)
     valid_s = reference_time_s + leads_s
     time = {"units": TIME_UNITS, "calendar": "standard"}
     _variable(
@@ -111,7 +112,7 @@ def _write_times(file: Any, reference_time_s: int, cadence_s: int, num_leads: in
     # Boundary variables take their units from their parent: CF 7.1.
     _variable(file, "time_bounds", ("time", "nv"), np.stack([valid_s - cadence_s, valid_s], axis=1), {})
     _variable(
-        file, "forecast_reference_time", (), np.int64(reference_time_s),
+        file, "forecast_reference_time", (), np.float64(reference_time_s),
         {"standard_name": "forecast_reference_time", "long_name": "end of the last radar frame, UTC", **time},
     )  # fmt: skip
     _variable(

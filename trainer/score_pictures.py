@@ -6,9 +6,9 @@ no line is told by its colour alone.
 """
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import count
 from typing import Any, Final
 
 import numpy as np
@@ -23,9 +23,9 @@ from trainer.forecast_pictures import shortened
 from trainer.report import INK
 
 MODEL_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-BASELINE_COLOURS: Final = ("#4d4d4d", "#8a8a8a", "#b0a78f")
+BASELINE_COLOURS: Final = ("#4d4d4d", "#8a8a8a", "#b0a78f", "#6f6a5e", "#9fa8b3")
 MARKS: Final = "osD^vP"
-BASELINE_DASHES: Final = ("--", ":", "-.")
+BASELINE_DASHES: Final = ("--", ":", "-.", (0, (7, 1.5)), (0, (1, 2.5)))
 RADAR_COLOUR: Final = "#000000"
 USEFUL_BIAS: Final = (0.5, 2.0)
 """Frequency bias within which a forecast rains about as often as the radar."""
@@ -254,8 +254,7 @@ def _within(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
 
 def _styles(names: Sequence[str], baselines: Collection[str]) -> dict[str, dict[str, Any]]:
     """Give each model its colour, mark and dash; the order of the names decides."""
-    coloured = cycle(zip(MODEL_COLOURS, MARKS, strict=True))
-    grey = cycle(zip(BASELINE_COLOURS, BASELINE_DASHES, strict=True))
+    coloured, grey = _pairs(MODEL_COLOURS, MARKS), _pairs(BASELINE_COLOURS, BASELINE_DASHES)
     styles: dict[str, dict[str, Any]] = {}
     for name in names:
         if name in baselines:
@@ -265,6 +264,13 @@ def _styles(names: Sequence[str], baselines: Collection[str]) -> dict[str, dict[
             colour, mark = next(coloured)
             styles[name] = {"color": colour, "marker": mark, "markersize": 3.6, "linewidth": 1.6, "zorder": 4}
     return styles
+
+
+def _pairs(colours: Sequence[str], others: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Pair colours with marks or dashes, shifted by one each time around: every pair comes before one comes again."""
+    for place in count():
+        turn, colour = divmod(place, len(colours))
+        yield colours[colour], others[(colour + turn) % len(others)]
 
 
 def _panels(
@@ -279,10 +285,12 @@ def _panels(
     """Lay out a title, a legend and panels two in a line, with margins in inches."""
     across = min(2, len(heads))
     lines = -(-len(heads) // across)
-    entries = [Line2D([], [], label=shortened(n, 30), **style) for n, style in _styles(list(curves), baselines).items()]
+    labels = [shortened(name, 30) for name in curves]
+    entries = [Line2D([], [], **style) for style in _styles(list(curves), baselines).values()]
     if with_radar:
-        entries.insert(0, Line2D([], [], label="Radar", color=RADAR_COLOUR, linewidth=2.6))
-    legend_columns = 1 if max(len(str(entry.get_label())) for entry in entries) > 24 else 2
+        labels.insert(0, "Radar")
+        entries.insert(0, Line2D([], [], color=RADAR_COLOUR, linewidth=2.6))
+    legend_columns = 1 if max(map(len, labels)) > 24 else 2
     legend_inches = 0.15 * -(-len(entries) // legend_columns) + 0.06
     left, right, gap_across = 0.5 if heads[0] else 0.72, 0.12, 0.2
     gap_down = 0.27 if heads[0] else 0.1
@@ -293,11 +301,14 @@ def _panels(
     points = min(10.5, 72 * 0.96 * _WIDTH_INCHES / (0.58 * len(title)))
     figure.text(0.025, 1 - 0.19 / height, title, fontsize=points, fontweight="bold", color=INK, va="center")
     legend = figure.legend(
-        handles=entries, loc="upper left", bbox_to_anchor=(0.018, 1 - 0.33 / height), ncols=legend_columns,
-        fontsize=8, frameon=False, labelcolor=INK, handlelength=2.6, borderaxespad=0, labelspacing=0.3,
+        handles=entries, labels=["."] * len(entries), loc="upper left", bbox_to_anchor=(0.018, 1 - 0.33 / height),
+        ncols=legend_columns, fontsize=8, frameon=False, labelcolor=INK, handlelength=2.6, borderaxespad=0,
+        labelspacing=0.3,
     )  # fmt: skip
-    for text in legend.get_texts():
+    # Set afterwards: a legend leaves out labels that begin with an underscore.
+    for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_parse_math(False)
+        text.set_text(label)
     width = (_WIDTH_INCHES - left - right - (across - 1) * gap_across) / across
     panels = []
     for number, head in enumerate(heads):

@@ -74,9 +74,10 @@ def write_scores(
     }
     text = json.dumps(_strict(contents), indent=1, allow_nan=False, ensure_ascii=False)
     storage = open_storage(folder)
-    storage.write(JSON_NAME, f"{text}\n".encode())
-    storage.write(CSV_NAME, _csv(made).encode())
-    storage.write(MARKDOWN_NAME, markdown(made, compare_to, references).encode())
+    files = {JSON_NAME: f"{text}\n", CSV_NAME: _csv(made), MARKDOWN_NAME: markdown(made, compare_to, references)}
+    for name, contents_text in files.items():
+        # A path may hold bytes that are no text: they are shown as question marks.
+        storage.write(name, contents_text.encode("utf-8", errors="replace"))
 
 
 def score_records(settings: Settings, interval: Interval) -> Iterator[dict[str, Any]]:

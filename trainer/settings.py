@@ -323,7 +323,8 @@ class NowcastConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         self._check_effects()
-        finds_motion = self.name == "spat_spark" and self.head == "advected"
+        advects = self.name == "spat_spark" and self.head == "advected"
+        finds_motion = advects or self.match in ("extrapolated", "floor")
         _at_least("model.frames_in", self.frames_in, 2 if finds_motion else 1)
         _at_least("model.frames_out", self.frames_out, 1)
         _at_least("model.smaat_width", self.smaat_width, 2)

@@ -117,10 +117,10 @@ def _interval(
     days = np.unique(rows.day)
     num_days = len(days)
     if num_days < 2:
-        dates = (
-            f"all {len(rows)} windows are of one day, {day_text(int(days[0]))}" if num_days else "there are no windows"
-        )
-        note = f"no interval: {dates}, and one day says nothing about others"
+        note = "no interval: there are no windows"
+        if num_days:
+            which = "the only window is" if len(rows) == 1 else f"all {len(rows)} windows are"
+            note = f"no interval: {which} of one day, {day_text(int(days[0]))}, and one day says nothing about others"
         return Interval(
             num_days=num_days,
             num_draws=0,

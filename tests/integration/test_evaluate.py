@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,8 +27,8 @@ from tests.distributed import run_ranks
 from tests.integration import nowcast_runs, runs
 from trainer.checkpoint import load, save
 from trainer.entry import ExitCode, run_entry
-from trainer.evaluate import main
-from trainer.verification import Rows
+from trainer.evaluate import INTERRUPTED, Evaluating, main
+from trainer.verification import Rows, select
 
 THRESHOLDS = (0.1, 0.5, 2.0)
 SPLIT = {"data__validation_share": 0.2, "data__test_share": 0.3, "data__guard_h": 0.25, "run__steps": 2}
@@ -60,6 +61,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         code = nowcast_runs.train(nowcast_runs.arguments(shards, run, **{**SPLIT, "run__evaluate_every": 2, **changes}))
         assert code == ExitCode.DONE
     return found
+
+
+SCORED = ["persistence", "advection", "training_mean"]
+FEW = ["--limit", "5", "--fit_windows", "2"]
+
+
+@pytest.fixture(scope="module")
+def scored(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Evaluate once what several tests hold another evaluation against; nobody writes there."""
+    out = tmp_path_factory.mktemp("scored") / "out"
+    assert evaluate(command(place.shards, out, [f"run={place.one}", *SCORED], *FEW)) == ExitCode.DONE
+    return out
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +119,7 @@ def test_two_runs_and_all_baselines_in_one_pass(
     models += ["training_mean", "damped_extrapolation"]
     out, report = tmp_path / "out", tmp_path / "page"
     more = ["--report", str(report), "--compare_to", "persistence", "--protocol", "published", "--fit_windows", "3"]
+    more += ["--limit", "6"]
     assert evaluate(command(place.shards, out, models, *more)) == ExitCode.DONE
     text = capsys.readouterr().out
     contents = scores_of(out)
@@ -202,43 +216,38 @@ def test_the_training_mean_is_the_mean_of_the_training_part(place: Place, tmp_pa
     assert contents["mse_comparison"][0]["training_mean"] == contents["mse_comparison"][0]["mse"]
 
 
-def test_two_processes_write_the_bytes_that_one_writes(place: Place, tmp_path: Path) -> None:
-    models = [str(place.one), "persistence", "training_mean"]
-    outs = [tmp_path / name for name in ("one", "narrow", "two")]
-    commands = [command(place.shards, out, models, "--limit", "7", "--fit_windows", "2") for out in outs]
-    commands[1] += ["--micro_batch", "1"]
-    assert [evaluate(argv) for argv in commands[:2]] == [ExitCode.DONE] * 2
-    assert run_ranks(evaluate_on, 2, commands[2:], init_group=False) == [[0], [0]]
-    for out in outs[1:]:
-        for name in ("scores.json", "scores.csv", "scores.md", *scores_of(outs[0])["about"]["files"]):
-            assert (out / name).read_bytes() == (outs[0] / name).read_bytes(), name
-        assert {path.name for path in out.iterdir()} == {path.name for path in outs[0].iterdir()}
+def test_two_processes_write_the_bytes_that_one_writes(place: Place, scored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    argv = command(place.shards, out, [f"run={place.one}", *SCORED], *FEW, "--micro_batch", "2")
+    assert run_ranks(evaluate_on, 2, [argv], init_group=False) == [[0], [0]]
+    for name in ("scores.json", "scores.csv", "scores.md", *scores_of(scored)["about"]["files"]):
+        assert (out / name).read_bytes() == (scored / name).read_bytes(), name
+    assert {path.name for path in out.iterdir()} == {path.name for path in scored.iterdir()}
 
 
-def test_neither_order_nor_company_changes_a_models_scores(place: Place, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    run = f"run={place.one}"
-    assert evaluate(command(place.shards, first, [run, "persistence", "advection"], "--limit", "5")) == ExitCode.DONE
-    assert evaluate(command(place.shards, second, ["advection", run], "--limit", "5")) == ExitCode.DONE
-    one, other = scores_of(first)["models"], scores_of(second)["models"]
+def test_neither_order_nor_company_changes_a_models_scores(place: Place, scored: Path, tmp_path: Path) -> None:
+    assert evaluate(command(place.shards, tmp_path, ["advection", f"run={place.one}"], *FEW)) == ExitCode.DONE
+    one, other = scores_of(scored)["models"], scores_of(tmp_path)["models"]
     assert list(other) == ["advection", "run"]
     for name in other:
         assert other[name] == one[name]
 
 
-def test_a_second_evaluation_replaces_the_first_and_nothing_else(place: Place, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert evaluate(command(place.shards, out, [f"a={place.one}", "persistence"], "--limit", "3")) == ExitCode.DONE
+def test_a_second_evaluation_replaces_the_first_and_nothing_else(place: Place, scored: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(scored, tmp_path / "out"))
     before = set(scores_of(out)["about"]["files"])
     own = [out / "notes.txt", out / "rows" / "mine.npz", out / "pictures" / "mine.png"]
     for path in own:
         path.write_text("mine")
-    time_s = scores_of(out)["about"]["cases"][-1]["time_s"]
+    # What scores from elsewhere name besides is not removed on their word.
+    contents = scores_of(out)
+    contents["about"]["files"] += ["rows", "rows/../notes.txt", "notes.txt", "rows/a\x00.npz", 7]
+    (out / "scores.json").write_text(json.dumps(contents))
+    time_s = contents["about"]["cases"][-1]["time_s"]
     when = f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%dT%H:%M}"
-    argv = command(place.shards, out, [f"b={place.one}", "persistence"], "--limit", "3", "--cases", when)
-    assert evaluate(argv) == ExitCode.DONE
+    assert evaluate(command(place.shards, out, [f"b={place.one}"], *FEW, "--cases", when)) == ExitCode.DONE
     after = set(scores_of(out)["about"]["files"])
-    assert "rows/a.npz" in before - after
+    assert "rows/run.npz" in before - after
     assert not any((out / name).exists() for name in before - after)
     assert all((out / name).exists() for name in after)
     assert [path.read_text() for path in own] == ["mine"] * 3
@@ -353,9 +362,11 @@ def test_windows_that_a_run_was_trained_on_are_refused_or_loudly_named(
         ExitCode.CONFIG,
         "share frames with the train part of one",
     )
-    # Another part of the map is scored, and said.
+    # Frames of another size are scored, and it is said; so is the guard that training had none of.
     assert evaluate(command(other, out, [str(place.one)], "--limit", "2")) == ExitCode.DONE
-    assert "one was trained on another part of the map: 64 x 64 pixels; this is 32 x 64" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "one was trained on synthetic storms of 64 x 64 pixels; these are 32 x 64" in text
+    assert "hours lie between the train part of one and the nearest window" in text
 
 
 def test_what_a_user_can_get_wrong_with_a_run(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -453,6 +464,37 @@ def test_an_event_kept_aside_is_scored_and_baselines_are_fitted_on_the_runs_own_
         expect(capsys, argv, ExitCode.DATA, "training_mean is fitted on the training part", "bring back the run's own")
     finally:
         moved.rename(place.shards)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_without_a_traceback_and_leaves_nothing(place: Place, tmp_path: Path) -> None:
+    argv = command(place.shards, tmp_path / "out", ["persistence", "extrapolation"], "--split", "all")
+    words = [sys.executable, "trainer/evaluate.py", *argv, "--frames_out", "12"]
+    with subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "writing to" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        text = process.stderr.read()
+        assert process.wait(timeout=60) == INTERRUPTED == 130
+    assert text == f"interrupted: nothing was written, and what {tmp_path / 'out'} held before is unchanged\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_a_process_that_do_not_arrive_are_an_error(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = Evaluating._score
+
+    def lose_one(self: Evaluating, num_windows: int) -> dict[str, Rows | None]:
+        return {name: None if rows is None else select(rows, rows.windows[1:])
+                for name, rows in score(self, num_windows).items()}  # fmt: skip
+
+    monkeypatch.setattr(Evaluating, "_score", lose_one)
+    argv = command(place.shards, tmp_path / "out", [str(place.one)], "--limit", "3")
+    expect(capsys, argv, ExitCode.DATA, "2 of 3 windows of one have come together", "a folder that all of them see")
+    assert not (tmp_path / "out" / "scores.json").exists()
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def test_smoothing_is_a_gaussian_mean(deviation: float) -> None:
     margin = math.ceil(3 * deviation)
     inner = np.s_[margin:-margin, margin:-margin]
     assert np.sqrt(np.square(found - expected)[inner].mean()) < 0.3 * expected[inner].std()
-    assert found[inner].std() == pytest.approx(expected[inner].std(), rel=0.05)
+    assert found[inner].std() == pytest.approx(expected[inner].std(), rel=0.1)
 
 
 def test_sides_that_no_coarse_pixel_divides() -> None:

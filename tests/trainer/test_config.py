@@ -31,6 +31,10 @@ def test_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Pat
     [
         (["--optim.lrr", "1"], r"optim\.lrr.*nearest valid key is optim\.lr"),
         (["--modle.encoder", "resnet18"], r"modle\.encoder.*nearest valid key is model\.encoder"),
+        (["--optim.wei", "1"], r"unrecognized arguments: --optim\.wei"),
+        (["--data.shard", "t"], r"data\.shard t; the nearest valid key is data\.shards"),
+        (["--model.encode=resnet18"], r"model\.encode.*nearest valid key is model\.encoder"),
+        (["--conf", "x.yaml"], r"--conf x\.yaml; the nearest valid key is config"),
         (["--optim.lr", "fast"], r"optim\.lr.*float.*fast"),
         (["--run.steps", "2.5"], r"run\.steps.*int.*2\.5"),
         (["--model.encoder", "resnet19"], r"model\.encoder.*resnet18.*resnet19"),

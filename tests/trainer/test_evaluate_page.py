@@ -1,14 +1,17 @@
 """The page's tables are those of scores.md, with the best figures marked."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from trainer.evaluation_page import _telling_first, read_markdown
+from trainer.evaluation_config import parse_evaluation
+from trainer.evaluation_page import _telling_first, read_markdown, summary_of
+from trainer.evaluation_result import Evaluation
 from trainer.html_report import Table
 from trainer.score_tables import ModelScores, References, markdown
-from trainer.verification import Rows, Settings, WindowId, merge, score_window
+from trainer.verification import Rows, Settings, WindowId, compute, merge, score_window
 
 SETTINGS = Settings(leads_min=(30, 60), thresholds_mmh=(0.5, 2.0), scales_px=(1, 3))
 
@@ -77,3 +80,26 @@ def test_the_best_is_what_the_columns_arrow_says(title: str, cells: list[str], b
     assert isinstance(table, Table)
     assert table.best == frozenset((row, 1) for row in best)
     assert math.prod([len(table.rows), len(table.head)]) == 6
+
+
+def summary(kinds: dict[str, str], factors: dict[str, float]) -> str:
+    models = {name: rows(factor) for name, factor in factors.items()}
+    config = parse_evaluation(["--data.shards", "S", "--out", "O", "--models", *kinds])
+    plan: Any = None
+    evaluation = Evaluation(config=config, plan=plan, models=models, kinds=kinds, about={}, cases=[], command="")
+    return summary_of(evaluation, {name: compute(some) for name, some in models.items()})
+
+
+def test_rain_everywhere_is_not_called_the_best_forecast() -> None:
+    text = summary({"wet": "run", "good": "run"}, {"wet": 1e3, "good": 0.7})
+    assert "wet 0." not in text.partition("good forecasts")[0]
+    assert "good forecasts rain above 0.5 mm/h best" in text
+    assert "No model's frequency bias" in summary({"dry": "run"}, {"dry": 1e-2})
+
+
+def test_lead_times_below_each_other_have_no_best() -> None:
+    made = [ModelScores.of("a", rows(0.5), None, seed=0, num_draws=20)]
+    made.append(ModelScores.of("b", rows(0.7), None, seed=0, num_draws=20))
+    sections = {section.heading: section.blocks() for section in read_markdown(markdown(made, None, References()))}
+    (table,) = [block for block in sections["Mean squared error"] if isinstance(block, Table)]
+    assert table.best == frozenset()

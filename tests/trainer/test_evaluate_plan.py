@@ -14,7 +14,7 @@ from data.sequences import TimeSpan
 from data.stream import Batch
 from trainer.contestants import BASELINES, read_entries, windows_of
 from trainer.evaluation_config import LISTS, ArchiveConfig, EvaluateConfig, gather_lists, parse_evaluation
-from trainer.evaluation_plan import _meets
+from trainer.evaluation_overlap import meets
 from trainer.settings import ConfigError, WindowsConfig
 
 BASE = ["--data.shards", "S", "--out", "O"]
@@ -55,6 +55,8 @@ def test_a_file_of_settings_is_read_too(tmp_path: Path) -> None:
         (["--models", "a", "--cases", "noon"], "cases: 'noon' is no time; expected UTC such as 2010-08-26T04:00"),
         (["--models", "a", "--protocol", "published", "--thresholds", "1", "2"], "thresholds is 1, 2; add 0.5"),
         (["--models", "a", "--split", "tests"], "split"),
+        (["--model", "a", "b"], "--model a b; the nearest valid key is models"),
+        (["--models", "a", "--data.shard", "T"], "nearest valid key is data.shards"),
         (["--models", "a", "--reprot", "x"], "nearest valid key is report"),
         (["--models", "a", "--data.test_share", "1.5"], "data.test_share is 1.5; it is a share"),
         (["--models", "a", "--data.guard_h", ".inf"], "data.guard_h is inf; it must be a finite number"),
@@ -75,6 +77,13 @@ def test_the_archive_has_the_settings_of_training_that_matter_here() -> None:
     assert (windows.threads, windows.target_frame, windows.min_rain_fraction) == (3, 4, 0.5)
     assert stated.stated == ["test_share", "guard_h"]
     assert set(LISTS) < {field.name for field in fields(EvaluateConfig)}
+
+
+def test_a_folder_may_have_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lr=0.1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (entry,) = read_entries(["lr=0.1"])
+    assert (entry.name, entry.folder) == ("lr=0.1", Path("lr=0.1"))
 
 
 def test_models_are_named_by_the_user_or_their_folder(tmp_path: Path) -> None:
@@ -103,7 +112,10 @@ def test_models_are_named_by_the_user_or_their_folder(tmp_path: Path) -> None:
         ([".a=persistence"], "the name '.a' cannot be a file's; give another, as NAME=.a=persistence"),
         (["a\\b=persistence"], "cannot be a file's"),
         (["a\nb=persistence"], "cannot be a file's"),
-        ([f"{'n' * 101}=persistence"], "has no name of 1 to 100 letters"),
+        ([f"{'n' * 101}=persistence"], "has no name of 1 to 100 bytes"),
+        ([f"{'☔' * 34}=persistence"], "has no name of 1 to 100 bytes"),
+        (["persistence=advection"], "'persistence' is the name of a baseline, and advection is not that one"),
+        (["training_mean=."], "'training_mean' is the name of a baseline"),
     ],
 )
 def test_models_that_cannot_be(words: list[str], text: str) -> None:
@@ -121,7 +133,7 @@ def test_a_window_meets_a_span_when_one_of_its_frames_ends_in_it(
     span = TimeSpan(start_s=start_s, stop_s=start_s + length_s)
     ends = [first + cadence_s * frame for frame in range(window)]
     expected = any(span.start_s <= end < span.stop_s for end in ends)
-    assert _meets(np.array([first]), window, cadence_s, span).tolist() == [expected]
+    assert meets(np.array([first]), window, cadence_s, span).tolist() == [expected]
 
 
 def test_windows_are_cut_out_of_batches_as_rain() -> None:

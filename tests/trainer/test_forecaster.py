@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from data.frames import DataError
 from data.units import ModelSpace
 from models.manifest import CheckpointError, step_folders, write_manifest
+from models.motion import advect, displacements, estimate_motion, fill_missing
 from tests.integration import runs
 from tests.integration.nowcast_runs import arguments, train
 from tests.integration.runs import make_shards
@@ -216,6 +217,91 @@ def test_matching_gives_the_rates_of_the_last_frame(copied: Path) -> None:
         for lead in range(FRAMES_OUT):
             assert float(forecast[window, lead].mean()) == pytest.approx(float(rain[window, -1].mean()), rel=1e-4)
             assert float(forecast[window, lead].max()) <= float(rain[window, -1].max()) * 1.0001
+
+
+SPACE = ModelSpace(kind="log", scale_mmh=0.2)
+
+
+def moving_band(missing: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Two windows of a tilted band that moves 3 pixels a frame, and where it was measured."""
+    rows = torch.arange(64.0).view(1, 1, 64, 1) - 3 * torch.arange(FRAMES_IN).view(1, -1, 1, 1)
+    band = 8 * torch.exp(-((rows - 20 - 0.2 * torch.arange(64.0)) ** 2) / 50)
+    past = torch.cat([band, band.flip(3) * 2])
+    past = torch.where(past > 0.1, past, 0.0)
+    if not missing:
+        return past, None
+    valid = torch.ones_like(past, dtype=torch.bool)
+    valid[:, :, 40:52, 10:30] = False
+    return torch.where(valid, past, 0.0), valid
+
+
+def carried(past: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """The last frame at each lead time, without a guess of what flows in."""
+    last = past[:, -1:] if valid is None else fill_missing(past[:, -1:], valid[:, -1:])
+    steps = displacements(estimate_motion(past, valid), FRAMES_OUT)
+    return torch.cat([advect(last, step) for step in steps], dim=1)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_matching_takes_the_rates_of_the_extrapolated_frame_or_those_that_are_higher(missing: bool) -> None:
+    """Rank by rank, in a plain loop; also where the last frame is missing; the floor takes nothing away."""
+    past, valid = moving_band(missing)
+    wet = make_rain()[:, :FRAMES_OUT] + 0.01
+    forecast = SPACE.from_mmh(wet)
+    matched = rain_of(forecast, past, valid, space=SPACE, match="extrapolated")
+    floor = rain_of(forecast, past, valid, space=SPACE, match="floor")
+    own = SPACE.to_mmh(forecast)
+    reference = carried(past, valid)
+    for window in range(2):
+        for lead in range(FRAMES_OUT):
+            values, rates = own[window, lead].flatten(), reference[window, lead].flatten().sort().values
+            expected = torch.empty_like(values)
+            for value in set(values.tolist()):
+                equal_ones = values == value
+                first = int((values < value).sum())
+                expected[equal_ones] = rates[first : first + int(equal_ones.sum())].mean()
+            torch.testing.assert_close(matched[window, lead].flatten(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(floor, torch.maximum(own, matched))
+    assert not torch.equal(floor, own)
+    assert not torch.equal(floor, matched)
+
+
+@pytest.mark.parametrize("match", ["last_frame", "extrapolated", "floor"])
+def test_a_window_whose_last_frame_is_missing_keeps_its_own_rates(match: str) -> None:
+    """It has none to give; the window beside it is matched as ever."""
+    past, _ = moving_band(False)
+    forecast = SPACE.from_mmh(make_rain()[:, :FRAMES_OUT])
+    valid = torch.ones_like(past, dtype=torch.bool)
+    valid[1, -1] = False
+    found = rain_of(forecast, torch.where(valid, past, 0.0), valid, space=SPACE, match=match)
+    assert torch.equal(found[1], SPACE.to_mmh(forecast)[1])
+    whole = rain_of(forecast, past, torch.ones_like(valid), space=SPACE, match=match)
+    assert torch.equal(found[0], whole[0])
+    assert not torch.equal(found[0], SPACE.to_mmh(forecast)[0])
+
+
+@pytest.mark.parametrize("match", ["none", "last_frame", "extrapolated", "floor"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_matching_hides_no_value_that_is_no_number(match: str, bad: float) -> None:
+    """Neither does it spread to other frames."""
+    past, valid = moving_band(True)
+    forecast = SPACE.from_mmh(make_rain()[:, :FRAMES_OUT])
+    expected = rain_of(forecast, past, valid, space=SPACE, match=match)
+    forecast[0, 1, 5, 7] = bad
+    found = rain_of(forecast, past, valid, space=SPACE, match=match)
+    assert not bool(found[0, 1, 5, 7].isfinite())
+    assert int((~found.isfinite()).sum()) == 1
+    assert torch.equal(found[0, [0, 2]], expected[0, [0, 2]])
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("match", ["last_frame", "extrapolated", "floor"])
+def test_matching_to_a_dry_past(match: str) -> None:
+    """Finite; dry where rates are exchanged, as it was where they are only raised."""
+    forecast = SPACE.from_mmh(make_rain()[:, :FRAMES_OUT])
+    found = rain_of(forecast, torch.zeros(2, FRAMES_IN, 64, 64), None, space=SPACE, match=match)
+    own = SPACE.to_mmh(forecast)
+    assert torch.equal(found, own if match == "floor" else torch.zeros_like(own))
 
 
 @pytest.mark.parametrize("name", ["spat_spark", "smaat_unet"])

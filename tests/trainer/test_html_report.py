@@ -39,7 +39,7 @@ def _write(folder: Path, **changes: Any) -> str:
 class _Page(HTMLParser):
     """Tags, their attributes and the text of a page; tags that are not closed in order are an error."""
 
-    VOID = frozenset({"meta", "img", "br"})
+    VOID = frozenset({"meta", "img", "br", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_any_text_stands_in_the_page_as_it_is(tmp_path_factory: pytest.TempPathF
     allowed = {
         "html", "head", "meta", "title", "style", "body", "main", "header", "h1", "p", "section", "h2", "ul", "li",
         "dl", "div", "dt", "dd", "table", "caption", "thead", "tbody", "tr", "th", "td", "b", "figure", "figcaption",
-        "img", "pre", "code",
+        "img", "pre", "code", "wbr",
     }  # fmt: skip
     assert set(_Page(page).names()) <= allowed
 
@@ -147,6 +147,15 @@ def test_headings_and_tables_have_their_structure(tmp_path: Path) -> None:
     for score, note in SCORE_NOTES.items():
         assert score in text
         assert note in text
+
+
+def test_names_break_after_an_underscore(tmp_path: Path) -> None:
+    table = Table(head=["Model", "a_b"], rows=[["damped_extrapolation", "x_y"]])
+    section = Section(heading="CSI less that of damped_extrapolation", blocks=[table])
+    page = _write(tmp_path, data={"damped_extrapolation": "c_d"}, sections=[section])
+    for around in ("<dt>{}</dt>", "<th scope=row>{}</th>", "<h2>CSI less that of {}</h2>"):
+        assert around.format("damped_<wbr>extrapolation") in page
+    assert "damped_extrapolation" in "".join(_Page(page).text)
 
 
 def test_only_the_scores_that_are_asked_for_are_explained(tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def test_every_variable_says_what_cf_asks_for(written: Path) -> None:
     }
     with netCDF4.Dataset(written) as file:
         assert file.Conventions == "CF-1.8"
+        # 2.2: no integers of 64 bits.
+        assert {str(variable.dtype) for variable in file.variables.values()} <= {"float32", "float64", "int32"}
         for name in ("title", "institution", "source", "history", "references", "license", "comment"):
             assert file.getncattr(name)
         assert "KNMI RAD_NL25_RAU_5mi" in file.source

@@ -118,6 +118,22 @@ def test_distribution_leaves_out_what_never_occurs() -> None:
     _draw(rain_rate_distribution(np.zeros(10), {"a": np.zeros(10)}, levels_mmh=list(levels)))
 
 
+@pytest.mark.parametrize(("num_baselines", "num_models"), [(5, 3), (25, 36)])
+def test_no_two_lines_look_alike(num_baselines: int, num_models: int) -> None:
+    baselines = [f"b{number}" for number in range(num_baselines)]
+    names = [*baselines, *(f"m{number}" for number in range(num_models))]
+    lines = error_against_lead({name: np.ones(12) for name in names}, lead_min=LEAD_MIN, baselines=baselines)
+    looks = {(str(line.get_color()), line.get_linestyle(), line.get_marker(), line._dash_pattern.__repr__())  # type: ignore[attr-defined]
+             for line in lines.axes[0].lines}  # fmt: skip
+    assert len(looks) == len(names)
+
+
+def test_a_name_that_begins_with_an_underscore_stands_in_the_legend() -> None:
+    figure = error_against_lead({"_hidden": np.ones(12), "_": np.ones(12)}, lead_min=LEAD_MIN)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["_hidden", "_"]
+    _draw(figure)
+
+
 @pytest.mark.parametrize("num_models", [1, 7, 14])
 @pytest.mark.parametrize("num_leads", [1, 36])
 def test_any_number_of_models_and_leads(num_models: int, num_leads: int) -> None:

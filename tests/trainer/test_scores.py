@@ -173,10 +173,10 @@ def test_a_single_day_says_that_there_is_no_interval(tmp_path: Path) -> None:
     models = {"a": model(0.9, num_days=1), "b": model(0.3, num_days=1)}
     contents, lines, text = written(tmp_path, models, compare_to="b")
     assert contents["models"]["a"]["intervals"]["note"].startswith(
-        "no interval: all 1 windows are of one day, 2020-09-14"
+        "no interval: the only window is of one day, 2020-09-14"
     )
     assert {(line["low"], line["high"]) for line in lines} == {("", "")}
-    assert text.count("No interval: all 1 windows are of one day, 2020-09-14") == 2
+    assert text.count("No interval: the only window is of one day, 2020-09-14") == 2
     assert "[" not in read_tables(text)["CSI and how sure it is, all lead times"][1][1]
 
 

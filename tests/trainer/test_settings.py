@@ -25,6 +25,8 @@ def parse(*words: str) -> FinetuneConfig:
     [
         (["--model.frames_in", "0"], r"model\.frames_in is 0"),
         (["--model.head", "advected", "--model.frames_in", "1"], r"model\.frames_in is 1; it must be 2 or more"),
+        ([*SMAAT, "--model.match", "floor", "--model.frames_in", "1"], r"model\.frames_in is 1; it must be 2 or more"),
+        (["--model.head", "direct", "--model.match", "extrapolated", "--model.frames_in", "1"], r"must be 2 or more"),
         (["--model.frames_out", "0"], r"model\.frames_out is 0"),
         (["--model.decoder_width", "100"], r"decoder_width is 100.*multiple of 32"),
         (["--model.mask_ratio", "1"], r"model\.mask_ratio is 1"),

@@ -84,7 +84,12 @@ def test_draws_are_as_many_days_as_there_are_and_depend_on_the_seed_only() -> No
 
 def test_a_single_day_has_no_interval_and_says_so() -> None:
     one, none = rows_of(1, 0), select(rows_of(1, 0), [])
-    for rows, words in ((one, "all 3 windows are of one day, 2020-09-14"), (none, "there are no windows")):
+    single = select(one, one.windows[:1])
+    for rows, words in (
+        (one, "all 3 windows are of one day, 2020-09-14"),
+        (single, "the only window is of one day, 2020-09-14"),
+        (none, "there are no windows"),
+    ):
         for found in (bootstrap(rows), paired_difference(rows, rows)):
             assert found.low is None
             assert found.high is None

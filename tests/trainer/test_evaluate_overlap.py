@@ -1,0 +1,118 @@
+"""What runs have seen of the windows: refused, told, or no matter; and where their grids lie."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from data.frames import Crop, Grid
+from data.sequences import TimeSpan
+from data.shards import Index, load_index
+from data.storage import open_storage
+from tests.integration import runs
+from trainer.checkpoint import save
+from trainer.config import FinetuneConfig, PretrainConfig, TrainingConfig, as_dict, parse_config
+from trainer.evaluation_config import EvaluateConfig, parse_evaluation
+from trainer.evaluation_overlap import SYNTHETIC, ancestors, overlaps
+from trainer.evaluation_plan import _place_caveats
+from trainer.forecaster import RunForecaster
+from trainer.settings import ConfigError
+from trainer.state import TrainState
+
+HOUR = 3600
+FIRST_S = np.arange(100 * HOUR, 102 * HOUR, 300)
+"""Windows of two hours, 6 frames each."""
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    return load_index(open_storage(runs.make_shards(tmp_path_factory.mktemp("overlap"), hours=3, size=32)))
+
+
+def described(start_h: float, stop_h: float, source: str = SYNTHETIC) -> dict[str, Any]:
+    span = TimeSpan(start_s=round(start_h * HOUR), stop_s=round(stop_h * HOUR))
+    return {"source": source, "spans": {"train": [asdict(span)], "validation": [], "test": []}}
+
+
+def run(data: dict[str, Any], init_from: Path | None = None) -> RunForecaster:
+    words = ["--data.shards", "s", "--run.dir", "r"] + ([] if init_from is None else ["--init_from", str(init_from)])
+    config = parse_config(words, FinetuneConfig, prog="test")
+    return RunForecaster(name="a", config=config, data=data, model=nn.Identity(), step=1, path=Path("r"))
+
+
+def saved(folder: Path, cls: type[FinetuneConfig] | type[PretrainConfig], data: dict[str, Any], *more: str) -> Path:
+    config: TrainingConfig = parse_config(["--data.shards", "s", "--run.dir", "r", *more], cls, prog="test")
+    state = TrainState(
+        step=1, epoch=0, seed=0, config=as_dict(config), data=data, plan={}, loss_scale=None, optimizer_steps={},
+        versions={},
+    )  # fmt: skip
+    save(folder, state, nn.Linear(1, 1).state_dict(), {}, keep_last=2)
+    return folder
+
+
+def asked(*more: str) -> EvaluateConfig:
+    return parse_evaluation(["--data.shards", "S", "--out", "O", "--models", "a", *more])
+
+
+def found(config: EvaluateConfig, model: RunForecaster, index: Index) -> list[str]:
+    return overlaps(config, model, FIRST_S, 6, index)
+
+
+def test_one_shared_frame_is_refused_and_one_frame_less_is_told(index: Index) -> None:
+    last_s = int(FIRST_S[-1]) + 5 * 300
+    for start_s, refused in ((last_s, True), (last_s + 1, False)):
+        model = run(described(start_s / HOUR, 200))
+        if refused:
+            with pytest.raises(ConfigError, match=r"1 of 24 windows share frames with the train part of a"):
+                found(asked("--split", "all"), model, index)
+        else:
+            assert found(asked("--split", "all"), model, index)[0].startswith("Only 0.00028 hours lie between")
+    for stop_h, refused in ((100 + 1 / HOUR, True), (100, False)):
+        if refused:
+            with pytest.raises(ConfigError, match="1 of 24 windows"):
+                found(asked(), run(described(50, stop_h)), index)
+        else:
+            assert "Only 0 hours lie between" in found(asked(), run(described(50, stop_h)), index)[0]
+    assert found(asked(), run(described(50, 76)), index) == []
+    assert "23 hours" in found(asked(), run(described(50, 77)), index)[0]
+
+
+def test_times_of_made_up_storms_are_no_times_of_measured_rain(index: Index) -> None:
+    assert found(asked(), run(described(0, 200, "KNMI RAD_NL25_RAU_5mi")), index) == []
+
+
+def test_weights_that_have_seen_the_windows_are_followed_back(tmp_path: Path, index: Index) -> None:
+    clean = described(0, 50)
+    nowcaster = saved(tmp_path / "nowcaster", FinetuneConfig, described(90, 110))
+    with pytest.raises(ConfigError, match=r"24 of 24 windows share frames with the train part of .*nowcaster, which a"):
+        found(asked(), run(clean, nowcaster), index)
+    between = saved(tmp_path / "between", FinetuneConfig, clean, "--init_from", str(nowcaster))
+    with pytest.raises(ConfigError, match="nowcaster, which a started from"):
+        found(asked(), run(clean, between), index)
+    (line,) = found(asked("--allow_overlap", "true"), run(clean, between), index)
+    assert line.startswith("OVERLAP")
+    pretrained = saved(tmp_path / "pretrained", PretrainConfig, described(90, 110))
+    (line,) = found(asked(), run(clean, pretrained), index)
+    assert line.startswith("PRETRAINED ON IT: 24 of 24 windows share frames")
+    (line,) = found(asked(), run(clean, tmp_path / "gone.pth"), index)
+    assert "gone.pth; which rain those weights have seen is not known here" in line
+
+
+def test_runs_that_start_from_each_other_come_to_an_end(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "x", FinetuneConfig, described(0, 1), "--init_from", str(tmp_path / "x"))
+    assert len(list(ancestors(run(described(0, 1), folder)))) == 1
+
+
+def test_places_on_the_map_are_told_by_their_corners() -> None:
+    whole = Grid(rows=765, cols=700, pixel_km=1.0, projection="+proj=stere", x0_km=0.0, y0_km=-3650.0)
+    own, here = (whole.cropped(Crop(row0=r, row1=r + 288, col0=c, col1=c + 288)) for r, c in ((100, 200), (260, 180)))
+    assert _place_caveats("a", own, own) == []
+    assert _place_caveats("a", own, here) == [
+        "a was trained on another part of the map: 288 x 288 pixels, x 200 to 488 km, y -4038 to -3750 km; this is "
+        "288 x 288 pixels, x 180 to 468 km, y -4198 to -3910 km: 160 rows further south and 20 columns further west."
+    ]
+    smaller = own.cropped(Crop(row0=0, row1=64, col0=0, col1=64))
+    assert _place_caveats("a", own, smaller)[0].endswith("y -3814 to -3750 km: from the same corner.")
