@@ -36,7 +36,7 @@ check: $(READY)
 
 # One thread a process: on tensors this small threads wait for each other, and some tests start two processes.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" --durations=15
 
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or gpu" --durations=15
