@@ -16,6 +16,10 @@ class DataError(ValueError):
     """What a user's data can cause: what was found, what was expected, where, and what to do."""
 
 
+class DamagedError(DataError):
+    """What was read is not what the index says, or is not there: other data of the same archive may be good."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grid:
     """A regular map grid; row 0 lies in the north.
@@ -145,6 +149,11 @@ def parse_crop(text: str) -> Crop:
         raise DataError(f"crop {text!r} was not understood; expected ROW0:ROW1,COL0:COL1, for example 284:572,225:513")
     row0, row1, col0, col1 = (int(part) for part in match.groups())
     return Crop(row0=row0, row1=row1, col0=col0, col1=col1)
+
+
+def printable(text: str) -> str:
+    """Write a message for people: line ends stay, what else would steer a terminal is spelt out."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def iso_time(time_s: int) -> str:

@@ -1,20 +1,21 @@
-"""Where shards lie: named files that are listed, read by ranges, and written atomically. Local folders for now."""
+"""Where shards lie: named files that are listed, read by ranges, and written atomically, in a folder or a store."""
 
 import errno
 import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from data.frames import DataError
+from data.frames import DamagedError, DataError
+from data.transfer import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range
 
-# Files under this ending are being written, or were when their writer was killed; no listing shows them.
-PARTIAL_SUFFIX = ".partial"
 URL_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_MISTYPED = re.compile(r"[\s'\"]{0,3}(?:s3|gs|az|https?|file)\s{0,2}:", re.IGNORECASE)
+"""An address, nearly: taken for a path, it would be shown as it is, password and all."""
 
 
 class Storage(Protocol):
@@ -25,7 +26,11 @@ class Storage(Protocol):
 
     @property
     def url(self) -> str:
-        """The root, as messages name it."""
+        """The root, as messages name it; never with credentials or a query."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of local files; None for a remote store."""
 
     def names(self, prefix: str = "") -> list[str]:
         """List the names that begin with a prefix, sorted."""
@@ -39,8 +44,18 @@ class Storage(Protocol):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """Read bytes start to stop - 1, or to the end; a file that ends earlier is an error."""
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a whole file: afterwards it is there in full, whatever happens; before, nothing of it is."""
+    def read_checked(self, name: str, start: int, stop: int, check: Callable[[bytes], None]) -> bytes:
+        """Read bytes start to stop - 1 and judge them.
+
+        Bytes that `check` refuses with a DataError may have been damaged on the way: a remote store reads them again,
+        within its retry budget; a folder raises at once.
+        """
+
+    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Write a whole file: afterwards it is there in full, whatever happens; before, nothing of it is.
+
+        With `if_absent`, a file that is already there is an error and stays as it is.
+        """
 
     def writer(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Open a file to write; it appears under its name when the block ends without an error."""
@@ -51,26 +66,42 @@ class Storage(Protocol):
     def delete_partial(self) -> None:
         """Remove what killed writers left; only for one that knows that nobody else is writing."""
 
+    def stats(self) -> dict[str, float]:
+        """Count since it was opened: requests, retries, bytes_read, bytes_written, wait_s (slept between tries)."""
 
-def open_storage(url: str | Path) -> Storage:
-    """Open a folder.
+    def close(self) -> None:
+        """Let go of connections; nothing may be asked afterwards."""
+
+
+def open_storage(url: str | Path, *, deadline_s: float = 300.0, connections: int = 16) -> Storage:
+    """Open a folder, an object store, or files on a web server.
+
+    Credentials and endpoint of a store come from the usual environment variables, see data/object_storage.py.
 
     Args:
-        url: A path, or a file:// address.
+        url: A path, or an address: file://, s3://, gs://, az://, https:// (read only, cannot be listed). http:// is
+            taken for this machine, or with RAINSPARK_ALLOW_HTTP=1.
+        deadline_s: Seconds after which an operation on a store that still fails is given up.
+        connections: Requests that may be under way to a store at once.
 
     Raises:
-        DataError: Another scheme, such as s3://.
+        DataError: Another scheme, a malformed address, missing credentials.
     """
     text = str(url)
     scheme = URL_SCHEME.match(text)
+    if scheme is None and _MISTYPED.match(text):
+        raise DataError(
+            f"an address is mistyped near its {text[: text.index(':') + 1]!r}; expected it to begin with s3://, gs://, "
+            "az://, https:// or file://, with nothing before that (a folder of such a name: ./ before it)"
+        )
     if scheme is None:
         return LocalStorage(Path(text))
-    if scheme.group(1).lower() != "file":
-        raise DataError(
-            f"{text}: storage of the kind {scheme.group(1)}:// is not built yet (object stores will come through this "
-            "same interface); expected the path of a folder"
-        )
-    return LocalStorage(Path(text[scheme.end() :]))
+    if scheme.group(1).lower() == "file":
+        return LocalStorage(Path(text[scheme.end() :]))
+    # Who reads a folder loads no network library.
+    from data.object_storage import open_store
+
+    return open_store(text, deadline_s=deadline_s, connections=connections)
 
 
 class LocalStorage:
@@ -79,11 +110,17 @@ class LocalStorage:
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
         self._temporary_numbers = itertools.count()
+        self._traffic = Traffic()
 
     @property
     def url(self) -> str:
         """The folder's path."""
         return str(self._root)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder."""
+        return self._root
 
     def names(self, prefix: str = "") -> list[str]:
         """List the regular files that begin with a prefix, sorted; unfinished ones are left out."""
@@ -115,18 +152,14 @@ class LocalStorage:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """Read bytes start to stop - 1, or to the end."""
         path = self._path(name)
-        if start < 0 or (stop is not None and stop < start):
-            raise DataError(f"{path}: bytes {start} to {stop} were asked for; expected 0 <= start <= stop")
+        check_range(str(path), start, stop)
         try:
             with path.open("rb", buffering=0) as file:
                 num_bytes = os.fstat(file.fileno()).st_size
                 end = num_bytes if stop is None else stop
                 # Judged before anything is allocated: the range may come from a damaged index.
                 if max(start, end) > num_bytes:
-                    raise DataError(
-                        f"{path}: bytes {start} to {end} were asked for, but the file has {num_bytes}; it was cut "
-                        "short, or the index is not its own: copy or pack it again"
-                    )
+                    raise beyond_end(str(path), start, end, num_bytes)
                 file.seek(start)
                 parts, missing = [], end - start
                 while missing:
@@ -136,17 +169,30 @@ class LocalStorage:
                     parts.append(part)
                     missing -= len(part)
         except OSError as error:
-            raise _failure("read", path, error) from error
+            failure = _failure("read", path, error)
+            # A folder that is gone as a whole tells nothing of its files.
+            is_gone = isinstance(error, FileNotFoundError) and self._root.is_dir()
+            raise (DamagedError(str(failure)) if is_gone else failure) from error
+        self._traffic.add(requests=1, bytes_read=end - start)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a whole file atomically."""
-        with self.writer(name) as file:
+    def read_checked(self, name: str, start: int, stop: int, check: Callable[[bytes], None]) -> bytes:
+        """Read bytes start to stop - 1 and judge them once: a folder gives the same bytes again."""
+        data = self.read(name, start, stop)
+        check(data)
+        return data
+
+    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Write a whole file atomically; with `if_absent`, one that is already there is an error and stays."""
+        with self._writing(name, if_absent=if_absent) as file:
             file.write(data)
 
-    @contextmanager
-    def writer(self, name: str) -> Iterator[BinaryIO]:
+    def writer(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Open a file that takes its name, fsynced, when the block ends without an error; else it leaves nothing."""
+        return self._writing(name, if_absent=False)
+
+    @contextmanager
+    def _writing(self, name: str, *, if_absent: bool) -> Iterator[BinaryIO]:
         path = self._path(name)
         temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(self._temporary_numbers)}{PARTIAL_SUFFIX}")
         try:
@@ -154,9 +200,14 @@ class LocalStorage:
             with temporary.open("xb") as file:
                 yield file
                 file.flush()
+                num_bytes = file.seek(0, os.SEEK_END)
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            if if_absent:
+                _link(temporary, path)
+            else:
+                temporary.replace(path)
             _sync_folder(path.parent)
+            self._traffic.add(requests=1, bytes_written=num_bytes)
         except OSError as error:
             raise _failure("write", path, error) from error
         finally:
@@ -177,14 +228,16 @@ class LocalStorage:
             with suppress(FileNotFoundError):
                 path.unlink()
 
+    def stats(self) -> dict[str, float]:
+        """Count since it was opened; a folder is never asked twice and never waited for."""
+        return self._traffic.stats()
+
+    def close(self) -> None:
+        """Do nothing: no file is kept open."""
+
     def _path(self, name: str) -> Path:
         """Find a name's place; raises DataError for one that leads out of the root, by its text or by a link."""
-        parts = name.split("/")
-        if not name or "\0" in name or "\\" in name or any(part in ("", ".", "..") for part in parts):
-            raise DataError(
-                f"{self.url}: the name {name!r} is not allowed; expected one relative path inside the folder"
-            )
-        path = self._root.joinpath(*parts)
+        path = self._root.joinpath(*check_name(self.url, name))
         try:
             inside = path.resolve().is_relative_to(self._root.resolve())
         except OSError as error:
@@ -200,6 +253,14 @@ def _refuse_unlisted(error: OSError) -> None:
     # A root that is not there yet holds no files; whatever else cannot be listed may hold some.
     if not isinstance(error, FileNotFoundError):
         raise _failure("list", Path(error.filename), error) from error
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name; a link, unlike a rename, refuses a name that is taken, by whoever was first."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError as error:
+        raise already_there(str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:

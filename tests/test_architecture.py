@@ -26,7 +26,7 @@ DOORS = {
     "timm": ("models.encoder",),
     **dict.fromkeys(
         ("requests", "urllib3", "urllib.request", "http.client", "obstore", "boto3", "botocore", "socket", "httpx"),
-        ("data.storage",),
+        ("data.object_storage*", "data.web"),
     ),
     **dict.fromkeys(("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"), ()),
 }
@@ -238,7 +238,8 @@ def test_every_rule_sees_a_break(rule: str, module: str, text: str) -> None:
         ("launch.x", "def f() -> None:\n    import torch\n    import trainer.pretrain"),
         ("models.encoder", "import timm"),
         ("trainer.engine_zero", "import deepspeed"),
-        ("data.storage", "import urllib.request"),
+        ("data.object_storage_access", "from obstore.store import S3Store"),
+        ("data.web", "import urllib.request"),
         ("models.x", "from models.database import y\nimport urllib.parse\nimport timmy"),
         ("models.x", "model.eval()\nre.compile('x')\ntorch.load(path, weights_only=True)\nrun(c, shell=False)"),
         ("data.x", "def f() -> None:\n" + "    pass\n" * 79),

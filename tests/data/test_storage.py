@@ -77,7 +77,9 @@ def test_what_killed_writers_left_is_not_listed_and_can_be_removed(tmp_path: Pat
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("name", ["", "/etc/passwd", "..", "../a", "a/../../b", "a//b", "./a", "a\\b", "a\0b", "a/"])
+@pytest.mark.parametrize(
+    "name", ["", "/etc/passwd", "..", "../a", "a/../../b", "a//b", "./a", "a\\b", "a\0b", "a\x7f", "a/"]
+)
 def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     storage = open_storage(tmp_path)
     with pytest.raises(DataError, match="not allowed; expected one relative path"):
@@ -116,9 +118,69 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         storage.size("shard-1.tar")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/a", "gs://b", "https://x.example/a"])
-def test_object_stores_are_said_to_be_missing(url: str) -> None:
-    with pytest.raises(DataError, match="not built yet"):
+def test_bytes_are_judged_and_a_folder_is_not_asked_twice(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("a", b"0123456789")
+    judged: list[bytes] = []
+    assert storage.read_checked("a", 2, 5, judged.append) == b"234"
+
+    def refuse(data: bytes) -> None:
+        judged.append(data)
+        raise DataError(f"a: {data!r} is damaged")
+
+    with pytest.raises(DataError, match="b'56' is damaged"):
+        storage.read_checked("a", 5, 7, refuse)
+    assert judged == [b"234", b"56"]
+
+
+def test_a_new_file_does_not_replace_one_that_is_there(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("sub/a", b"first", if_absent=True)
+    with pytest.raises(DataError, match=r"sub/a: is already there and was left as it is; .*choose another"):
+        storage.write("sub/a", b"second", if_absent=True)
+    assert storage.read("sub/a") == b"first"
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a"]
+    storage.write("file", b"")
+    with pytest.raises(DataError, match="could not write"):
+        storage.write("file/b", b"", if_absent=True)
+
+
+def test_of_many_who_write_one_new_file_one_succeeds(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+
+    def write(number: int) -> bool:
+        try:
+            storage.write("a", bytes([number]) * 1000, if_absent=True)
+        except DataError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        written = list(threads.map(write, range(32)))
+    assert written.count(True) == 1
+    assert storage.read("a") == bytes([written.index(True)]) * 1000
+
+
+def test_what_was_moved_is_counted(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("a", b"0123456789")
+    storage.read("a", 3, 7)
+    assert storage.stats() == {"requests": 2, "retries": 0, "bytes_read": 4, "bytes_written": 10, "wait_s": 0}
+    assert storage.folder == tmp_path
+    storage.close()
+
+
+@pytest.mark.parametrize("url", [" https://u:CANARY@h/x", "s3:/u:CANARY@h/x", "'gs://CANARY'", "HTTPS :/CANARY"])
+def test_a_mistyped_address_is_no_path(url: str) -> None:
+    with pytest.raises(DataError, match=r"an address is mistyped near its .*; expected it to begin with s3:") as caught:
+        open_storage(url)
+    assert "CANARY" not in str(caught.value)
+    assert open_storage(f"./{url.strip()}").url.endswith(url.strip().replace("//", "/"))
+
+
+@pytest.mark.parametrize("url", ["ftp://x.example/a", "hdfs://x/a", "s3a://bucket/x"])
+def test_other_schemes_are_refused(url: str) -> None:
+    with pytest.raises(DataError, match=r"expected a path, file://, s3://, gs://, az:// or https://"):
         open_storage(url)
 
 

@@ -1,0 +1,314 @@
+"""Files in an object store (S3, Google, Azure) or on a web server: ranged reads, whole writes, nothing lost on the way.
+
+One request is one try: obstore's own retries hide what happens, give up a busy store after seconds and are not refilled
+by progress, so they are off, and data/retries.py decides. What was received before a connection broke is kept and the
+rest is asked for, of the same version of the object (ETag), so that no byte is missing, doubled or of another version.
+"""
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeVar
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+from data.frames import DataError
+from data.object_storage_access import Access, TimeLimits, open_access
+from data.object_storage_errors import RAISED_BY_OBSTORE, judge, judged, status_of
+from data.object_storage_reads import RangeReader, ReplacedError
+from data.retries import Retries, RetryPolicy, TransientError
+from data.transfer import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range
+
+_Result = TypeVar("_Result")
+PART_BYTES: Final = 8 << 20
+"""Longest range of one request, and the part of a large upload."""
+_MAX_PARTS: Final = 9_000
+"""S3 takes 10,000 parts an upload."""
+_UPLOAD_BYTES_PER_S: Final = 1e6
+"""What a large upload is allowed to take beyond the deadline: a slow line is not a dead one."""
+_UPLOADS_AT_ONCE: Final = 4
+_DAMAGED_READS: Final = 3
+"""Equal bytes refused so often are what the store holds, not what the way made of them."""
+
+
+def open_store(
+    url: str, *, deadline_s: float, connections: int, read_timeout_s: float | None = None
+) -> "ObjectStorage":
+    """Open an object store or files on a web server.
+
+    Args:
+        url: s3://BUCKET/PREFIX, gs://, az://, https:// or http://.
+        deadline_s: Seconds after which an operation that still fails is given up.
+        connections: Requests that may be under way at once.
+        read_timeout_s: Seconds without a byte after which a request counts as failed; None: 30, or less with a short
+            deadline.
+
+    Raises:
+        DataError: See data/object_storage_access.py.
+    """
+    if not (0 < deadline_s < math.inf) or connections < 1:
+        raise DataError(f"{url}: deadline {deadline_s} s, {connections} connections; expected both above 0")
+    try_s = min(60.0, deadline_s / 4)
+    read_s = min(30.0, try_s / 2) if read_timeout_s is None else min(read_timeout_s, try_s)
+    access = open_access(url, TimeLimits(connect_s=min(10.0, try_s / 2), read_s=read_s, request_s=try_s))
+    return ObjectStorage(access, RetryPolicy(deadline_s=deadline_s, try_s=try_s), connections)
+
+
+class ObjectStorage:
+    """A store, opened; see data/storage.py for what its methods promise.
+
+    Args:
+        access: Clients of the store.
+        policy: Waits and deadline.
+        connections: Requests that may be under way at once.
+    """
+
+    def __init__(self, access: Access, policy: RetryPolicy, connections: int) -> None:
+        self._access = access
+        self._client: Any = access.client
+        self._writer: Any = access.writer
+        self._traffic = Traffic()
+        self._retries = Retries(policy, self._traffic, connections)
+        self._reader = RangeReader(self._client, self.url, self._retries, self._traffic)
+        # Threads start when a read is first split.
+        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="ranges")
+
+    @property
+    def url(self) -> str:
+        """The store's address."""
+        return self._access.url
+
+    @property
+    def folder(self) -> Path | None:
+        """None: the files are not local."""
+        return None
+
+    def stats(self) -> dict[str, float]:
+        """Count what was sent, repeated, moved and waited since it was opened.
+
+        Parts of large uploads count once each, however often they were sent.
+        """
+        return self._traffic.stats()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """List the objects that begin with a prefix, sorted; unfinished ones are left out."""
+        if self._access.read_only:
+            raise DataError(f"{self.url}: a web server cannot be listed; expected an index that names its files")
+        place = f"{self.url}/{prefix}"
+        folder = prefix.rpartition("/")[0]
+        if folder:
+            check_name(self.url, folder)
+        found: list[str] = []
+
+        def attempt(_: int) -> None:
+            # After a failure the listing goes on behind the last name that came; a store without order starts again.
+            if found != sorted(found):
+                found.clear()
+            pages = obstore.list(self._client, folder or None, offset=found[-1] if found else None, chunk_size=1000)
+            for number, page in enumerate(pages):
+                found.extend(entry["path"] for entry in page)
+                self._traffic.add(requests=1 if number else 0)
+
+        self._run(place, "list", attempt)
+        # Consoles of stores mark a folder, this one too, by an empty object of its name.
+        listed = {name for name in found if name and name.startswith(prefix)}
+        return sorted(name for name in listed if not name.endswith(PARTIAL_SUFFIX))
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is such an object."""
+        check_name(self.url, name)
+
+        def attempt(_: int) -> bool:
+            try:
+                obstore.head(self._client, name)
+            except FileNotFoundError:
+                return False
+            return True
+
+        return self._run(self._place(name), "look for it", attempt)
+
+    def size(self, name: str) -> int:
+        """Give an object's length in bytes."""
+        check_name(self.url, name)
+        return self._run(self._place(name), "read", lambda _: int(obstore.head(self._client, name)["size"]))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Read bytes start to stop - 1, or to the end, all of one version of the object."""
+        check_name(self.url, name)
+        place = self._place(name)
+        check_range(place, start, stop)
+        if start == stop:
+            num_bytes = self.size(name)
+            if start > num_bytes:
+                raise beyond_end(place, start, start, num_bytes)
+            return b""
+
+        def attempt(_: int) -> bytes:
+            try:
+                return self._read_version(name, start, stop)
+            except ReplacedError:
+                raise TransientError("the object was replaced while it was read") from None
+
+        # Its parts repeat what fails; what is repeated here is a read that met two versions.
+        return self._retries.repeat(place, "read", attempt)
+
+    def read_checked(self, name: str, start: int, stop: int, check: Callable[[bytes], None]) -> bytes:
+        """Read bytes start to stop - 1 and judge them; what is refused is read again, unless it comes back the same."""
+        refused: dict[bytes, int] = {}
+
+        def attempt(_: int) -> bytes:
+            data = self.read(name, start, stop)
+            try:
+                check(data)
+            except DataError as error:
+                digest = sha256(data).digest()
+                refused[digest] = refused.get(digest, 0) + 1
+                if refused[digest] >= _DAMAGED_READS:
+                    raise
+                raise TransientError(f"the bytes were damaged on the way: {error}") from None
+            return data
+
+        return self._retries.repeat(self._place(name), "read", attempt)
+
+    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Write a whole object; with `if_absent`, one that is already there is an error and stays."""
+        place = self._writable(name)
+        if not if_absent:
+            self._upload(name, data, len(data))
+            return
+
+        def attempt(failures: int) -> None:
+            try:
+                with self._retries.request(place):
+                    obstore.put(self._writer, name, data, mode="create", use_multipart=False)
+            except (AlreadyExistsError, PreconditionError) as error:
+                self._judge_conflict(name, data, error, is_first_try=failures == 0)
+            except RAISED_BY_OBSTORE as error:
+                raise judge(place, "write", error) from None
+
+        self._retries.repeat(place, "write", attempt, more_s=len(data) / _UPLOAD_BYTES_PER_S)
+        self._traffic.add(bytes_written=len(data))
+
+    @contextmanager
+    def writer(self, name: str) -> Iterator[BinaryIO]:
+        """Open a local temporary file; it is uploaded under its name when the block ends without an error."""
+        place = self._writable(name)
+        try:
+            file = tempfile.TemporaryFile(prefix="rainspark-")  # noqa: SIM115
+        except OSError as error:
+            raise DataError(
+                f"{place}: no temporary file for the upload: {error}; set TMPDIR to another folder"
+            ) from error
+        with file:
+            try:
+                yield file
+                file.flush()
+            except OSError as error:
+                raise DataError(
+                    f"{place}: the temporary file for the upload could not be written: {error.strerror or error}; free "
+                    f"space in {tempfile.gettempdir()} or set TMPDIR to another folder; nothing was uploaded"
+                ) from error
+            self._upload(name, file, file.seek(0, 2))
+
+    def delete(self, name: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        place = self._writable(name)
+
+        def attempt(_: int) -> None:
+            try:
+                obstore.delete(self._client, name)
+            except FileNotFoundError:
+                return
+
+        self._run(place, "delete", attempt)
+
+    def delete_partial(self) -> None:
+        """Do nothing: what was not finished never had a name here."""
+
+    def _place(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def _writable(self, name: str) -> str:
+        """Check a name to be written or removed; returns its place."""
+        check_name(self.url, name)
+        if self._access.read_only:
+            raise DataError(f"{self._place(name)}: a web server is only read; expected a folder, s3://, gs:// or az://")
+        if name.endswith(PARTIAL_SUFFIX):
+            raise DataError(f"{self._place(name)}: names that end in {PARTIAL_SUFFIX} are hidden; choose another")
+        return self._place(name)
+
+    def _run(self, place: str, action: str, attempt: Callable[[int], _Result], *, more_s: float = 0.0) -> _Result:
+        """Send a request until it succeeds, with obstore's errors judged."""
+        return self._retries.run(place, action, judged(place, action, attempt), more_s=more_s)
+
+    def _read_version(self, name: str, start: int, stop: int | None) -> bytes:
+        """Read a range of one version, in parts of which the later ones come at the same time."""
+        first_stop = start + PART_BYTES if stop is None else min(stop, start + PART_BYTES)
+        first, version = self._reader.read_part(name, start, first_stop, version=None, clip=stop is None)
+        end = version.num_bytes if stop is None else stop
+        if end > version.num_bytes:
+            raise beyond_end(self._place(name), start, end, version.num_bytes)
+        if start + len(first) == end:
+            return first
+        bounds = [*range(start + len(first), end, PART_BYTES), end]
+        futures = [
+            self._threads.submit(self._reader.read_part, name, begin, until, version=version, clip=False)
+            for begin, until in itertools.pairwise(bounds)
+        ]
+        try:
+            return b"".join([first, *(future.result()[0] for future in futures)])
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _upload(self, name: str, source: bytes | BinaryIO, num_bytes: int) -> None:
+        """Send a whole object, and look that it is there in its length."""
+        place, in_parts = self._place(name), num_bytes > PART_BYTES
+        client: Any = self._access.uploader if in_parts else self._writer
+        part_bytes, more_s = max(PART_BYTES, math.ceil(num_bytes / _MAX_PARTS)), num_bytes / _UPLOAD_BYTES_PER_S
+
+        def send(_: int) -> None:
+            if not isinstance(source, bytes):
+                source.seek(0)
+            obstore.put(
+                client, name, source, use_multipart=in_parts, chunk_size=part_bytes, max_concurrency=_UPLOADS_AT_ONCE
+            )
+            # Sent are a request that opens the upload, the parts, and one that closes it: one is counted already.
+            self._traffic.add(requests=math.ceil(num_bytes / part_bytes) + 1 if in_parts else 0)
+
+        def attempt(_: int) -> None:
+            self._run(place, "write", send, more_s=more_s)
+            found = self.size(name)
+            if found != num_bytes:
+                raise TransientError(f"{num_bytes} bytes were sent and {found} are there")
+
+        self._retries.repeat(place, "write", attempt, more_s=more_s)
+        self._traffic.add(bytes_written=num_bytes)
+
+    def _judge_conflict(self, name: str, data: bytes, error: Exception, *, is_first_try: bool) -> None:
+        """Decide whose object is in the way of one that was to be new.
+
+        An earlier try of ours whose answer was lost may have written it: then it holds our bytes.
+        """
+        place = self._place(name)
+        if is_first_try and status_of(error) != 409:
+            raise already_there(place)
+        try:
+            present = self.read(name)
+        except DataError:
+            # 409 also says that somebody is writing there at this moment.
+            if self.exists(name):
+                raise
+            raise TransientError("somebody else was writing there") from None
+        if is_first_try or present != data:
+            raise already_there(place)

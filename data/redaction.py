@@ -1,0 +1,72 @@
+"""Keeps secrets out of messages: the errors of network libraries quote addresses, headers and replies."""
+
+import os
+import re
+from typing import Final
+from urllib.parse import quote, quote_plus
+
+HIDDEN: Final = "[hidden]"
+MIN_SECRET_CHARACTERS: Final = 6
+"""Environment variables with shorter values are taken for switches, not secrets."""
+
+_SECRET_VARIABLE = re.compile(
+    r"SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|ACCOUNT_KEY|MASTER_KEY|SERVICE_ACCOUNT_KEY|SAS_KEY"
+    r"|CUSTOMER_KEY|ENCRYPTION_KEY|PRIVATE_KEY"
+)
+_PLAIN_VARIABLE = re.compile(r"_(?:FILE|PATH|URI|URL|ENDPOINT)$")
+_FIELD = (
+    r"x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|x-api-key|api[_-]?key|sig|signature"
+    r"|access_?key(?:_?id)?|aws_?access_?key_?id|secret(?:_?access)?_?key|session_?token|security_?token|access_?token"
+    r"|refresh_?token|id_?token|client_?secret|private_?key(?:_?id)?|account_?key|password|passwd|googleaccessid|token"
+)
+_RULES: Final = (
+    # The part of an address before its host: user, or user and password.
+    # One slash: as a path shows an address that was given for one.
+    (re.compile(r"(?i)([a-z][a-z0-9+.-]*:/{1,2})[^\s/?#\"'<>]*@"), rf"\1{HIDDEN}@"),
+    # A query: what signs an address stands there, whatever the store calls it.
+    (re.compile(r"(?i)([a-z][a-z0-9+.-]*:/{1,2}[^\s?\"'<>]*)\?[^\s\"'<>]*"), rf"\1?{HIDDEN}"),
+    (re.compile(r"(?is)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"), HIDDEN),
+    (re.compile(r"(?i)((?:proxy-)?authorization\W{1,4})[^\r\n]+"), rf"\1{HIDDEN}"),
+    (
+        re.compile(r"(?i)\b(bearer|basic|sharedkey(?:lite)?|aws4-hmac-sha256|aws)\s+[^\s,;]*[=:/.+0-9][^\s,;]*"),
+        rf"\1 {HIDDEN}",
+    ),
+    (re.compile(rf"(?i)\b((?:\w{{1,40}}[_-])?(?:{_FIELD}))(\"?'?\s*[=:]\s*\"?'?)[^\s&\"'<>,;)]+"), rf"\1\2{HIDDEN}"),
+    (re.compile(rf"(?i)<({_FIELD})>[^<]*"), rf"<\1>{HIDDEN}"),
+    (re.compile(r"(?i)<(StringToSign|CanonicalRequest|SignatureProvided)(?:Bytes)?>[^<]*"), rf"<\1>{HIDDEN}"),
+    # Access key ids of AWS, keys of Google, JSON web tokens: known by their shape.
+    (re.compile(r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}\b"), HIDDEN),
+    (re.compile(r"\bAIza[0-9A-Za-z_-]{30,}"), HIDDEN),
+    (re.compile(r"\bya29\.[0-9A-Za-z._-]+"), HIDDEN),
+    (re.compile(r"\beyJ[0-9A-Za-z_-]{8,}\.[0-9A-Za-z_-]+(?:\.[0-9A-Za-z_-]*)?"), HIDDEN),
+)
+
+
+def redact(text: str) -> str:
+    """Replace what may be a secret by "[hidden]".
+
+    Hidden are the query and the user part of every address, values of Authorization headers and of fields named like
+    secrets, private keys, access keys and tokens known by their shape, and the values of environment variables that are
+    named like secrets, also in the forms an address gives them.
+
+    Args:
+        text: A message, on its way to a user, a log or a file.
+    """
+    for secret in _environment_secrets():
+        text = text.replace(secret, HIDDEN)
+    for pattern, shown in _RULES:
+        text = pattern.sub(shown, text)
+    return text
+
+
+def _environment_secrets() -> list[str]:
+    """The values of variables named like secrets, longest first, so that none is cut up by a part of it."""
+    values = {
+        form
+        for name, value in os.environ.items()
+        if len(value.strip()) >= MIN_SECRET_CHARACTERS
+        and _SECRET_VARIABLE.search(name.upper())
+        and not _PLAIN_VARIABLE.search(name.upper())
+        for form in (value.strip(), quote(value.strip(), safe=""), quote_plus(value.strip()))
+    }
+    return sorted(values, key=len, reverse=True)

@@ -1,0 +1,188 @@
+"""When a request that failed is sent again: full-jitter back-off, a budget of retries, a deadline.
+
+Back-off: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: waits drawn from 0 to the doubled bound keep
+many clients from coming back together. Budget: retries are paid from a bucket that successes refill, as in the standard
+mode of the AWS SDKs, but an empty bucket slows them down instead of ending them: a minute's outage must not end a run.
+"""
+
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from data.frames import DataError
+from data.redaction import redact
+from data.transfer import Traffic
+
+_Result = TypeVar("_Result")
+
+
+class TransientError(Exception):
+    """A failure that may pass: a busy server, a broken connection, bytes that are missing or damaged.
+
+    Args:
+        reason: What happened, for the user.
+        slow_down: The server asked for fewer requests (429, 503).
+        after_s: Seconds to wait at least, where the server said so (Retry-After).
+    """
+
+    def __init__(self, reason: str, *, slow_down: bool = False, after_s: float = 0.0) -> None:
+        super().__init__(redact(reason))
+        self.slow_down, self.after_s = slow_down, after_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How stubbornly, and how politely, a storage asks again.
+
+    Attributes:
+        deadline_s: Seconds after which an operation that still fails is given up.
+        try_s: Seconds that one try may last; none is begun later than that before the deadline.
+        first_wait_s: Bound of the first wait; it doubles with every further one.
+        slow_down_factor: What the waits grow by after 429 or 503.
+        longest_wait_s: Bound of every wait.
+        burst: Retries that may follow each other without a success.
+        per_success: Retries that a success pays for: above 1, a store that fails half the time is still worked through.
+        per_s: Retries a second that time pays for: what a dead store gets in all.
+    """
+
+    deadline_s: float = 300.0
+    try_s: float = 60.0
+    first_wait_s: float = 0.1
+    slow_down_factor: float = 4.0
+    longest_wait_s: float = 10.0
+    burst: float = 50.0
+    per_success: float = 1.5
+    per_s: float = 1.0
+
+
+class RetryBudget:
+    """A bucket of retries, shared by all operations of a storage; safe for threads.
+
+    Args:
+        policy: How it is filled.
+        clock: Gives monotonic seconds.
+    """
+
+    def __init__(self, policy: RetryPolicy, clock: Callable[[], float] = time.monotonic) -> None:
+        self._policy, self._clock = policy, clock
+        self._lock = threading.Lock()
+        self._tokens, self._filled_at = policy.burst, clock()
+
+    def succeeded(self) -> None:
+        """Fill in what a success pays for."""
+        with self._lock:
+            self._fill()
+            self._tokens = min(self._policy.burst, self._tokens + self._policy.per_success)
+
+    def take(self) -> float:
+        """Take one retry; returns the seconds until it is paid for, 0 while the bucket holds some."""
+        with self._lock:
+            self._fill()
+            self._tokens -= 1
+            return max(0.0, -self._tokens / self._policy.per_s)
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._policy.burst, self._tokens + (now - self._filled_at) * self._policy.per_s)
+        self._filled_at = now
+
+
+class Retries:
+    """Runs the requests of a storage, a bounded number at once, and again where they fail for a while.
+
+    A store that answered nobody for a whole deadline is dead: whoever waits for it gives up with the first who does,
+    and whoever comes later after one try, until a request succeeds. So many operations end as soon as one.
+
+    Args:
+        policy: Waits, budget, deadline.
+        traffic: Counts requests, retries and waits.
+        connections: Requests that may be under way at once.
+    """
+
+    def __init__(self, policy: RetryPolicy, traffic: Traffic, connections: int) -> None:
+        self.policy = policy
+        self._traffic = traffic
+        self._slots = threading.BoundedSemaphore(connections)
+        self._budget = RetryBudget(policy)
+        self._succeeded_at = -math.inf
+        self._is_dead = threading.Event()
+        # The system's random bits: what they decide is when, never what.
+        self._jitter = random.SystemRandom()
+
+    def run(self, place: str, action: str, attempt: Callable[[int], _Result], *, more_s: float = 0.0) -> _Result:
+        """Send one request until it succeeds; arguments and errors as for `repeat`."""
+
+        def request(failures: int) -> _Result:
+            with self.request(place):
+                result = attempt(failures)
+            self._budget.succeeded()
+            self._succeeded_at = time.monotonic()
+            self._is_dead.clear()
+            return result
+
+        return self.repeat(place, action, request, more_s=more_s)
+
+    def repeat(self, place: str, action: str, attempt: Callable[[int], _Result], *, more_s: float = 0.0) -> _Result:
+        """Call `attempt(number of failures so far)` until it ends without a TransientError.
+
+        Args:
+            place: The file or object, for messages.
+            action: What is being done, as in "could not read".
+            attempt: A request, or several.
+            more_s: Seconds added to the deadline, for what takes long because it is large.
+
+        Raises:
+            DataError: The attempt's own, or that the deadline has come, with the last reason.
+        """
+        started = time.monotonic()
+        last_start = started + self.policy.deadline_s + more_s - self.policy.try_s
+        failures = 0
+        while True:
+            try:
+                return attempt(failures)
+            except TransientError as error:
+                failures += 1
+                wait_s = self._wait_s(failures, error)
+                now = time.monotonic()
+                if now + wait_s > last_start and self._succeeded_at < started:
+                    self._is_dead.set()
+                if now + wait_s > last_start or self._is_dead.wait(wait_s):
+                    raise self._given_up(place, action, error, failures, time.monotonic() - started) from None
+                self._traffic.add(retries=1, wait_s=time.monotonic() - now)
+
+    @contextmanager
+    def request(self, place: str) -> Iterator[None]:
+        """Hold one of the connections, and count a request.
+
+        Raises:
+            DataError: None became free before the deadline.
+        """
+        if not self._slots.acquire(timeout=max(0.0, self.policy.deadline_s - self.policy.try_s)):
+            raise DataError(
+                f"{place}: none of the connections became free within {self.policy.deadline_s:g} s; the store answers "
+                "too slowly: check the network, or ask for fewer things at once"
+            )
+        try:
+            self._traffic.add(requests=1)
+            yield
+        finally:
+            self._slots.release()
+
+    def _wait_s(self, failures: int, error: TransientError) -> float:
+        policy = self.policy
+        # 2**60 is beyond every bound; larger powers leave the floats.
+        bound_s = policy.first_wait_s * 2.0 ** min(failures - 1, 60)
+        bound_s = min(policy.longest_wait_s, bound_s * (policy.slow_down_factor if error.slow_down else 1.0))
+        return max(self._jitter.uniform(0.0, bound_s), self._budget.take(), error.after_s)
+
+    def _given_up(self, place: str, action: str, error: TransientError, failures: int, seconds: float) -> DataError:
+        return DataError(
+            f"{place}: could not {action}: {error}; tried {failures} times in {seconds:.1f} s and gave up before the "
+            f"deadline of {self.policy.deadline_s:g} s: check that the store can be reached and is well, or allow a "
+            "longer deadline"
+        )

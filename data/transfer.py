@@ -1,0 +1,68 @@
+"""What every storage shares: which names are allowed, which ranges are, and the counts of what was moved."""
+
+import re
+import threading
+from typing import Final
+
+from data.frames import DamagedError, DataError
+
+PARTIAL_SUFFIX: Final = ".partial"
+"""Files under this ending are being written, or were when their writer was killed; no listing shows them."""
+
+_REFUSED: Final = re.compile(r"[\x00-\x1f\x7f\\]")
+
+
+class Traffic:
+    """Counts of what a storage moved since it was opened; safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(("requests", "retries", "bytes_read", "bytes_written", "wait_s"), 0.0)
+
+    def add(self, **counts: float) -> None:
+        """Add to some of the counts."""
+        with self._lock:
+            for name, count in counts.items():
+                self._counts[name] += count
+
+    def stats(self) -> dict[str, float]:
+        """Give the counts so far: requests, retries, bytes_read, bytes_written, wait_s."""
+        with self._lock:
+            return dict(self._counts)
+
+
+def check_name(url: str, name: str) -> tuple[str, ...]:
+    """Split a file's name at its slashes.
+
+    Raises:
+        DataError: An absolute name, or one that leads out of the root by its text.
+    """
+    parts = tuple(name.split("/"))
+    if not name or _REFUSED.search(name) or any(part in ("", ".", "..") for part in parts):
+        raise DataError(f"{url}: the name {name!r} is not allowed; expected one relative path inside the folder")
+    return parts
+
+
+def check_range(place: str, start: int, stop: int | None) -> None:
+    """Refuse a range that is none.
+
+    Raises:
+        DataError: It begins before the file or ends before it begins.
+    """
+    if start < 0 or (stop is not None and stop < start):
+        raise DataError(f"{place}: bytes {start} to {stop} were asked for; expected 0 <= start <= stop")
+
+
+def beyond_end(place: str, start: int, stop: int, num_bytes: int) -> DataError:
+    """Word the error of a range that a file does not hold."""
+    return DamagedError(
+        f"{place}: bytes {start} to {stop} were asked for, but the file has {num_bytes}; it was cut short, or the "
+        "index is not its own: copy or pack it again"
+    )
+
+
+def already_there(place: str) -> DataError:
+    """Word the error of a file that was to be new and is not."""
+    return DataError(
+        f"{place}: is already there and was left as it is; expected a new name: remove it or choose another"
+    )

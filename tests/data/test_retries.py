@@ -1,0 +1,176 @@
+"""Retries: how often, how long, how many at once, and when they end."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.frames import DataError
+from data.retries import Retries, RetryBudget, RetryPolicy, TransientError
+from data.transfer import Traffic
+
+QUICK = RetryPolicy(deadline_s=1.0, try_s=0.1, first_wait_s=0.001, longest_wait_s=0.01)
+
+
+def test_an_attempt_is_repeated_until_it_succeeds() -> None:
+    traffic = Traffic()
+    retries = Retries(QUICK, traffic, connections=1)
+
+    def attempt(failures: int) -> str:
+        if failures < 5:
+            raise TransientError("busy", slow_down=failures % 2 == 0)
+        return f"after {failures}"
+
+    assert retries.run("a", "read", attempt) == "after 5"
+    stats = traffic.stats()
+    assert (stats["requests"], stats["retries"]) == (6, 5)
+    assert stats["wait_s"] > 0
+
+
+def test_what_lasts_is_raised_at_once() -> None:
+    traffic = Traffic()
+
+    def attempt(_: int) -> None:
+        raise DataError("a: no such object")
+
+    with pytest.raises(DataError, match=r"^a: no such object$"):
+        Retries(QUICK, traffic, connections=1).run("a", "read", attempt)
+    assert traffic.stats()["requests"] == 1
+
+
+def test_the_deadline_ends_it_with_the_last_reason() -> None:
+    def attempt(failures: int) -> None:
+        raise TransientError(f"reason {failures} of https://host/x?sig=CANARYCANARY")
+
+    with pytest.raises(DataError, match=r"^a: could not read: reason \d+ of .*; tried \d+ times in .* s") as caught:
+        Retries(QUICK, Traffic(), connections=1).run("a", "read", attempt)
+    assert "CANARY" not in str(caught.value)
+
+
+def test_a_dead_store_ends_all_that_wait_for_it_with_the_first() -> None:
+    retries = Retries(QUICK, Traffic(), connections=4)
+    tried: list[str] = []
+    has_failed_often = threading.Event()
+
+    def fail(name: str, after_s: float) -> None:
+        def attempt(failures: int) -> None:
+            tried.append(name)
+            if failures == 8:
+                has_failed_often.set()
+            raise TransientError("no answer", after_s=after_s)
+
+        with pytest.raises(DataError, match=f"^{name}: could not read: no answer; tried"):
+            retries.run(name, "read", attempt)
+
+    retries.run("before", "read", lambda _: None)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(fail, "first", 0.05)
+        assert has_failed_often.wait(60)
+        # Alone it would wait for its second try until long after the first one's deadline.
+        fail("second", 0.85)
+        first.result()
+    fail("later", 0.01)
+    assert tried.count("second") == tried.count("later") == 1
+    retries.run("again", "read", lambda _: None)
+    fail("alive", 0.01)
+    assert tried.count("alive") > 1
+
+
+def test_an_operation_that_fails_alone_ends_no_other() -> None:
+    retries = Retries(QUICK, Traffic(), connections=4)
+    stop = threading.Event()
+    failed = 0
+
+    def busy(failures: int) -> None:
+        nonlocal failed
+        if failures % 2 == 0:
+            failed += 1
+            raise TransientError("busy")
+
+    def others() -> None:
+        while not stop.is_set():
+            retries.run("others", "read", busy)
+
+    def bad(_: int) -> None:
+        raise TransientError("this one is gone")
+
+    with ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(others) for _ in range(2)]
+        try:
+            for _ in range(2):
+                with pytest.raises(DataError, match="this one is gone"):
+                    retries.run("one", "read", bad)
+        finally:
+            stop.set()
+        for one in running:
+            one.result()
+    assert failed > 10
+
+
+def test_a_server_that_says_when_is_not_asked_sooner() -> None:
+    traffic = Traffic()
+
+    def attempt(failures: int) -> None:
+        if not failures:
+            raise TransientError("busy", after_s=0.2)
+
+    Retries(QUICK, traffic, connections=1).run("a", "read", attempt)
+    assert traffic.stats()["wait_s"] >= 0.2
+
+
+def test_no_more_than_allowed_are_under_way() -> None:
+    retries = Retries(RetryPolicy(), Traffic(), connections=3)
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    def attempt(_: int) -> None:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.005)
+        with lock:
+            under_way -= 1
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: retries.run("a", "read", attempt), range(40)))
+    assert most == 3
+
+
+def test_a_connection_that_never_becomes_free_is_an_error() -> None:
+    retries = Retries(RetryPolicy(deadline_s=0.2, try_s=0.1), Traffic(), connections=1)
+    with retries.request("a"), pytest.raises(DataError, match=r"b: none of the connections became free"):
+        retries.run("b", "read", lambda _: None)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 5)), max_size=200))
+def test_the_budget_is_what_a_plain_count_says(events: list[tuple[bool, float]]) -> None:
+    policy = RetryPolicy(burst=10, per_success=1.5, per_s=0.5)
+    now = 0.0
+    budget = RetryBudget(policy, lambda: now)
+    tokens = 10.0
+    for succeeded, later in events:
+        now += later
+        tokens = min(10.0, tokens + later * 0.5)
+        if succeeded:
+            budget.succeeded()
+            tokens = min(10.0, tokens + 1.5)
+        else:
+            tokens -= 1
+            assert budget.take() == pytest.approx(max(0.0, -tokens / 0.5))
+
+
+def test_half_failing_is_worked_through_and_a_dead_store_is_not_hammered() -> None:
+    now = 0.0
+    budget = RetryBudget(RetryPolicy(), lambda: now)
+    for _ in range(10_000):
+        assert budget.take() == 0
+        budget.succeeded()
+    sent = 0
+    while now < 300:
+        now += max(budget.take(), 0.001)
+        sent += 1
+    # The burst, and one a second.
+    assert sent <= 50 + 300 + 1

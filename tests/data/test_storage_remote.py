@@ -1,0 +1,332 @@
+"""Object storage against a real S3 server behind a real fault proxy: what arrives, what it costs, what is refused."""
+
+import hashlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from data.frames import DataError
+from data.object_storage import PART_BYTES, ObjectStorage, open_store
+from data.randomness import generator
+from data.storage import open_storage
+from tests.s3_server import S3, fault_rules, s3, s3_server  # noqa: F401
+
+RANGE_BYTES = 10_000
+SEQUENCES_A_SHARD = 50
+
+
+def noise(num_bytes: int, *keys: int) -> bytes:
+    return generator(0, "objects", num_bytes, *keys).bytes(num_bytes)
+
+
+@pytest.fixture
+def store(s3: S3) -> Iterator[ObjectStorage]:  # noqa: F811
+    opened = open_store(s3.url, deadline_s=60, connections=8, read_timeout_s=0.3)
+    yield opened
+    opened.close()
+
+
+def read_all(storage: ObjectStorage, num_ranges: int, shards: dict[str, bytes]) -> list[tuple[str, str]]:
+    """Read every range of the shards, verified; gives (sequence id, SHA-256) in order."""
+    places = [(name, number) for name in shards for number in range(SEQUENCES_A_SHARD)][:num_ranges]
+
+    def work(place: tuple[str, int]) -> tuple[str, str]:
+        name, number = place
+        start, stop = number * RANGE_BYTES, (number + 1) * RANGE_BYTES
+        expected = hashlib.sha256(shards[name][start:stop]).hexdigest()
+
+        def check(data: bytes) -> None:
+            if hashlib.sha256(data).hexdigest() != expected:
+                raise DataError(f"{name}: sequence {number} is damaged")
+
+        data = storage.read_checked(name, start, stop, check)
+        return f"{name}:{number}", hashlib.sha256(data).hexdigest()
+
+    with ThreadPoolExecutor(4) as threads:
+        return list(threads.map(work, places))
+
+
+def check_faulty_reads(s3: S3, rate: float, num_ranges: int) -> float:  # noqa: F811
+    """Read ranges while a share of the requests fails; returns the requests per range."""
+    num_shards = -(-num_ranges // SEQUENCES_A_SHARD)
+    shards = {f"{i:03d}.tar": noise(RANGE_BYTES * SEQUENCES_A_SHARD, i) for i in range(num_shards)}
+    storage = open_store(s3.url, deadline_s=300, connections=8, read_timeout_s=0.3)
+    for name, data in shards.items():
+        storage.write(name, data)
+    s3.inject(fault_rules(rate, num_ranges * 4, RANGE_BYTES))
+    delivered = read_all(storage, num_ranges, shards)
+    log = s3.log()
+    s3.inject([])
+    manifest = [
+        (f"{name}:{number}", hashlib.sha256(data[number * RANGE_BYTES : (number + 1) * RANGE_BYTES]).hexdigest())
+        for name, data in shards.items()
+        for number in range(SEQUENCES_A_SHARD)
+    ][:num_ranges]
+    assert delivered == manifest
+    stats = storage.stats()
+    storage.close()
+    assert sum(bool(done) for _, _, done in log) > 0
+    # What the storage says it sent is what the proxy saw; each shard took a request to write and one to look.
+    assert stats["requests"] == len(log) + 2 * num_shards
+    assert stats["retries"] == len(log) - num_ranges
+    assert stats["wait_s"] > 0
+    return len(log) / num_ranges
+
+
+def test_reads_through_faults_deliver_the_manifest(s3: S3) -> None:  # noqa: F811
+    assert check_faulty_reads(s3, 0.2, 150) <= 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "most"), [(0.01, 1.05), (0.05, 1.15), (0.2, 1.5), (0.5, 2.6)])
+def test_two_thousand_reads_at_every_rate_deliver_the_manifest(s3: S3, rate: float, most: float) -> None:  # noqa: F811
+    assert check_faulty_reads(s3, rate, 2000) <= most
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"do": "503"},
+        {"do": "500"},
+        {"do": "429"},
+        {"do": "400", "code": "RequestTimeout"},
+        {"do": "refuse"},
+        {"do": "reset", "at": 3_500_000},
+        {"do": "fin", "at": 3_500_000},
+        {"do": "fin", "at": 3_500_000, "nolength": True},
+        {"do": "stall", "at": 3_500_000, "for": 2},
+    ],
+    ids=lambda fault: "-".join(str(value) for value in fault.values()),
+)
+def test_every_fault_costs_one_request_each_time(store: ObjectStorage, s3: S3, fault: dict[str, object]) -> None:  # noqa: F811
+    data = noise(5_000_000)
+    store.write("a", data)
+    s3.inject([{"match": "GET", "times": 2, **fault}])
+    assert store.read("a", 1000, 4_900_000) == data[1000:4_900_000]
+    spans = [span for line, span, _ in s3.log() if line.startswith("GET")]
+    assert len(spans) == 3
+    assert spans[:2] == ["bytes=1000-4899999"] * 2
+    if fault["do"] in ("reset", "fin", "stall") and not fault.get("nolength"):
+        # Where it is cut again, what had come is kept, and only the rest is asked for.
+        assert int(spans[2].removeprefix("bytes=").partition("-")[0]) > 1_000_000
+    assert store.stats()["retries"] == 2
+
+
+def test_an_object_replaced_while_it_is_read_is_read_anew(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
+    first, second = noise(5_000_000, 1), noise(5_000_000, 2)
+    store.write("a", first)
+    s3.inject([{"match": "GET", "times": 1, "do": "stall", "at": 3_500_000, "for": 2}])
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(store.read, "a", 0, 5_000_000)
+        time.sleep(0.15)
+        open_store(s3.url, deadline_s=60, connections=1).write("a", second)
+        assert reading.result() == second
+
+
+def test_large_objects_are_written_and_read_in_parts(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
+    data = noise(2 * PART_BYTES + 12_345)
+    with store.writer("sub/large") as file:
+        for start in range(0, len(data), 1_000_000):
+            file.write(data[start : start + 1_000_000])
+        assert not store.exists("sub/large")
+    assert store.size("sub/large") == len(data)
+    s3.inject([{"match": "GET", "times": 1, "do": "503", "skip": 1}])
+    assert store.read("sub/large") == data
+    assert store.read("sub/large", 5) == data[5:]
+    assert store.read("sub/large", PART_BYTES - 5, 2 * PART_BYTES + 5) == data[PART_BYTES - 5 : 2 * PART_BYTES + 5]
+    assert store.names() == ["sub/large"]
+
+
+@pytest.mark.parametrize("fault", [{"do": "503"}, {"do": "refuse"}, {"do": "500"}])
+def test_writes_get_over_faults(store: ObjectStorage, s3: S3, fault: dict[str, object]) -> None:  # noqa: F811
+    s3.inject([{"match": "PUT", "times": 1, **fault}, {"match": "PUT .*partNumber=2", "times": 2, **fault}])
+    store.write("small", b"x" * 1000)
+    data = noise(PART_BYTES + 5)
+    store.write("large", data)
+    assert (store.read("small"), store.read("large")) == (b"x" * 1000, data)
+
+
+def test_a_writer_whose_block_fails_leaves_nothing(store: ObjectStorage) -> None:
+    def stop_half_way() -> None:
+        with store.writer("a") as file:
+            file.write(b"half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        stop_half_way()
+    assert store.names() == []
+
+
+def test_a_new_object_does_not_replace_one_that_is_there(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
+    store.write("a", b"first", if_absent=True)
+    for data in (b"second", b"first"):
+        with pytest.raises(DataError, match=r"/a: is already there and was left as it is"):
+            store.write("a", data, if_absent=True)
+    assert store.read("a") == b"first"
+    # The write succeeds and its answer is lost: the second try meets its own object.
+    s3.inject([{"match": "PUT", "times": 1, "do": "fin", "at": 0}, {"match": "PUT", "times": 1, "do": "503"}])
+    store.write("b", b"mine", if_absent=True)
+    assert store.read("b") == b"mine"
+
+
+def test_a_lost_answer_does_not_hide_somebody_elses_object(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
+    store.write("a", b"theirs")
+    s3.inject([{"match": "PUT", "times": 1, "do": "503"}])
+    with pytest.raises(DataError, match="is already there"):
+        store.write("a", b"mine", if_absent=True)
+    assert store.read("a") == b"theirs"
+
+
+def test_files_are_listed_found_and_deleted(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
+    names = ["b.tar", "sub/a-1.json", "sub/a-2 ä%41.json", "sub/b.json", "subway/x"]
+    for name in names:
+        store.write(name, name.encode())
+    assert store.names() == names
+    assert store.names("sub/") == names[1:4]
+    assert store.names("sub/a") == names[1:3]
+    assert store.names("s") == names[1:]
+    assert store.read(names[2]) == names[2].encode()
+    inside = open_storage(f"{s3.url}/sub/")
+    assert (inside.url, inside.folder) == (f"{s3.url}/sub", None)
+    assert inside.names() == ["a-1.json", "a-2 ä%41.json", "b.json"]
+    inside.delete("b.json")
+    inside.delete("b.json")
+    assert not store.exists("sub/b.json")
+    assert store.exists("b.tar")
+    inside.delete_partial()
+    assert store.stats()["bytes_written"] == sum(len(name.encode()) for name in names)
+
+
+@pytest.mark.slow
+def test_a_listing_of_many_pages_goes_on_where_it_failed(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
+    names = [f"sub/{number:05d}" for number in range(2500)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: store.write(name, b"1"), names))
+    s3.inject([{"match": "GET", "skip": 1, "times": 1, "do": "503"}, {"match": "GET", "times": 1, "do": "reset"}])
+    assert store.names("sub/") == names
+    assert len([1 for line, _, _ in s3.log() if "list-type" in line]) == 5
+
+
+def test_empty_objects_and_empty_ranges(store: ObjectStorage) -> None:
+    store.write("empty", b"")
+    store.write("a", b"0123456789")
+    assert store.read("empty") == b""
+    assert store.read("a", 10) == b""
+    assert store.read("a", 10, 10) == b""
+    assert store.read("a", 8) == b"89"
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 11), (11, None), (11, 12), (11, 11), (9, 10**15)])
+def test_ranges_beyond_the_end_are_refused(store: ObjectStorage, start: int, stop: int | None) -> None:
+    store.write("a", b"0123456789")
+    with pytest.raises(DataError, match=r"/a: bytes .* were asked for, but the file has 10"):
+        store.read("a", start, stop)
+
+
+def test_damage_that_lies_in_the_store_is_told_after_three_reads(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
+    store.write("a", b"0123456789")
+    s3.inject([])
+
+    def check(data: bytes) -> None:
+        raise DataError(f"a: {data!r} is damaged")
+
+    with pytest.raises(DataError, match=r"^a: b'234' is damaged$"):
+        store.read_checked("a", 2, 5, check)
+    assert len(s3.log()) == 3
+
+
+def test_what_no_second_try_changes_is_asked_once(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
+    store.write("a", b"1")
+    for rule, message in (
+        ({"do": "403"}, "refuses access: status 403, AccessDenied"),
+        ({"do": "404", "code": "NoSuchBucket"}, "there is no such bucket"),
+        ({"do": "400", "code": "InvalidArgument"}, "status 400, InvalidArgument"),
+        ({"do": "501", "code": "NotImplemented"}, "status 501"),
+    ):
+        s3.inject([{"match": "GET", "times": 1, **rule}])
+        with pytest.raises(DataError, match=rf"{s3.url}/a: could not read: .*{message}"):
+            store.read("a")
+        assert len(s3.log()) == 1
+    with pytest.raises(DataError, match="/missing: could not read: no such object"):
+        store.size("missing")
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "..", "a/../../b", "a//b", "./a", "a\\b", "a\0b", "a\x7f", "a/"])
+def test_names_that_lead_out_are_refused(store: ObjectStorage, s3: S3, name: str) -> None:  # noqa: F811
+    s3.inject([])
+    work: list[Callable[[], object]] = [
+        lambda: store.read(name),
+        lambda: store.size(name),
+        lambda: store.write(name, b""),
+        lambda: store.delete(name),
+    ]
+    for ask in work:
+        with pytest.raises(DataError, match="not allowed; expected one relative path"):
+            ask()
+    assert s3.log() == []
+
+
+def test_wrong_and_missing_credentials_are_told(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    open_storage(s3.url).write("a", b"1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "WRONG-SECRET")
+    with pytest.raises(DataError, match=r"refuses access: status 403, SignatureDoesNotMatch.*AWS_SECRET_ACCESS_KEY"):
+        open_storage(s3.url).read("a")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(DataError, match=r"AWS_SECRET_ACCESS_KEY not set in the environment; .*AWS_SKIP_SIGNATURE"):
+        open_storage(s3.url)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    s3.inject([])
+    with pytest.raises(DataError, match="refuses access: status 403, AccessDenied"):
+        open_storage(s3.url).read("a")
+    assert len(s3.log()) == 1
+
+
+def test_secrets_do_not_leave_by_the_errors(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    canary = "CANARY0123456789"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", canary)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", f"{canary}/+=")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"AKIA{canary}")
+    storage = open_store(s3.url, deadline_s=2, connections=1)
+    s3.inject([{"match": "PUT", "times": -1, "do": "500", "code": f"AKIA{canary}"}])
+    work: list[Callable[[], object]] = [
+        lambda: storage.read("a"),
+        storage.names,
+        lambda: storage.write("a", b"1"),
+        lambda: open_storage(f"s3://user:{canary}@bucket/x"),
+        lambda: open_storage(f"https://host/x?X-Amz-Signature={canary}"),
+        lambda: open_storage(f"ftp://user:{canary}@host/x"),
+    ]
+    for ask in work:
+        with pytest.raises(DataError) as caught:
+            ask()
+        shown: BaseException | None = caught.value
+        while shown is not None:
+            assert canary not in f"{shown}{shown!r}"
+            shown = shown.__cause__
+    assert canary not in f"{storage!r}{storage.url}{vars(storage)}"
+
+
+def test_a_dead_endpoint_is_an_error_within_the_deadline(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        storage = open_store(s3.url, deadline_s=2, connections=2)
+        started = time.monotonic()
+        with pytest.raises(DataError, match=r"/a: could not read: the connection was refused; tried \d+ times in .* s"):
+            storage.read("a")
+    # The deadline is a promise, not a measurement.
+    assert time.monotonic() - started < 2 + 1
+
+
+def test_a_silent_endpoint_is_an_error_within_the_deadline(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        storage = open_store(s3.url, deadline_s=2, connections=2)
+        started = time.monotonic()
+        with pytest.raises(DataError, match="/a: could not read: no bytes came in time; tried"):
+            storage.read("a")
+    assert time.monotonic() - started < 2 + 1
