@@ -36,16 +36,18 @@ def draw_contact_sheet(storage: Storage, index: Index, num_frames: int = 24) -> 
     # A very long or flat frame is drawn small inside its tile: a picture has bounds too.
     height = TILE_INCHES * min(max(index.rows / index.cols, 0.1), 4.0)
     figure = Figure(figsize=(TILE_INCHES * columns + 0.2, (height + 0.25) * rows + 1.1), dpi=120)
+    sources = index.sources
+    named = index.source if len(sources) == 1 else ", ".join(f"{i}: {name}" for i, name in enumerate(sources, start=1))
     figure.suptitle(
-        f"{index.source}: {len(places)} of {_num_own_frames(index)} frames, end times UTC",
+        f"{named}: {len(places)} of {_num_own_frames(index)} frames, end times UTC",
         fontsize=10,
         parse_math=False,
     )
     for place, (entry, frame) in enumerate(places, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        axes.imshow(_picture(read_frame(storage, index, entry, frame), index.scale_mmh), interpolation="nearest")
-        time = iso_time(entry.start_s + frame * index.cadence_s)
-        axes.set_title(f"{time[:10]} {time[11:16]}", fontsize=7, pad=2)
+        scale_mmh = index.origins[entry.origin].scale_mmh
+        axes.imshow(_picture(read_frame(storage, index, entry, frame), scale_mmh), interpolation="nearest")
+        axes.set_title(_title(index, entry, frame), fontsize=7 if len(index.origins) == 1 else 6, pad=2)
         axes.set_xticks([])
         axes.set_yticks([])
     _legend(figure)
@@ -55,6 +57,15 @@ def draw_contact_sheet(storage: Storage, index: Index, num_frames: int = 24) -> 
     FigureCanvasAgg(figure)
     figure.savefig(picture, format="png")
     return picture.getvalue()
+
+
+def _title(index: Index, entry: SequenceEntry, frame: int) -> str:
+    """Give a frame's time, and where there are several, the number of its source and its rows and columns."""
+    time = iso_time(entry.start_s + frame * index.cadence_s)
+    title, origin = f"{time[:10]} {time[11:16]}", index.origins[entry.origin]
+    if len(index.origins) > 1:
+        title += f"  {origin.crop}"
+    return title if len(index.sources) == 1 else f"{index.sources.index(origin.source) + 1}: {title}"
 
 
 def read_frame(storage: Storage, index: Index, entry: SequenceEntry, frame: int) -> npt.NDArray[np.uint16]:

@@ -10,6 +10,7 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
+from data.blosc_chunk import check_chunk
 from data.frames import DataError, iso_time
 from data.shards import Index, SequenceEntry, describe_archive, verify_sequence_bytes
 
@@ -24,14 +25,23 @@ def check_sequence(index: Index, entry: SequenceEntry, data: bytes) -> None:
         DataError: Naming shard and key, what was expected and what was found.
     """
     verify_sequence_bytes(index, entry, data)
-    where = f"shard {index.shards[entry.shard].name}, key {entry.key}"
+    wrong = wrong_in_json(index, entry, data)
+    if wrong:
+        raise DataError(
+            f"shard {index.shards[entry.shard].name}, key {entry.key}: {wrong[0]}; "
+            "the index is not this shard's: copy both from one place, or pack the source again"
+        )
+
+
+def wrong_in_json(index: Index, entry: SequenceEntry, data: bytes) -> list[str]:
+    """Compare a sequence's KEY.json with the index, all of it; returns what differs, in words."""
     begin = entry.json_offset - entry.offset
     try:
         found = json.loads(data[begin : begin + entry.json_bytes])
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: {entry.key}.json is no JSON ({error}); pack the source again") from error
+        return [f"{entry.key}.json is no JSON ({error})"]
     expected: dict[str, Any] = {
-        **describe_archive(index),
+        **describe_archive(index, index.origins[entry.origin]),
         "schema_version": index.schema_version,
         "key": entry.key,
         "start_s": entry.start_s,
@@ -42,13 +52,12 @@ def check_sequence(index: Index, entry: SequenceEntry, data: bytes) -> None:
         "rain_fraction": list(entry.rain_fraction),
         "missing": list(entry.missing),
     }
-    for name, value in expected.items():
-        if not isinstance(found, dict) or found.get(name) != value:
-            shown = found.get(name) if isinstance(found, dict) else found
-            raise DataError(
-                f"{where}: {entry.key}.json says {name} = {shown!r:.80}, the index says {value!r:.80}; "
-                "the index is not this shard's: copy both from one place, or pack the source again"
-            )
+    said = found if isinstance(found, dict) else {}
+    return [
+        f"{entry.key}.json says {name} = {said.get(name)!r:.80}, the index says {value!r:.80}"
+        for name, value in expected.items()
+        if said.get(name) != value
+    ]
 
 
 def decode_frame(
@@ -56,7 +65,8 @@ def decode_frame(
 ) -> None:
     """Decode one frame into place, without the GIL once `blosc2.set_releasegil(True)` was called.
 
-    The buffer's own header is checked first: Blosc2 writes as many bytes as it says, whatever the room there is.
+    The buffer's own header is checked first: Blosc2 writes as many bytes as it says, whatever the room there is, and
+    runs whatever filters and codecs it names.
 
     Args:
         index: The archive's index.
@@ -66,20 +76,16 @@ def decode_frame(
         counts_hw: C-contiguous uint16 (rows, cols), overwritten.
 
     Raises:
-        DataError: For a buffer of other sizes than the index says, or one that Blosc2 cannot decode.
+        DataError: For a buffer of other sizes than the index says, of another kind than packing writes, or one that
+            Blosc2 cannot decode.
     """
     begin = entry.frame_ends[frame - 1] if frame else 0
     buffer = frames[begin : entry.frame_ends[frame]]
     where = f"shard {index.shards[entry.shard].name}, key {entry.key}, frame {frame}"
     try:
-        num_bytes, num_compressed, _ = blosc2.get_cbuffer_sizes(buffer)
-    except (ValueError, RuntimeError) as error:
-        raise DataError(f"{where}: is no Blosc2 buffer ({error}); pack this source again") from error
-    if num_bytes != counts_hw.nbytes or num_compressed != len(buffer):
-        raise DataError(
-            f"{where}: its Blosc2 header says {num_bytes} bytes from {num_compressed}; expected {counts_hw.nbytes} "
-            f"({index.rows} x {index.cols} uint16) from {len(buffer)}; pack this source again"
-        )
+        check_chunk(buffer, counts_hw.nbytes)
+    except DataError as error:
+        raise DataError(f"{where} of {index.rows} x {index.cols} uint16: {error}; pack this source again") from error
     try:
         blosc2.decompress2(buffer, dst=counts_hw, nthreads=1)
     except (ValueError, RuntimeError) as error:

@@ -10,9 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from data.batches import BatchError
 from data.decode import Block, FrameCache
-from data.plan import BatchError, WindowTable, frame_bases
-from data.prefetch import Pipeline, SequenceReader, StepArrays
+from data.origin_frames import frame_bases
+from data.prefetch import Pipeline, StepArrays
+from data.quarantine import LostSequence, Quarantine
+from data.selection import WindowTable
+from data.sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
 from data.shards import Index
 from data.storage import Storage
 
@@ -28,10 +32,14 @@ class Feed:
         index: Their index.
         window: Frames a window.
         shape_mb: Micro-batches a step, and this rank's windows in each.
-        threads: Decoding threads; as many again read.
+        threads: Decoding threads.
         decoded_mb: Decoded frames held at most, MiB; shared out equally among the lanes.
         prefetch_steps: Steps made ready ahead of the consumer.
         pin_memory: Batches in page-locked memory.
+        prefetch_mb: Compressed sequences in flight or held that no lane has come to yet, at most, MiB.
+        readers: Reading threads; None for as many as decode of a folder, 8 of a store.
+        quarantine: Sequences that may be lost; their windows are delivered as wholly missing, with row -1. It is told
+            in `stats` and `lost` and logged; a sequence that was lost is tried again in the next epoch.
 
     Raises:
         BatchError: For no threads, or a budget that holds less than one window.
@@ -48,6 +56,9 @@ class Feed:
         decoded_mb: float,
         prefetch_steps: int,
         pin_memory: bool,
+        prefetch_mb: float,
+        readers: int | None,
+        quarantine: int,
     ) -> None:
         frame_bytes = index.rows * index.cols * 2
         self._max_frames = int(decoded_mb * 2**20) // frame_bytes
@@ -59,9 +70,20 @@ class Feed:
             )
         if threads < 1 or prefetch_steps < 0:
             raise BatchError(f"{threads} threads, {prefetch_steps} steps ahead; expected at least 1 thread and 0 steps")
+        if prefetch_mb < 0 or (readers is not None and readers < 1) or quarantine < 0:
+            raise BatchError(
+                f"{prefetch_mb} MiB to read ahead, {readers} reading threads, a quarantine of {quarantine} sequences; "
+                "expected at least 0, 1 and 0"
+            )
         if pin_memory and not torch.cuda.is_available():
             raise BatchError("pinned memory was asked for on a machine without a CUDA device; set it to false")
         self._storage, self._index, self._window, self._threads = storage, index, window, threads
+        in_folder = storage.folder is not None
+        self._readers = readers or (threads if in_folder else STORE_READERS)
+        self._prefetch_bytes = int(prefetch_mb * 2**20)
+        # A folder has no latency that a longer range would save.
+        self._range_bytes = 0 if in_folder else RANGE_BYTES
+        self._quarantine = Quarantine(index, quarantine)
         self._ahead = prefetch_steps
         self._memory = _StepMemory((*shape_mb, window, index.rows, index.cols), pin_memory)
         self._done: dict[str, float] = {}
@@ -75,11 +97,18 @@ class Feed:
         """Give the filled steps in order; threads start at the first and are joined at the end, however it comes."""
         blosc2.set_releasegil(True)
         caches = [FrameCache(self._index, self._window, self._max_frames // len(lanes)) for _ in lanes]
-        reader = SequenceReader(self._storage, self._index, self._threads)
+        reader = SequenceReader(
+            self._storage,
+            self._index,
+            readers=self._readers,
+            ahead_bytes=self._prefetch_bytes,
+            range_bytes=self._range_bytes,
+        )
         pipeline = Pipeline(
             reader,
             list(zip(lanes, caches, strict=True)),
             self._memory.new,
+            self._quarantine,
             first_step=first_step,
             stop_step=stop_step,
             ahead=self._ahead,
@@ -98,9 +127,21 @@ class Feed:
                 self._running.remove(run)
 
     def stats(self) -> dict[str, float]:
-        """Report counts, bytes and seconds so far; seconds are summed over threads, `stall_s` is the consumer's."""
+        """Report counts, bytes and seconds so far; seconds are summed over threads, `stall_s` is the consumer's.
+
+        `requests` and `bytes_read` are the ranges that this feed asked for; what the storage did since it was opened,
+        for whomever, stands beside them: `store_requests` and `store_bytes_read` with all tries, and its other counts
+        (`retries`, `wait_s`, a cache's hits) under their own names.
+        """
         with self._lock:
-            return _sum_of(self._done, list(self._running))
+            totals = _sum_of(self._done, list(self._running))
+        for name, count in self._storage.stats().items():
+            totals[f"store_{name}" if name in ("requests", "bytes_read", "bytes_written") else name] = count
+        return {**totals, "quarantined": len(self._quarantine.lost()), "windows_lost": self._quarantine.windows}
+
+    def lost(self) -> tuple[LostSequence, ...]:
+        """List the sequences that were lost so far."""
+        return self._quarantine.lost()
 
 
 def _sum_of(done: dict[str, float], running: list[Run], finished: Run | None = None) -> dict[str, float]:
@@ -126,6 +167,9 @@ def _sum_of(done: dict[str, float], running: list[Run], finished: Run | None = N
     if running:
         peak = sum(cache.counts.held_bytes_peak for _, _, caches in running for cache in caches)
         totals["decoded_bytes_peak"] = max(totals.get("decoded_bytes_peak", 0), peak)
+        for name in ("held_bytes_peak", "ahead_bytes_peak"):
+            peak = sum(getattr(reader, name) for reader, _, _ in running)
+            totals[name] = max(totals.get(name, 0), peak)
     return totals
 
 
@@ -173,6 +217,12 @@ class BlockMaker:
     def __init__(self, index: Index, table: WindowTable) -> None:
         self._table = table
         self._base, self._missing_before = frame_bases(index), missing_before(index)
+        scale_mmh_o = np.array([origin.scale_mmh for origin in index.origins], np.float64)
+        self._scale_mmh_s = scale_mmh_o[[entry.origin for entry in index.sequences]]
+
+    def scale_mmh(self, row_b: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Give the rain rate of one count of each row's window, mm/h, float64 (b,); 1 for padding."""
+        return torch.from_numpy(np.where(row_b >= 0, self._scale_mmh_s[self._table.sequence[row_b]], 1.0))
 
     def block(
         self,

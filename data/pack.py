@@ -1,11 +1,11 @@
-"""Pack radar files into shards: `python -m data.pack knmi FILES --out SHARDS`, `python -m data.pack inspect SHARDS`."""
+"""Pack radar data into shards: `python -m data.pack knmi FILES --out SHARDS`, `python -m data.pack inspect SHARDS`."""
 
-import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,40 +13,56 @@ import blosc2
 from tqdm import tqdm
 
 from data.contact_sheet import draw_contact_sheet
-from data.frames import DataError, parse_crop
-from data.pack_state import close_state, dump_record, held_alone, kept_shard, open_state, record_name, shard_name
+from data.frames import DataError, printable
+from data.origin_frames import with_rain_after
+from data.pack_command import parse_command
+from data.pack_state import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
 from data.shard_writer import PackedFrame, PlannedSequence, WrittenShard, pack_frame, write_shard
 from data.shards import (
     INDEX_NAME,
-    MAX_CADENCE_S,
     SCHEMA_VERSION,
     Index,
+    SequenceEntry,
     check_shard_sizes,
     describe_archive,
     dump_index,
     load_index,
     signed,
 )
-from data.sources import knmi
+from data.sources.source import MAX_COUNT, NO_ROUNDING, Rounding, Source
 from data.storage import Storage, open_storage
-from data.summary import RainTotals, summarise
-from data.survey import MEGABYTE, Job, PackOptions, digest_of, survey
+from data.summary import sum_totals, summarise, totals_to_json
+from data.survey import Job, PackInput, PackOptions, Part, survey
+from data.tiling import Unit
 from data.units import MISSING_COUNT
+
+NO_CHANGE_MMH: Final = 5e-5
+"""Changes below this are those of floats that stand for the same number."""
 
 EXIT_BAD_DATA: Final = 4
 EXIT_INTERRUPTED: Final = 130
 
 
-def pack(paths: Sequence[Path], out: str | Path, options: PackOptions, *, restart: bool = False) -> Index:
-    """Pack KNMI files; a finished archive of the same input and options is left as it is.
+def pack(
+    paths: Sequence[Path],
+    out: str | Path,
+    options: PackOptions,
+    *,
+    source: Source | None = None,
+    more: Sequence[PackInput] = (),
+    restart: bool = False,
+) -> Index:
+    """Pack radar data; a finished archive of the same input and options is left as it is.
 
     Shards are written one by one under temporary names, and index.json last of all: without it there is no archive. A
     killed pack goes on where it stopped, and ends with the same bytes.
 
     Args:
-        paths: Files and folders.
-        out: Folder to make.
+        paths: Files, folders and archives.
+        out: Folder to make, or the address of an object store.
         options: How to pack.
+        source: What reads `paths`; None for KNMI composites.
+        more: Further sources of the same archive.
         restart: Drop the finished shards of an unfinished pack of other files or options; a finished archive stays.
 
     Raises:
@@ -54,9 +70,10 @@ def pack(paths: Sequence[Path], out: str | Path, options: PackOptions, *, restar
             another pack at work, no space); about pixels that cannot be decoded or a file that changed meanwhile: then
             OUT holds no index.
     """
-    job = survey(paths, options)
+    job = survey(paths, options, source, more)
+    sys.stderr.write("".join(f"{note}\n" for note in job.notes))
     storage = open_storage(out)
-    with held_alone(Path(storage.url)):
+    with held(storage):
         if storage.exists(INDEX_NAME):
             index = _finished(storage, job)
         else:
@@ -71,18 +88,20 @@ def write_archive(storage: Storage, job: Job) -> Index:
     written: list[WrittenShard] = []
     # Blosc2 then lets other threads work while it compresses; h5py reads one file at a time whatever we do.
     blosc2.set_releasegil(True)
-    description = describe_archive(_draft(job))
-    stored = sum(planned.num_frames for planned in job.sequences)
+    draft = _draft(job)
+    descriptions = [describe_archive(draft, origin) for origin in draft.origins]
+    stored = sum(planned.num_frames for unit in job.units for planned in unit)
     executor = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="pack")
     try:
         with tqdm(total=stored, desc="packing", unit=" frames", mininterval=0.5) as bar:
             for number in range(job.num_shards):
-                planned = job.sequences[number :: job.num_shards]
+                units = job.units[number :: job.num_shards]
+                planned = [sequence for unit in units for sequence in unit]
                 shard = kept_shard(storage, number, planned)
                 if shard is None:
+                    frames = _UnitFrames(executor, job, units, bar)
                     shard = write_shard(
-                        storage, shard_name(number), number, planned, job.times_s, description,
-                        lambda sequence: _packed_frames(executor, job, sequence, bar),
+                        storage, shard_name(number), number, planned, descriptions, frames.of
                     )  # fmt: skip
                     storage.write(record_name(number), dump_record(shard))
                 else:
@@ -91,49 +110,81 @@ def write_archive(storage: Storage, job: Job) -> Index:
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
     index = _index(job, written)
+    for shard in written:
+        if not shard.sequences:
+            storage.delete(shard.shard.name)
     storage.write(INDEX_NAME, dump_index(index))
     return index
 
 
-def _packed_frames(
-    executor: ThreadPoolExecutor, job: Job, planned: PlannedSequence, bar: "tqdm[Any]"
-) -> Iterator[PackedFrame]:
-    """Read and compress a sequence's frames, in order."""
-    frames = range(planned.first, planned.first + planned.num_frames)
-    futures: list[Future[PackedFrame]] = [executor.submit(_packed_frame, job, number) for number in frames]
-    for future in futures:
-        yield future.result()
-        bar.update()
+class _UnitFrames:
+    """Packed frames of a shard's sequences: a unit's are made at once, so that a frame is read once for its tiles."""
+
+    def __init__(self, executor: ThreadPoolExecutor, job: Job, units: Iterable[Unit], bar: "tqdm[Any]") -> None:
+        self._executor, self._job, self._bar = executor, job, bar
+        self._unit_of = {planned.key: unit for unit in units for planned in unit}
+        self._frames: dict[str, list[PackedFrame]] = {}
+
+    def of(self, planned: PlannedSequence) -> Iterator[PackedFrame]:
+        """Give a sequence's frames, in order; none where a tile holds no measurement in any of them."""
+        if planned.key not in self._frames:
+            self._make(self._unit_of[planned.key])
+        frames = self._frames.pop(planned.key)
+        part = self._job.part_of(planned)
+        crop = part.crops[planned.origin - part.first_origin]
+        if not part.tiled or any(frame.missing < crop.rows * crop.cols for frame in frames):
+            yield from frames
+
+    def _make(self, unit: Unit) -> None:
+        first = unit[0]
+        part = self._job.part_of(first)
+        numbers = range(first.first, first.first + first.num_frames)
+        futures: list[Future[list[PackedFrame]]] = [
+            self._executor.submit(_packed_tiles, part, unit, number) for number in numbers
+        ]
+        made: list[list[PackedFrame]] = [[] for _ in unit]
+        for future in futures:
+            for tile, frame in zip(made, future.result(), strict=True):
+                tile.append(frame)
+            self._bar.update(len(unit))
+        self._frames = {planned.key: frames for planned, frames in zip(unit, made, strict=True)}
 
 
-def _packed_frame(job: Job, number: int) -> PackedFrame:
-    """Read and compress one frame, and make sure that its file is still the one that the survey saw."""
-    path = job.refs[number].path
-    frame = knmi.read(path, job.crop)
-    # Digested after it was read: whoever wrote to it before that is found out.
-    if digest_of(path)[1] != job.sha256s[number]:
+def _packed_tiles(part: Part, unit: Unit, number: int) -> list[PackedFrame]:
+    """Read one frame, make sure that its input is still what the survey saw, and compress it tile by tile."""
+    ref = part.refs[number]
+    whole = part.crop_of(unit)
+    reading = part.source.read(ref, whole)
+    # The digest is of the bytes that were decoded: whoever wrote to them since the survey is found out.
+    if reading.sha256 != part.sha256s[number]:
         raise DataError(
-            f"{path} changed while it was packed; expected files that stay as they are: start again when nothing "
+            f"{ref} changed while it was packed; expected files that stay as they are: start again when nothing "
             "writes to them (with --restart if shards were finished before)"
         )
-    return pack_frame(frame.counts, frame.scale_mmh)
+    frames = []
+    for planned in unit:
+        crop = part.crops[planned.origin - part.first_origin]
+        counts_hw = reading.counts[
+            crop.row0 - whole.row0 : crop.row1 - whole.row0, crop.col0 - whole.col0 : crop.col1 - whole.col0
+        ]
+        clamped = int((counts_hw == MAX_COUNT).sum()) if reading.rounding.clamped else 0
+        rounding = Rounding(max_error_mmh=reading.rounding.max_error_mmh, clamped=clamped)
+        frames.append(pack_frame(counts_hw, part.header.scale_mmh, rounding))
+    return frames
 
 
 def _draft(job: Job) -> Index:
     """Say what is known of the archive before any frame is packed."""
+    origins = job.origins
     return Index(
         schema_version=SCHEMA_VERSION,
-        source=job.header.source,
-        licence=job.header.licence,
         cadence_s=job.options.cadence_s,
-        rows=job.crop.rows,
-        cols=job.crop.cols,
-        scale_mmh=job.header.scale_mmh,
+        rows=origins[0].crop.rows,
+        cols=origins[0].crop.cols,
         missing_count=MISSING_COUNT,
-        window=job.options.window,
+        window=job.window,
         max_frames=job.options.max_frames,
-        crop=job.crop,
-        grid=job.header.grid,
+        origins=origins,
         shards=(),
         sequences=(),
         statistics={},
@@ -142,12 +193,61 @@ def _draft(job: Job) -> Index:
 
 
 def _index(job: Job, written: Sequence[WrittenShard]) -> Index:
-    totals = RainTotals.none()
+    """Put the index together, without the origins and shards of which nothing was kept."""
+    draft = _draft(job)
+    kept = [shard for shard in written if shard.sequences]
+    entries = [replace(entry, shard=place) for place, shard in enumerate(kept) for entry in shard.sequences]
+    if not entries:
+        raise DataError("no tile holds a measurement in any frame; expected radar data: choose another --crop")
+    held = sorted({entry.origin for entry in entries})
+    place_of = {origin: place for place, origin in enumerate(held)}
+    entries = sorted(
+        (replace(entry, origin=place_of[entry.origin]) for entry in entries),
+        key=lambda entry: (entry.start_s, entry.origin),
+    )
+    left_out = sum(len(shard.left_out) for shard in written)
+    if left_out:
+        sys.stderr.write(
+            f"left out, since no pixel of them holds a measurement: {left_out} sequences, among them all of "
+            f"{len(draft.origins) - len(held)} of {len(draft.origins)} tiles\n"
+        )
+    statistics = totals_to_json(sum_totals(shard.totals for shard in kept))
+    for source, rounding in _rounding(kept).items():
+        if rounding.max_error_mmh or rounding.clamped:
+            statistics[source]["rounding"] = vars(rounding)
+    return signed(
+        replace(
+            draft,
+            origins=tuple(draft.origins[origin] for origin in held),
+            shards=tuple(shard.shard for shard in kept),
+            sequences=_with_rain_after(job, entries, held, draft),
+            statistics=statistics,
+        )
+    )
+
+
+def _with_rain_after(
+    job: Job, entries: Sequence[SequenceEntry], held: Sequence[int], draft: Index
+) -> tuple[SequenceEntry, ...]:
+    """Fill in the rain after every sequence but ready windows, whose next frame is not the archive's to know."""
+    ready = {
+        origin
+        for part in job.parts
+        if part.ready
+        for origin in range(part.first_origin, part.first_origin + len(part.crops))
+    }
+    filled = with_rain_after(entries, draft.cadence_s, draft.rows * draft.cols)
+    return tuple(
+        before if held[before.origin] in ready else after for before, after in zip(entries, filled, strict=True)
+    )
+
+
+def _rounding(written: Iterable[WrittenShard]) -> dict[str, Rounding]:
+    found: dict[str, list[Rounding]] = {}
     for shard in written:
-        totals = totals.plus(shard.totals)
-    sequences = sorted((entry for shard in written for entry in shard.sequences), key=lambda entry: entry.start_s)
-    shards = tuple(shard.shard for shard in written)
-    return signed(replace(_draft(job), shards=shards, sequences=tuple(sequences), statistics=totals.to_json()))
+        for source, rounding in shard.rounding.items():
+            found.setdefault(source, []).append(rounding)
+    return {source: reduce(Rounding.plus, roundings, NO_ROUNDING) for source, roundings in found.items()}
 
 
 def _finished(storage: Storage, job: Job) -> Index:
@@ -156,73 +256,54 @@ def _finished(storage: Storage, job: Job) -> Index:
     if index.packed_from != job.digest:
         raise DataError(
             f"{storage.url} holds an archive packed from other files or with other options (frames of {index.source}, "
-            f"crop {index.crop}, window {index.window}); choose another --out, or remove that folder first"
+            f"{index.rows} x {index.cols} pixels, window {index.window}); choose another --out, or remove that folder "
+            "first"
         )
     check_shard_sizes(storage, index)
     sys.stderr.write(f"{storage.url}: already packed from these files with these options\n")
     return index
 
 
+def _describe(index: Index) -> str:
+    """Write the summary, and what requantising changed."""
+    lines = [summarise(index)]
+    for source, values in sorted(index.statistics.items()):
+        rounding = values.get("rounding") if isinstance(values, dict) else None
+        if isinstance(rounding, dict):
+            error_mmh, clamped = rounding.get("max_error_mmh", 0), rounding.get("clamped", 0)
+            changes = [f"at most {error_mmh:.4f} mm/h off" if error_mmh >= NO_CHANGE_MMH else "no rate changed"]
+            if clamped:
+                changes.append(f"{clamped} {'pixel' if clamped == 1 else 'pixels'} above 655.34 mm/h set to it")
+            lines.append(f"rounding      {source}: to counts of 0.01 mm/h, {'; '.join(changes)}\n")
+    return "".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
-    arguments = _parser().parse_args(argv)
     try:
-        if arguments.command == "inspect":
-            storage = open_storage(arguments.shards)
+        command = parse_command(sys.argv[1:] if argv is None else argv, __doc__ or "")
+        if command.inspect:
+            storage = open_storage(command.out)
             index = load_index(storage)
             check_shard_sizes(storage, index)
-            sys.stdout.write(summarise(index))
-            picture = Path(arguments.out or f"{storage.url}.png").absolute()
+            sys.stdout.write(_describe(index))
+            place = storage.url if storage.folder is not None else storage.url.rstrip("/").rpartition("/")[2]
+            picture = Path(command.picture or f"{place}.png").absolute()
             open_storage(picture.parent).write(picture.name, draw_contact_sheet(storage, index))
             sys.stdout.write(f"contact sheet {picture}\n")
         else:
-            index = pack(arguments.files, arguments.out, _options(arguments), restart=arguments.restart)
-            sys.stdout.write(f"{summarise(index)}packed        {arguments.out}\n")
+            first, *more = command.inputs
+            index = pack(
+                first.paths, command.out, command.options, source=first.source, more=more, restart=command.restart
+            )
+            sys.stdout.write(f"{_describe(index)}packed        {open_storage(command.out).url}\n")
     except DataError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(printable(f"error: {error}\n"))
         return EXIT_BAD_DATA
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on where it stopped\n")
         return EXIT_INTERRUPTED
     return 0
-
-
-def _options(arguments: argparse.Namespace) -> PackOptions:
-    # Judged before it is rounded: infinity and what is no number have no whole number of seconds.
-    cadence_fits = 1 <= arguments.cadence_min * 60 <= MAX_CADENCE_S
-    if not cadence_fits or arguments.shard_mb < 1 or not 1 <= arguments.window <= arguments.frames:
-        raise DataError(
-            f"--cadence-min {arguments.cadence_min:g}, --shard-mb {arguments.shard_mb}, --window {arguments.window}, "
-            f"--frames {arguments.frames}: expected a cadence of 1 s to 1 day, a size above 0 and a window of 1 frame "
-            "up to --frames"
-        )
-    return PackOptions(
-        crop=None if arguments.crop is None else parse_crop(arguments.crop),
-        window=arguments.window,
-        max_frames=arguments.frames,
-        cadence_s=round(arguments.cadence_min * 60),
-        shard_bytes=arguments.shard_mb * MEGABYTE,
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data.pack", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    source = commands.add_parser("knmi", help="pack KNMI HDF5 composites")
-    source.add_argument("files", nargs="+", type=Path, metavar="FILES_OR_FOLDER")
-    source.add_argument("--out", required=True, metavar="SHARDS", help="folder to make")
-    source.add_argument("--crop", metavar="R0:R1,C0:C1", help="rows and columns to keep (all)")
-    source.add_argument("--window", type=int, default=24, help="longest window to be read, frames (24: 12 in, 12 out)")
-    source.add_argument("--frames", type=int, default=144, help="frames of a sequence at most (144)")
-    source.add_argument("--cadence-min", type=float, default=5, help="minutes from frame to frame (5)")
-    source.add_argument("--shard-mb", type=int, default=256, help="size of a shard, about (256)")
-    source.add_argument(
-        "--restart", action="store_true", help="drop the shards of an unfinished pack of other files or options"
-    )
-    inspect = commands.add_parser("inspect", help="print the summary and draw a contact sheet")
-    inspect.add_argument("shards", metavar="SHARDS")
-    inspect.add_argument("--out", metavar="SHEET.png", help="where to draw (SHARDS.png, beside the folder)")
-    return parser
 
 
 if __name__ == "__main__":

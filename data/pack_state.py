@@ -13,12 +13,28 @@ from typing import Any, Final
 from data.frames import DataError
 from data.shard_writer import PlannedSequence, WrittenShard
 from data.shards import parse_sequence_entry, parse_shard_entry
+from data.sources.source import Rounding
 from data.storage import Storage
-from data.summary import RainTotals
+from data.summary import totals_from_json, totals_to_json
 
 STATE_FOLDER: Final = ".packing/"
 JOB_NAME: Final = STATE_FOLDER + "job.json"
 READ_BYTES: Final = 2**23
+
+
+@contextmanager
+def held(storage: Storage) -> Iterator[None]:
+    """Hold what is packed into against a second pack; a store cannot be held, and a word says so.
+
+    Raises:
+        DataError: As `held_alone`.
+    """
+    if storage.folder is not None:
+        with held_alone(storage.folder):
+            yield
+    else:
+        sys.stderr.write(f"{storage.url} cannot be locked: do not start a second pack into it before this one ends\n")
+        yield
 
 
 @contextmanager
@@ -83,15 +99,17 @@ def open_state(storage: Storage, digest: str, *, restart: bool) -> None:
             f"{storage.url} holds files that are not from packing ({', '.join(names[:3])}); "
             "choose an empty or new folder"
         )
-    storage.write(JOB_NAME, wanted)
+    # Of two packs that begin at once in an empty store, one is refused here.
+    storage.write(JOB_NAME, wanted, if_absent=True)
 
 
 def close_state(storage: Storage) -> None:
     """Remove the state: the archive is finished."""
     for name in storage.names(STATE_FOLDER):
         storage.delete(name)
-    with suppress(OSError):
-        (Path(storage.url) / STATE_FOLDER).rmdir()
+    if storage.folder is not None:
+        with suppress(OSError):
+            (storage.folder / STATE_FOLDER).rmdir()
 
 
 def shard_name(number: int) -> str:
@@ -109,7 +127,9 @@ def dump_record(written: WrittenShard) -> bytes:
     values = {
         "shard": vars(written.shard),
         "sequences": [vars(entry) for entry in written.sequences],
-        "totals": written.totals.to_json(),
+        "totals": totals_to_json(written.totals),
+        "rounding": {source: vars(rounding) for source, rounding in sorted(written.rounding.items())},
+        "left_out": written.left_out,
     }
     return json.dumps({"record": values, "sha256": _digest_of(values)}, allow_nan=False).encode("ascii")
 
@@ -119,7 +139,8 @@ def kept_shard(storage: Storage, number: int, planned: Sequence[PlannedSequence]
     if not storage.exists(record_name(number)):
         return None
     shard = _parse_record(storage.read(record_name(number)))
-    if shard is None or [entry.key for entry in shard.sequences] != [sequence.key for sequence in planned]:
+    keys = [sequence.key for sequence in planned if shard is not None and sequence.key not in shard.left_out]
+    if shard is None or [entry.key for entry in shard.sequences] != keys:
         sys.stderr.write(f"{storage.url}/{record_name(number)} is damaged: packing {shard_name(number)} again\n")
         return None
     if not storage.exists(shard_name(number)):
@@ -144,7 +165,9 @@ def _parse_record(data: bytes) -> WrittenShard | None:
         return WrittenShard(
             shard=parse_shard_entry(record["shard"], "shard"),
             sequences=tuple(parse_sequence_entry(entry, "sequences") for entry in record["sequences"]),
-            totals=RainTotals.from_json(record["totals"]),
+            totals=totals_from_json(record["totals"]),
+            rounding={source: Rounding(**values) for source, values in record["rounding"].items()},
+            left_out=tuple(record["left_out"]),
         )
     # Whatever bytes may lie there; those of another version have a digest of their own.
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):

@@ -1,71 +1,20 @@
 """The plan: which window is read where and when. Pure functions of (index, selection, seed, epoch, batch sizes)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import DataError
+from data.batches import BatchError, SourceShare, check_batches, mix_sources
 from data.randomness import generator
-from data.sequences import TimeSpan
+from data.selection import WindowTable
 from data.shards import Index
 
-# Lanes a micro-batch is laid out on by default: every world size that divides 16 then reads each sequence once.
-MAX_DEFAULT_LANES = 16
 # A window weighs this much in a block at least, bytes. Dry frames compress to almost nothing, so that compressed bytes
 # alone would let a block grow until the frames of its sequences, decoded, fit in no cache.
 MIN_WINDOW_BYTES = 2**14
-
-
-class BatchError(DataError):
-    """Batch sizes, lanes and world size that do not fit together or do not fit the windows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Which windows of an archive are read.
-
-    Attributes:
-        window: Frames a window.
-        min_rain_fraction: Least share of valid pixels above zero in the target frame (NL-50: 0.5, NL-20: 0.2).
-        target_frame: Frame of the window that `min_rain_fraction` judges; negative counts from the end.
-        spans: A window is read when all its frames end inside one of these spans; () reads all.
-    """
-
-    window: int
-    min_rain_fraction: float = 0.0
-    target_frame: int = -1
-    spans: tuple[TimeSpan, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class WindowTable:
-    """The selected windows, in (shard, offset in the shard, start) order; a window's id is its row number.
-
-    Attributes:
-        sequence: int32 (n,), position in `index.sequences`.
-        start: int32 (n,), first frame inside the sequence.
-        selection: What they were selected by.
-    """
-
-    sequence: npt.NDArray[np.int32]
-    start: npt.NDArray[np.int32]
-    selection: Selection
-
-    @property
-    def window(self) -> int:
-        """Frames a window."""
-        return self.selection.window
-
-    def __len__(self) -> int:
-        """Count the windows."""
-        return len(self.sequence)
-
-    def name(self, row: int, index: Index) -> str:
-        """Name a window for people and logs: "KEY:start"."""
-        return f"{index.sequences[int(self.sequence[row])].key}:{int(self.start[row])}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,119 +30,6 @@ class LaneOrder:
     block_ln: npt.NDArray[np.int32]
 
 
-def default_lanes(micro_batch: int) -> int:
-    """Find the largest number of lanes up to 16 that divides a micro-batch."""
-    return next(lanes for lanes in range(MAX_DEFAULT_LANES, 0, -1) if micro_batch % lanes == 0)
-
-
-def default_block_bytes(global_batch: int, lanes: int) -> int:
-    """Find how many compressed bytes a lane should shuffle together.
-
-    2 MiB hold about one sequence of 144 rainy frames of 288 x 288 pixels: with one for every window that a lane gives
-    to a global batch, most windows of a batch come from different sequences, and so from different days.
-    """
-    return max(16, 2 * global_batch // lanes) * 2**20
-
-
-def check_batches(*, num_windows: int, global_batch: int, micro_batch: int, lanes: int, world_size: int) -> None:
-    """Check that the sizes of a run fit together, before anything is read.
-
-    Raises:
-        BatchError: With the values that would work.
-    """
-    for name, value in (("global batch", global_batch), ("micro-batch", micro_batch), ("lanes", lanes)):
-        if value < 1:
-            raise BatchError(f"the {name} is {value}; expected at least 1")
-    if global_batch % micro_batch:
-        below = global_batch - global_batch % micro_batch
-        near = [size for size in (below, below + micro_batch) if size]
-        raise BatchError(
-            f"the global batch of {global_batch} windows is not a multiple of the micro-batch of {micro_batch}; "
-            f"nearest global batches that are: {_listed(near)}"
-        )
-    if micro_batch % lanes:
-        raise BatchError(
-            f"the micro-batch of {micro_batch} windows cannot be laid out on {lanes} lanes; "
-            f"numbers of lanes that divide it: {_listed(_divisors(micro_batch))}"
-        )
-    if world_size < 1 or micro_batch % world_size:
-        raise BatchError(
-            f"the micro-batch of {micro_batch} windows cannot be divided among {world_size} processes; "
-            f"numbers of processes that work: {_listed(_divisors(micro_batch))}"
-        )
-    if num_windows < global_batch:
-        raise BatchError(
-            f"{num_windows} windows are selected, fewer than one global batch of {global_batch}; "
-            "take a smaller global batch, a lower rain fraction, a longer time span, or more data"
-        )
-
-
-def select_windows(index: Index, selection: Selection) -> WindowTable:
-    """Select the windows of an archive: those its sequences own, inside the spans, wet enough in the target frame.
-
-    Raises:
-        DataError: For a window longer than the packed one, a target frame or share out of range, or no windows left
-            (with the number of windows there are and the highest rain fraction among them).
-    """
-    window = selection.window
-    if not 1 <= window <= index.window:
-        raise DataError(
-            f"windows of {window} frames were asked for, but the shards were packed for windows of 1 to "
-            f"{index.window} frames; pack again with --window {max(window, 1)} or ask for shorter ones"
-        )
-    if not -window <= selection.target_frame < window:
-        raise DataError(
-            f"target frame {selection.target_frame} does not exist in a window of {window} frames; "
-            f"expected {-window} to {window - 1}"
-        )
-    if not 0.0 <= selection.min_rain_fraction <= 1.0:
-        raise DataError(f"the least rain fraction is {selection.min_rain_fraction}; expected 0 to 1")
-    sequences = index.sequences
-    order = sorted(range(len(sequences)), key=lambda i: (sequences[i].shard, sequences[i].offset))
-    counts = np.array(
-        [max(0, min(sequences[i].num_starts, sequences[i].num_frames - window + 1)) for i in order], np.int64
-    )
-    sequence = np.repeat(np.array(order, np.int64), counts)
-    start = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
-    wanted, best_rain = _wanted(index, selection, sequence, start)
-    if not wanted.any():
-        raise DataError(
-            f"no windows of {window} frames are selected: the shards hold {len(sequence)}, "
-            + (
-                f"the highest rain fraction of a target frame inside the time spans is {best_rain:.3f} "
-                if best_rain >= 0
-                else "none of them inside the time spans "
-            )
-            + f"(asked for: at least {selection.min_rain_fraction}, {len(selection.spans) or 'no'} time spans)"
-        )
-    return WindowTable(sequence[wanted].astype(np.int32), start[wanted].astype(np.int32), selection)
-
-
-def _wanted(
-    index: Index, selection: Selection, sequence: npt.NDArray[np.int64], start: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.bool_], float]:
-    """Judge candidate windows; also give the highest rain fraction inside the spans (-1 for no candidate)."""
-    wanted = np.ones(len(sequence), bool)
-    if selection.spans:
-        first_s = np.array([entry.start_s for entry in index.sequences], np.int64)[sequence] + start * index.cadence_s
-        last_s = first_s + (selection.window - 1) * index.cadence_s
-        wanted[:] = False
-        for span in selection.spans:
-            wanted |= (first_s >= span.start_s) & (last_s < span.stop_s)
-    base = frame_bases(index)
-    rain = np.concatenate([np.asarray(entry.rain_fraction, np.float64) for entry in index.sequences] or [np.zeros(0)])
-    target = selection.target_frame % selection.window
-    rain = np.nan_to_num(rain[base[sequence] + start + target], nan=0.0)
-    best_rain = float(rain[wanted].max()) if wanted.any() else -1.0
-    return wanted & (rain >= selection.min_rain_fraction), best_rain
-
-
-def frame_bases(index: Index) -> npt.NDArray[np.int64]:
-    """Number all frames of an archive in sequence order: the number of each sequence's first frame, int64 (s,)."""
-    counts = np.array([entry.num_frames for entry in index.sequences], np.int64)
-    return np.cumsum(counts) - counts
-
-
 def plan(
     index: Index,
     table: WindowTable,
@@ -204,12 +40,16 @@ def plan(
     micro_batch: int,
     lanes: int,
     block_bytes: int,
+    weights: Mapping[str, float] | None = None,
 ) -> npt.NDArray[np.int64]:
     """Lay out one epoch; the world size has no part in it: rank r of R takes the r-th contiguous part of the last axis.
 
+    Of several sources every lane reads one, so each micro-batch has the same number of windows of each.
+
     Returns:
-        int64 (steps, micro_steps, micro_batch) rows of the table, each at most once, all but less than one global
-        batch of them (other ones each epoch). Positions `lane * micro_batch // lanes` onwards belong to that lane.
+        int64 (steps, micro_steps, micro_batch) rows of the table, as many as all but less than one global batch. Of one
+        source each row at most once (other ones each epoch); of several, each as many times as its source's share has
+        whole passes, and at most once more. Positions `lane * micro_batch // lanes` onwards belong to that lane.
     """
     order = order_lanes(
         index,
@@ -220,6 +60,7 @@ def plan(
         micro_batch=micro_batch,
         lanes=lanes,
         block_bytes=block_bytes,
+        weights=weights,
     )
     steps, micro_steps, per_lane = len(table) // global_batch, global_batch // micro_batch, micro_batch // lanes
     by_lane = order.row_ln.reshape(lanes, steps, micro_steps, per_lane)
@@ -236,6 +77,7 @@ def order_lanes(
     micro_batch: int,
     lanes: int,
     block_bytes: int,
+    weights: Mapping[str, float] | None = None,
 ) -> LaneOrder:
     """Deal one epoch's windows out to the lanes and shuffle them inside each lane's blocks.
 
@@ -243,15 +85,11 @@ def order_lanes(
     their shards from the same member would all stand in the same few days.
     """
     check_batches(num_windows=len(table), global_batch=global_batch, micro_batch=micro_batch, lanes=lanes, world_size=1)
+    shares = mix_sources(index, table, global_batch=global_batch, micro_batch=micro_batch, lanes=lanes, weights=weights)
     rng = generator(seed, "order", epoch)
-    reading_order = _sequence_order(index, rng)[table.sequence]
-    row = np.argsort(reading_order, kind="stable")
-    keep = np.ones(len(table), bool)
-    keep[rng.choice(len(table), len(table) % global_batch, replace=False)] = False
-    row = row[keep[row]]
+    row, lane, turn = _deal(index, table, shares, rng, seed, epoch)
     sequence, start = table.sequence[row].astype(np.int64), table.start[row].astype(np.int64)
-    lane = np.arange(len(row)) // (len(row) // lanes)
-    part = run_numbers(lane, sequence)
+    part = run_numbers(lane, turn, sequence)
     part_first = np.flatnonzero(np.diff(part, prepend=-1))
     part_count = np.diff(part_first, append=len(row))
     part_bytes = np.array([entry.num_bytes for entry in index.sequences], np.int64)[sequence[part_first]]
@@ -260,6 +98,39 @@ def order_lanes(
     order = _shuffle(rng, part, part_first, part_count, block, start, table.window)
     first_block = block.reshape(lanes, -1)[:, :1]
     return LaneOrder(row[order].reshape(lanes, -1), (block.reshape(lanes, -1) - first_block).astype(np.int32))
+
+
+def _deal(
+    index: Index,
+    table: WindowTable,
+    shares: Sequence[SourceShare],
+    rng: np.random.Generator,
+    seed: int,
+    epoch: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Deal every source's windows to its lanes, pass by pass: rows, lanes and passes, int64 (n,), lane after lane.
+
+    A pass is all of the source's windows in a fresh reading order, dealt out in equal contiguous parts, so that all
+    lanes of a source are in the same pass at about the same time; the last one takes a random part of the windows.
+    """
+    parts = []
+    for number, share in enumerate(shares):
+        num_lanes, taken, turn = len(share.lanes), 0, 0
+        while taken < share.num_read:
+            own = rng if (number, turn) == (0, 0) else generator(seed, "order", epoch, number, turn)
+            place = np.argsort(_sequence_order(index, own)[table.sequence[share.row_n]], kind="stable")
+            stop = min(taken + len(place), share.num_read)
+            keep = np.ones(len(place), bool)
+            keep[own.choice(len(place), len(place) - (stop - taken), replace=False)] = False
+            row = share.row_n[place[keep[place]]]
+            # Lane l has (n + l) // lanes of the first n windows: whole numbers that add up to n, for every n.
+            each = np.arange(num_lanes)
+            counts = (stop + each) // num_lanes - (taken + each) // num_lanes
+            parts.append((row, np.repeat(share.lanes, counts), np.full(len(row), turn)))
+            taken, turn = stop, turn + 1
+    row, lane, turns = (np.concatenate(some) for some in zip(*parts, strict=True))
+    by_lane = np.argsort(lane, kind="stable")
+    return row[by_lane], lane[by_lane], turns[by_lane]
 
 
 def evaluation_plan(table: WindowTable, micro_batch: int, limit: int | None = None) -> npt.NDArray[np.int64]:
@@ -357,11 +228,3 @@ def _shuffle(
 def _fractions(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
     """Draw from [0, 1), so far from 1 that adding a whole number of up to 2**26 cannot round up to the next one."""
     return rng.random(count) * (1 - 2.0**-24)
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
-
-
-def _listed(sizes: Sequence[int]) -> str:
-    return ", ".join(str(size) for size in sizes)

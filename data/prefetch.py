@@ -1,139 +1,24 @@
-"""Threads that read, verify, decode and cut ahead of the consumer, in a bounded amount of memory."""
+"""Threads that decode and cut the windows of steps ahead of the consumer, in a bounded amount of memory."""
 
-import heapq
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from data.decode import Block, FrameCache, check_sequence
-from data.frames import DataError
-from data.shards import Index, SequenceEntry
-from data.storage import Storage
+from data.decode import Block, FrameCache
+from data.frames import DamagedError, DataError
+from data.quarantine import Quarantine
+from data.sequence_reader import ClosedError, SequenceReader
+from data.units import MISSING_COUNT
 
-
-class _ClosedError(Exception):
-    """Wakes a thread that waits while everything is being closed; never seen outside."""
-
-
-@dataclass
-class _Payload:
-    """A sequence on its way in or held compressed."""
-
-    users: int
-    frames: memoryview | None = None
-    error: BaseException | None = None
-
-
-class SequenceReader:
-    """Reads and verifies sequences ahead of their use, soonest needed first, and holds them while somebody uses them.
-
-    A sequence that fails is remembered as its error and raised where the sequence is used, so that a run stops at the
-    same step whatever was read ahead. (This is where a quarantine will count and replace it.)
-
-    Args:
-        storage: Where the shards lie.
-        index: Their index.
-        threads: Reading threads.
-    """
-
-    def __init__(self, storage: Storage, index: Index, threads: int) -> None:
-        self._storage, self._index = storage, index
-        self._payloads: dict[int, _Payload] = {}
-        self._queue: list[tuple[int, int]] = []
-        self._changed = threading.Condition()
-        self._closed = False
-        self.requests, self.bytes_read, self.read_s, self.hash_s = 0, 0, 0.0, 0.0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"rainspark-read-{i}", daemon=True) for i in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def request(self, sequence: int, needed_at: int) -> None:
-        """Ask for a sequence on behalf of one more user; `needed_at` orders the queue."""
-        with self._changed:
-            payload = self._payloads.get(sequence)
-            if payload is not None:
-                payload.users += 1
-                return
-            self._payloads[sequence] = _Payload(users=1)
-            heapq.heappush(self._queue, (needed_at, sequence))
-            self._changed.notify_all()
-
-    def frames(self, sequence: int) -> memoryview:
-        """Wait for a requested sequence: the data of its KEY.frames member.
-
-        Raises:
-            DataError: What was wrong with it, naming shard and key.
-        """
-        with self._changed:
-            payload = self._payloads[sequence]
-            while payload.frames is None and payload.error is None:
-                if self._closed:
-                    raise _ClosedError
-                self._changed.wait()
-        if payload.error is not None:
-            raise payload.error
-        assert payload.frames is not None
-        return payload.frames
-
-    def release(self, sequence: int) -> None:
-        """Drop one user of a sequence, and the sequence with its last one."""
-        with self._changed:
-            payload = self._payloads[sequence]
-            payload.users -= 1
-            if payload.users == 0:
-                del self._payloads[sequence]
-
-    def close(self) -> None:
-        """Stop and join the threads."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue and not self._closed:
-                    self._changed.wait()
-                if self._closed:
-                    return
-                _, sequence = heapq.heappop(self._queue)
-                payload = self._payloads.get(sequence)
-            if payload is None:
-                continue
-            frames, error = None, None
-            try:
-                frames = self._read(self._index.sequences[sequence])
-            except BaseException as caught:
-                error = caught
-            with self._changed:
-                payload.frames, payload.error = frames, error
-                self._changed.notify_all()
-
-    def _read(self, entry: SequenceEntry) -> memoryview:
-        shard = self._index.shards[entry.shard].name
-        began = time.perf_counter()
-        try:
-            data = self._storage.read(shard, entry.offset, entry.offset + entry.num_bytes)
-        except (DataError, OSError) as error:
-            raise DataError(f"shard {shard}, key {entry.key}: cannot be read: {error}") from error
-        read = time.perf_counter()
-        check_sequence(self._index, entry, data)
-        with self._changed:
-            self.requests += 1
-            self.bytes_read += len(data)
-            self.read_s += read - began
-            self.hash_s += time.perf_counter() - read
-        begin = entry.frames_offset - entry.offset
-        return memoryview(data)[begin : begin + entry.frames_bytes]
+# Of small blocks, one ahead is not enough to keep a store busy; of large ones, it fills the budget.
+AHEAD_BLOCKS: Final = 4
 
 
 @dataclass(eq=False)
@@ -142,7 +27,7 @@ class StepArrays:
 
     Attributes:
         counts_mbthw: uint16 (m micro-steps, b, window, rows, cols).
-        row_mb: int64 (m, b), window ids, -1 for padding.
+        row_mb: int64 (m, b), window ids, -1 for padding and for what was lost.
         missing_mb: bool (m, b).
         tensor_mbthw: The same memory as torch sees it.
     """
@@ -154,26 +39,29 @@ class StepArrays:
 
 
 class _Lane:
-    """Where one lane stands: its open block, the one being read ahead, and the step to fill next."""
+    """Where one lane stands: its open block, those being read ahead with their bytes, and the step to fill next."""
 
-    def __init__(self, blocks: Iterator[Block], cache: FrameCache, first_step: int) -> None:
-        self.blocks, self.cache, self.next_step = blocks, cache, first_step
+    def __init__(self, number: int, blocks: Iterator[Block], cache: FrameCache, first_step: int) -> None:
+        self.number, self.blocks, self.cache, self.next_step = number, blocks, cache, first_step
         self.current: Block | None = None
-        self.upcoming: Block | None = None
+        self.upcoming: deque[tuple[Block, int]] = deque()
         self.position = 0
         self.last_use: dict[int, list[int]] = {}
-        self.started, self.busy = False, False
+        self.busy = False
 
 
 class Pipeline:
     """Fills the steps [first_step, stop_step) with a number of threads, each lane by one thread at a time.
 
     What a step holds does not depend on the threads: a lane's windows are cut in order, into places of their own.
+    A window is lost exactly when its sequence cannot be read or verified, or one of its own frames cannot be decoded;
+    losses are counted when the consumer takes the step, in the order of steps and lanes, whatever was found ahead.
 
     Args:
         reader: Reads the sequences; closed with the pipeline.
         lanes: Each lane's blocks in order and its cache.
         new_arrays: Makes the arrays of a step.
+        quarantine: Counts what is lost, and stops the run beyond its budget.
         first_step: First step to fill.
         stop_step: One past the last.
         ahead: Steps filled beyond the one that the consumer waits for.
@@ -185,19 +73,22 @@ class Pipeline:
         reader: SequenceReader,
         lanes: list[tuple[Iterator[Block], FrameCache]],
         new_arrays: Callable[[], StepArrays],
+        quarantine: Quarantine,
         *,
         first_step: int,
         stop_step: int,
         ahead: int,
         threads: int,
     ) -> None:
-        self._reader, self._new_arrays = reader, new_arrays
-        self._lanes = [_Lane(blocks, cache, first_step) for blocks, cache in lanes]
+        self._reader, self._new_arrays, self._quarantine = reader, new_arrays, quarantine
+        self._lanes = [_Lane(number, blocks, cache, first_step) for number, (blocks, cache) in enumerate(lanes)]
         self._stop_step, self._ahead, self._consumer = stop_step, ahead, first_step
         self._arrays: dict[int, StepArrays] = {}
         self._errors: dict[int, BaseException] = {}
+        self._losses: dict[int, list[tuple[_Lane, int, DamagedError]]] = {}
         self._changed = threading.Condition()
-        self._arrays_lock = threading.Lock()
+        self._arrays_lock, self._start_lock = threading.Lock(), threading.Lock()
+        self._are_lanes_started = False
         self._closed = False
         self.stall_s = 0.0
         self._threads = [
@@ -211,6 +102,7 @@ class Pipeline:
         """Wait for a step; steps are asked for in order.
 
         Raises:
+            DamagedError: This step needs a sequence that is lost, beyond what may be.
             Exception: What went wrong in a thread while it filled this step.
         """
         began = time.perf_counter()
@@ -223,7 +115,12 @@ class Pipeline:
             failed = [number for number in sorted(self._errors) if number < (step + 1) * len(self._lanes)]
             if failed:
                 raise self._errors[failed[0]]
-            return self._arrays.pop(step)
+            losses = self._losses.pop(step, [])
+            arrays = self._arrays.pop(step)
+        # Of one lane they stand in order.
+        for _, sequence, error in sorted(losses, key=lambda loss: loss[0].number):
+            self._quarantine.admit(sequence, error)
+        return arrays
 
     def close(self) -> None:
         """Stop and join all threads, the reader's too."""
@@ -249,7 +146,7 @@ class Pipeline:
             error: BaseException | None = None
             try:
                 self._fill(lane, lane.next_step)
-            except _ClosedError:
+            except ClosedError:
                 return
             except BaseException as caught:
                 error = caught
@@ -280,30 +177,62 @@ class Pipeline:
             if block.step_n[number] != step:
                 return
             micro_step, column = int(block.micro_step_n[number]), int(block.column_n[number])
-            lane.cache.cut(block, number, self._reader.frames, arrays.counts_mbthw[micro_step, column])
-            arrays.row_mb[micro_step, column] = block.row_n[number]
-            arrays.missing_mb[micro_step, column] = block.missing_n[number]
+            error = self._cut(lane, block, arrays.counts_mbthw[micro_step, column])
+            if error is None:
+                arrays.row_mb[micro_step, column] = block.row_n[number]
+                arrays.missing_mb[micro_step, column] = block.missing_n[number]
+            else:
+                arrays.counts_mbthw[micro_step, column] = MISSING_COUNT
+                arrays.missing_mb[micro_step, column] = True
+                with self._changed:
+                    self._losses.setdefault(step, []).append((lane, int(block.sequence_n[number]), error))
             lane.position += 1
             for sequence in lane.last_use.pop(number, ()):
                 self._reader.release(sequence)
 
+    def _cut(self, lane: _Lane, block: Block, counts_thw: npt.NDArray[np.uint16]) -> DamagedError | None:
+        """Cut the lane's next window, or tell what keeps it from being cut; errors of the store as a whole pass."""
+        sequence = int(block.sequence_n[lane.position])
+        try:
+            if sequence >= 0:
+                self._reader.frames(sequence)
+        except DamagedError as error:
+            return error
+        try:
+            lane.cache.cut(block, lane.position, self._reader.frames, counts_thw)
+        except DataError as error:
+            return DamagedError(str(error))
+        return None
+
     def _next_block(self, lane: _Lane) -> bool:
-        """Open the lane's next block and start to read the one after it."""
-        if not lane.started:
-            lane.started = True
-            lane.upcoming = self._request(lane)
-        lane.current, lane.position = lane.upcoming, 0
-        if lane.current is None:
+        """Open the lane's next block and have those after it read."""
+        self._start_lanes()
+        lane.current, lane.position = None, 0
+        if not lane.upcoming:
             return False
+        lane.current, _ = lane.upcoming.popleft()
         lane.cache.open_block(lane.current)
         for sequence, _, last in lane.current.sequences():
             lane.last_use.setdefault(last, []).append(sequence)
-        lane.upcoming = self._request(lane)
+        self._read_ahead(lane)
         return True
 
-    def _request(self, lane: _Lane) -> Block | None:
-        block = next(lane.blocks, None)
-        if block is not None:
-            for sequence, step, _ in block.sequences():
-                self._reader.request(sequence, step)
-        return block
+    def _start_lanes(self) -> None:
+        """Ask once for every lane's first block, before any is read further ahead: the first step needs them all."""
+        with self._start_lock:
+            if not self._are_lanes_started:
+                self._are_lanes_started = True
+                for lane in self._lanes:
+                    self._read_ahead(lane, 1)
+
+    def _read_ahead(self, lane: _Lane, most_blocks: int = AHEAD_BLOCKS) -> None:
+        """Ask for the lane's next block, and for more while they fit into its share of what may be held ahead."""
+        share = self._reader.ahead_bytes // len(self._lanes)
+        while len(lane.upcoming) < most_blocks:
+            if lane.upcoming and sum(num_bytes for _, num_bytes in lane.upcoming) >= share:
+                return
+            block = next(lane.blocks, None)
+            if block is None:
+                return
+            num_bytes = self._reader.request([(sequence, step) for sequence, step, _ in block.sequences()])
+            lane.upcoming.append((block, num_bytes))

@@ -1,23 +1,24 @@
 """The index of a packed archive: its schema, checks and fingerprint. It lies beside the shards as index.json."""
 
 import hashlib
-import json
-import math
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Final
 
 from data.frames import Crop, DataError, Grid
+from data.json_checks import as_float, canonical, demand, demand_distinct, parse_json, shown, typed
+from data.origins import Origin, check_origins, common, sources_of
 from data.storage import Storage
-from data.units import MISSING_COUNT, SCALES_MMH
+from data.units import MISSING_COUNT
 
 INDEX_NAME: Final = "index.json"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 # WebDataset takes what follows a name's first dot for the member's kind, so a key holds no dot.
 KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+NO_FRAME_AFTER: Final = -1.0
+"""`SequenceEntry.rain_after` where the origin holds no later frame."""
 SHARD_NAME: Final = re.compile(r"[A-Za-z0-9_-]+\.tar")
 MAX_PIXELS: Final = 2**27
 MAX_CADENCE_S: Final = 86400
@@ -41,6 +42,7 @@ class SequenceEntry:
 
     Attributes:
         key: Name of its members, KEY.json and KEY.frames.
+        origin: Position of where it comes from in `Index.origins`.
         shard: Position of its shard in `Index.shards`.
         start_s: End time of the first frame, epoch seconds UTC.
         num_frames: Number of frames.
@@ -55,9 +57,13 @@ class SequenceEntry:
         frame_ends: Where each frame's Blosc2 buffer ends inside KEY.frames; the first begins at 0.
         rain_fraction: Share of valid pixels above zero, per frame; 0 where no pixel is valid.
         missing: Number of missing pixels, per frame.
+        rain_after: Share of pixels above zero, of all pixels, in the next frame that the origin holds after the last
+            one of the sequence, whatever lies between; NO_FRAME_AFTER where there is none. It is known when all is
+            packed, so KEY.json does not know it.
     """
 
     key: str
+    origin: int
     shard: int
     start_s: int
     num_frames: int
@@ -72,6 +78,7 @@ class SequenceEntry:
     frame_ends: tuple[int, ...]
     rain_fraction: tuple[float, ...]
     missing: tuple[int, ...]
+    rain_after: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,48 +87,70 @@ class Index:
 
     Attributes:
         schema_version: Version of this layout.
-        source: The product's name.
-        licence: Licence of the data.
         cadence_s: Seconds from frame to frame.
-        rows: Rows of a packed frame (the crop's).
+        rows: Rows of a packed frame (every origin's crop's).
         cols: Columns of a packed frame.
-        scale_mmh: mm/h a count.
         missing_count: The count that means missing.
         window: Longest window whose starts the sequences own.
         max_frames: Longest sequence that packing allowed.
-        crop: Part of the source's grid that was packed.
-        grid: The source's whole grid.
+        origins: Where sequences come from: products, and parts of their grids.
         shards: The tar files.
         sequences: In time order.
-        statistics: Plain JSON: pixels and rain of the distinct frames (data.summary.RainTotals).
+        statistics: Plain JSON: pixels and rain of the distinct frames by source (data.summary.RainTotals).
         fingerprint: SHA-256 of everything else in the index.
         packed_from: SHA-256 of what was packed and how: the options and every input file's bytes; "" if unknown.
     """
 
     schema_version: int
-    source: str
-    licence: str
     cadence_s: int
     rows: int
     cols: int
-    scale_mmh: float
     missing_count: int
     window: int
     max_frames: int
-    crop: Crop
-    grid: Grid
+    origins: tuple[Origin, ...]
     shards: tuple[ShardEntry, ...]
     sequences: tuple[SequenceEntry, ...]
     statistics: dict[str, Any]
     fingerprint: str = ""
     packed_from: str = ""
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The products' names, in the order of `origins`."""
+        return sources_of(self.origins)
+
+    @property
+    def source(self) -> str:
+        """The products' names in one text."""
+        return ", ".join(self.sources)
+
+    @property
+    def licence(self) -> str:
+        """The licences in one text."""
+        return ", ".join(dict.fromkeys(origin.licence for origin in self.origins))
+
+    @property
+    def scale_mmh(self) -> float:
+        """Rain of one count, mm/h; raises DataError where origins differ in it."""
+        return common(self.origins, "scale_mmh", lambda origin: origin.scale_mmh)
+
+    @property
+    def grid(self) -> Grid:
+        """The whole grid; raises DataError where origins differ in it."""
+        return common(self.origins, "grid", lambda origin: origin.grid)
+
+    @property
+    def crop(self) -> Crop:
+        """The part of the grid that was packed; raises DataError where origins differ in it."""
+        return common(self.origins, "crop", lambda origin: origin.crop)
+
 
 def fingerprint_of(index: Index) -> str:
     """Digest everything in an index but the fingerprint itself: SHA-256 of its canonical JSON."""
     values = _plain(replace(index, fingerprint=""))
     del values["fingerprint"]
-    return hashlib.sha256(_canonical(values)).hexdigest()
+    return hashlib.sha256(canonical(values)).hexdigest()
 
 
 def signed(index: Index) -> Index:
@@ -129,19 +158,37 @@ def signed(index: Index) -> Index:
     return replace(index, fingerprint=fingerprint_of(index))
 
 
-def describe_archive(index: Index) -> dict[str, Any]:
-    """Give what every KEY.json says about its archive, beside its own sequence, as plain JSON values."""
-    names = ("cadence_s", "rows", "cols", "scale_mmh", "missing_count", "window", "source", "licence")
-    return {
-        "crop": index.crop.to_json(),
-        "grid": index.grid.to_json(),
-        **{name: getattr(index, name) for name in names},
-    }
+def describe_archive(index: Index, origin: Origin) -> dict[str, Any]:
+    """Give what every KEY.json of an origin says about it and the archive, as plain JSON values."""
+    names = ("cadence_s", "rows", "cols", "missing_count", "window")
+    return {**origin.to_json(), **{name: getattr(index, name) for name in names}}
+
+
+def of_source(index: Index, source: str) -> Index:
+    """Give the part of an index that comes from one source; fingerprint and shards stay those of the whole archive.
+
+    Raises:
+        DataError: There is no such source, with those that there are.
+    """
+    if source not in index.sources:
+        raise DataError(
+            f"the source {source!r} is not in the archive; its sources: {'; '.join(map(shown, index.sources))}"
+        )
+    kept = [number for number, origin in enumerate(index.origins) if origin.source == source]
+    place = {number: at for at, number in enumerate(kept)}
+    return replace(
+        index,
+        origins=tuple(index.origins[number] for number in kept),
+        sequences=tuple(
+            replace(entry, origin=place[entry.origin]) for entry in index.sequences if entry.origin in place
+        ),
+        statistics={name: value for name, value in index.statistics.items() if name == source},
+    )
 
 
 def dump_index(index: Index) -> bytes:
     """Write an index as the bytes of index.json."""
-    return _canonical(_plain(index)) + b"\n"
+    return canonical(_plain(index)) + b"\n"
 
 
 def load_index(storage: Storage) -> Index:
@@ -158,9 +205,7 @@ def load_index(storage: Storage) -> Index:
             "pack it (python -m data.pack), the same command goes on where it stopped"
         )
     try:
-        values = json.loads(
-            storage.read(INDEX_NAME).decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite
-        )
+        values = parse_json(storage.read(INDEX_NAME))
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
@@ -185,9 +230,8 @@ def parse_index(values: Any) -> Index:
             f"schema_version is {values.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "
             "pack the archive again with this version"
         )
-    checked = _typed(Index, values, "index")
-    checked["crop"] = Crop.from_json(checked["crop"])
-    checked["grid"] = Grid.from_json(checked["grid"])
+    checked = typed(Index, values, "index")
+    checked["origins"] = tuple(Origin.from_json(origin, f"origins[{i}]") for i, origin in enumerate(checked["origins"]))
     checked["shards"] = tuple(parse_shard_entry(entry, f"shards[{i}]") for i, entry in enumerate(checked["shards"]))
     checked["sequences"] = tuple(
         parse_sequence_entry(entry, f"sequences[{i}]") for i, entry in enumerate(checked["sequences"])
@@ -239,158 +283,84 @@ def check_shard_sizes(storage: Storage, index: Index) -> None:
 
 def parse_shard_entry(values: Any, where: str) -> ShardEntry:
     """Check the JSON values of one shard; raises DataError naming `where` and the key."""
-    return ShardEntry(**_typed(ShardEntry, values, where))
+    return ShardEntry(**typed(ShardEntry, values, where))
 
 
 def parse_sequence_entry(values: Any, where: str) -> SequenceEntry:
     """Check the JSON values of one sequence; raises DataError naming `where` and the key."""
-    checked = _typed(SequenceEntry, values, where)
+    checked = typed(SequenceEntry, values, where)
     for name, kind in (("frame_ends", int), ("rain_fraction", float), ("missing", int)):
         found = set(map(type, checked[name]))
         if not found <= ({int, float} if kind is float else {int}):
             raise DataError(f"{where}: key {name!r} holds other values than {kind.__name__}; copy or pack it again")
         if kind is float:
-            checked[name] = [_as_float(value, f"{where}: key {name!r}") for value in checked[name]]
+            checked[name] = [as_float(value, f"{where}: key {name!r}") for value in checked[name]]
         checked[name] = tuple(checked[name])
     return SequenceEntry(**checked)
 
 
-# Annotation -> the JSON type it is read from.
-JSON_TYPES: Final[Mapping[Any, tuple[type, ...]]] = {
-    int: (int,),
-    float: (int, float),
-    str: (str,),
-    Crop: (dict,),
-    Grid: (dict,),
-}
-
-
-def _typed(cls: type, values: Any, where: str) -> dict[str, Any]:
-    """Check that `values` is an object with exactly a dataclass's fields, each of the JSON type it is read from."""
-    if not isinstance(values, dict):
-        raise DataError(f"{where} is of type {type(values).__name__}; expected an object")
-    known = {field.name: field.type for field in fields(cls)}
-    for name in (*known, *values):
-        if name not in values or name not in known:
-            raise DataError(f"{where}: key {name!r} is {'missing' if name in known else 'unknown'}")
-    checked = {}
-    for name, kind in known.items():
-        value = values[name]
-        expected = JSON_TYPES.get(kind, (dict,) if str(kind).startswith("dict") else (list,))
-        if type(value) not in expected:
-            raise DataError(f"{where}: key {name!r} is {value!r:.80}; expected {expected[-1].__name__}")
-        checked[name] = _as_float(value, f"{where}: key {name!r}") if kind is float else value
-    return checked
-
-
-def _as_float(value: float, where: str) -> float:
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise DataError(f"{where} is a whole number beyond every measure; copy or pack it again") from error
-
-
 def _check_index(index: Index) -> None:
     """Check the ranges of every value, beyond its type."""
-    _demand(index.missing_count == MISSING_COUNT, "missing_count", index.missing_count, f"{MISSING_COUNT}")
-    for name, value in (
-        ("source", index.source), ("licence", index.licence), ("grid.projection", index.grid.projection)
-    ):  # fmt: skip
-        _demand(value.isprintable(), name, value, "printable text")
-    _demand(0 < index.cadence_s <= MAX_CADENCE_S, "cadence_s", index.cadence_s, f"1 to {MAX_CADENCE_S} s")
-    lowest_mmh, highest_mmh = SCALES_MMH
-    _demand(lowest_mmh <= index.scale_mmh <= highest_mmh, "scale_mmh", index.scale_mmh,
-            f"{lowest_mmh:g} to {highest_mmh:g} mm/h")  # fmt: skip
-    _demand(1 <= index.window <= index.max_frames, "window", index.window, f"1 to max_frames, {index.max_frames}")
-    shape = (index.crop.rows, index.crop.cols)
-    _demand((index.rows, index.cols) == shape, "rows, cols", (index.rows, index.cols), f"{shape}, the crop's")
-    _demand(index.rows * index.cols <= MAX_PIXELS, "rows, cols", shape, f"at most {MAX_PIXELS} pixels")
-    index.crop.check_inside(index.grid.rows, index.grid.cols)
+    demand(index.missing_count == MISSING_COUNT, "missing_count", index.missing_count, f"{MISSING_COUNT}")
+    demand(0 < index.cadence_s <= MAX_CADENCE_S, "cadence_s", index.cadence_s, f"1 to {MAX_CADENCE_S} s")
+    demand(1 <= index.window <= index.max_frames, "window", index.window, f"1 to max_frames, {index.max_frames}")
+    check_origins(index.origins, index.rows, index.cols)
+    demand(
+        index.rows * index.cols <= MAX_PIXELS, "rows, cols", (index.rows, index.cols), f"at most {MAX_PIXELS} pixels"
+    )
     for i, shard in enumerate(index.shards):
         where = f"shards[{i}]."
-        _demand(SHARD_NAME.fullmatch(shard.name) is not None, where + "name", shard.name, "a plain name ending in .tar")
-        _demand(DIGEST.fullmatch(shard.sha256) is not None, where + "sha256", shard.sha256, "64 hexadecimal digits")
-    _distinct("shards[].name", (shard.name for shard in index.shards))
-    _demand(len(index.sequences) > 0, "sequences", "empty", "at least one")
+        demand(SHARD_NAME.fullmatch(shard.name) is not None, where + "name", shard.name, "a plain name ending in .tar")
+        demand(DIGEST.fullmatch(shard.sha256) is not None, where + "sha256", shard.sha256, "64 hexadecimal digits")
+    demand_distinct("shards[].name", (shard.name for shard in index.shards))
+    demand(len(index.sequences) > 0, "sequences", "empty", "at least one")
     for i, entry in enumerate(index.sequences):
         _check_sequence(index, entry, f"sequences[{i}] ({shown(entry.key)}).")
-    _distinct("sequences[].key", (entry.key for entry in index.sequences))
+    demand_distinct("sequences[].key", (entry.key for entry in index.sequences))
+    good = index.packed_from == "" or DIGEST.fullmatch(index.packed_from) is not None
+    demand(good, "packed_from", index.packed_from, "64 hexadecimal digits, or nothing")
 
 
 def _check_sequence(index: Index, entry: SequenceEntry, where: str) -> None:
-    _demand(KEY.fullmatch(entry.key) is not None, where + "key", entry.key, "letters, digits, - and _")
-    _demand(DIGEST.fullmatch(entry.sha256) is not None, where + "sha256", entry.sha256, "64 hexadecimal digits")
-    _demand(0 <= entry.shard < len(index.shards), where + "shard", entry.shard, f"0 to {len(index.shards) - 1}")
-    _demand(
+    demand(KEY.fullmatch(entry.key) is not None, where + "key", entry.key, "letters, digits, - and _")
+    demand(DIGEST.fullmatch(entry.sha256) is not None, where + "sha256", entry.sha256, "64 hexadecimal digits")
+    demand(0 <= entry.origin < len(index.origins), where + "origin", entry.origin, f"0 to {len(index.origins) - 1}")
+    demand(0 <= entry.shard < len(index.shards), where + "shard", entry.shard, f"0 to {len(index.shards) - 1}")
+    demand(
         1 <= entry.num_frames <= index.max_frames, where + "num_frames", entry.num_frames, f"1 to {index.max_frames}"
     )
-    _demand(
+    demand(
         1 <= entry.num_starts <= entry.num_frames, where + "num_starts", entry.num_starts, f"1 to {entry.num_frames}"
     )
     for name in ("frame_ends", "rain_fraction", "missing"):
         found = len(getattr(entry, name))
-        _demand(found == entry.num_frames, where + name, f"{found} values", f"{entry.num_frames}, one a frame")
+        demand(found == entry.num_frames, where + name, f"{found} values", f"{entry.num_frames}, one a frame")
     last_s = entry.start_s + (entry.num_frames - 1) * index.cadence_s
-    _demand(FIRST_TIME_S <= entry.start_s <= last_s < STOP_TIME_S, where + "start_s",
+    demand(FIRST_TIME_S <= entry.start_s <= last_s < STOP_TIME_S, where + "start_s",
             f"{entry.start_s}, the last frame's {last_s}", "times of the years 1900 to 2199")  # fmt: skip
     stop = entry.offset + entry.num_bytes
     shard_bytes = index.shards[entry.shard].num_bytes
     inside = 0 <= entry.offset < stop <= shard_bytes
-    _demand(inside, where + "offset", f"bytes {entry.offset} to {stop}", f"a range inside the shard's {shard_bytes}")
+    demand(inside, where + "offset", f"bytes {entry.offset} to {stop}", f"a range inside the shard's {shard_bytes}")
     for name in ("json", "frames"):
         first, count = getattr(entry, f"{name}_offset"), getattr(entry, f"{name}_bytes")
         good = entry.offset <= first and count > 0 and first + count <= stop
-        _demand(good, where + f"{name}_offset", f"bytes {first} to {first + count}", f"inside {entry.offset} to {stop}")
+        demand(good, where + f"{name}_offset", f"bytes {first} to {first + count}", f"inside {entry.offset} to {stop}")
     ends = (0, *entry.frame_ends)
     rising = all(before < after for before, after in pairwise(ends))
-    _demand(rising and ends[-1] == entry.frames_bytes, where + "frame_ends", f"up to {ends[-1]}",
+    demand(rising and ends[-1] == entry.frames_bytes, where + "frame_ends", f"up to {ends[-1]}",
             f"rising values up to frames_bytes, {entry.frames_bytes}")  # fmt: skip
-    _demand(all(0 <= share <= 1 for share in entry.rain_fraction), where + "rain_fraction", "a value outside", "0 to 1")
+    demand(all(0 <= share <= 1 for share in entry.rain_fraction), where + "rain_fraction", "a value outside", "0 to 1")
     pixels = index.rows * index.cols
-    _demand(
-        all(0 <= count <= pixels for count in entry.missing), where + "missing", "a value outside", f"0 to {pixels}"
-    )
-
-
-def _demand(holds: bool, key: str, found: Any, expected: str) -> None:
-    if not holds:
-        raise DataError(
-            f"key {key} is {shown(found)}; expected {expected}; the index was changed: copy or pack it again"
-        )
-
-
-def shown(value: Any) -> str:
-    """Write a value of a file for people: never long, and never what would steer a terminal."""
-    text = f"{value!s:.80}"
-    return text if text.isprintable() else ascii(text)
-
-
-def _distinct(key: str, values: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for value in values:
-        _demand(value not in seen, key, f"{value} twice", "distinct values")
-        seen.add(value)
+    demand(all(0 <= count <= pixels for count in entry.missing), where + "missing", "a value outside", f"0 to {pixels}")
+    good = entry.rain_after == NO_FRAME_AFTER or 0 <= entry.rain_after <= 1
+    demand(good, where + "rain_after", entry.rain_after, "0 to 1, or -1 for none")
 
 
 def _plain(index: Index) -> dict[str, Any]:
     # asdict copies every frame's numbers one by one; a shallow walk is ten times as fast on a long archive.
     values = {field.name: getattr(index, field.name) for field in fields(index)}
-    values["crop"], values["grid"] = index.crop.to_json(), index.grid.to_json()
+    values["origins"] = [origin.to_json() for origin in index.origins]
     values["shards"] = [asdict(shard) for shard in index.shards]
     values["sequences"] = [dict(vars(entry)) for entry in index.sequences]
     return values
-
-
-def _canonical(values: Any) -> bytes:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text:.20} is beyond every measure")
-    return value
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")

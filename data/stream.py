@@ -1,7 +1,7 @@
 """Plan and shards to batches: what one rank trains or is evaluated on, in order, read and decoded ahead by threads."""
 
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -13,22 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from data.batches import BatchError, check_batches, default_block_bytes, mix_sources
 from data.decode import Block
 from data.feed import BlockMaker, Feed
-from data.plan import (
-    BatchError,
-    LaneOrder,
-    WindowTable,
-    check_batches,
-    default_block_bytes,
-    evaluation_plan,
-    gather_blocks,
-    order_lanes,
-    run_numbers,
-)
+from data.plan import LaneOrder, evaluation_plan, gather_blocks, order_lanes, run_numbers
 from data.prefetch import StepArrays
+from data.quarantine import LostSequence
+from data.selection import WindowTable
 from data.shards import Index
 from data.storage import Storage
+from data.units import MISSING_COUNT
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +31,7 @@ class Batch:
 
     Attributes:
         counts_bthw: uint16 (b, window, rows, cols) on the CPU, pinned if asked for; 65535 is missing, padding is 0.
-        scale_mmh: Rain rate of one count, mm/h.
+        scale_mmh_b: float64 (b,) on the CPU: rain rate of one count of each window, mm/h; 1 for padding.
         has_missing: Whether any pixel is missing.
         window_b: int64 (b,), rows of the window table, -1 for padding.
         index_b: int64 (b,), place in the global batch, the same whatever the world size.
@@ -47,7 +41,7 @@ class Batch:
     """
 
     counts_bthw: torch.Tensor
-    scale_mmh: float
+    scale_mmh_b: torch.Tensor
     has_missing: bool
     window_b: npt.NDArray[np.int64]
     index_b: npt.NDArray[np.int64]
@@ -69,9 +63,9 @@ class _LanePart:
 class Stream:
     """The training windows of one rank.
 
-    Memory: compressed sequences of two blocks a lane; decoded frames within `decoded_mb`; and batches of
-    `prefetch_steps` + 1 steps beside those that the consumer holds. A batch's memory is used again once every tensor
-    that shares it is gone.
+    Memory: compressed sequences of a block a lane, and `prefetch_mb` ahead of them; decoded frames within `decoded_mb`;
+    and batches of `prefetch_steps` + 1 steps beside those that the consumer holds. A batch's memory is used again once
+    every tensor that shares it is gone.
 
     Args:
         storage: Where the shards lie.
@@ -82,12 +76,16 @@ class Stream:
         micro_batch: Windows of one forward pass, over all ranks.
         lanes: Places in the archive that a micro-batch is read from.
         block_bytes: Compressed bytes that a lane shuffles together.
+        weights: Each source's share of the windows of every batch; None: as many as it has (`data.batches`).
         rank: This process.
         world_size: Number of processes.
-        threads: Decoding threads; as many again read.
+        threads: Decoding threads.
         decoded_mb: Decoded frames held at most, MiB.
         prefetch_steps: Steps made ready ahead of the consumer.
         pin_memory: Batches in page-locked memory, for copies to a GPU that nobody waits for.
+        prefetch_mb: Compressed sequences read ahead of the lanes at most, MiB.
+        readers: Reading threads; None for as many as decode of a folder, 8 of a store.
+        quarantine: Sequences that this rank may lose, see `Feed`.
 
     Raises:
         BatchError: For sizes that do not fit together, or a budget that holds less than one window.
@@ -104,12 +102,16 @@ class Stream:
         micro_batch: int,
         lanes: int,
         block_bytes: int,
+        weights: Mapping[str, float] | None = None,
         rank: int = 0,
         world_size: int = 1,
         threads: int = 2,
         decoded_mb: float = 1024,
         prefetch_steps: int = 2,
         pin_memory: bool = False,
+        prefetch_mb: float = 512,
+        readers: int | None = None,
+        quarantine: int = 0,
     ) -> None:
         check_batches(
             num_windows=len(table),
@@ -119,13 +121,17 @@ class Stream:
             world_size=world_size,
         )
         check_rank(rank, world_size)
-        self._plan = {
+        self._plan: dict[str, Any] = {
             "seed": seed,
             "global_batch": global_batch,
             "micro_batch": micro_batch,
             "lanes": lanes,
             "block_bytes": block_bytes,
+            "weights": None if weights is None else dict(weights),
         }
+        self.shares = mix_sources(
+            index, table, global_batch=global_batch, micro_batch=micro_batch, lanes=lanes, weights=weights
+        )
         self._index, self._table, self._maker = index, table, BlockMaker(index, table)
         self._micro_steps = global_batch // micro_batch
         self._micro_batch, self._per_lane, self._part = micro_batch, micro_batch // lanes, micro_batch // world_size
@@ -140,6 +146,9 @@ class Stream:
             decoded_mb=decoded_mb,
             prefetch_steps=prefetch_steps,
             pin_memory=pin_memory,
+            prefetch_mb=prefetch_mb,
+            readers=readers,
+            quarantine=quarantine,
         )
 
     def steps(self, first_step: int, stop_step: int) -> Generator[list[Batch], None, None]:
@@ -166,9 +175,26 @@ class Stream:
                     yield batches
                     del batches
 
+    def missing(self, step: int) -> list[Batch]:
+        """Give a step's micro-batches with nothing in them, for a rank that cannot read and must not be waited for."""
+        shape_mb = (self._micro_steps, self._part)
+        shape_mbthw = (*shape_mb, self._table.window, self._index.rows, self._index.cols)
+        counts_mbthw = np.full(shape_mbthw, MISSING_COUNT, np.uint16)
+        arrays = StepArrays(
+            counts_mbthw=counts_mbthw,
+            row_mb=np.full(shape_mb, -1, np.int64),
+            missing_mb=np.ones(shape_mb, bool),
+            tensor_mbthw=torch.from_numpy(counts_mbthw),
+        )
+        return [self._batch(arrays, step, micro_step) for micro_step in range(self._micro_steps)]
+
     def stats(self) -> dict[str, float]:
         """Report what was done so far: counts, bytes and seconds (summed over threads; `stall_s` is the consumer's)."""
         return self._feed.stats()
+
+    def lost(self) -> tuple[LostSequence, ...]:
+        """List the sequences that were lost so far, in the order in which steps needed them."""
+        return self._feed.lost()
 
     def fingerprint(self) -> dict[str, Any]:
         """Give what decides which window stands where, as plain JSON, to be compared on resume."""
@@ -217,7 +243,7 @@ class Stream:
     def _batch(self, arrays: StepArrays, step: int, micro_step: int) -> Batch:
         return Batch(
             counts_bthw=arrays.tensor_mbthw[micro_step],
-            scale_mmh=self._index.scale_mmh,
+            scale_mmh_b=self._maker.scale_mmh(arrays.row_mb[micro_step]),
             has_missing=bool(arrays.missing_mb[micro_step].any()),
             window_b=arrays.row_mb[micro_step],
             index_b=micro_step * self._micro_batch + self._first_place + np.arange(self._part),
@@ -240,6 +266,9 @@ def evaluation_batches(
     decoded_mb: float = 256,
     prefetch_steps: int = 1,
     pin_memory: bool = False,
+    prefetch_mb: float = 512,
+    readers: int | None = None,
+    quarantine: int = 0,
 ) -> Generator[Batch, None, None]:
     """Give one rank's part of every evaluation step: each window once, in order, padded with zeros at the end.
 
@@ -253,10 +282,13 @@ def evaluation_batches(
         rank: This process.
         world_size: Number of processes.
         limit: Take only this many windows, evenly spread over the table.
-        threads: Decoding threads; as many again read.
+        threads: Decoding threads.
         decoded_mb: Decoded frames held at most, MiB.
         prefetch_steps: Steps made ready ahead of the consumer.
         pin_memory: Batches in page-locked memory.
+        prefetch_mb: Compressed sequences read ahead at most, MiB.
+        readers: Reading threads; None for as many as decode of a folder, 8 of a store.
+        quarantine: Sequences that may be lost; their windows are given as padding, row -1.
 
     Raises:
         BatchError: For a micro-batch that the world size does not divide.
@@ -277,20 +309,23 @@ def evaluation_batches(
         decoded_mb=decoded_mb,
         prefetch_steps=prefetch_steps,
         pin_memory=pin_memory,
+        prefetch_mb=prefetch_mb,
+        readers=readers,
+        quarantine=quarantine,
     )
     maker, columns = BlockMaker(index, table), np.array_split(np.arange(part), min(threads, part))
     lanes = [_evaluation_blocks(index, table, maker, row_sb, some) for some in columns]
-    return _evaluate(feed, lanes, len(row_sb), index.scale_mmh, rank * part + np.arange(part))
+    return _evaluate(feed, lanes, len(row_sb), maker, rank * part + np.arange(part))
 
 
 def _evaluate(
-    feed: Feed, lanes: list[Iterator[Block]], num_steps: int, scale_mmh: float, index_b: npt.NDArray[np.int64]
+    feed: Feed, lanes: list[Iterator[Block]], num_steps: int, maker: BlockMaker, index_b: npt.NDArray[np.int64]
 ) -> Generator[Batch, None, None]:
     with closing(feed.run(lanes, 0, num_steps)) as filled:
         for step, arrays in filled:
             yield Batch(
                 counts_bthw=arrays.tensor_mbthw[0],
-                scale_mmh=scale_mmh,
+                scale_mmh_b=maker.scale_mmh(arrays.row_mb[0]),
                 has_missing=bool(arrays.missing_mb[0].any()),
                 window_b=arrays.row_mb[0],
                 index_b=index_b,

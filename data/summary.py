@@ -1,7 +1,7 @@
 """What an archive holds, in numbers: rain totals as exact integers, and the summary that `pack` and `inspect` print."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Self
 
@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data.frames import DataError, iso_time
+from data.json_checks import shown
 from data.palette import RAIN_LEVELS_MMH
 from data.sequences import Gap
-from data.shards import Index
+from data.shards import Index, of_source
+from data.sources.source import NO_ROUNDING, Rounding
 from data.units import MISSING_COUNT
 
 RAIN_SHARES: Final = (0.0, 0.2, 0.5)
@@ -88,7 +90,7 @@ class RainTotals:
         """Read the fields back; raises DataError when one is not there or no count."""
         checked: dict[str, Any] = {}
         for field in fields(cls):
-            value = values.get(field.name)
+            value = values.get(field.name) if isinstance(values, Mapping) else None
             is_list = field.name == "rain_classes"
             numbers: list[Any] = value if is_list and isinstance(value, list) else [value]
             whole = all(type(number) is int and number >= 0 for number in numbers)
@@ -100,14 +102,36 @@ class RainTotals:
         return cls(**checked)
 
 
-def rain_of(index: Index) -> RainTotals:
-    """Read an index's statistics and check that they can be those of its frames.
+def sum_totals(parts: Iterable[Mapping[str, RainTotals]]) -> dict[str, RainTotals]:
+    """Add sums by source."""
+    totals: dict[str, RainTotals] = {}
+    for part in parts:
+        for source, rain in part.items():
+            totals[source] = totals[source].plus(rain) if source in totals else rain
+    return totals
+
+
+def totals_to_json(totals: Mapping[str, RainTotals]) -> dict[str, Any]:
+    """Give sums by source as plain JSON values."""
+    return {source: totals[source].to_json() for source in sorted(totals)}
+
+
+def totals_from_json(values: Mapping[str, Any]) -> dict[str, RainTotals]:
+    """Read sums by source back; raises DataError for what they cannot be."""
+    return {source: RainTotals.from_json(value) for source, value in values.items()}
+
+
+def rain_of(index: Index, source: str) -> RainTotals:
+    """Read an index's statistics of one source and check that they can be those of its frames.
 
     Raises:
         DataError: Naming the key.
     """
-    rain = RainTotals.from_json(index.statistics)
-    frames = sum(entry.num_starts for entry in index.sequences)
+    values = index.statistics.get(source)
+    if not isinstance(values, dict):
+        raise DataError(f"index.json: statistics: no sums of the source {source}; pack the archive again")
+    rain = RainTotals.from_json(values)
+    frames = sum(entry.num_starts for entry in index.sequences if index.origins[entry.origin].source == source)
     rules = {
         "frames": (rain.frames == frames, f"{frames}, the frames of the sequences"),
         "pixels": (rain.pixels == frames * index.rows * index.cols, f"frames of {index.rows} x {index.cols}"),
@@ -120,10 +144,25 @@ def rain_of(index: Index) -> RainTotals:
     for name, (holds, expected) in rules.items():
         if not holds:
             raise DataError(
-                f"index.json: statistics: key {name!r} is {index.statistics[name]!r:.80}; expected {expected}; "
+                f"index.json: statistics: key {name!r} is {values[name]!r:.80}; expected {expected}; "
                 "the index was changed: copy or pack it again"
             )
+    rounding_of(index, source)
     return rain
+
+
+def rounding_of(index: Index, source: str) -> Rounding:
+    """Read what requantising changed in a source; raises DataError for what it cannot be."""
+    values = index.statistics[source].get("rounding", vars(NO_ROUNDING))
+    said: dict[str, Any] = values if isinstance(values, dict) else {}
+    error_mmh: Any = said.get("max_error_mmh")
+    clamped: Any = said.get("clamped")
+    if type(error_mmh) not in (int, float) or type(clamped) is not int or min(error_mmh, clamped) < 0 or len(said) > 2:
+        raise DataError(
+            f"index.json: statistics: rounding of {shown(source)} is {shown(values)}; expected max_error_mmh and "
+            "clamped, 0 or more: pack the archive again"
+        )
+    return Rounding(max_error_mmh=float(error_mmh), clamped=clamped)
 
 
 def count_windows(index: Index, length: int, min_rain_fraction: float) -> int:
@@ -137,53 +176,89 @@ def count_windows(index: Index, length: int, min_rain_fraction: float) -> int:
     return total
 
 
-def run_lengths(index: Index) -> tuple[list[int], list[Gap]]:
-    """Give the frames of each gap-free run and the gaps between runs, in time order.
+def run_lengths(index: Index, origin: int = 0) -> tuple[list[int], list[Gap]]:
+    """Give the frames of each gap-free run of one origin and the gaps between runs, in time order.
 
-    A sequence's own frames are its first `num_starts` ones, so the next sequence of a run begins right after them.
+    A sequence that begins no later than one frame after the end of all before it goes on with their run.
     """
     runs: list[int] = []
     gaps: list[Gap] = []
-    expected_s = None
-    for entry in sorted(index.sequences, key=lambda entry: entry.start_s):
-        if entry.start_s == expected_s:
-            runs[-1] += entry.num_starts
+    next_s = None
+    own = (entry for entry in index.sequences if entry.origin == origin)
+    for entry in sorted(own, key=lambda entry: entry.start_s):
+        stop_s = entry.start_s + entry.num_frames * index.cadence_s
+        if next_s is not None and entry.start_s <= next_s:
+            runs[-1] += max(stop_s - next_s, 0) // index.cadence_s
         else:
-            if expected_s is not None:
-                missing = (entry.start_s - expected_s) // index.cadence_s
-                gaps.append(Gap(after_s=expected_s - index.cadence_s, before_s=entry.start_s, num_missing=missing))
-            runs.append(entry.num_starts)
-        expected_s = entry.start_s + entry.num_starts * index.cadence_s
+            if next_s is not None:
+                missing = (entry.start_s - next_s) // index.cadence_s
+                gaps.append(Gap(after_s=next_s - index.cadence_s, before_s=entry.start_s, num_missing=missing))
+            runs.append(entry.num_frames)
+        next_s = stop_s if next_s is None else max(next_s, stop_s)
     return runs, gaps
 
 
 def summarise(index: Index) -> str:
     """Write the summary, from the index alone; raises DataError for statistics that cannot be."""
-    runs, gaps = run_lengths(index)
-    rain = rain_of(index)
-    first_s = min(entry.start_s for entry in index.sequences)
-    last_s = max(entry.start_s + (entry.num_frames - 1) * index.cadence_s for entry in index.sequences)
     stored = sum(entry.num_frames for entry in index.sequences)
+    distinct = sum(entry.num_starts for entry in index.sequences)
     num_bytes = sum(shard.num_bytes for shard in index.shards)
-    short = [num_frames for num_frames in runs if num_frames < index.window]
     lines = [
-        f"source        {index.source} ({index.licence})",
-        f"frames        {rain.frames} every {index.cadence_s / 60:g} min, {iso_time(first_s)} to {iso_time(last_s)}",
-        f"pixels        {index.rows} x {index.cols}, crop {index.crop} of {index.grid.rows} x {index.grid.cols}, "
-        f"{index.scale_mmh:g} mm/h a count",
-        f"gaps          {len(gaps)}" + (f" ({sum(gap.num_missing for gap in gaps)} frames missing)" if gaps else ""),
-        *(f"              {gap}" for gap in gaps[:GAPS_LISTED]),
-        *([f"              ... and {len(gaps) - GAPS_LISTED} more"] if len(gaps) > GAPS_LISTED else []),
+        *(line for source in index.sources for line in _source_lines(of_source(index, source))),
         f"sequences     {len(index.sequences)} of at most {index.max_frames} frames in {len(index.shards)} shards",
-        f"short runs    {len(short)} of {len(runs)} gap-free runs are shorter than {index.window} frames"
-        + (f" ({sum(short)} frames, packed for shorter windows)" if short else ""),
         *_window_lines(index),
-        *_rain_lines(index, rain),
         f"bytes         {num_bytes:,} in shards, {num_bytes / stored:,.0f} a stored frame, "
-        f"{stored / rain.frames:.2f} stored frames a frame",
+        f"{stored / distinct:.2f} stored frames a frame",
         f"fingerprint   {index.fingerprint}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _source_lines(index: Index) -> list[str]:
+    """Describe one source from an index that holds nothing else."""
+    source, origin = index.source, index.origins[0]
+    lines = [f"source        {source} ({index.licence})"]
+    if not index.sequences:
+        return [*lines, "frames        none"]
+    rain = rain_of(index, source)
+    several = len(index.origins) > 1
+    first_s = min(entry.start_s for entry in index.sequences)
+    last_s = max(entry.start_s + (entry.num_frames - 1) * index.cadence_s for entry in index.sequences)
+    where = f"{len(index.origins)} parts such as {origin.crop}" if several else f"crop {origin.crop}"
+    ready = _holds_ready_windows(index)
+    times = f"every {index.cadence_s / 60:g} min, {iso_time(first_s)} to {iso_time(last_s)}"
+    return [
+        *lines,
+        f"frames        {rain.frames} ready windows of {index.window} {times}; the rain below is their first frames'"
+        if ready
+        else f"frames        {rain.frames} {times}" + (", all parts together" if several else ""),
+        f"pixels        {index.rows} x {index.cols}, {where} of {origin.grid.rows} x {origin.grid.cols}, "
+        f"{origin.scale_mmh:g} mm/h a count",
+        *([] if ready else _gap_lines(index)),
+        *_rain_lines(origin.scale_mmh, rain),
+    ]
+
+
+def _holds_ready_windows(index: Index) -> bool:
+    """Tell windows that were packed as they came from runs: a run's last sequence owns all its windows."""
+    whole = all((entry.num_starts, entry.num_frames) == (1, index.window) for entry in index.sequences)
+    return whole and index.window > 1
+
+
+def _gap_lines(index: Index) -> list[str]:
+    # Tiles of one grid have the same times, most often: the gaps of the first one stand for all.
+    runs, gaps = run_lengths(index)
+    several = len(index.origins) > 1
+    short = [num_frames for num_frames in runs if num_frames < index.window]
+    return [
+        f"gaps          {len(gaps)}"
+        + (f" ({sum(gap.num_missing for gap in gaps)} frames missing)" if gaps else "")
+        + (" in the first part" if several else ""),
+        *(f"              {gap}" for gap in gaps[:GAPS_LISTED]),
+        *([f"              ... and {len(gaps) - GAPS_LISTED} more"] if len(gaps) > GAPS_LISTED else []),
+        f"short runs    {len(short)} of {len(runs)} gap-free runs are shorter than {index.window} frames"
+        + (f" ({sum(short)} frames, packed for shorter windows)" if short else ""),
+    ]
 
 
 def _window_lines(index: Index) -> list[str]:
@@ -196,7 +271,7 @@ def _window_lines(index: Index) -> list[str]:
     return lines
 
 
-def _rain_lines(index: Index, rain: RainTotals) -> list[str]:
+def _rain_lines(scale_mmh: float, rain: RainTotals) -> list[str]:
     if not rain.valid:
         return ["rain          every pixel is missing"]
     edges = [0.0, *RAIN_LEVELS_MMH]
@@ -204,7 +279,7 @@ def _rain_lines(index: Index, rain: RainTotals) -> list[str]:
     classes = ", ".join(f"{edge:g}: {share:.2%}" for edge, share in zip(edges, shares, strict=True) if share)
     return [
         f"rain          {rain.wet / rain.valid:.1%} of valid pixels wet, mean "
-        f"{rain.sum_counts * index.scale_mmh / rain.valid:.3f} mm/h, largest "
-        f"{rain.max_count * index.scale_mmh:.1f} mm/h, {1 - rain.valid / rain.pixels:.1%} of pixels missing",
+        f"{rain.sum_counts * scale_mmh / rain.valid:.3f} mm/h, largest "
+        f"{rain.max_count * scale_mmh:.1f} mm/h, {1 - rain.valid / rain.pixels:.1%} of pixels missing",
         f"              share of pixels from mm/h: {classes}",
     ]

@@ -1,21 +1,27 @@
-"""The survey before packing: what all files say about themselves, checked, and the archive that will come of them."""
+"""The survey before packing: what all input says about itself, checked, and the archive that will come of it."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from tqdm import tqdm
 
-from data.frames import Crop, DataError, iso_time
-from data.sequences import cut_run, find_runs
+from data.frames import Crop, DataError
+from data.origins import Origin, check_origins
+from data.sequences import find_runs
 from data.shard_writer import PlannedSequence
 from data.shards import SCHEMA_VERSION
-from data.sources import knmi
+from data.sources.knmi import KnmiSource
+from data.sources.source import Found, FrameRef, Header, Source
+from data.tiling import Unit, around, beyond_tiles, cut_sequences, cut_tiles, spread_tiles
 
 MIN_SHARDS: Final = 16
 MEGABYTE: Final = 1_000_000
+WINDOW: Final = 24
+"""Longest window by default: an hour in, an hour out, at 5 minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +30,73 @@ class PackOptions:
 
     Attributes:
         crop: Part of the grid to keep; None for all of it.
-        window: Longest window that shall be read, in frames.
+        tile: Side of the square tiles to cut it into, pixels; None for none.
+        stride: Pixels from tile to tile; None for the tile's side.
+        window: Longest window that shall be read, in frames; None for 24, or what ready windows have.
         max_frames: Frames of a sequence at most.
         cadence_s: Seconds from frame to frame.
         shard_bytes: Size that shards shall not pass by much.
+        max_bad: Input files that may be damaged; they are listed and leave gaps.
     """
 
     crop: Crop | None = None
-    window: int = 24
+    tile: int | None = None
+    stride: int | None = None
+    window: int | None = WINDOW
     max_frames: int = 144
     cadence_s: int = 300
     shard_bytes: int = 256 * MEGABYTE
+    max_bad: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackInput:
+    """One source of an archive: what reads it, where it lies, and which part of its grid is packed."""
+
+    source: Source
+    paths: tuple[Path, ...]
+    crop: Crop | None = None
+    tile: int | None = None
+    stride: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What the survey knows of one source.
+
+    Attributes:
+        source: What reads it.
+        refs: Its frames.
+        sha256s: Digest of each frame's input bytes, in the same order.
+        header: What all of them agree on.
+        crops: The parts of its grid, one an origin.
+        first_origin: Position of the first of them among the archive's origins.
+        tiled: Whether parts without any measurement are left out.
+        ready: Whether its sequences are ready windows.
+    """
+
+    source: Source
+    refs: tuple[FrameRef, ...]
+    sha256s: tuple[str, ...]
+    header: Header
+    crops: tuple[Crop, ...]
+    first_origin: int
+    tiled: bool
+    ready: bool
+
+    def origins(self) -> list[Origin]:
+        """Say where each part of the grid comes from."""
+        header = self.header
+        return [
+            Origin(
+                source=header.source, licence=header.licence, scale_mmh=header.scale_mmh, grid=header.grid, crop=crop
+            )
+            for crop in self.crops
+        ]
+
+    def crop_of(self, unit: Sequence[PlannedSequence]) -> Crop:
+        """Give the rectangle that holds a unit's tiles."""
+        return around([self.crops[planned.origin - self.first_origin] for planned in unit])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,103 +104,220 @@ class Job:
     """What is to be packed, known before anything is written.
 
     Attributes:
-        refs: The files in time order.
-        sha256s: Digest of each file's bytes, in the same order.
-        header: What all of them agree on.
-        crop: Part of the grid.
-        options: How to pack.
-        sequences: The sequences, in time order.
-        num_shards: How many tars they are dealt to.
+        parts: The sources.
+        options: How to pack; with the window that was settled on.
+        window: Longest window that shall be read, in frames.
+        units: The sequences, those of the same frames together, in time order.
+        num_shards: How many tars the units are dealt to.
         digest: SHA-256 of options and input bytes: equal digests give equal archives.
+        notes: What the user should know about what was left out.
     """
 
-    refs: tuple[knmi.FileRef, ...]
-    sha256s: tuple[str, ...]
-    header: knmi.Header
-    crop: Crop
+    parts: tuple[Part, ...]
     options: PackOptions
-    sequences: tuple[PlannedSequence, ...]
+    window: int
+    units: tuple[Unit, ...]
     num_shards: int
     digest: str
+    notes: tuple[str, ...] = ()
 
     @property
-    def times_s(self) -> tuple[int, ...]:
-        """End times of the frames."""
-        return tuple(ref.end_time_s for ref in self.refs)
+    def origins(self) -> tuple[Origin, ...]:
+        """Where all of it comes from."""
+        return tuple(origin for part in self.parts for origin in part.origins())
+
+    def part_of(self, planned: PlannedSequence) -> Part:
+        """Find the source of a sequence."""
+        return next(part for part in reversed(self.parts) if part.first_origin <= planned.origin)
 
 
-def survey(paths: Sequence[Path], options: PackOptions) -> Job:
-    """Read what all files say about themselves, and plan the archive; nothing is written.
+def survey(
+    paths: Sequence[Path], options: PackOptions, source: Source | None = None, more: Sequence[PackInput] = ()
+) -> Job:
+    """Read what all input says about itself, and plan the archive; nothing is written.
+
+    Args:
+        paths: Files, folders and archives.
+        options: How to pack; crop and tiles are those of `paths`.
+        source: What reads `paths`; None for KNMI composites.
+        more: Further sources of the archive.
 
     Raises:
         DataError: Naming the file, whatever of it can be known without decoding pixels.
     """
-    refs = knmi.scan(paths)
+    first = PackInput(
+        source=source or KnmiSource(), paths=tuple(paths), crop=options.crop, tile=options.tile, stride=options.stride
+    )
+    inputs = (first, *more)
+    found = [given.source.scan(given.paths) for given in inputs]
+    window = _window(found, options)
+    settled = replace(options, window=window, max_frames=max(window, options.max_frames))
     # The cheapest check comes first: file names alone tell a wrong cadence.
-    runs = find_runs([ref.end_time_s for ref in refs], options.cadence_s)
-    digest = hashlib.sha256(repr((SCHEMA_VERSION, options)).encode())
-    first: knmi.Header | None = None
-    num_input_bytes = 0
-    sha256s = []
-    for ref in tqdm(refs, desc="checking", unit=" files", mininterval=0.5):
-        header = knmi.read_header(ref.path)
-        if first is None:
-            first = header
-            if options.crop is not None:
-                options.crop.check_inside(header.grid.rows, header.grid.cols)
-        _check_agreement(ref.path, header, refs[0].path, first)
-        num_file_bytes, sha256 = digest_of(ref.path)
-        num_input_bytes += num_file_bytes
-        sha256s.append(sha256)
-        digest.update(ref.end_time_s.to_bytes(8, "little", signed=True) + bytes.fromhex(sha256))
-    assert first is not None
-    grid = first.grid
-    crop = options.crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
-    sequences = tuple(
-        PlannedSequence(
-            key=_key(refs[run.first + piece.first].end_time_s),
-            first=run.first + piece.first,
-            num_frames=piece.num_frames,
-            num_starts=piece.num_starts,
-        )
-        for run in runs.runs
-        for piece in cut_run(run.num_frames, options.window, options.max_frames)
-    )
-    # Gzip-compressed composites and Blosc2 buffers are about as long a pixel, so the files' sizes tell the shards'.
-    stored = sum(planned.num_frames for planned in sequences) / len(refs)
-    expected_bytes = num_input_bytes * stored * (crop.rows * crop.cols) / (grid.rows * grid.cols)
-    num_shards = min(max(-int(-expected_bytes // options.shard_bytes), MIN_SHARDS), len(sequences))
+    for frames in found:
+        if frames.windows is None:
+            find_runs([ref.end_time_s for ref in frames.refs], settled.cadence_s)
+    digest = hashlib.sha256(repr((SCHEMA_VERSION, settled)).encode())
+    notes = [note for frames in found for note in frames.notes]
+    parts: list[Part] = []
+    sequences: list[tuple[PlannedSequence, ...]] = []
+    expected_bytes = 0.0
+    for given, frames in zip(inputs, found, strict=True):
+        digest.update(repr((given.source.settings, given.crop, given.tile, given.stride)).encode())
+        checked = _check_frames(given.source, frames, settled, given.crop, notes)
+        num_origins = sum(len(before.crops) for before in parts)
+        part = _part(given, checked, num_origins, ready=frames.windows is not None)
+        for ref, sha256 in zip(part.refs, part.sha256s, strict=True):
+            digest.update(ref.end_time_s.to_bytes(8, "little", signed=True) + bytes.fromhex(sha256))
+        notes += beyond_tiles(part.header.grid, given.crop, part.crops) if part.tiled else ()
+        times_s = [ref.end_time_s for ref in part.refs]
+        planned = cut_sequences(times_s, frames.windows, settled.cadence_s, window, settled.max_frames)
+        # Gzip-compressed composites and Blosc2 buffers are about as long a pixel: the files' sizes tell the shards'.
+        stored = sum(one.num_frames for one in planned) / len(times_s)
+        pixels = sum(crop.rows * crop.cols for crop in part.crops)
+        expected_bytes += checked.num_bytes * stored * pixels / (part.header.grid.rows * part.header.grid.cols)
+        parts.append(part)
+        sequences.append(planned)
+    _check_fit(parts)
+    wanted = max(-int(-expected_bytes // settled.shard_bytes), MIN_SHARDS)
+    units = _units(parts, sequences, wanted)
     return Job(
-        refs=tuple(refs),
-        sha256s=tuple(sha256s),
-        header=first,
-        crop=crop,
-        options=options,
-        sequences=sequences,
-        num_shards=num_shards,
+        parts=tuple(parts),
+        options=settled,
+        window=window,
+        units=units,
+        num_shards=min(wanted, len(units)),
         digest=digest.hexdigest(),
+        notes=tuple(notes),
     )
 
 
-def _check_agreement(path: Path, header: knmi.Header, first_path: Path, first: knmi.Header) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Checked:
+    """Frames of a source that are as they should be: their digests, common header, and bytes of input."""
+
+    refs: tuple[FrameRef, ...]
+    sha256s: tuple[str, ...]
+    header: Header
+    num_bytes: int
+
+
+def _check_frames(source: Source, found: Found, options: PackOptions, crop: Crop | None, notes: list[str]) -> _Checked:
+    """Read what every frame says about itself; with `max_bad`, decode it too, and leave out what is damaged."""
+    refs: list[FrameRef] = []
+    sha256s: list[str] = []
+    bad: list[str] = []
+    first: Header | None = None
+    num_bytes = 0
+    for ref in tqdm(found.refs, desc="checking", unit=" frames", mininterval=0.5):
+        try:
+            surveyed = source.survey(ref)
+            if options.max_bad:
+                grid = surveyed.header.grid
+                source.read(ref, crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols))
+        except DataError as error:
+            bad.append(f"left out: {error}")
+            if len(bad) > options.max_bad or found.windows is not None:
+                # What came before is listed first: the user sees all that was found wrong up to here.
+                sys.stderr.write("".join(f"{line}\n" for line in bad[:-1]))
+                raise
+            continue
+        first = first or surveyed.header
+        if not refs and crop is not None:
+            crop.check_inside(first.grid.rows, first.grid.cols)
+        _check_agreement(ref, surveyed.header, refs[0] if refs else ref, first)
+        refs.append(ref)
+        sha256s.append(surveyed.sha256)
+        num_bytes += surveyed.num_bytes
+    if first is None:
+        raise DataError(f"all {len(bad)} frames are damaged; the first: {bad[0]}")
+    notes += bad
+    return _Checked(refs=tuple(refs), sha256s=tuple(sha256s), header=first, num_bytes=num_bytes)
+
+
+def _part(given: PackInput, checked: _Checked, first_origin: int, *, ready: bool) -> Part:
+    return Part(
+        source=given.source,
+        refs=checked.refs,
+        sha256s=checked.sha256s,
+        header=checked.header,
+        crops=cut_tiles(checked.header.grid, given.crop, given.tile, given.stride),
+        first_origin=first_origin,
+        tiled=given.tile is not None,
+        ready=ready,
+    )
+
+
+def _check_agreement(ref: FrameRef, header: Header, first_ref: FrameRef, first: Header) -> None:
     for name in ("grid", "scale_mmh", "missing_codes", "licence", "source"):
         found, expected = getattr(header, name), getattr(first, name)
         if found != expected:
+            advice = "pack them apart"
+            if name == "source":
+                advice += ", or name them with --name (odim, importer) if they are one product"
             raise DataError(
-                f"{path}: {name} is {found}, but {expected} in {first_path}; expected one product in one archive: "
-                "pack them apart"
+                f"{ref}: {name} is {found}, but {expected} in {first_ref}; expected one product in one archive: "
+                f"{advice}"
             )
 
 
-def digest_of(path: Path) -> tuple[int, str]:
-    """Give a file's length in bytes and its SHA-256; raises DataError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            return file.tell(), sha256
-    except OSError as error:
-        raise DataError(f"{path}: could not read: {error.strerror or error}") from error
+def _check_fit(parts: Sequence[Part]) -> None:
+    """Check that the sources can stand in one archive."""
+    rows, cols = parts[0].crops[0].rows, parts[0].crops[0].cols
+    for place, part in enumerate(parts):
+        for other in parts[:place]:
+            _check_same_source(other, part)
+        crop = part.crops[0]
+        if (crop.rows, crop.cols) != (rows, cols):
+            raise DataError(
+                f"frames of {part.header.source} would have {crop.rows} x {crop.cols} pixels, those of "
+                f"{parts[0].header.source} {rows} x {cols}; expected one size in one archive: choose it with --crop or "
+                "--tile"
+            )
+    check_origins([origin for part in parts for origin in part.origins()], rows, cols)
 
 
-def _key(time_s: int) -> str:
-    return iso_time(time_s).replace("-", "").replace(":", "")
+def _check_same_source(first: Part, second: Part) -> None:
+    """Check that two inputs of one source are parts of one product, and none of them is there twice."""
+    source = second.header.source
+    if first.header.source != source:
+        return
+    for name in ("licence", "scale_mmh"):
+        found, expected = getattr(second.header, name), getattr(first.header, name)
+        if found != expected:
+            raise DataError(
+                f"{name} of {source} is {found} in one input, {expected} in another; expected one: state it alike, or "
+                "tell the two apart with --name (odim, importer)"
+            )
+    shared = next((origin for origin in second.origins() if origin in first.origins()), None)
+    if shared is not None:
+        raise DataError(
+            f"two inputs hold rows and columns {shared.crop} of {source}; expected each part once: name all files of "
+            "one source together, without + between them"
+        )
+
+
+def _window(found: Sequence[Found], options: PackOptions) -> int:
+    """Settle the longest window: that of ready windows, or what was asked for."""
+    lengths = {frames.windows[0].num_frames for frames in found if frames.windows is not None}
+    if not lengths:
+        return options.window or WINDOW
+    if len(lengths) > 1 or options.window not in (None, *lengths):
+        raise DataError(
+            f"ready windows have {' and '.join(map(str, sorted(lengths)))} frames, --window is {options.window}; "
+            "ready windows are packed as they are: leave --window away, and pack those of several lengths apart"
+        )
+    return lengths.pop()
+
+
+def _units(parts: Sequence[Part], sequences: Sequence[Sequence[PlannedSequence]], wanted: int) -> tuple[Unit, ...]:
+    """Make the units of all sources, in time order, with keys that tell origins apart where there are several."""
+    units = [
+        unit
+        for part, planned in zip(parts, sequences, strict=True)
+        for unit in spread_tiles(planned, part.crops, part.first_origin, -(-wanted // len(parts)))
+    ]
+    if sum(len(part.crops) for part in parts) > 1:
+        units = [
+            tuple(replace(planned, key=f"{planned.key}-{planned.origin:04d}") for planned in unit) for unit in units
+        ]
+    return tuple(sorted(units, key=lambda unit: (unit[0].start_s, unit[0].origin)))

@@ -23,8 +23,8 @@ from models.motion import DRIZZLE_MMH, NUM_FRAMES, displacements, estimate_motio
 EXTRA_HINT: Final = "pip install 'rainspark[nowcast]'"
 
 
-class Baseline(Protocol):
-    """What makes a forecast."""
+class Forecaster(Protocol):
+    """What makes a forecast: a baseline, or a trained run."""
 
     @property
     def name(self) -> str:
@@ -35,7 +35,7 @@ class Baseline(Protocol):
         """Count the past frames that it takes."""
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int) -> Tensor:
-        """Forecast rain in mm/h, (b, frames_out, rows, cols)."""
+        """Forecast rain in mm/h, (b, frames_out, rows, cols), from (b, frames_in, rows, cols), 0 where missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Persistence:
     frames_in: int = field(default=1, init=False)
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int) -> Tensor:
-        """Repeat the last frame; see `Baseline`."""
+        """Repeat the last frame; see `Forecaster`."""
         last_bthw = rain_mmh_bthw[:, -1:]
         if valid_bthw is not None:
             last_bthw = torch.where(valid_bthw[:, -1:], last_bthw, 0.0)
@@ -61,7 +61,7 @@ class Advection:
     frames_in: int = field(default=NUM_FRAMES, init=False)
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int) -> Tensor:
-        """Carry the last frame on; see `Baseline`.
+        """Carry the last frame on; see `Forecaster`.
 
         Raises:
             ValueError: Frames too small to find a motion in.
@@ -100,7 +100,7 @@ class Extrapolation:
         self._pysteps = _import_pysteps()
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int) -> Tensor:
-        """Carry the last frames on, a window at a time on the CPU; see `Baseline`."""
+        """Carry the last frames on, a window at a time on the CPU; see `Forecaster`."""
         rain: npt.NDArray[np.float64] = rain_mmh_bthw.detach().cpu().double().numpy()
         valid = np.ones(rain.shape, bool) if valid_bthw is None else valid_bthw.cpu().numpy()
         forecasts = [self._one(window, measured, frames_out) for window, measured in zip(rain, valid, strict=True)]
@@ -157,7 +157,7 @@ class TrainingMean:
     frames_in: int = field(default=1, init=False)
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int) -> Tensor:  # noqa: ARG002
-        """Give the mean; see `Baseline`."""
+        """Give the mean; see `Forecaster`."""
         batch, _, rows, cols = rain_mmh_bthw.shape
         return rain_mmh_bthw.new_full((batch, frames_out, rows, cols), self.mean_mmh)
 
@@ -175,7 +175,7 @@ class DampedExtrapolation:
 
     mean_mmh: float
     factors: tuple[float, ...]
-    extrapolation: Baseline
+    extrapolation: Forecaster
     name: str = "damped_extrapolation"
 
     @property
@@ -184,7 +184,7 @@ class DampedExtrapolation:
         return self.extrapolation.frames_in
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int) -> Tensor:
-        """Fade the extrapolation; see `Baseline`.
+        """Fade the extrapolation; see `Forecaster`.
 
         Raises:
             ValueError: More lead times than it was fitted for.

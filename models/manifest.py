@@ -60,7 +60,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         if not folder.is_dir():
             reason = "there is no such folder"
         raise CheckpointError(f"{folder}: not a whole checkpoint ({reason}); use another one") from error
-    files = _parse(path, raw)
+    files = parse_manifest(path, raw)
     missing, extra = sorted(files.keys() - set(names)), sorted(set(names) - files.keys())
     if missing or extra:
         raise CheckpointError(
@@ -169,7 +169,16 @@ def _manifest_bytes(files: dict[str, dict[str, Any]]) -> bytes:
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, dict[str, Any]]:
+def parse_manifest(path: Path | str, raw: bytes) -> dict[str, dict[str, Any]]:
+    """Read a manifest's bytes.
+
+    Args:
+        path: Where they come from, for messages.
+        raw: The whole file.
+
+    Raises:
+        CheckpointError: They are not those of a manifest as it was written.
+    """
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:

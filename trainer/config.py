@@ -7,25 +7,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from trainer.data_settings import DataConfig, NowcastDataConfig, WindowsConfig
 from trainer.engine_launch import EngineConfig
 from trainer.optim import OptimConfig
-from trainer.settings import (
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    NowcastConfig,
-    NowcastDataConfig,
-    NowcastRunConfig,
-    RunConfig,
-    SpaceConfig,
-    WindowsConfig,
-    check_target_frame,
-)
+from trainer.settings import ConfigError, ModelConfig, NowcastConfig, NowcastRunConfig, RunConfig, SpaceConfig
 from trainer.tracking import TrackingConfig
 
 __all__ = [
@@ -47,6 +37,10 @@ __all__ = [
     "from_dict",
     "parse_config",
 ]
+
+
+MAX_YAML_DEPTH: Final = 8
+"""Settings stand at most three sections deep; the rest is room for lists and tables in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +102,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         """Check what concerns several fields, and that every number is one."""
         _check_together(self)
-        check_target_frame(self.data.target_frame, self.model.frames_in + self.model.frames_out)
+        self.data.selection(self.model.frames_in + self.model.frames_out)
         model = self.model
         if self.optim.layer_decay != 1 and (model.name == "smaat_unet" or model.freeze in ("encoder", "both")):
             why = "model.name is smaat_unet" if model.name == "smaat_unet" else f"model.freeze is {model.freeze}"
@@ -167,17 +161,30 @@ def _check_files(argv: Sequence[str], cls: type) -> None:
             path = argv[position + 1]
         if not (path and Path(path).is_file()):
             continue
-        with Path(path).open(encoding="utf-8") as stream:
-            try:
+        try:
+            _check_bounds(path)
+            with Path(path).open(encoding="utf-8") as stream:
                 settings = yaml.load(stream, Loader=_UniqueKeyLoader)
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{path} is not YAML: {error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from error
         for section in sorted(sections):
             found = settings
             for name in section.split("."):
                 found = found.get(name, {}) if isinstance(found, dict) else {}
             if not isinstance(found, dict):
                 raise ConfigError(f"{path}: {section} is {found!r}; it holds settings: remove it or list some")
+
+
+def _check_bounds(path: str) -> None:
+    """Refuse what makes a few lines of YAML endless: aliases of aliases, and brackets without an end."""
+    depth = 0
+    with Path(path).open(encoding="utf-8") as stream:
+        for event in yaml.parse(stream, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError(f"{path}: uses an alias (*{event.anchor}); write the value out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_YAML_DEPTH:
+                raise ConfigError(f"{path}: nested deeper than {MAX_YAML_DEPTH} levels; settings are not")
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

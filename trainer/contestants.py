@@ -11,14 +11,22 @@ import torch
 from torch import Tensor
 
 from data.frames import DataError
-from data.plan import WindowTable
-from data.shards import Index, load_index
-from data.storage import Storage, open_storage
+from data.selection import WindowTable
+from data.shards import Index
+from data.storage import Storage
 from data.stream import Batch, evaluation_batches
 from data.units import MISSING_COUNT
-from models.baselines import Advection, DampedExtrapolation, DampingFit, Extrapolation, Persistence, TrainingMean
+from models.baselines import (
+    Advection,
+    DampedExtrapolation,
+    DampingFit,
+    Extrapolation,
+    Forecaster,
+    Persistence,
+    TrainingMean,
+)
 from trainer.evaluation_config import EvaluateConfig
-from trainer.forecaster import Forecaster, RunForecaster, load_forecaster
+from trainer.forecaster import RunForecaster, load_forecaster
 from trainer.settings import ConfigError
 
 BASELINES: Final = ("persistence", "advection", "extrapolation", "training_mean", "damped_extrapolation")
@@ -172,7 +180,7 @@ def fit_baselines(
     fit = DampingFit(frames_out)
     batches = evaluation_batches(
         part.storage, part.index, part.table, micro_batch=1, limit=config.fit_windows, threads=config.data.threads,
-        decoded_mb=config.data.decoded_mb,
+        decoded_mb=config.data.decoded_mb, prefetch_mb=config.data.prefetch_mb, readers=config.data.readers,
     )  # fmt: skip
     for window in windows_of(batches, frames_in):
         past, past_valid = window.past_mmh_bthw, window.past_valid_bthw
@@ -222,7 +230,7 @@ def windows_of(batches: Iterator[Batch], frames_in: int) -> Iterator[WindowRain]
             counts = batch.counts_bthw[place : place + 1].to(torch.float32)
             valid = counts != MISSING_COUNT
             # Rounded once, to what models see: forecast and radar lie on the same side of a threshold.
-            rain = torch.where(valid, counts * batch.scale_mmh, 0.0)
+            rain = torch.where(valid, counts * batch.scale_mmh_b[place], 0.0)
             past, future = slice(None, frames_in), slice(frames_in, None)
             yield WindowRain(
                 row=row,
@@ -267,9 +275,3 @@ def described(forecaster: Forecaster) -> dict[str, Any]:
             return {"kind": "advection"}
         case _:
             return {"kind": "extrapolation"}
-
-
-def open_archive(shards: str) -> tuple[Storage, Index]:
-    """Open an archive and check its index."""
-    storage = open_storage(shards)
-    return storage, load_index(storage)

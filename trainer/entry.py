@@ -12,8 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar, cast
 
-from data.frames import DataError
-from data.plan import BatchError
+from data.batches import BatchError
+from data.frames import DataError, printable
+from data.redaction import redact
 from models.manifest import CheckpointError
 from models.weights import WeightsError
 from trainer.engine import Engine, EngineError
@@ -147,7 +148,7 @@ def run_entry(main: Callable[[], ExitCode]) -> int:
     except Exception as error:
         for kind, code in CAUSES:
             if isinstance(error, kind):
-                sys.stderr.write(f"{_CAUSE_WORDS[code]}: {error}\n")
+                sys.stderr.write(printable(redact(f"{_CAUSE_WORDS[code]}: {error}\n")))
                 return int(code)
         raise
 

@@ -19,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.frames import DataError
 from data.stream import evaluation_batches
+from models.baselines import Forecaster
 from trainer.contestants import (
     Entry,
     WindowRain,
@@ -38,7 +39,6 @@ from trainer.evaluation_output import check_folders, write_outputs
 from trainer.evaluation_plan import Plan, make_plan
 from trainer.evaluation_result import Evaluation
 from trainer.forecast_pictures import Case
-from trainer.forecaster import Forecaster
 from trainer.settings import ConfigError
 from trainer.verification import Rows, merge, score_window
 
@@ -131,6 +131,8 @@ class Evaluating:
             limit=config.limit,
             threads=config.data.threads,
             decoded_mb=config.data.decoded_mb,
+            prefetch_mb=config.data.prefetch_mb,
+            readers=config.data.readers,
         )
         own = -(-num_windows // engine.world_size)
         with closing(batches):

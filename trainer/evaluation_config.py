@@ -3,10 +3,11 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Final, Literal
 
+from data.selection import Published, Rule
 from trainer.config import ConfigError, WindowsConfig, parse_config
 from trainer.verification import PUBLISHED_THRESHOLD_MMH, Settings
 
@@ -22,9 +23,13 @@ class ArchiveConfig:
     """The archive that is scored, and, where no run says how it was split in time, its split.
 
     Args:
-        shards: Folder of packed shards (`python -m data.pack`).
-        min_rain_fraction: Share of rainy pixels that the target frame needs for its window to be scored, 0 to 1.
-        target_frame: The frame of the window that `min_rain_fraction` is about; -1 is the last.
+        shards: Where packed shards lie (`python -m data.pack`): a folder, or s3://, gs://, az:// or https://.
+        source: Score only this source of a mixed archive.
+        select: As in training: `nl50`, `nl20`, the published selections.
+        select_rule: As in training: `strict` or `smaat_compat`.
+        min_rain_fraction: Share of rainy pixels that a window needs to be scored, 0 to 1, instead of `select`.
+        target_frame: The frame of the window that decides, counted from 0; -1 is the last. Null: 17 (the published
+            frame 18) with `select`, else the last.
         validation_share: As in training; only without runs, whose records say it (null: 0.1).
         test_share: Likewise (null: 0).
         guard_h: Likewise (null: 24).
@@ -33,11 +38,19 @@ class ArchiveConfig:
         test_times: Likewise.
         threads: Threads a process that read, verify and decode.
         decoded_mb: Megabytes of decoded frames kept a process.
+        prefetch_mb: Megabytes of compressed sequences under way or held ahead a process.
+        readers: Threads a process that read. Null: `threads` for a folder, 8 for a store.
+        deadline_s: Seconds after which an operation on a store that still fails is an error.
+        cache_dir: Folder on this machine's disk that keeps shards of a store, for all processes. Null: none.
+        cache_gb: Gigabytes that the cache may take.
     """
 
     shards: str
+    source: str | None = None
+    select: Published | None = None
+    select_rule: Rule = "strict"
     min_rain_fraction: float = 0.0
-    target_frame: int = -1
+    target_frame: int | None = None
     validation_share: float | None = None
     test_share: float | None = None
     guard_h: float | None = None
@@ -46,10 +59,15 @@ class ArchiveConfig:
     test_times: tuple[str, ...] | None = None
     threads: int = 2
     decoded_mb: float = 256.0
+    prefetch_mb: float = 512.0
+    readers: int | None = None
+    deadline_s: float = 300.0
+    cache_dir: str | None = None
+    cache_gb: float = 50.0
 
     def __post_init__(self) -> None:
         """Check the ranges as training does."""
-        for name in ("guard_h", "decoded_mb"):
+        for name in ("guard_h", "decoded_mb", "prefetch_mb", "deadline_s", "cache_gb"):
             if (value := getattr(self, name)) is not None and not math.isfinite(value):
                 raise ConfigError(f"data.{name} is {value}; it must be a finite number")
         _ = self.windows
@@ -57,15 +75,8 @@ class ArchiveConfig:
     @property
     def windows(self) -> WindowsConfig:
         """Give the settings that training has too, in its form."""
-        stated = {name: getattr(self, name) for name in self.stated}
-        return WindowsConfig(
-            shards=self.shards,
-            min_rain_fraction=self.min_rain_fraction,
-            target_frame=self.target_frame,
-            threads=self.threads,
-            decoded_mb=self.decoded_mb,
-            **stated,
-        )
+        stated = [item.name for item in fields(self) if item.name not in SPLIT_KEYS or item.name in self.stated]
+        return WindowsConfig(**{name: getattr(self, name) for name in stated})
 
     @property
     def stated(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,18 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from data.frames import DataError, Grid
-from data.plan import WindowTable, evaluation_plan, select_windows
+from data.plan import evaluation_plan
+from data.selection import WindowTable, lost_to_gaps, select_windows
 from data.sequences import TimeSpan
-from data.shards import Index
+from data.shards import Index, of_source
 from data.storage import Storage
 from models.motion import LEVELS
-from trainer.contestants import FITTED, Entry, TrainingPart, open_archive
+from trainer.contestants import FITTED, Entry, TrainingPart
+from trainer.data_settings import WindowsConfig
 from trainer.evaluation_config import SPLIT_KEYS, EvaluateConfig
 from trainer.evaluation_overlap import SYNTHETIC, Spans, listed, overlaps, recorded_spans
 from trainer.forecaster import RunForecaster
 from trainer.settings import ConfigError
 from trainer.verification import Settings, WindowId
-from trainer.windows import selection, split_archive
+from trainer.windows import open_archive, split_archive
 
 ADVECTION_PIXELS = 2 * LEVELS[0]
 LOG = logging.getLogger(__name__)
@@ -80,12 +83,14 @@ def make_plan(
         ConfigError: A split that contradicts the runs', that there is none of, or windows that a run was trained on.
         DataError: The archive does not verify, does not fit a run, or has no window in the split.
     """
-    storage, index = open_archive(config.data.shards)
+    windows = config.data.windows
+    storage, index = open_archive(windows, windows.threads + 1)
+    _demand_one_place(storage, index)
     parts = _split(config, index, runs)
     spans = () if config.split == "all" else parts[config.split]
     window = sum(frames)
     try:
-        table = select_windows(index, selection(config.data.windows, window, spans))
+        table = select_windows(index, windows.selection(window, spans))
     except DataError as error:
         raise DataError(
             f"{storage.url}: the split {config.split!r} ({listed(spans)}) has no window: {error}"
@@ -109,6 +114,9 @@ def make_plan(
                 f"The threshold {threshold:g} mm/h lies on a step of the radar's rain ({index.scale_mmh:g} mm/h a "
                 "count): rounding decides whether that very step is above it."
             )
+    if table.selection.rule == "smaat_compat":
+        lost = sum(lost_to_gaps(index, table.selection).values())
+        caveats.append(f"{lost} windows of the published rule lie across gaps in time, and are not there to be scored.")
     for line in caveats:
         LOG.warning("%s", line)
     return Plan(
@@ -163,20 +171,30 @@ def _split(config: EvaluateConfig, index: Index, runs: Mapping[str, RunForecaste
     return spans[first]
 
 
+def _demand_one_place(storage: Storage, index: Index) -> None:
+    """Refuse a mix of radars or places: scores of several have no one grid, scale and step of rain."""
+    try:
+        _ = index.grid, index.crop, index.scale_mmh
+    except DataError as error:
+        raise DataError(f"{storage.url}: scores are made of one radar and place; {error}") from error
+
+
 def _grid_caveats(run: RunForecaster, index: Index) -> list[str]:
     """Refuse another pixel size or cadence; say it where the run learned from another place or product."""
-    own, found = run.grid, index.grid.cropped(index.crop)
-    cadence_s = run.data.get("cadence_s")
-    for what, asked, given in (
-        ("pixels", f"{own.pixel_km:g} km", f"{found.pixel_km:g} km"),
-        ("frames every", f"{cadence_s} s", f"{index.cadence_s} s"),
-    ):
+    cadence_s, source = run.data.get("cadence_s"), run.data.get("source")
+    own = None if run.data.get("grid", "") is None else run.grid
+    found = index.grid.cropped(index.crop)
+    demands = [("frames every", f"{cadence_s} s", f"{index.cadence_s} s")]
+    if own is not None:
+        demands.insert(0, ("pixels", f"{own.pixel_km:g} km", f"{found.pixel_km:g} km"))
+    for what, asked, given in demands:
         if asked != given:
             raise DataError(
                 f"{run.name} was trained on {what} {asked}, and the shards hold {what} {given}; score it on an archive "
                 "like the one that it was trained on"
             )
-    source = run.data.get("source")
+    if own is None:
+        return [f"{run.name} was trained on several radars or parts of a grid ({source}), and this is {index.source}."]
     if source != index.source:
         caveats = [f"{run.name} was trained on {source}, and this is {index.source}."]
         return caveats if SYNTHETIC in (source, index.source) else caveats + _place_caveats(run.name, own, found)
@@ -244,14 +262,18 @@ def _training_part(
     where: list[tuple[Storage, Index]] = [(storage, index)]
     if runs:
         run = next(iter(runs.values()))
-        own = run.config.data.shards
-        if index.fingerprint != run.data.get("fingerprint") and Path(own).is_dir():
-            other = open_archive(own)
-            if other[1].fingerprint == run.data.get("fingerprint"):
-                where.insert(0, other)
+        own = run.config.data
+        if index.fingerprint != run.data.get("fingerprint") and (Path(own.shards).is_dir() or "://" in own.shards):
+            # Archives that are gone are named below, with all that was looked at.
+            with suppress(DataError):
+                place, held = open_archive(WindowsConfig(shards=own.shards), 1)
+                # Of a mix, what is scored; or what the run learned from.
+                source = index.source if index.source in held.sources else own.source
+                if held.fingerprint == run.data.get("fingerprint"):
+                    where.insert(0, (place, held if source is None else of_source(held, source)))
     for place, held in where:
         try:
-            table = select_windows(held, selection(config.data.windows, window, parts["train"]))
+            table = select_windows(held, config.data.windows.selection(window, parts["train"]))
         except DataError as error:
             cause = error
             continue

@@ -2,7 +2,7 @@
 
 import logging
 import math
-import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,14 +16,16 @@ from models.encoder import depth_rates
 from models.manifest import MANIFEST_NAME, CheckpointError, step_folders
 from models.masking import num_visible
 from models.nowcaster import Nowcaster
+from models.patches import PATCH
 from models.smaat_unet import SmaAtUNet
 from models.weights import InitReport, init_from
 from trainer.checkpoint import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
-from trainer.config import ConfigError, FinetuneConfig, as_dict, parse_config
+from trainer.config import ConfigError, FinetuneConfig, as_dict
 from trainer.engine import Engine
-from trainer.entry import ExitCode, StopSignal, run_entry, set_up_logging, start_other_processes
+from trainer.entry import ExitCode, StopSignal, run_entry
 from trainer.forecaster import build_nowcaster
-from trainer.lifecycle import EVALUATED, PATCH, TrainingRun
+from trainer.held_out import EVALUATED
+from trainer.lifecycle import TrainingRun, run_training
 from trainer.nowcast_evaluation import NONFINITE, NowcastHeldOut
 from trainer.nowcast_task import NowcastTask
 from trainer.state import TrainState, parse_state
@@ -75,7 +77,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
 
     def build_held_out(self) -> NowcastHeldOut:
         """Build the validation scores and their picture."""
-        return NowcastHeldOut(self.config, self.engine, self.task, self.windows, self.space)
+        return NowcastHeldOut(self.config, self.engine, self.windows, task=self.task, space=self.space)
 
     def check_frames(self, index: Index) -> None:
         """Refuse frames that the model cannot take, before it is built.
@@ -265,8 +267,11 @@ class Finetuning(TrainingRun[FinetuneConfig]):
             step, value = self.best
             name = CHOICES[self.config.run.choose_by][0]
             places["best"] = f"{self.folder / BEST_FOLDER} (step {step}, {name} {value:.4f})"
+        sources = self.windows.index.sources
+        mixed = len(sources) > 1 or self.config.data.source is not None
         places["score it"] = (
-            f"python trainer/evaluate.py --data.shards {self.config.data.shards} --split validation "
+            f"python trainer/evaluate.py --data.shards {self.config.data.shards} "
+            f"{f'--data.source {shlex.quote(sources[0])} ' if mixed else ''}--split validation "
             f"--models {self.folder} persistence --out {self.folder / 'scores'}"
         )
         return places
@@ -296,19 +301,7 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
     Args:
         argv: Command line without the program's name.
     """
-    config = parse_config(sys.argv[1:] if argv is None else argv, FinetuneConfig, prog="trainer/finetune.py")
-    start_other_processes(os.environ)
-    stop = StopSignal()
-    stop.install()
-    engine = Engine(config.engine)
-    clean = False
-    try:
-        set_up_logging(engine.rank)
-        code = Finetuning(config, engine, stop).run()
-        clean = True
-        return code
-    finally:
-        engine.shutdown(clean=clean)
+    return run_training(Finetuning, FinetuneConfig, argv, prog="trainer/finetune.py")
 
 
 if __name__ == "__main__":

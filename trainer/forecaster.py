@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,27 +15,11 @@ from models.manifest import CheckpointError
 from models.matching import match_distribution
 from models.motion import advect, displacements, estimate_motion, fill_missing
 from models.nowcaster import Nowcaster
+from models.patches import PATCH
 from models.smaat_unet import SmaAtUNet
 from trainer.checkpoint import Loaded, best_checkpoint, load
 from trainer.config import ConfigError, FinetuneConfig, from_dict
 from trainer.settings import NowcastConfig
-
-PATCH = 32
-
-
-class Forecaster(Protocol):
-    """What makes a forecast: a trained run, or a baseline."""
-
-    @property
-    def name(self) -> str:
-        """Name it for tables and pictures."""
-
-    @property
-    def frames_in(self) -> int:
-        """Count the past frames that it takes."""
-
-    def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int) -> Tensor:
-        """Forecast rain in mm/h, (b, frames_out, h, w), from (b, frames_in, h, w) mm/h, 0 where missing."""
 
 
 def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> Nowcaster | SmaAtUNet:
@@ -159,14 +143,19 @@ class RunForecaster:
         """Give the grid that the run learned on.
 
         Raises:
-            DataError: The checkpoint does not say it.
+            DataError: The checkpoint does not say it, or has learned on several.
         """
         if "grid" not in self.data:
             raise DataError(f"{self.path}: does not record the grid that it was trained on; train it again")
+        if self.data["grid"] is None:
+            raise DataError(
+                f"{self.path}: was trained on several radars or parts of a grid ({self.data.get('source')}), and one "
+                "grid is needed here; fine-tune it on one (--data.source, or shards of one --crop)"
+            )
         return Grid.from_json(self.data["grid"])
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int | None = None) -> Tensor:
-        """Forecast rain; see `Forecaster`. Frames are extended to whole patches and cut again.
+        """Forecast rain; see `models.baselines.Forecaster`. Frames are extended to whole patches and cut again.
 
         Args:
             rain_mmh_bthw: Rain in mm/h, 0 where missing.

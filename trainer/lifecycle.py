@@ -2,11 +2,12 @@
 
 import fcntl
 import logging
+import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Generic, Protocol, TypeVar, cast
+from typing import IO, Generic, TypeVar, cast
 
 import torch
 from torch import nn
@@ -16,33 +17,24 @@ from data.shards import Index
 from data.stream import Stream
 from data.units import ModelSpace
 from models.manifest import CheckpointError, latest_verified
+from models.patches import PATCH
 from models.weights import InitReport
 from trainer.checkpoint import Loaded, TrainState, check_resume, chosen_weights, installed_versions, load, save
-from trainer.config import ConfigError, FinetuneConfig, PretrainConfig, as_dict, as_yaml
+from trainer.checkpoint_store import CheckpointStore
+from trainer.config import ConfigError, FinetuneConfig, PretrainConfig, as_dict, as_yaml, parse_config
 from trainer.engine import Engine
-from trainer.entry import ExitCode, StopSignal, on_all_ranks
+from trainer.entry import ExitCode, StopSignal, on_all_ranks, set_up_logging, start_other_processes
+from trainer.held_out import EVALUATED, HeldOut
 from trainer.loop import Hooks, Loop
 from trainer.progress import Progress
 from trainer.tasks import Task
 from trainer.tracking import METRICS_FILE, Trackers, open_trackers
-from trainer.windows import Windows, open_stream, open_windows
+from trainer.windows import Windows, introduce, open_stream, open_windows
 
 LOG = logging.getLogger(__name__)
-PATCH = 32
 LOCK_FILE = ".lock"
-EVALUATED = "held_out_loss"
 _Result = TypeVar("_Result")
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
-
-
-class HeldOutEvaluation(Protocol):
-    """What is computed and drawn at an evaluation, on all ranks, with the model in evaluation mode."""
-
-    picture: str
-
-    def evaluate(self, picture: Path, *, step: int) -> dict[str, float]:
-        """Compute the held-out metrics and draw the picture."""
-        ...
 
 
 class TrainingRun(ABC, Generic[_Config]):
@@ -68,8 +60,9 @@ class TrainingRun(ABC, Generic[_Config]):
             torch.manual_seed(config.seed)
             self.model: nn.Module = on_all_ranks(engine, self.build_model)
         self.task: Task = self.build_task()
+        self._checkpoint_store: CheckpointStore | None = None
         self.first_step = self.last_saved = self._resume()
-        self.held_out: HeldOutEvaluation = self.build_held_out()
+        self.held_out: HeldOut = self.build_held_out()
         self.trackers: Trackers | None = None
         self._lock: IO[str] | None = None
         self.progress = Progress(config.run, enabled=engine.is_main)
@@ -83,7 +76,7 @@ class TrainingRun(ABC, Generic[_Config]):
         """Build what a step computes."""
 
     @abstractmethod
-    def build_held_out(self) -> HeldOutEvaluation:
+    def build_held_out(self) -> HeldOut:
         """Build what an evaluation computes; the model is prepared."""
 
     @abstractmethod
@@ -146,6 +139,7 @@ class TrainingRun(ABC, Generic[_Config]):
             evaluate=self._evaluate,
             stop_asked=self.stop,
             windows=self.windows.names,
+            fail=self._fail,
         )
         loop = Loop(
             engine,
@@ -185,6 +179,9 @@ class TrainingRun(ABC, Generic[_Config]):
             len(windows.train), self.window, len(windows.held_out or ()), config.data.global_batch,
             self.stream.steps_per_epoch, self.folder,
         )  # fmt: skip
+        # Warnings of every rank are shown, and these would be the same.
+        if engine.is_main:
+            introduce(windows, self.stream, config.data)
 
     def _evaluation_is_owed(self) -> bool:
         """Tell whether a stop came between the last finished step and its evaluation."""
@@ -212,7 +209,7 @@ class TrainingRun(ABC, Generic[_Config]):
     def _resume(self) -> int:
         """Take over the newest checkpoint that verifies, or the weights to start from; return the finished steps."""
         engine, config, model = self.engine, self.config, self.model
-        newest = self.on_main(lambda: latest_verified(self.folder / "checkpoints"))
+        newest = self.on_main(self._newest_checkpoint)
         if newest is None:
             if config.init_from is not None:
                 source = Path(config.init_from)
@@ -235,6 +232,13 @@ class TrainingRun(ABC, Generic[_Config]):
         LOG.info("resumed from %s: %d of %d steps are done", newest, saved.state.step, config.run.steps)
         return saved.state.step
 
+    def _newest_checkpoint(self) -> Path | None:
+        """Find what to go on from; the main rank, which keeps the second place of the checkpoints open."""
+        if self.config.run.checkpoint_url is None:
+            return latest_verified(self.folder / "checkpoints")
+        self._checkpoint_store = CheckpointStore(self.config.run.checkpoint_url)
+        return self._checkpoint_store.newest(self.folder)
+
     def state_of(self, finished: int, *, loss_scale: float | None, optimizer_steps: dict[str, float]) -> TrainState:
         """Give the state of a checkpoint after so many steps."""
         return TrainState(
@@ -254,8 +258,9 @@ class TrainingRun(ABC, Generic[_Config]):
         exported = self.engine.export_state()
         state = self.state_of(finished, loss_scale=exported.loss_scale, optimizer_steps=exported.optimizer_steps)
         keep_last = self.config.run.keep_last
-        path = self.on_main(
-            lambda: save(
+
+        def write() -> Path:
+            path = save(
                 self.folder,
                 state,
                 exported.model,
@@ -263,7 +268,11 @@ class TrainingRun(ABC, Generic[_Config]):
                 keep_last=keep_last,
                 average=exported.average,
             )
-        )
+            if self._checkpoint_store is not None:
+                self._checkpoint_store.push(path, keep_last=keep_last)
+            return path
+
+        path = self.on_main(write)
         self.last_saved = finished
         LOG.info("step %d: saved %s", finished, path)
 
@@ -283,6 +292,15 @@ class TrainingRun(ABC, Generic[_Config]):
         if failure is not None:
             raise CheckpointError(failure)
         return cast(_Result, result)
+
+    def _fail(self, failure: DataError | None) -> None:
+        """End the run on all ranks for what a rank could not read."""
+
+        def tell() -> None:
+            if failure is not None:
+                raise failure
+
+        on_all_ranks(self.engine, tell)
 
     def _evaluate(self, finished: int) -> dict[str, float]:
         name = self.held_out.picture
@@ -314,3 +332,33 @@ class TrainingRun(ABC, Generic[_Config]):
         if pictures:
             places["picture"] = str(pictures[-1])
         return places
+
+
+def run_training(
+    build: Callable[[_Config, Engine, StopSignal], TrainingRun[_Config]],
+    kind: type[_Config],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+) -> ExitCode:
+    """Parse the settings, start the processes, build a run and train it: all that an entry point does.
+
+    Args:
+        build: The class of the run.
+        kind: The class of its settings.
+        argv: Command line without the program's name; None: this process'.
+        prog: Name of the program, for messages.
+    """
+    config = parse_config(sys.argv[1:] if argv is None else argv, kind, prog=prog)
+    start_other_processes(os.environ)
+    stop = StopSignal()
+    stop.install()
+    engine = Engine(config.engine)
+    clean = False
+    try:
+        set_up_logging(engine.rank)
+        code = build(config, engine, stop).run()
+        clean = True
+        return code
+    finally:
+        engine.shutdown(clean=clean)

@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.frames import DataError
 from data.stream import Batch, Stream
 from trainer.engine import Engine
 from trainer.optim import OptimConfig, average_decay_at, decay_at, rate_at
@@ -22,6 +23,16 @@ LOG = logging.getLogger(__name__)
 
 # The host reads the figures of step s when step s + LAG starts: all ranks act at the same boundary, and none waits.
 LAG = 2
+# What a rank without data adds to the flag that asks to stop: more than there are ranks.
+FAILED: Final = 2.0**20
+
+EPOCH_COUNTS: Final = (
+    "bytes_read", "requests", "store_bytes_read", "store_requests", "retries", "wait_s", "stall_s", "cache_hits",
+    "cache_misses", "cache_evictions", "quarantined", "windows_lost",
+)  # fmt: skip
+"""What `Stream.stats` counts and the metrics tell of every epoch, as data/epoch_*."""
+PEAKS: Final = ("held_bytes_peak", "decoded_bytes_peak")
+"""What the metrics tell besides: the most that was held at once since the process started, as data/*."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -38,6 +49,7 @@ class Hooks:
         evaluate: Held-out metrics and picture after so many finished steps; None to do without.
         stop_asked: Whether this rank was told to stop.
         windows: Names of windows by their rows in the table, for messages.
+        fail: End the run because a rank could not read; gets this rank's reason, None where it is another's.
     """
 
     log: Callable[[int, dict[str, float]], None]
@@ -45,6 +57,7 @@ class Hooks:
     evaluate: Callable[[int], dict[str, float]] | None
     stop_asked: Callable[[], bool]
     windows: Callable[[np.ndarray], list[str]]
+    fail: Callable[[DataError | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +86,7 @@ class _Pending:
     figures: Tensor
     arrived: torch.cuda.Event | None
     names: list[str]
+    data_names: list[str]
     host: dict[str, float]
     batches: list[Batch]
     clock: _Clock
@@ -117,6 +131,8 @@ class Loop:
         self._boundary_s = 0.0
         self._logged_clock = self._clock()
         self._logged_step = 0
+        self._told_data: dict[str, float] = {}
+        self._failure: DataError | None = None
 
     def fit(self, first_step: int, *, evaluation_is_owed: bool = False) -> Literal["done", "stopped"]:
         """Train from `first_step` finished steps to `run.steps`; "stopped" when any rank was told to stop.
@@ -129,6 +145,7 @@ class Loop:
 
         Raises:
             NonFiniteError: Too many non-finite steps in a row; the last good checkpoint stays the newest.
+            DataError: A rank could not read what a step needs; on all ranks, at the same step, without a save.
         """
         self.engine.model.train()
         if evaluation_is_owed:
@@ -138,13 +155,14 @@ class Loop:
             return "done"
         self._saved = self._logged_step = first_step
         self._logged_clock = self._clock()
+        self._told_data = self.stream.stats()
         with closing(self.stream.steps(first_step, self.run.steps)) as steps:
             for step in range(first_step, self.run.steps):
                 if self._drain(LAG):
                     self._drain(0)
                     self._save(step)
                     return "stopped"
-                self._pending.append(self._train_step(step, self._next(steps)))
+                self._pending.append(self._train_step(step, self._next(steps, step)))
                 self._boundary(step + 1)
         self._drain(0)
         self._save(self.run.steps)
@@ -181,11 +199,19 @@ class Loop:
             self.hooks.save(finished)
             self._saved = finished
 
-    def _next(self, steps: Iterator[list[Batch]]) -> list[Batch]:
+    def _next(self, steps: Iterator[list[Batch]], step: int) -> list[Batch]:
+        """Wait for a step's batches; a rank that cannot read goes on with nothing until all ranks know."""
         start_s = time.perf_counter()
-        batches = next(steps)
-        self._data_wait_s += time.perf_counter() - start_s
-        return batches
+        try:
+            if self._failure is None:
+                return next(steps)
+        except DataError as error:
+            if self.engine.world_size == 1:
+                raise
+            self._failure = error
+        finally:
+            self._data_wait_s += time.perf_counter() - start_s
+        return self.stream.missing(step)
 
     def _train_step(self, step: int, batches: list[Batch]) -> _Pending:
         """One update from one global batch; nothing in it waits for the device."""
@@ -202,10 +228,11 @@ class Loop:
             loss_sum = loss_sum + output.loss.detach().double()
             for name, sum_and_count in output.metrics.items():
                 sums[name] = sums.get(name, 0.0) + sum_and_count.detach().double()
-        stop = self._full(float(self.hooks.stop_asked()))
+        stop = self._full(float(self.hooks.stop_asked()) + (FAILED if self._failure is not None else 0))
         names = sorted(sums)
         flags = torch.stack([loss_sum, (~loss_sum.isfinite()).double(), stop])
-        agreed = engine.sum_over_ranks(torch.cat([flags, *(sums[name] for name in names)]))
+        data = self._data_figures(step + 1)
+        agreed = engine.sum_over_ranks(torch.cat([flags, *(sums[name] for name in names), *data.values()]))
         rate = rate_at(self.optim, step, self.run.steps, self.global_batch)
         decay = decay_at(self.optim, step, self.run.steps)
         average_decay = average_decay_at(self.optim, step)
@@ -213,10 +240,23 @@ class Loop:
         head = torch.stack(
             [agreed[0] / terms.clamp(min=1), update.grad_norm.double(), update.skipped.double(), agreed[2]]
         )
-        means = agreed[3::2] / agreed[4::2]
-        figures, arrived = self._copy_to_host(torch.cat([head, means]))
+        means = agreed[3 : 3 + 2 * len(names)].view(-1, 2)
+        figures, arrived = self._copy_to_host(torch.cat([head, means[:, 0] / means[:, 1], agreed[3 + means.numel() :]]))
         host = {"learning_rate": rate, "weight_decay": decay}
-        return _Pending(step, figures, arrived, names, host, batches, self._clock())
+        return _Pending(step, figures, arrived, names, list(data), host, batches, self._clock())
+
+    def _data_figures(self, finished: int) -> dict[str, Tensor]:
+        """What this rank read since it last told, where an epoch or the run ends: names of metrics, (1,) each.
+
+        Reading runs ahead: what the next epoch's first steps need may count as this one's.
+        """
+        if finished % self.stream.steps_per_epoch and finished != self.run.steps:
+            return {}
+        before, now = self._told_data, self.stream.stats()
+        self._told_data = now
+        figures = {f"data/epoch_{name}": now[name] - before.get(name, 0) for name in EPOCH_COUNTS if name in now}
+        figures |= {f"data/{name}": now[name] for name in PEAKS if name in now}
+        return {name: self._full(value).view(1) for name, value in figures.items()}
 
     def _full(self, value: float) -> Tensor:
         # A fill carries its value in the launch; a copy from pageable memory would wait for the device.
@@ -239,6 +279,9 @@ class Loop:
             if pending.arrived is not None:
                 pending.arrived.synchronize()
             loss, grad_norm, skipped, stop, *means = pending.figures.tolist()
+            means, data = means[: len(pending.names)], means[len(pending.names) :]
+            if stop >= FAILED:
+                self.hooks.fail(self._failure)
             self._stop_agreed |= stop > 0
             self._note_nonfinite(pending, loss, grad_norm, skipped > 0)
             finished = pending.step + 1
@@ -248,6 +291,8 @@ class Loop:
                 metrics["windows"] = finished * self.global_batch
                 metrics.update(zip(pending.names, means, strict=True))
                 self.hooks.log(finished, {**metrics, **self._speed(finished, pending.clock)})
+            if data:
+                self.hooks.log(finished, dict(zip(pending.data_names, data, strict=True)))
         return self._stop_agreed
 
     def _note_nonfinite(self, pending: _Pending, loss: float, grad_norm: float, skipped: bool) -> None:
@@ -255,7 +300,7 @@ class Loop:
             self._nonfinite_in_a_row = 0
             return
         self._nonfinite_in_a_row += 1
-        names = [name for batch in pending.batches for name in self.hooks.windows(batch.window_b)]
+        names = [name for batch in pending.batches for name in self.hooks.windows(batch.window_b[batch.window_b >= 0])]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         LOG.warning(
             "step %d skipped on all ranks: loss %s, gradient norm %s; windows of this rank: %s",

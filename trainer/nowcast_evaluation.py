@@ -1,26 +1,26 @@
 """How well a nowcaster in training forecasts windows that it does not train on: loss, a few scores and a picture."""
 
-import logging
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.plan import WindowTable
-from data.stream import Batch, evaluation_batches
+from data.selection import WindowTable
+from data.stream import Batch
 from data.units import ModelSpace
 from trainer.config import FinetuneConfig
 from trainer.engine import Engine
 from trainer.forecast_pictures import Case, forecast_beside_radar
 from trainer.forecaster import forecast_whole, rain_of
-from trainer.lifecycle import EVALUATED
+from trainer.held_out import EVALUATED, HeldOut
 from trainer.nowcast_task import Frames, NowcastTask
-from trainer.windows import Windows, wettest
+from trainer.windows import Windows
 
-LOG = logging.getLogger(__name__)
 THRESHOLDS_MMH = (0.5, 1.0, 2.0)
 """Events of the scores while training; trainer/evaluate.py has all of them."""
 NONFINITE = "held_out_nonfinite"
@@ -28,33 +28,24 @@ NONFINITE = "held_out_nonfinite"
 NUM_SHOWN_LEADS = 4
 
 
-class NowcastHeldOut:
+class NowcastHeldOut(HeldOut):
     """Scores the model on the validation windows, and draws one of them.
 
     Args:
         config: The run.
         engine: The prepared engine.
-        task: The task.
         windows: The archive, split in time.
+        task: The task.
         space: The model's space.
     """
 
     picture = "forecast"
 
     def __init__(
-        self, config: FinetuneConfig, engine: Engine, task: NowcastTask, windows: Windows, space: ModelSpace
+        self, config: FinetuneConfig, engine: Engine, windows: Windows, *, task: NowcastTask, space: ModelSpace
     ) -> None:
-        self.config, self.engine, self.task, self.windows, self.space = config, engine, task, windows, space
-        self.table = windows.held_out
-        shown = self.table if self.table is not None else windows.train
-        self.shown = wettest(windows.index, shown)
-
-    def evaluate(self, picture: Path, *, step: int) -> dict[str, float]:
-        """Compute the held-out figures on all ranks and draw on the main one; the model is in evaluation mode."""
-        with torch.no_grad():
-            metrics = self._scores(self.table) if self.table is not None else {}
-            self._draw(picture, step)
-        return metrics
+        super().__init__(config.data, engine, windows)
+        self.match, self.task, self.space = config.model.match, task, space
 
     def _forecast(self, batch: Batch) -> tuple[Tensor, Tensor, Frames, int]:
         """Forecast a batch: in model space, as rain, what was and what came, and the windows that count."""
@@ -63,30 +54,17 @@ class NowcastHeldOut:
         with self.engine.accumulate(last=True):
             forecast_bthw = forecast_whole(self.engine.model, frames.past_mmh_bthw, frames.past_valid_bthw, self.space)
         rain_mmh_bthw = rain_of(
-            forecast_bthw,
-            frames.past_mmh_bthw,
-            frames.past_valid_bthw,
-            space=self.space,
-            match=self.config.model.match,
+            forecast_bthw, frames.past_mmh_bthw, frames.past_valid_bthw, space=self.space, match=self.match
         )
         return forecast_bthw, rain_mmh_bthw, frames, prepared.num_valid
 
-    def _scores(self, table: WindowTable) -> dict[str, float]:
+    def scores(self, table: WindowTable) -> dict[str, float]:
         """Loss, squared error and CSI over all windows, pixels and lead times: the same for any world size."""
         engine = self.engine
         # Loss, windows, squared error, pixels, forecasts that are no number; then hits, forecast events and observed
         # events of each threshold.
         sums = torch.zeros(5 + 3 * len(THRESHOLDS_MMH), dtype=torch.float64, device=engine.device)
-        for batch in evaluation_batches(
-            self.windows.storage,
-            self.windows.index,
-            table,
-            micro_batch=self.config.data.micro,
-            rank=engine.rank,
-            world_size=engine.world_size,
-            limit=self.config.data.evaluation_windows,
-            threads=self.config.data.threads,
-        ):
+        for batch in self.batches(table):
             forecast_bthw, rain_mmh_bthw, frames, num_valid = self._forecast(batch)
             sums += self._sums(forecast_bthw, rain_mmh_bthw, frames, num_valid)
         loss, num_windows, squares, pixels, nonfinite, *events = engine.sum_over_ranks(sums).tolist()
@@ -122,38 +100,29 @@ class NowcastHeldOut:
             pieces += [(forecast & observed).sum().double(), forecast.sum().double(), observed.sum().double()]
         return torch.stack(pieces)
 
-    def _draw(self, path: Path, step: int) -> None:
-        """Forecast one window on every rank, as sharded weights need, and draw it on the main one."""
-        (batch,) = evaluation_batches(
-            self.windows.storage, self.windows.index, self.shown, micro_batch=1, rank=0, world_size=1
-        )
+    def drawing(self, batch: Batch, step: int) -> Callable[[Path], None]:
+        """Forecast one window."""
         _, rain_mmh_bthw, frames, _ = self._forecast(batch)
-        if not self.engine.is_main:
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            case = self._case(rain_mmh_bthw, frames)
-            leads = np.unique(np.linspace(1, case.num_leads, NUM_SHOWN_LEADS).round().astype(int)).tolist()
-            part = "held out" if self.table is not None else "a training window: nothing is held out"
-            start = datetime.fromtimestamp(case.reference_time_s, UTC)
-            title = f"{self.windows.index.source}, {part}, after {step} steps\nfrom {start:%Y-%m-%d %H:%M} UTC"
-            forecast_beside_radar(path, case, leads=leads, title=title)
-        except Exception as error:
-            # A picture tells about a run; it cannot end one.
-            LOG.warning("step %d: the picture %s was not drawn: %s: %s", step, path, type(error).__name__, error)
+        return partial(self._draw, step=step, rain_mmh_bthw=rain_mmh_bthw, frames=frames)
+
+    def _draw(self, path: Path, *, step: int, rain_mmh_bthw: Tensor, frames: Frames) -> None:
+        case = self._case(rain_mmh_bthw, frames)
+        leads = np.unique(np.linspace(1, case.num_leads, NUM_SHOWN_LEADS).round().astype(int)).tolist()
+        start = datetime.fromtimestamp(case.reference_time_s, UTC)
+        title = f"{self.headline(step)}\nfrom {start:%Y-%m-%d %H:%M} UTC"
+        forecast_beside_radar(path, case, leads=leads, title=title)
 
     def _case(self, rain_mmh_bthw: Tensor, frames: Frames) -> Case:
         index = self.windows.index
-        first_s = index.sequences[int(self.shown.sequence[0])].start_s + int(self.shown.start[0]) * index.cadence_s
         return Case(
             radar_mmh_thw=_array(frames.past_mmh_bthw),
             radar_valid_thw=_mask(frames.past_mmh_bthw, frames.past_valid_bthw),
             forecasts_mmh={"Forecast": _array(rain_mmh_bthw)},
             observed_mmh_thw=_array(frames.future_mmh_bthw),
             observed_valid_thw=_mask(frames.future_mmh_bthw, frames.future_valid_bthw),
-            reference_time_s=first_s + (self.task.frames_in - 1) * index.cadence_s,
+            reference_time_s=self.first_s + (self.task.frames_in - 1) * index.cadence_s,
             cadence_s=index.cadence_s,
-            pixel_km=index.grid.pixel_km,
+            pixel_km=self.origin.grid.pixel_km,
         )
 
 

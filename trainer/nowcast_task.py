@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,38 +14,30 @@ from data.stream import Batch
 from data.units import MISSING_COUNT, ModelSpace
 from models import losses
 from models.event_loss import event_loss
-from models.masking import visible_positions
-from trainer.tasks import StepOutput, moved, turn
+from models.patches import PATCH
+from trainer.tasks import (
+    Places,
+    PreparedBatch,
+    StepOutput,
+    draw_depth,
+    draw_turns,
+    draw_visible,
+    mark_padding_missing,
+    places_of,
+)
 
-PATCH = 32
 Loss = Literal["mse", "mse_ssim", "weighted", "spectral", "csi"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NowcastBatch:
-    """One rank's part of a micro-batch with everything random about it, drawn on the host.
+class NowcastBatch(PreparedBatch):
+    """Windows to forecast: past and future frames, cropped where asked for; a term is one with a measured future pixel.
 
     Attributes:
-        counts_bthw: Counts of the past and the future frames, uint16, cropped where asked for.
         visible_bv: Flat positions of the patches that the encoder sees, sorted, int64; None: all.
-        turn_b: See `PretrainBatch`.
-        depth_keep_kb: See `PretrainBatch`.
-        scale_mmh: Rain of one count, mm/h.
-        has_missing: Whether any pixel may be missing.
-        num_valid: Windows with a measured pixel in the future: the terms of the loss.
     """
 
-    counts_bthw: Tensor
     visible_bv: Tensor | None
-    turn_b: Tensor | None
-    depth_keep_kb: Tensor | None
-    scale_mmh: float
-    has_missing: bool
-    num_valid: int
-
-    def to(self, device: torch.device) -> Self:
-        """Copy the tensors to a device, without waiting where the memory is pinned."""
-        return moved(self, device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,37 +92,23 @@ class NowcastTask:
 
     def prepare(self, batch: Batch) -> NowcastBatch:
         """Draw crop, turn, mask and depth from (seed, purpose, global step, index in the global batch)."""
-        places = [(batch.step, int(index)) for index in batch.index_b]
+        places = places_of(batch)
         counts_bthw = self._cropped(batch.counts_bthw, places)
         rows, cols = counts_bthw.shape[-2:]
-        turn_b = visible_bv = depth_keep_kb = None
-        if self.augment:
-            codes = 8 if rows == cols else 4
-            draws = [int(generator(self.seed, "turn", *place).integers(codes)) for place in places]
-            turn_b = torch.tensor(draws, dtype=torch.int64)
+        turn_b = draw_turns(self.seed, places, square=rows == cols) if self.augment else None
+        visible_bv = None
         if self.mask_ratio > 0:
             grid_hw = (rows // PATCH, cols // PATCH)
-            positions = [
-                visible_positions(grid_hw, self.mask_ratio, generator(self.seed, "mask", *place)) for place in places
-            ]
-            visible_bv = torch.from_numpy(np.stack(positions))
-        if self.depth_rates.any():
-            rates = self.depth_rates
-            keep_bk = [
-                (generator(self.seed, "depth", *place).random(rates.size) >= rates) / (1 - rates) for place in places
-            ]
-            depth_keep_kb = torch.from_numpy(np.stack(keep_bk, axis=1)).to(self.dtype)
+            visible_bv = torch.from_numpy(draw_visible(self.seed, "mask", places, grid_hw, self.mask_ratio))
+        depth_keep_kb = draw_depth(self.seed, places, self.depth_rates, self.dtype)
         return self._batch(batch, counts_bthw, visible_bv, turn_b, depth_keep_kb)
 
     def prepare_held_out(self, batch: Batch) -> NowcastBatch:
         """Take a window as it is: an evaluation draws nothing, and padding has no terms."""
-        counts = batch.counts_bthw
-        padded_b = batch.window_b < 0
-        if padded_b.any():
-            counts.numpy()[padded_b] = MISSING_COUNT
-        return self._batch(batch, counts, None, None, None, always_missing=bool(padded_b.any()))
+        real_b = mark_padding_missing(batch)
+        return self._batch(batch, batch.counts_bthw, None, None, None, always_missing=not real_b.all())
 
-    def _cropped(self, counts_bthw: Tensor, places: list[tuple[int, int]]) -> Tensor:
+    def _cropped(self, counts_bthw: Tensor, places: Places) -> Tensor:
         rows, cols = counts_bthw.shape[-2:]
         if self.crop is None or (rows, cols) == (self.crop, self.crop):
             return counts_bthw
@@ -163,20 +141,14 @@ class NowcastTask:
             visible_bv=visible_bv,
             turn_b=turn_b,
             depth_keep_kb=depth_keep_kb,
-            scale_mmh=batch.scale_mmh,
+            scale_mmh_b=batch.scale_mmh_b,
             has_missing=has_missing,
             num_valid=num_valid,
         )
 
     def frames(self, batch: NowcastBatch) -> Frames:
         """Turn counts into rain, past and future."""
-        counts_bthw = batch.counts_bthw.to(self.dtype)
-        if batch.turn_b is not None:
-            counts_bthw = turn(counts_bthw, batch.turn_b)
-        rain_bthw, valid_bthw = counts_bthw * batch.scale_mmh, None
-        if batch.has_missing:
-            valid_bthw = counts_bthw != MISSING_COUNT
-            rain_bthw = torch.where(valid_bthw, rain_bthw, 0.0)
+        rain_bthw, valid_bthw = batch.rain(self.dtype)
         split = self.frames_in
         return Frames(
             past_mmh_bthw=rain_bthw[:, :split],

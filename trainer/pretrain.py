@@ -1,18 +1,18 @@
 """Masked pretraining: `accelerate launch trainer/pretrain.py --config configs/x.yaml --data.shards S --run.dir R`."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from models.encoder import build_encoder, depth_rates
+from models.patches import PATCH
 from models.spark import SparK
 from models.weights import InitReport, init_from
-from trainer.config import PretrainConfig, parse_config
+from trainer.config import PretrainConfig
 from trainer.engine import Engine
-from trainer.entry import ExitCode, StopSignal, run_entry, set_up_logging, start_other_processes
-from trainer.evaluation import HeldOut
-from trainer.lifecycle import PATCH, TrainingRun
+from trainer.entry import ExitCode, StopSignal, run_entry
+from trainer.evaluation import PretrainHeldOut
+from trainer.lifecycle import TrainingRun, run_training
 from trainer.tasks import PretrainTask
 
 
@@ -58,9 +58,9 @@ class Pretraining(TrainingRun[PretrainConfig]):
             dtype=self.dtype,
         )
 
-    def build_held_out(self) -> HeldOut:
+    def build_held_out(self) -> PretrainHeldOut:
         """Build the held-out loss and its picture."""
-        return HeldOut(self.config, self.engine, self.model, self.task, self.windows)
+        return PretrainHeldOut(self.config.data, self.engine, self.windows, model=self.model, task=self.task)
 
     def start_from(self, source: Path) -> InitReport:
         """Take over what a checkpoint holds under this model's names."""
@@ -82,19 +82,7 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
     Args:
         argv: Command line without the program's name.
     """
-    config = parse_config(sys.argv[1:] if argv is None else argv, PretrainConfig, prog="trainer/pretrain.py")
-    start_other_processes(os.environ)
-    stop = StopSignal()
-    stop.install()
-    engine = Engine(config.engine)
-    clean = False
-    try:
-        set_up_logging(engine.rank)
-        code = Pretraining(config, engine, stop).run()
-        clean = True
-        return code
-    finally:
-        engine.shutdown(clean=clean)
+    return run_training(Pretraining, PretrainConfig, argv, prog="trainer/pretrain.py")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
-"""The sections of a run's configuration: frozen dataclasses that check their ranges."""
+"""The sections of a run's configuration but its data: frozen dataclasses that check their ranges."""
 
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
 from typing import Literal
-
-from data.sequences import TimeSpan
 
 
 class ConfigError(ValueError):
@@ -22,6 +19,8 @@ class RunConfig:
         evaluate_every: Steps between two held-out evaluations, each with a picture; the last step always has one.
         save_every: Steps between two checkpoints; a stop and the last step always save one.
         keep_last: Checkpoints kept, 2 or more.
+        checkpoint_url: A second place for the checkpoints, a folder or a store (s3://, gs://, az://): each is copied
+            there, and a run whose folder is behind or gone goes on from there. One place a run; None: the folder only.
         max_nonfinite: Steps with a loss or gradient that is not finite, in a row, after which the run stops.
         allow_plan_change: On resume, accept another micro-batch, lanes or block: order and batch statistics change.
         progress: A bar where the terminal shows one, else log lines; or one of the two.
@@ -33,18 +32,19 @@ class RunConfig:
     evaluate_every: int = 500
     save_every: int = 500
     keep_last: int = 3
+    checkpoint_url: str | None = None
     max_nonfinite: int = 5
     allow_plan_change: bool = False
     progress: Literal["auto", "bar", "lines"] = "auto"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _at_least("run.steps", self.steps, 1)
-        _at_least("run.log_every", self.log_every, 1)
-        _at_least("run.evaluate_every", self.evaluate_every, 1)
-        _at_least("run.save_every", self.save_every, 1)
-        _at_least("run.keep_last", self.keep_last, 2)
-        _at_least("run.max_nonfinite", self.max_nonfinite, 1)
+        at_least("run.steps", self.steps, 1)
+        at_least("run.log_every", self.log_every, 1)
+        at_least("run.evaluate_every", self.evaluate_every, 1)
+        at_least("run.save_every", self.save_every, 1)
+        at_least("run.keep_last", self.keep_last, 2)
+        at_least("run.max_nonfinite", self.max_nonfinite, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,158 +57,6 @@ class NowcastRunConfig(RunConfig):
     """
 
     choose_by: Literal["csi", "mse", "loss"] = "csi"
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowsConfig:
-    """Which windows are read, in which batches, and with which memory.
-
-    The archive is split in time: by shares (training first, then validation, then test, with the guard between them),
-    or by stated times. A window belongs to a part when all its frames do.
-
-    Args:
-        shards: Folder of packed shards (`python -m data.pack`).
-        min_rain_fraction: Share of rainy pixels that the target frame needs for its window to be taken, 0 to 1.
-        target_frame: The frame of the window that `min_rain_fraction` is about; -1 is the last.
-        validation_share: Share of the archive's time that is held out while training, 0 (nothing) to below 1.
-        test_share: Last share of the archive's time, never looked at while training, 0 to below 1.
-        guard_h: Hours left out between the parts, so that one rain system is not in two of them.
-        train_times: Frames to train on, instead of shares: a list of START/STOP, UTC, START included and STOP not, such
-            as '["2016-01-01T00:00/2019-01-01T00:00"]'.
-        validation_times: Likewise, frames that are held out while training. Only with `train_times`.
-        test_times: Likewise, frames that are never looked at while training. Only with `train_times`.
-        global_batch: Windows an update.
-        micro_batch: Windows a forward pass, over ALL ranks; batch statistics are theirs. Null: the global batch.
-        lanes: Parallel readers of the plan, a divisor of the micro-batch. Null: the largest one up to 16.
-        block_mb: Compressed megabytes of neighbouring sequences that a lane shuffles at a time. Null: enough for a
-            global batch to hold many days.
-        decoded_mb: Megabytes of decoded frames kept a rank.
-        threads: Threads a rank that read, verify and decode.
-        prefetch_steps: Global batches prepared ahead.
-        augment: Random flips and, on square frames, quarter turns.
-        evaluation_windows: Held-out windows that an evaluation uses at most, evenly spread over them.
-    """
-
-    shards: str
-    min_rain_fraction: float = 0.0
-    target_frame: int = -1
-    validation_share: float = 0.1
-    test_share: float = 0.0
-    guard_h: float = 24.0
-    train_times: tuple[str, ...] | None = None
-    validation_times: tuple[str, ...] | None = None
-    test_times: tuple[str, ...] | None = None
-    global_batch: int = 256
-    micro_batch: int | None = None
-    lanes: int | None = None
-    block_mb: float | None = None
-    decoded_mb: float = 1024.0
-    threads: int = 2
-    prefetch_steps: int = 2
-    augment: bool = True
-    evaluation_windows: int = 256
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("global_batch", "threads", "prefetch_steps", "evaluation_windows"):
-            _at_least(f"data.{name}", getattr(self, name), 1)
-        for name in ("micro_batch", "lanes"):
-            if (value := getattr(self, name)) is not None:
-                _at_least(f"data.{name}", value, 1)
-        if not 0 <= self.min_rain_fraction <= 1:
-            raise ConfigError(f"data.min_rain_fraction is {self.min_rain_fraction}; it is a share, from 0 to 1")
-        for name in ("validation_share", "test_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; it is a share, 0 to below 1")
-        if not self.guard_h >= 0:
-            raise ConfigError(f"data.guard_h is {self.guard_h}; a finite number of hours, 0 or more")
-        for name in ("block_mb", "decoded_mb"):
-            if (size := getattr(self, name)) is not None and not size > 0:
-                raise ConfigError(f"data.{name} is {size}; above 0 megabytes")
-        self._check_times()
-
-    def _check_times(self) -> None:
-        """Read the stated times once, so that a slip ends the run before anything is opened."""
-        for name in ("validation_times", "test_times"):
-            if getattr(self, name) is not None and self.train_times is None:
-                raise ConfigError(f"data.{name} is set and data.train_times is not; state the times of training too")
-        defaults = {item.name: item.default for item in fields(WindowsConfig)}
-        for name in ("validation_share", "test_share"):
-            if self.train_times is not None and getattr(self, name) not in (0, defaults[name]):
-                raise ConfigError(
-                    f"data.{name} is {getattr(self, name)}, but data.train_times states the parts' times, and no share "
-                    f"has an effect beside them: leave data.{name} out, or data.train_times"
-                )
-        self.stated_spans()
-
-    def stated_spans(self) -> dict[str, tuple[TimeSpan, ...]] | None:
-        """Give the stated times as spans of "train", "validation" and "test"; None where shares decide.
-
-        Raises:
-            ConfigError: A text that is no span, or parts that are nearer to each other than the guard.
-        """
-        if self.train_times is None:
-            return None
-        spans: dict[str, tuple[TimeSpan, ...]] = {}
-        for part in ("train", "validation", "test"):
-            texts = getattr(self, f"{part}_times") or ()
-            spans[part] = tuple(parse_span(f"data.{part}_times", text) for text in texts)
-        if not spans["train"]:
-            raise ConfigError("data.train_times holds no span; expected at least one START/STOP")
-        guard_s = round(self.guard_h * 3600)
-        named = [(part, span) for part, some in spans.items() for span in some]
-        for place, (part, span) in enumerate(named):
-            for other_part, other in named[:place]:
-                if (
-                    other_part != part
-                    and span.start_s < other.stop_s + guard_s
-                    and other.start_s < span.stop_s + guard_s
-                ):
-                    raise ConfigError(
-                        f"data.{other_part}_times {other} and data.{part}_times {span} overlap or are nearer to each "
-                        f"other than data.guard_h {self.guard_h:g} hours; move them apart, or shorten the guard"
-                    )
-        return spans
-
-    @property
-    def micro(self) -> int:
-        """Windows of one forward pass over all ranks."""
-        return self.micro_batch or self.global_batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(WindowsConfig):
-    """The windows of masked pretraining.
-
-    Args:
-        window: Frames a window; they are the input channels.
-    """
-
-    window: int = 12
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        _at_least("data.window", self.window, 1)
-        check_target_frame(self.target_frame, self.window)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NowcastDataConfig(WindowsConfig):
-    """The windows of a nowcaster: as many frames as it takes in and gives out.
-
-    Args:
-        crop: Side in pixels of the square that is cut out of every training window at a random place, a multiple of
-            32. Null: whole frames. Evaluation is always on whole frames.
-    """
-
-    crop: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        if self.crop is not None and (self.crop < 32 or self.crop % 32):
-            raise ConfigError(f"data.crop is {self.crop}; a multiple of 32 pixels, or null for whole frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,9 +173,9 @@ class NowcastConfig:
         self._check_effects()
         advects = self.name == "spat_spark" and self.head == "advected"
         finds_motion = advects or self.match in ("extrapolated", "floor")
-        _at_least("model.frames_in", self.frames_in, 2 if finds_motion else 1)
-        _at_least("model.frames_out", self.frames_out, 1)
-        _at_least("model.smaat_width", self.smaat_width, 2)
+        at_least("model.frames_in", self.frames_in, 2 if finds_motion else 1)
+        at_least("model.frames_out", self.frames_out, 1)
+        at_least("model.smaat_width", self.smaat_width, 2)
         if self.decoder_width < 32 or self.decoder_width % 32:
             raise ConfigError(f"model.decoder_width is {self.decoder_width}; it is halved 5 times: a multiple of 32")
         for name in ("mask_ratio", "depth_drop"):
@@ -361,39 +209,7 @@ _SPAT_SPARK_ONLY = (
 _SMAAT_ONLY = ("smaat_width",)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def at_least(name: str, value: int, least: int) -> None:
+    """Raise ConfigError for a setting below its least value."""
     if value < least:
         raise ConfigError(f"{name} is {value}; it must be {least} or more")
-
-
-def check_target_frame(target_frame: int, window: int) -> None:
-    """Refuse a target frame outside the window."""
-    if not -window <= target_frame < window:
-        raise ConfigError(f"data.target_frame is {target_frame}, outside a window of {window} frames")
-
-
-def parse_span(name: str, text: str) -> TimeSpan:
-    """Read a span of frame end times such as 2016-01-01T00:00/2019-01-01T00:00 (UTC, the second one excluded).
-
-    Args:
-        name: The setting, for the error.
-        text: The span.
-
-    Raises:
-        ConfigError: It is no span, or ends before it begins.
-    """
-    try:
-        start, stop = (_epoch_s(word.strip()) for word in text.split("/"))
-    except ValueError as error:
-        raise ConfigError(
-            f"{name}: {text!r} is no span of time; expected START/STOP in UTC, such as "
-            "2016-01-01T00:00/2019-01-01T00:00"
-        ) from error
-    if start >= stop:
-        raise ConfigError(f"{name}: {text!r} ends before it begins; expected START/STOP with START before STOP")
-    return TimeSpan(start_s=start, stop_s=stop)
-
-
-def _epoch_s(text: str) -> int:
-    moment = datetime.fromisoformat(text)
-    return int((moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).timestamp())

@@ -26,6 +26,7 @@ MAY_CHANGE: Final = (
     "run.evaluate_every",
     "run.save_every",
     "run.keep_last",
+    "run.checkpoint_url",
     "run.max_nonfinite",
     "run.allow_plan_change",
     "run.progress",
@@ -38,6 +39,12 @@ MAY_CHANGE: Final = (
     "data.threads",
     "data.prefetch_steps",
     "data.decoded_mb",
+    "data.prefetch_mb",
+    "data.readers",
+    "data.quarantine",
+    "data.deadline_s",
+    "data.cache_dir",
+    "data.cache_gb",
 )
 """Settings that may differ between a checkpoint and the run that goes on from it."""
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,7 +15,8 @@ from data.units import MISSING_COUNT, ModelSpace
 from models.masking import visible_positions
 from models.spark import SparK, SparKOutput, counted_patches, num_terms
 
-_Batch = TypeVar("_Batch")
+Places = Sequence[tuple[int, ...]]
+"""What decides each window's draws: (global step, index in the global batch), or (row of the window table,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,61 +35,65 @@ class StepOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainBatch:
+class PreparedBatch:
     """One rank's part of a micro-batch with everything random about it, drawn on the host.
 
     Attributes:
         counts_bthw: Counts, uint16.
-        visible_bv: Flat positions of the visible patches, sorted, int64.
         turn_b: Flips and quarter turns, 0 to 7 (bit 0: columns, bit 1: rows, bit 2: transposed), int64; None for none.
         depth_keep_kb: Multiplier of each residual branch and image, float32; None without stochastic depth.
-        scale_mmh: Rain of one count, mm/h.
+        scale_mmh_b: Rain of one count of each window, mm/h.
         has_missing: Whether any pixel may be missing.
         num_valid: Terms of the loss in it.
     """
 
     counts_bthw: Tensor
-    visible_bv: Tensor
     turn_b: Tensor | None
     depth_keep_kb: Tensor | None
-    scale_mmh: float
+    scale_mmh_b: Tensor
     has_missing: bool
     num_valid: int
 
     def to(self, device: torch.device) -> Self:
         """Copy the tensors to a device, without waiting where the memory is pinned."""
-        return moved(self, device)
+        if device.type == "cpu":
+            return self
+        tensors: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                pinned = value if value.is_pinned() else value.pin_memory()
+                tensors[item.name] = pinned.to(device, non_blocking=True)
+        return replace(self, **tensors)
+
+    def rain(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Turn counts into rain, turned as drawn: (mm/h, 0 where missing; valid, or None where nothing is missing)."""
+        counts_bthw = self.counts_bthw.to(dtype)
+        if self.turn_b is not None:
+            counts_bthw = turn(counts_bthw, self.turn_b)
+        rain_mmh_bthw = counts_bthw * self.scale_mmh_b.to(dtype).view(-1, 1, 1, 1)
+        if not self.has_missing:
+            return rain_mmh_bthw, None
+        valid_bthw = counts_bthw != MISSING_COUNT
+        return torch.where(valid_bthw, rain_mmh_bthw, 0.0), valid_bthw
 
 
-def moved(batch: _Batch, device: torch.device) -> _Batch:
-    """Copy a batch's tensors to a device, without waiting where the memory is pinned."""
-    if device.type == "cpu":
-        return batch
-    tensors: dict[str, Tensor] = {}
-    for item in fields(batch):  # type: ignore[arg-type]
-        value = getattr(batch, item.name)
-        if isinstance(value, Tensor):
-            pinned = value if value.is_pinned() else value.pin_memory()
-            tensors[item.name] = pinned.to(device, non_blocking=True)
-    return replace(batch, **tensors)  # type: ignore[type-var]
+@dataclass(frozen=True, kw_only=True)
+class PretrainBatch(PreparedBatch):
+    """Windows to fill in.
 
+    Attributes:
+        visible_bv: Flat positions of the visible patches, sorted, int64.
+    """
 
-class Prepared(Protocol):
-    """One rank's part of a micro-batch, with everything random about it drawn."""
-
-    @property
-    def num_valid(self) -> int:
-        """Terms of the loss in it."""
-
-    def to(self, device: torch.device) -> Self:
-        """Copy its tensors to a device."""
+    visible_bv: Tensor
 
 
 class Task(Protocol):
     """A loss over windows, as the loop sees it."""
 
     def prepare(self, batch: Batch) -> Any:
-        """Draw on the host what is random for a training batch, and count its terms: a `Prepared` of this task's."""
+        """Draw on the host what is random for a training batch, and count its terms: a `PreparedBatch`."""
 
     def step(self, model: Callable[..., Any], batch: Any) -> StepOutput:
         """Compute the sum of the loss' terms of such a batch on the model's device."""
@@ -96,7 +102,7 @@ class Task(Protocol):
 def turn(frames_bhw: Tensor, turn_b: Tensor) -> Tensor:
     """Flip and transpose each image by its own code; the last two dimensions are rows and columns.
 
-    Codes as in `PretrainBatch.turn_b`; all eight are the symmetries of the square (dihedral group of order 8).
+    Codes as in `PreparedBatch.turn_b`; all eight are the symmetries of the square (dihedral group of order 8).
     """
     shape = (-1,) + (1,) * (frames_bhw.dim() - 1)
     columns, rows, transposed = ((turn_b >> bit & 1).bool().view(shape) for bit in range(3))
@@ -105,6 +111,43 @@ def turn(frames_bhw: Tensor, turn_b: Tensor) -> Tensor:
     if frames_bhw.shape[-1] == frames_bhw.shape[-2]:
         turned = torch.where(transposed, turned.transpose(-1, -2), turned)
     return turned
+
+
+def places_of(batch: Batch) -> Places:
+    """Give what decides the draws of a training batch's windows, whatever rank holds them."""
+    return [(batch.step, int(index)) for index in batch.index_b]
+
+
+def draw_turns(seed: int, places: Places, *, square: bool) -> Tensor:
+    """Draw a code of `turn` for each window, (b,): all eight for square frames, the four flips for others."""
+    draws = [int(generator(seed, "turn", *place).integers(8 if square else 4)) for place in places]
+    return torch.tensor(draws, dtype=torch.int64)
+
+
+def draw_depth(seed: int, places: Places, rates_k: npt.NDArray[np.float64], dtype: torch.dtype) -> Tensor | None:
+    """Draw which residual branches each window keeps, (k, b): 0 or 1 / (1 - rate); None where all are kept.
+
+    Stochastic depth, Huang et al. 2016, https://arxiv.org/abs/1603.09382, scaled while training so that the mean stays.
+    """
+    if not rates_k.any():
+        return None
+    keep_bk = [(generator(seed, "depth", *place).random(rates_k.size) >= rates_k) / (1 - rates_k) for place in places]
+    return torch.from_numpy(np.stack(keep_bk, axis=1)).to(dtype)
+
+
+def draw_visible(
+    seed: int, purpose: str, places: Places, grid_hw: tuple[int, int], mask_ratio: float
+) -> npt.NDArray[np.int64]:
+    """Draw the positions of each window's visible patches, (b, v), sorted."""
+    return np.stack([visible_positions(grid_hw, mask_ratio, generator(seed, purpose, *place)) for place in places])
+
+
+def mark_padding_missing(batch: Batch) -> npt.NDArray[np.bool_]:
+    """Make all padding missing, so that no term comes of it; tell which windows are real, (b,)."""
+    real_b: npt.NDArray[np.bool_] = batch.window_b >= 0
+    if not real_b.all():
+        batch.counts_bthw.numpy()[~real_b] = MISSING_COUNT
+    return real_b
 
 
 class PretrainTask:
@@ -145,18 +188,11 @@ class PretrainTask:
 
     def prepare(self, batch: Batch) -> PretrainBatch:
         """Draw masks, turns and depth from (seed, purpose, global step, index in the global batch)."""
-        places = [(batch.step, int(index)) for index in batch.index_b]
-        turn_b = depth_keep_kb = None
+        places = places_of(batch)
+        turn_b = None
         if self.augment:
-            codes = 8 if self.grid_hw[0] == self.grid_hw[1] else 4
-            draws = [int(generator(self.seed, "turn", *place).integers(codes)) for place in places]
-            turn_b = torch.tensor(draws, dtype=torch.int64)
-        if self.depth_rates.any():
-            rates = self.depth_rates
-            keep_bk = [
-                (generator(self.seed, "depth", *place).random(rates.size) >= rates) / (1 - rates) for place in places
-            ]
-            depth_keep_kb = torch.from_numpy(np.stack(keep_bk, axis=1)).to(self.dtype)
+            turn_b = draw_turns(self.seed, places, square=self.grid_hw[0] == self.grid_hw[1])
+        depth_keep_kb = draw_depth(self.seed, places, self.depth_rates, self.dtype)
         return self._prepared(batch, "mask", places, turn_b, depth_keep_kb)
 
     def prepare_held_out(self, batch: Batch) -> PretrainBatch:
@@ -167,27 +203,22 @@ class PretrainTask:
         self,
         batch: Batch,
         purpose: str,
-        places: Sequence[tuple[int, ...]],
+        places: Places,
         turn_b: Tensor | None,
         depth_keep_kb: Tensor | None,
     ) -> PretrainBatch:
-        real_b = batch.window_b >= 0
-        if not real_b.all():
-            # Padding of an evaluation: nothing in it is valid, so that no term comes of it.
-            batch.counts_bthw.numpy()[~real_b] = MISSING_COUNT
-        positions = [
-            visible_positions(self.grid_hw, self.mask_ratio, generator(self.seed, purpose, *place)) for place in places
-        ]
-        visible_bv = np.stack(positions)
+        real_b = mark_padding_missing(batch)
+        visible_bv = draw_visible(self.seed, purpose, places, self.grid_hw, self.mask_ratio)
         counted_bl = None
-        if batch.has_missing:
-            counted_bl = self._counted(batch.counts_bthw[torch.from_numpy(real_b)], turn_b)
+        if batch.has_missing and real_b.any():
+            real = torch.from_numpy(real_b)
+            counted_bl = self._counted(batch.counts_bthw[real], None if turn_b is None else turn_b[real])
         return PretrainBatch(
             counts_bthw=batch.counts_bthw,
             visible_bv=torch.from_numpy(visible_bv),
             turn_b=turn_b,
             depth_keep_kb=depth_keep_kb,
-            scale_mmh=batch.scale_mmh,
+            scale_mmh_b=batch.scale_mmh_b,
             has_missing=batch.has_missing or not bool(real_b.all()),
             num_valid=num_terms(
                 self.loss, visible_bv[real_b], counted_bl, int(real_b.sum()), self.grid_hw[0] * self.grid_hw[1]
@@ -206,14 +237,8 @@ class PretrainTask:
 
         Missing pixels are 0 in the frames.
         """
-        counts_bthw = batch.counts_bthw.to(self.dtype)
-        if batch.turn_b is not None:
-            counts_bthw = turn(counts_bthw, batch.turn_b)
-        frames_bthw = self.space.from_mmh(counts_bthw * batch.scale_mmh)
-        if not batch.has_missing:
-            return frames_bthw, None
-        valid_bthw = counts_bthw != MISSING_COUNT
-        return torch.where(valid_bthw, frames_bthw, 0.0), valid_bthw
+        rain_mmh_bthw, valid_bthw = batch.rain(self.dtype)
+        return self.space.from_mmh(rain_mmh_bthw), valid_bthw
 
     def step(self, model: Callable[..., SparKOutput], batch: PretrainBatch) -> StepOutput:
         """Compute the sum of the loss' terms: SparK, Tian et al. 2023, https://arxiv.org/abs/2301.03580, section 3."""

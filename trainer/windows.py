@@ -1,22 +1,28 @@
 """Which windows a run trains on, which it holds out, and what that is recorded as."""
 
 import logging
+import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.batches import check_batches, default_block_bytes, default_lanes
+from data.cache import CachedStorage
 from data.frames import DataError
-from data.plan import Selection, WindowTable, check_batches, default_block_bytes, default_lanes, select_windows
+from data.selection import WindowTable, lost_to_gaps, select_windows
 from data.sequences import TimeSpan, split_spans
-from data.shards import Index, load_index
+from data.shards import Index, load_index, of_source
 from data.storage import Storage, open_storage
 from data.stream import Stream
-from trainer.settings import WindowsConfig
+from trainer.data_settings import WindowsConfig
+from trainer.settings import ConfigError
 
 LOG = logging.getLogger(__name__)
 SECONDS_AN_HOUR = 3600
 MEGABYTE = 1_000_000
+GIGABYTE = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +50,16 @@ class Windows:
     def described(self) -> dict[str, Any]:
         """Say as plain JSON what the run learns from: what a forecast or a score has to know of it later."""
         index = self.index
+        scales_mmh = {origin.scale_mmh for origin in index.origins}
         return {
             "source": index.source,
+            "sources": list(index.sources),
             "licence": index.licence,
             "fingerprint": index.fingerprint,
-            "grid": index.grid.cropped(index.crop).to_json(),
+            # Of several places or radars there is none: what is learned then is bound to no part of the map.
+            "grid": index.grid.cropped(index.crop).to_json() if len(index.origins) == 1 else None,
             "cadence_s": index.cadence_s,
-            "scale_mmh": index.scale_mmh,
+            "scale_mmh": scales_mmh.pop() if len(scales_mmh) == 1 else None,
             "spans": {part: [asdict(span) for span in some] for part, some in self.spans.items()},
         }
 
@@ -81,6 +90,50 @@ def split_archive(index: Index, config: WindowsConfig) -> dict[str, tuple[TimeSp
         ) from error
 
 
+def open_archive(config: WindowsConfig, shards_at_once: int) -> tuple[Storage, Index]:
+    """Open an archive, behind the cache that the settings ask for, and check its index.
+
+    Args:
+        config: The archive; of its index the source that it chooses is left.
+        shards_at_once: How many shards are read at the same time, by one process.
+
+    Raises:
+        ConfigError: A cache for what lies on this machine, or one that holds too few shards.
+        DataError: The index does not verify, or has no such source.
+    """
+    storage = open_storage(config.shards, deadline_s=config.deadline_s)
+    index = load_index(storage)
+    if config.source is not None:
+        try:
+            index = of_source(index, config.source)
+        except DataError as error:
+            raise DataError(f"{storage.url}: data.source: {error}") from error
+        if not index.sequences:
+            raise DataError(f"{storage.url}: data.source: the archive holds no frame of {config.source!r}")
+    return _cached(storage, index, config, shards_at_once), index
+
+
+def _cached(storage: Storage, index: Index, config: WindowsConfig, shards_at_once: int) -> Storage:
+    """Put the cache before a remote storage, where one is asked for."""
+    if config.cache_dir is None:
+        return storage
+    if storage.folder is not None:
+        raise ConfigError(
+            f"data.cache_dir is set, and data.shards, {storage.url}, is a folder on this machine already: no effect; "
+            "leave it out"
+        )
+    limit_bytes = round(config.cache_gb * GIGABYTE)
+    largest = sorted((shard.num_bytes for shard in index.shards), reverse=True)[:shards_at_once]
+    if sum(largest) > limit_bytes:
+        raise ConfigError(
+            f"data.cache_gb is {config.cache_gb:g}, and the {len(largest)} shards that are read at the same time "
+            f"(lanes + 1) take {math.ceil(sum(largest) / MEGABYTE) / 1000:g}: they would push each other out; raise it "
+            "to that at least, best to what the whole archive takes, or take fewer lanes"
+        )
+    files = {shard.name: (shard.num_bytes, shard.sha256) for shard in index.shards}
+    return CachedStorage(storage, Path(config.cache_dir), limit_bytes, files)
+
+
 def open_windows(config: WindowsConfig, window: int) -> Windows:
     """Read the index, split the archive in time, and select the windows of each part.
 
@@ -91,8 +144,7 @@ def open_windows(config: WindowsConfig, window: int) -> Windows:
     Raises:
         DataError: The index does not verify, or a part that was asked for has no window.
     """
-    storage = open_storage(config.shards)
-    index = load_index(storage)
+    storage, index = open_archive(config, (config.lanes or default_lanes(config.micro)) + 1)
     spans = split_archive(index, config)
     train = _part(index, config, window, spans, "train")
     held_out = _part(index, config, window, spans, "validation") if spans["validation"] else None
@@ -110,9 +162,9 @@ def _part(
     """Select the windows of a part; what is wrong with it is told with the settings that made it."""
     whole = part == "train" and not (config.train_times or spans["validation"] or spans["test"])
     if whole or window > index.window:
-        return select_windows(index, selection(config, window, spans[part]))
+        return select_windows(index, config.selection(window, spans[part]))
     try:
-        return select_windows(index, selection(config, window, spans[part]))
+        return select_windows(index, config.selection(window, spans[part]))
     except DataError as error:
         if config.train_times is not None:
             origin, advice = f"data.{part}_times", "State other times"
@@ -123,19 +175,11 @@ def _part(
             share = config.test_share if part == "test" else config.validation_share
             origin = f"data.{part}_share {share}, data.guard_h {config.guard_h}"
             advice = f"Hold out a larger share, shorten the guard, or set data.{part}_share 0"
+        if config.train_times is None and len(index.sources) > 1:
+            advice += ", or, where its sources are of different years, state data.train_times and the other parts'"
         name = {"train": "training", "validation": "held-out", "test": "test"}[part]
         times = ", ".join(map(str, spans[part]))
         raise DataError(f"the {name} part ({times}; {origin}) has no window: {error}. {advice}") from error
-
-
-def selection(config: WindowsConfig, window: int, spans: tuple[TimeSpan, ...]) -> Selection:
-    """Select the windows of some spans as the settings say."""
-    return Selection(
-        window=window,
-        min_rain_fraction=config.min_rain_fraction,
-        target_frame=config.target_frame,
-        spans=spans,
-    )
 
 
 def open_stream(windows: Windows, config: WindowsConfig, *, seed: int, rank: int, world_size: int, pin: bool) -> Stream:
@@ -164,13 +208,53 @@ def open_stream(windows: Windows, config: WindowsConfig, *, seed: int, rank: int
         micro_batch=config.micro,
         lanes=lanes,
         block_bytes=block_bytes,
+        weights=config.weights,
         rank=rank,
         world_size=world_size,
         threads=config.threads,
         decoded_mb=config.decoded_mb,
         prefetch_steps=config.prefetch_steps,
+        prefetch_mb=config.prefetch_mb,
+        readers=config.readers,
+        quarantine=config.quarantine,
         pin_memory=pin,
     )
+
+
+def introduce(windows: Windows, stream: Stream, config: WindowsConfig) -> None:
+    """Log how sources are mixed, how often windows are read, and what a published rule would have had besides."""
+    for part, table, name, effect in (
+        ("train", windows.train, "training", "nothing is learned from it"),
+        ("validation", windows.held_out, "held-out", "held-out figures do not tell about it"),
+    ):
+        for source in _absent(windows.index, table):
+            LOG.warning(
+                "no window of %s is in the %s part (%s): %s; state data.train_times and the other parts' so that each "
+                "has some of it, or choose data.source",
+                source, name, ", ".join(map(str, windows.spans[part])) or "all times", effect,
+            )  # fmt: skip
+    if len(stream.shares) > 1:
+        LOG.info("sources: %s", "; ".join(map(str, stream.shares)))
+        changed = [share for share in stream.shares if abs(share.share - share.asked) > 1e-6]
+        if changed:
+            LOG.warning(
+                "every batch has whole lanes of each source: %s; more data.lanes come nearer",
+                "; ".join(f"{share.source} {share.share:.3g} instead of {share.asked:.3g}" for share in changed),
+            )
+    if config.select_rule == "smaat_compat":
+        lost = lost_to_gaps(windows.index, windows.train.selection)
+        LOG.info(
+            "smaat_compat: %d windows to train on; %d across gaps cannot be rebuilt", len(windows.train),
+            sum(lost.values()),
+        )  # fmt: skip
+
+
+def _absent(index: Index, table: WindowTable | None) -> list[str]:
+    """Name the sources of which a table has no window."""
+    if table is None:
+        return []
+    held = {index.origins[index.sequences[number].origin].source for number in np.unique(table.sequence).tolist()}
+    return [source for source in index.sources if source not in held]
 
 
 def wettest(index: Index, table: WindowTable) -> WindowTable:

@@ -1,24 +1,26 @@
 """KNMI's radar precipitation composites: one HDF5 file a frame.
 
 Layout and names: KNMI HDF5 Data Format Specification, v3.5 (Roozekrans and Holleman, KNMI TR-264), and the files
-themselves. Nothing in a file is trusted: formulas are parsed, never evaluated, and data.sources.hdf5 bounds memory,
-demands that every pixel was written, and follows no link to another file.
+themselves, in folders, daily tars and yearly zips. Nothing in a file is trusted: formulas are parsed, never evaluated,
+and data.sources.hdf5 bounds memory, demands that every pixel was written, and follows no link to another file.
 """
 
-import math
-import os
+import hashlib
 import re
-import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from data.frames import Crop, DataError, Frame, Grid
 from data.sources import hdf5
+from data.sources.files import Place, find
+from data.sources.source import FileRef as FileRef
+from data.sources.source import Found, FrameRef, Header, Reading, Surveyed, in_time_order
 from data.units import MISSING_COUNT, SCALES_MMH
 
 FILE_NAME: Final = re.compile(r"RAD_NL\d+_\w*?(\d{12})(?:_\w+)?\.h5", re.ASCII)
@@ -32,6 +34,13 @@ FORMULA: Final = re.compile(rf"GEO\s*=\s*({NUMBER})\s*\*\s*PV\s*(?:[+-]\s*({NUMB
 ALWAYS_MISSING: Final = (65534, MISSING_COUNT)
 """Codes that are missing whatever a file declares: newer files use 65534 besides 65535 (FACTS of the project)."""
 
+MAX_FILE_BYTES: Final = 2**26
+"""Longest file that is read: KNMI's have less than 1 MB."""
+
+SQUARE: Final = 1e-4
+"""Largest relative difference between a pixel's sides: the real-time composites since 2018 state 1.0000035 by
+-1.0000048 km, which is 1 m over the whole grid (files of nl_rdr_data_rtcor_5m 1.0)."""
+
 SECONDS_AN_HOUR: Final = 3600
 LICENCE: Final = "CC BY 4.0, KNMI"
 SYNTHETIC_GROUP: Final = "SYNTHETIC_STORMS"
@@ -39,164 +48,124 @@ SYNTHETIC_GROUP: Final = "SYNTHETIC_STORMS"
 SYNTHETIC_LICENCE: Final = "CC0-1.0, synthetic"
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileRef:
-    """A file and the end time that its name states, epoch seconds UTC."""
+class KnmiSource:
+    """KNMI composites for packing (`data.sources.source.Source`)."""
 
-    path: Path
-    end_time_s: int
+    @property
+    def settings(self) -> str:
+        """Nothing can be chosen."""
+        return "knmi"
 
+    def scan(self, paths: Sequence[Path]) -> Found:
+        """Find the composites, in time order."""
+        return Found(refs=tuple(scan(paths)))
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What a file says about its frame.
+    def survey(self, ref: FrameRef) -> Surveyed:
+        """Read a file's header, and digest its bytes."""
+        assert isinstance(ref, FileRef)
+        data = ref.place.read(MAX_FILE_BYTES)
+        header = _parsed(ref.place, data, None)[0]
+        return Surveyed(header=header, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
-    Attributes:
-        end_time_s: End of the accumulation, epoch seconds UTC.
-        scale_mmh: mm/h a count.
-        missing_codes: Counts that are no measurement, sorted.
-        grid: Where the pixels lie.
-        source: The product's name.
-        licence: Licence of the data.
-    """
-
-    end_time_s: int
-    scale_mmh: float
-    missing_codes: tuple[int, ...]
-    grid: Grid
-    source: str
-    licence: str
+    def read(self, ref: FrameRef, crop: Crop) -> Reading:
+        """Read a part of a composite, and digest the very bytes that it was read from."""
+        assert isinstance(ref, FileRef)
+        data = ref.place.read(MAX_FILE_BYTES)
+        _, counts = _parsed(ref.place, data, crop)
+        assert counts is not None
+        return Reading(counts=counts, sha256=hashlib.sha256(data).hexdigest())
 
 
 def scan(paths: Iterable[Path]) -> list[FileRef]:
-    """Find the composites among files and folders (searched to the bottom, through links), in time order.
+    """Find the composites among files, folders (searched to the bottom, through links), tars and zips, in time order.
 
     Raises:
-        DataError: A path that is not there, a folder or link that cannot be followed, no files, a name without a time,
-            or two files of one time (both named).
+        DataError: A path that is not there, a folder or link that cannot be followed, an archive that cannot be read in
+            place, no files, a name without a time, or two files of one time (both named).
     """
     given = list(paths)
-    found: dict[Path, FileRef] = {}
-    for path in given:
-        for file in _files_of(path):
-            found.setdefault(file.resolve(), FileRef(path=file, end_time_s=time_of_name(file)))
-    if not found:
+    refs = [FileRef(place=place, end_time_s=time_of_name(place)) for place in find(given, FILE_ENDINGS)]
+    if not refs:
         raise DataError(
             f"no radar files in {', '.join(map(str, given)) or 'nothing'}; "
             "expected KNMI HDF5 files such as RAD_NL25_RAP_5min_201008260005.h5"
         )
-    refs = sorted(found.values(), key=lambda ref: (ref.end_time_s, str(ref.path)))
-    for before, after in pairwise(refs):
-        if before.end_time_s == after.end_time_s:
-            raise DataError(f"two files of one time: {before.path} and {after.path}; expected one, remove the other")
-    return refs
+    return list(in_time_order(refs))
 
 
-def time_of_name(path: Path) -> int:
+def time_of_name(place: Path | Place) -> int:
     """Read the end time, epoch seconds UTC, from a file's name.
 
     Raises:
         DataError: The name holds none.
     """
-    match = FILE_NAME.fullmatch(path.name)
+    match = FILE_NAME.fullmatch(place.name)
     try:
         if match is None:
             raise ValueError("no such name")
         return int(datetime.strptime(match.group(1), "%Y%m%d%H%M").replace(tzinfo=UTC).timestamp())
     except ValueError as error:
         raise DataError(
-            f"{path}: the name holds no time; expected a KNMI composite such as RAD_NL25_RAP_5min_201008260005.h5 "
+            f"{place}: the name holds no time; expected a KNMI composite such as RAD_NL25_RAP_5min_201008260005.h5 "
             "(year, month, day, hour, minute of its end, UTC); remove the file or rename it"
         ) from error
 
 
-def read_header(path: Path) -> Header:
+def read_header(where: Path | Place) -> Header:
     """Read what a file says about its frame, without its pixels.
 
     Raises:
         DataError: The file is no KNMI composite, is damaged, or its name and content disagree about the time.
     """
-    with hdf5.opened(path) as file:
-        return _header(file, path)
+    place = Place(path=where) if isinstance(where, Path) else where
+    return _parsed(place, place.read(MAX_FILE_BYTES), None)[0]
 
 
-def read(path: Path, crop: Crop | None = None) -> Frame:
+def read(where: Path | Place, crop: Crop | None = None) -> Frame:
     """Read one composite, or a part of it.
 
     Args:
-        path: The file.
+        where: The file, or a member of an archive.
         crop: Part to keep; None for the whole grid.
 
     Raises:
         DataError: As `read_header`, or the pixels cannot be decoded, or the crop lies outside the grid.
     """
-    with hdf5.opened(path) as file:
-        header = _header(file, path)
-        grid = header.grid if crop is None else header.grid.cropped(crop)
-        part = crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
-        counts = hdf5.read_pixels(hdf5.member(file, "image1/image_data"), part)
-    for code in header.missing_codes:
-        if code != MISSING_COUNT:
-            counts[counts == code] = MISSING_COUNT
+    place = Place(path=where) if isinstance(where, Path) else where
+    data = place.read(MAX_FILE_BYTES)
+    if crop is None:
+        grid = _parsed(place, data, None)[0].grid
+        crop = Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
+    header, counts = _parsed(place, data, crop)
+    assert counts is not None
     return Frame(
         counts=counts,
         end_time_s=header.end_time_s,
         scale_mmh=header.scale_mmh,
-        grid=grid,
+        grid=header.grid.cropped(crop),
         source=header.source,
         licence=header.licence,
     )
 
 
-def _files_of(path: Path) -> Iterator[Path]:
-    """Give a file, or the radar files of a folder; folders and files behind links too, each folder once."""
-    found = _stat(path)
-    if not stat.S_ISDIR(found.st_mode):
-        yield path
-        return
-    seen = {(found.st_dev, found.st_ino)}
-    for name, folders, files in os.walk(path, onerror=_refuse_unreadable, followlinks=True):
-        folder, unseen = Path(name), []
-        for inner in sorted(folders):
-            found = _stat(folder / inner)
-            if (found.st_dev, found.st_ino) not in seen:
-                seen.add((found.st_dev, found.st_ino))
-                unseen.append(inner)
-        folders[:] = unseen
-        for file in (folder / inner for inner in sorted(files)):
-            is_radar = file.suffix.lower() in FILE_ENDINGS
-            # os.walk lists a link among the files when its folder is closed or not mounted.
-            if is_radar or file.is_symlink():
-                _stat(file)
-            if is_radar:
-                yield file
+def _parsed(place: Place, data: bytes, crop: Crop | None) -> tuple[Header, npt.NDArray[np.uint16] | None]:
+    """Read a file's header and, where a crop is asked for, these pixels."""
+    with hdf5.opened(data, str(place), "a KNMI HDF5 composite") as file:
+        header = _header(file, place)
+        if crop is None:
+            return header, None
+        crop.check_inside(header.grid.rows, header.grid.cols)
+        counts = hdf5.read_pixels(hdf5.member(file, "image1/image_data"), crop)
+    for code in header.missing_codes:
+        if code != MISSING_COUNT:
+            counts[counts == code] = MISSING_COUNT
+    return header, counts
 
 
-def _stat(path: Path) -> os.stat_result:
-    """Look at a file or folder through links; raises DataError when it is not there, closed, or neither."""
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        kind = "leads nowhere (a broken link)" if path.is_symlink() else "is not there"
-        raise DataError(f"{path} {kind}; expected a KNMI HDF5 file or a folder of them") from error
-    except OSError as error:
-        _refuse_unreadable(error)
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-        raise DataError(f"{path} is neither a file nor a folder; expected a KNMI HDF5 file or a folder of them")
-    return found
-
-
-def _refuse_unreadable(error: OSError) -> NoReturn:
-    raise DataError(
-        f"{error.filename}: could not be read: {error.strerror or error}; "
-        "frames may lie there: make it readable, or name the files and folders without it"
-    ) from error
-
-
-def _header(file: Any, path: Path) -> Header:
+def _header(file: Any, place: Place) -> Header:
     overview = hdf5.member(file, "overview")
     end_time_s = _product_time(overview, "product_datetime_end")
-    named_s = time_of_name(path)
+    named_s = time_of_name(place)
     if end_time_s != named_s:
         raise DataError(
             f"its name says that it ends at {_clock(named_s)}, product_datetime_end says {_clock(end_time_s)}; "
@@ -234,14 +203,15 @@ def _grid(file: Any) -> Grid:
             f"/image1/image_data has {rows} x {cols} pixels; expected {stated[0]} x {stated[1]} as /geographic says"
         )
     pixel_km, pixel_y_km = hdf5.number(geographic, "geo_pixel_size_x"), hdf5.number(geographic, "geo_pixel_size_y")
-    if not (math.isfinite(pixel_km) and pixel_km > 0 and pixel_y_km == -pixel_km):
+    if not (pixel_km >= SQUARE and abs(pixel_y_km + pixel_km) <= SQUARE * pixel_km):
         raise DataError(
             f"pixels of {pixel_km} by {pixel_y_km}; expected square ones whose rows run south, such as 1, -1"
         )
     return Grid(
         rows=rows,
         cols=cols,
-        pixel_km=pixel_km,
+        # To a tenth of a metre: products of one grid then have one size, and no pixel moves by more than 4 m.
+        pixel_km=round(pixel_km, 4),
         projection=hdf5.text(hdf5.member(file, "geographic/map_projection"), "projection_proj4_params"),
         x0_km=hdf5.number(geographic, "geo_column_offset") * pixel_km,
         y0_km=hdf5.number(geographic, "geo_row_offset") * pixel_y_km,
@@ -275,18 +245,22 @@ def _missing_codes(calibration: Any) -> tuple[int, ...]:
     return tuple(sorted(codes))
 
 
+def parse_product_time(text: str) -> int:
+    """Read a time as KNMI writes it, "26-AUG-2010;00:05:00.000", epoch seconds UTC; raises ValueError for another."""
+    match = PRODUCT_TIME.fullmatch(text.upper())
+    if match is None or match.group(2) not in MONTHS:
+        raise ValueError("no such time")
+    day, _, year, hour, minute, second = match.groups()
+    month = MONTHS.index(match.group(2)) + 1
+    return int(datetime(int(year), month, int(day), int(hour), int(minute), int(second), tzinfo=UTC).timestamp())
+
+
 def _product_time(overview: Any, name: str) -> int:
     text = hdf5.text(overview, name)
-    match = PRODUCT_TIME.fullmatch(text.upper())
     try:
-        if match is None or match.group(2) not in MONTHS:
-            raise ValueError("no such time")
-        day, _, year, hour, minute, second = match.groups()
-        month = MONTHS.index(match.group(2)) + 1
-        time = datetime(int(year), month, int(day), int(hour), int(minute), int(second), tzinfo=UTC)
+        return parse_product_time(text)
     except ValueError as error:
         raise DataError(f"{name} is {text!r}; expected a time such as '26-AUG-2010;00:05:00.000'") from error
-    return int(time.timestamp())
 
 
 def _clock(time_s: int) -> str:

@@ -16,8 +16,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from data.batches import default_block_bytes
 from data.frames import parse_crop
-from data.plan import Selection, WindowTable, default_block_bytes, select_windows
+from data.selection import Selection, WindowTable, select_windows
 from data.sources import knmi, synthetic
 from data.stream import Stream
 from tests.data.archives import PackedArchive, pack_archive

@@ -48,6 +48,7 @@ def _train_s(run: Pretraining, stream: object, steps: int) -> float:
         evaluate=None,
         stop_asked=lambda: False,
         windows=lambda _rows: [],
+        fail=lambda _failure: None,
     )
     config = run.config
     loop = Loop(

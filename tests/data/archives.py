@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data.frames import Crop, Grid
-from data.plan import WindowTable
+from data.origin_frames import with_rain_after
+from data.origins import Origin
+from data.selection import WindowTable
 from data.sequences import cut_run
 from data.shard_writer import PackedFrame, PlannedSequence, pack_frame, write_shard
 from data.shards import Index, SequenceEntry, ShardEntry, describe_archive, dump_index, signed
@@ -18,6 +20,17 @@ from data.storage import Storage, open_storage
 DAY_S = 86400
 CADENCE_S = 300
 FIRST_S = 1262304000
+
+
+def whole_origin(rows: int, cols: int, source: str = "test", scale_mmh: float = 0.12) -> Origin:
+    """Make an origin that packs the whole of a grid."""
+    return Origin(
+        source=source,
+        licence="none",
+        scale_mmh=scale_mmh,
+        grid=Grid(rows=rows, cols=cols, pixel_km=1.0, projection="", x0_km=0.0, y0_km=0.0),
+        crop=Crop(row0=0, row1=rows, col0=0, col1=cols),
+    )
 
 
 def index_in_memory(
@@ -53,6 +66,7 @@ def index_in_memory(
             sequences.append(
                 SequenceEntry(
                     key=key,
+                    origin=0,
                     shard=shard,
                     start_s=time_s + piece.first * CADENCE_S,
                     num_frames=piece.num_frames,
@@ -67,6 +81,7 @@ def index_in_memory(
                     frame_ends=tuple(range(frame_bytes, frames_bytes + 1, frame_bytes)),
                     rain_fraction=tuple(rain[(seen + piece.first + i) % len(rain)] for i in range(piece.num_frames)),
                     missing=(0,) * piece.num_frames,
+                    rain_after=-1.0,
                 )
             )
             filled[shard] += num_bytes
@@ -74,18 +89,14 @@ def index_in_memory(
         time_s += (num_run_frames + gap_frames) * CADENCE_S
     # Not signed: the digest of a long archive takes longer than planning it.
     return Index(
-        schema_version=1,
-        source="test",
-        licence="none",
+        schema_version=2,
         cadence_s=CADENCE_S,
         rows=32,
         cols=32,
-        scale_mmh=0.12,
         missing_count=65535,
         window=window,
         max_frames=max_frames,
-        crop=Crop(row0=0, row1=32, col0=0, col1=32),
-        grid=Grid(rows=32, cols=32, pixel_km=1.0, projection="", x0_km=0.0, y0_km=0.0),
+        origins=(whole_origin(32, 32),),
         shards=tuple(
             ShardEntry(name=f"shard-{i:05d}.tar", num_bytes=filled[i] + 1024, sha256="0" * 64)
             for i in range(num_shards)
@@ -142,24 +153,25 @@ def pack_archive(
             key = f"s{len(planned):04d}"
             planned.append(
                 PlannedSequence(
-                    key=key, first=first + piece.first, num_frames=piece.num_frames, num_starts=piece.num_starts
+                    key=key,
+                    origin=0,
+                    start_s=times_s[first + piece.first],
+                    first=first + piece.first,
+                    num_frames=piece.num_frames,
+                    num_starts=piece.num_starts,
                 )
             )
             if keep_counts:
                 counts_thw[key] = run_thw[piece.first : piece.first + piece.num_frames]
     draft = Index(
-        schema_version=1,
-        source="test",
-        licence="none",
+        schema_version=2,
         cadence_s=CADENCE_S,
         rows=rows,
         cols=cols,
-        scale_mmh=0.12,
         missing_count=65535,
         window=window,
         max_frames=max_frames,
-        crop=Crop(row0=0, row1=rows, col0=0, col1=cols),
-        grid=Grid(rows=rows, cols=cols, pixel_km=1.0, projection="", x0_km=0.0, y0_km=0.0),
+        origins=(whole_origin(rows, cols),),
         shards=(),
         sequences=(),
         statistics={},
@@ -170,15 +182,16 @@ def pack_archive(
             f"shard-{i:05d}.tar",
             i,
             planned[i::num_shards],
-            times_s,
-            describe_archive(draft),
+            [describe_archive(draft, origin) for origin in draft.origins],
             lambda sequence: packed[sequence.first : sequence.first + sequence.num_frames],
         )
         for i in range(min(num_shards, len(planned)))
     ]
     shards = tuple(one.shard for one in written)
     sequences = tuple(sorted((entry for one in written for entry in one.sequences), key=lambda entry: entry.start_s))
-    index = signed(replace(draft, shards=shards, sequences=sequences))
+    index = signed(
+        replace(draft, shards=shards, sequences=with_rain_after(sequences, cadence_s=CADENCE_S, num_pixels=rows * cols))
+    )
     storage.write("index.json", dump_index(index))
     return PackedArchive(folder=folder, storage=storage, index=index, counts_thw=counts_thw)
 

@@ -3,18 +3,22 @@
 import hashlib
 import os
 import shutil
+import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
+import pyproj
 
 from data.frames import Crop
+from data.sources.knmi import MONTHS
 from data.sources.synthetic import file_name, write_knmi_file
 from data.survey import PackOptions
 
@@ -120,3 +124,114 @@ def closed_folder(mode: int) -> Iterator[tuple[Path, Path]]:
     finally:
         closed.chmod(0o755)
         shutil.rmtree(folder)
+
+
+def write_archive(path: Path, files: Iterable[Path], *, stored: bool = False) -> Path:
+    """Put files into a tar or zip, by its ending, in a folder inside it."""
+    if path.suffix == ".tar":
+        with tarfile.open(path, "w") as tar:
+            for file in files:
+                tar.add(file, arcname=f"2020/{file.name}")
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, f"2020/{file.name}")
+    return path
+
+
+LAEA = "+proj=laea +lat_0=55.0 +lon_0=10.0 +x_0=1950000.0 +y_0=-2100000.0 +units=m +ellps=WGS84"
+"""OPERA's projection: its composites' upper left corner lies at (0, 0)."""
+
+
+def odim_name(end_time_s: int) -> str:
+    """Name an ODIM file as OPERA does."""
+    return f"T_TEST21_C_EUOC_{datetime.fromtimestamp(end_time_s, UTC):%Y%m%d%H%M%S}.hdf"
+
+
+def write_odim_file(
+    path: Path,
+    raw_hw: npt.NDArray[Any],
+    end_time_s: int,
+    *,
+    quantity: str = "RATE",
+    levels: tuple[float, float, float, float] = (1.0, 0.0, -9999000.0, -8888000.0),
+    period_s: int = 300,
+    edit: Callable[[Any], None] | None = None,
+    **storage: Any,
+) -> None:
+    """Write a composite as ODIM_H5 says, of 2 km pixels.
+
+    Args:
+        path: The file.
+        raw_hw: Stored values (rows, cols).
+        end_time_s: End of the data and nominal time.
+        quantity: What they are.
+        levels: Gain, offset, nodata, undetect.
+        period_s: From the start of the data to their end.
+        edit: Changes the file at last.
+        storage: How h5py stores the values.
+    """
+    rows, cols = raw_hw.shape
+    to_degrees = pyproj.Proj(LAEA)
+    corners = {"UL": (0, 0), "UR": (cols, 0), "LL": (0, rows), "LR": (cols, rows)}
+    start, end = (datetime.fromtimestamp(time_s, UTC) for time_s in (end_time_s - period_s, end_time_s))
+    with h5py.File(path, "w") as file:
+        file.attrs["Conventions"] = np.bytes_("ODIM_H5/V2_2")
+        what = file.create_group("what").attrs
+        what.update(object=np.bytes_("COMP"), version=np.bytes_("H5rad 2.2"), source=np.bytes_("ORG:247"),
+                    date=np.bytes_(f"{end:%Y%m%d}"), time=np.bytes_(f"{end:%H%M%S}"))  # fmt: skip
+        where = file.create_group("where").attrs
+        where.update(projdef=np.bytes_(LAEA), xsize=cols, ysize=rows, xscale=2000.0, yscale=2000.0)
+        for name, (col, row) in corners.items():
+            where[f"{name}_lon"], where[f"{name}_lat"] = to_degrees(col * 2000.0, -row * 2000.0, inverse=True)
+        file.create_group("dataset1/what").attrs.update(
+            product=np.bytes_("COMP"), startdate=np.bytes_(f"{start:%Y%m%d}"), starttime=np.bytes_(f"{start:%H%M%S}"),
+            enddate=np.bytes_(f"{end:%Y%m%d}"), endtime=np.bytes_(f"{end:%H%M%S}"),
+        )  # fmt: skip
+        gain, offset, nodata, undetect = levels
+        file.create_group("dataset1/data1/what").attrs.update(
+            quantity=np.bytes_(quantity), gain=gain, offset=offset, nodata=nodata, undetect=undetect
+        )
+        file.create_dataset("dataset1/data1/data", data=raw_hw, **storage)
+        if edit:
+            edit(file)
+
+
+def rates(number: int, rows: int, cols: int) -> npt.NDArray[np.float64]:
+    """Make a frame of rates in mm/h, 0.01 apart, with OPERA's codes of no echo and no radar."""
+    random = np.random.default_rng(number)
+    rain_mmh = random.integers(1, 3000, (rows, cols)) / 100
+    rain_mmh[random.random((rows, cols)) < 0.5] = -8888000.0
+    rain_mmh[random.random((rows, cols)) < 0.1] = -9999000.0
+    return rain_mmh
+
+
+def write_odim_series(folder: Path, numbers: Iterable[int], *, size: tuple[int, int] = (24, 20)) -> list[Path]:
+    """Write frames `numbers` of a series of rates; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in numbers:
+        time_s = FIRST_S + number * 300
+        paths.append(folder / odim_name(time_s))
+        write_odim_file(paths[-1], rates(number, *size), time_s, chunks=(7, 9), compression="gzip")
+    return paths
+
+
+def product_time(time_s: int) -> str:
+    """Write a time as KNMI does."""
+    time = datetime.fromtimestamp(time_s, UTC)
+    return f"{time:%d}-{MONTHS[time.month - 1]}-{time:%Y;%H:%M:%S}.000"
+
+
+def write_collected(
+    path: Path, groups: dict[str, tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]], **storage: Any
+) -> None:
+    """Write SmaAt-UNet's collected HDF5 from counts (..., rows, cols) and end times (...) of each group."""
+    with h5py.File(path, "w") as file:
+        for group, (counts, times_s) in groups.items():
+            values = (counts / np.float64(4783)).astype(np.float32)
+            file.create_dataset(f"{group}/images", data=values, **storage)
+            stamps = np.array([product_time(int(time_s)) for time_s in times_s.ravel()], object)
+            file.create_dataset(
+                f"{group}/timestamps", data=stamps.reshape(*times_s.shape, 1), dtype=h5py.string_dtype("ascii")
+            )

@@ -94,6 +94,33 @@ def test_every_missing_code_becomes_65535(radar_file: Path) -> None:
     np.testing.assert_array_equal(read(radar_file).counts, expected)
 
 
+def test_headers_as_the_real_time_composites_have_them(radar_file: Path) -> None:
+    """Attributes of nl_rdr_data_rtcor_5m as published files state them: sides that differ in the sixth digit."""
+
+    def edit(file: Any) -> None:
+        file["geographic"].attrs.update(
+            geo_pixel_size_x=np.array([1.0000035], np.float32),
+            geo_pixel_size_y=np.array([-1.0000048], np.float32),
+            geo_row_offset=np.array([3649.982], np.float32),
+        )
+        file["image1"].attrs["image_geo_parameter"] = np.bytes_("PRECIP_[MM]")
+        file["image1/calibration"].attrs.update(
+            calibration_formulas=np.bytes_("GEO=0.010000*PV+0.000000"),
+            calibration_missing_data=np.array([65534], np.int32),
+        )
+        file["geographic/map_projection"].attrs["projection_proj4_params"] = np.bytes_(
+            "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=60 +a=6378.14 +b=6356.75 +x_0=0 y_0=0"
+        )
+        file.create_dataset("image2/image_data", data=np.zeros((6, 5), np.uint8))
+
+    change(radar_file, edit)
+    header = read_header(radar_file)
+    assert (header.scale_mmh, header.missing_codes) == (0.12, (65534, 65535))
+    assert header.grid.pixel_km == 1.0
+    assert header.grid.y0_km == pytest.approx(-3650.0, abs=1e-3)
+    np.testing.assert_array_equal(read(radar_file).counts, random_counts(5, 6, 5))
+
+
 def test_big_endian_counts_are_read(radar_file: Path) -> None:
     counts = random_counts(7, 6, 5)
     change(radar_file, replace_image(data=counts.astype(">u2")))
@@ -170,6 +197,7 @@ BROKEN: list[tuple[Callable[[Any], None], str]] = [
     (set_attribute("geographic", "geo_number_rows", 7), "6 x 5 pixels; expected 7 x 5"),
     (set_attribute("geographic", "geo_pixel_size_x", np.nan), "geo_pixel_size_x .* expected a number"),
     (set_attribute("geographic", "geo_pixel_size_y", 1.0), "expected square ones whose rows run south"),
+    (set_attribute("geographic", "geo_pixel_size_y", -1.001), "expected square ones whose rows run south"),
     (set_attribute("image1/calibration", "calibration_missing_data", 0), r"missing codes \[0, 65534, 65535\]"),
     (replace_image(data=np.zeros((6, 5), np.int16)), "expected uint16"),
     (replace_image(data=np.zeros((6, 5), np.float32)), "expected uint16"),

@@ -70,7 +70,7 @@ def test_sequences_are_dealt_round_robin(radar: Path, tmp_path: Path) -> None:
 
 def test_statistics_count_every_frame_once(radar: Path, tmp_path: Path) -> None:
     index = pack([radar], tmp_path / "out", OPTIONS)
-    rain = RainTotals.from_json(index.statistics)
+    rain = RainTotals.from_json(index.statistics[index.source])
     counts = np.stack([cropped(number) for number in NUMBERS])
     valid = counts[counts != 65535].astype(np.int64)
     assert (rain.frames, rain.pixels, rain.valid) == (len(NUMBERS), counts.size, valid.size)
@@ -78,6 +78,18 @@ def test_statistics_count_every_frame_once(radar: Path, tmp_path: Path) -> None:
     edges = [0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, np.inf]
     assert rain.rain_classes == tuple(np.histogram(np.round(valid * 0.12, 6), edges)[0])
     assert sum(rain.rain_classes) == rain.valid
+
+
+def test_the_index_knows_the_rain_after_every_sequence(radar: Path, tmp_path: Path) -> None:
+    """It is the next frame's, across gaps too, a share of all pixels, the missing ones too."""
+    index = pack([radar], tmp_path / "out", OPTIONS)
+    for entry in index.sequences:
+        last = (entry.start_s - FIRST_S) // 300 + entry.num_frames - 1
+        later = [number for number in NUMBERS if number > last]
+        counts = cropped(later[0]) if later else None
+        expected = -1.0 if counts is None else ((counts > 0) & (counts != 65535)).sum() / counts.size
+        assert entry.rain_after == expected
+    assert index.sequences[-1].rain_after == -1.0
 
 
 def test_the_summary_counts_gaps_runs_and_windows(radar: Path, tmp_path: Path) -> None:
@@ -220,7 +232,7 @@ def test_real_files_pack_to_a_fifth_of_their_bytes(shared_dir: Path, tmp_path: P
     assert [count_windows(index, 12, share) for share in (0.0, 0.2, 0.5)] == [51, 51, 25]
     assert [count_windows(index, 24, share) for share in (0.0, 0.2, 0.5)] == [39, 39, 17]
     assert sum(shard.num_bytes for shard in index.shards) < 16_000 * 62
-    assert RainTotals.from_json(index.statistics).valid == 62 * 288 * 288
+    assert RainTotals.from_json(index.statistics[index.source]).valid == 62 * 288 * 288
 
 
 BAD_STATISTICS = [
@@ -242,7 +254,7 @@ def test_inspect_refuses_statistics_that_cannot_be(
     radar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], values: dict[str, Any], message: str
 ) -> None:
     index = pack([radar], tmp_path / "out", OPTIONS)
-    changed = signed(replace(index, statistics=index.statistics | values))
+    changed = signed(replace(index, statistics={index.source: index.statistics[index.source] | values}))
     (tmp_path / "out" / "index.json").write_bytes(dump_index(changed))
     assert main(["inspect", str(tmp_path / "out")]) == 4
     assert re.search(f"statistics: key {message}", capsys.readouterr().err)
@@ -252,5 +264,5 @@ def test_inspect_refuses_statistics_that_cannot_be(
 def test_very_long_and_flat_frames_are_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
     write_series(tmp_path / "radar", range(12), size=size)
     index = pack([tmp_path / "radar"], tmp_path / "out", PackOptions(window=2))
-    index = replace(index, source="$\\frac{")
+    index = replace(index, origins=(replace(index.origins[0], source="$\\frac{"),))
     assert draw_contact_sheet(open_storage(tmp_path / "out"), index).startswith(b"\x89PNG")

@@ -20,7 +20,7 @@ from data.frames import DataError
 from data.pack import main, pack
 from data.pack_state import dump_record
 from data.shard_writer import WrittenShard
-from data.summary import RainTotals
+from data.summary import RainTotals, totals_from_json
 from data.survey import PackOptions, survey
 from tests.data.radar_files import CROP, OPTIONS, digests, write_series
 
@@ -69,10 +69,12 @@ def interrupted(radar: Path, out: Path) -> None:
     (out / ".packing").mkdir()
     (out / ".packing" / "job.json").write_text(json.dumps({"job": job.digest}))
     # All of the rain stands in the first record: only the sum of the records is known from here.
-    totals = RainTotals.from_json(index.statistics)
+    totals = totals_from_json(index.statistics)
     for number, shard in enumerate(index.shards):
         own = tuple(entry for entry in index.sequences if entry.shard == number)
-        written = WrittenShard(shard=shard, sequences=own, totals=RainTotals.none() if number else totals)
+        written = WrittenShard(
+            shard=shard, sequences=own, totals=dict.fromkeys(totals, RainTotals.none()) if number else totals
+        )
         (out / ".packing" / f"shard-{number:05d}.json").write_bytes(dump_record(written))
 
 
@@ -81,7 +83,7 @@ def not_a_list(record: dict[str, Any]) -> None:
 
 
 def other_rain(record: dict[str, Any]) -> None:
-    record["record"]["totals"]["wet"] += 1
+    next(iter(record["record"]["totals"].values()))["wet"] += 1
 
 
 def infinite_share(record: dict[str, Any]) -> None:
@@ -226,7 +228,15 @@ def test_ctrl_c_stops_with_a_word_and_can_go_on(tmp_path: Path) -> None:
     # Enough work that much of it is left when the first shard is seen finished.
     write_series(radar, range(36), size=(600, 600))
     command = [sys.executable, "-m", "data.pack", "knmi", str(radar), "--out", str(out), "--window=1", "--frames=3"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=lambda: os.nice(19))
+
+    def slow_and_open_to_signals() -> None:
+        os.nice(19)
+        # What runs in the background of a script ignores Ctrl-C, and so do its children.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=slow_and_open_to_signals
+    )
     deadline = time.monotonic() + 60
     while not (records / "shard-00000.json").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)

@@ -3,26 +3,17 @@
 import time
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.batches import BatchError, check_batches, default_block_bytes, default_lanes
 from data.frames import DataError
-from data.plan import (
-    MIN_WINDOW_BYTES,
-    BatchError,
-    Selection,
-    WindowTable,
-    check_batches,
-    default_block_bytes,
-    default_lanes,
-    evaluation_plan,
-    order_lanes,
-    plan,
-    select_windows,
-)
+from data.plan import MIN_WINDOW_BYTES, evaluation_plan, order_lanes, plan
+from data.selection import Selection, WindowTable, select_windows
 from data.sequences import TimeSpan
 from data.shards import Index
 from tests.data.archives import CADENCE_S, DAY_S, FIRST_S, index_in_memory
@@ -160,7 +151,11 @@ def test_plan_keeps_its_promises(
         table = select_windows(index, Selection(window=window))
     except DataError:
         return
-    sizes = {"micro_batch": lanes * per_lane, "global_batch": lanes * per_lane * micro_steps, "lanes": lanes}
+    sizes: dict[str, Any] = {
+        "micro_batch": lanes * per_lane,
+        "global_batch": lanes * per_lane * micro_steps,
+        "lanes": lanes,
+    }
     if len(table) < sizes["global_batch"]:
         with pytest.raises(BatchError, match="fewer than one global batch"):
             plan(index, table, seed=seed, epoch=epoch, block_bytes=block_bytes, **sizes)
@@ -186,7 +181,7 @@ def test_epochs_differ_in_order_and_in_what_they_drop() -> None:
     index = index_in_memory([300] * 5, window=4, max_frames=40, num_shards=4)
     table = select_windows(index, Selection(window=4))
     global_batch = next(size for size in range(64, 160, 16) if len(table) % size > 8)
-    sizes = {"global_batch": global_batch, "micro_batch": 16, "lanes": 8, "block_bytes": 2**20}
+    sizes: dict[str, Any] = {"global_batch": global_batch, "micro_batch": 16, "lanes": 8, "block_bytes": 2**20}
     epochs = [plan(index, table, seed=1, epoch=epoch, **sizes) for epoch in range(3)]
     dropped = [set(range(len(table))) - set(window_sab.ravel().tolist()) for window_sab in epochs]
     assert not np.array_equal(epochs[0], epochs[1])

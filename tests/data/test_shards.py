@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from data.frames import Crop, DataError, Grid
+from data.origins import Origin
 from data.shards import (
     Index,
     SequenceEntry,
@@ -27,20 +28,25 @@ from data.storage import open_storage
 def small_index() -> Index:
     """Make an index of one shard and two sequences of two frames of 2 x 3 pixels."""
 
-    def entry(key: str, offset: int, start_s: int) -> SequenceEntry:
+    def entry(key: str, origin: int, offset: int, start_s: int) -> SequenceEntry:
         return SequenceEntry(
-            key=key, shard=0, start_s=start_s, num_frames=2, num_starts=2, offset=offset, num_bytes=2048,
+            key=key, origin=origin, shard=0, start_s=start_s, num_frames=2, num_starts=2, offset=offset, num_bytes=2048,
             sha256="a" * 64, json_offset=offset + 512, json_bytes=10, frames_offset=offset + 1536, frames_bytes=30,
             frame_ends=(10, 30), rain_fraction=(0.0, 0.5), missing=(0, 6),
+            rain_after=0.25,
         )  # fmt: skip
+
+    def origin(row0: int, source: str, scale_mmh: float) -> Origin:
+        grid = Grid(rows=4, cols=3, pixel_km=1.0, projection="+proj=stere", x0_km=0.0, y0_km=0.0)
+        crop = Crop(row0=row0, row1=row0 + 2, col0=0, col1=3)
+        return Origin(source=source, licence="none", scale_mmh=scale_mmh, grid=grid, crop=crop)
 
     return signed(
         Index(
-            schema_version=1, source="test", licence="none", cadence_s=300, rows=2, cols=3, scale_mmh=0.12,
-            missing_count=65535, window=2, max_frames=2, crop=Crop(row0=1, row1=3, col0=0, col1=3),
-            grid=Grid(rows=4, cols=3, pixel_km=1.0, projection="+proj=stere", x0_km=0.0, y0_km=0.0),
+            schema_version=2, cadence_s=300, rows=2, cols=3, missing_count=65535, window=2, max_frames=2,
+            origins=(origin(0, "test", 0.12), origin(1, "test", 0.12), origin(0, "other", 0.5)),
             shards=(ShardEntry(name="shard-00000.tar", num_bytes=5120, sha256="b" * 64),),
-            sequences=(entry("a", 0, 0), entry("b", 2048, 9000)), statistics={"frames": 4},
+            sequences=(entry("a", 0, 0, 0), entry("b", 2, 2048, 9000)), statistics={"frames": 4},
         )
     )  # fmt: skip
 
@@ -53,11 +59,25 @@ def test_an_index_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert dump_index(load_index(storage)) == dump_index(index)
 
 
+def another(value: Any) -> Any:
+    """Change a value to another of its type."""
+    match value:
+        case Grid():
+            return replace(value, rows=value.rows + 1)
+        case Crop():
+            return replace(value, row0=value.row0 + 1)
+        case str():
+            return value + "x"
+        case tuple():
+            return value[::-1]
+        case _:
+            return value + 1
+
+
 def test_the_fingerprint_covers_every_field() -> None:
     index = small_index()
     others: dict[str, Any] = {
-        "crop": replace(index.crop, row0=0),
-        "grid": replace(index.grid, pixel_km=2.0),
+        "origins": (replace(index.origins[0], licence="x"), *index.origins[1:]),
         "shards": (replace(index.shards[0], sha256="c" * 64),),
         "sequences": (replace(index.sequences[0], missing=(0, 5)), index.sequences[1]),
         "statistics": {"frames": 5},
@@ -68,12 +88,11 @@ def test_the_fingerprint_covers_every_field() -> None:
         changed = replace(index, **{field.name: value + 1 if other is None else other})
         assert changed != index
         assert (fingerprint_of(changed) == index.fingerprint) == (field.name == "fingerprint"), field.name
-    for field in (*fields(SequenceEntry), *fields(ShardEntry)):
-        name = "sequences" if field in fields(SequenceEntry) else "shards"
+    named = [("sequences", SequenceEntry), ("shards", ShardEntry), ("origins", Origin)]
+    for name, field in [(name, field) for name, cls in named for field in fields(cls)]:
         first, *rest = getattr(index, name)
         value = getattr(first, field.name)
-        other = value + "x" if isinstance(value, str) else value[::-1] if isinstance(value, tuple) else value + 1
-        entries: Any = (replace(first, **{field.name: other}), *rest)
+        entries: Any = (replace(first, **{field.name: another(value)}), *rest)
         changed = replace(index, **{name: entries})
         assert fingerprint_of(changed) != index.fingerprint, field.name
 
@@ -86,24 +105,40 @@ def edit_sequence(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda values: values["sequences"][1].__setitem__(key, value)
 
 
+def edit_origin(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda values: values["origins"][2].__setitem__(key, value)
+
+
 def edit_shard(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda values: values["shards"][0].__setitem__(key, value)
 
 
 DAMAGE = [
-    (edit_top("schema_version", 2), "schema_version is 2, this program reads 1"),
+    (edit_top("schema_version", 1), "schema_version is 1, this program reads 2; pack the archive again"),
     (edit_top("cadence_s", 0), "key cadence_s is 0"),
     (edit_top("cadence_s", 300.0), "key 'cadence_s' is 300.0; expected int"),
-    (edit_top("scale_mmh", -1.0), "key scale_mmh is -1.0"),
+    (edit_origin("scale_mmh", -1.0), r"key origins\[2\]\.scale_mmh is -1.0"),
     (edit_top("missing_count", 0), "key missing_count is 0; expected 65535"),
     (edit_top("window", 3), "key window is 3"),
-    (edit_top("rows", 3), "key rows, cols is .3, 3.; expected .2, 3."),
-    (edit_top("crop", {"row0": 0, "row1": 2, "col0": 1, "col1": 4}), "outside the grid of 4 rows and 3 columns"),
-    (edit_top("crop", None), "key 'crop' is None"),
+    (edit_top("packed_from", "a pack"), "key packed_from is a pack; expected 64 hexadecimal digits"),
+    (edit_top("rows", 3), r"key rows, cols is .3, 3.; expected .2, 3., those of origins\[0\]\.crop"),
+    (edit_origin("crop", {"row0": 0, "row1": 3, "col0": 0, "col1": 3}), r"expected .3, 3., those of origins\[2\]\."),
+    (edit_origin("crop", {"row0": 0, "row1": 2, "col0": 1, "col1": 4}), "outside the grid of 4 rows and 3 columns"),
+    (edit_origin("crop", None), r"origins\[2\]: key 'crop' is None"),
+    (edit_origin("crop", {}), r"origins\[2\]: crop: key 'row0' is missing"),
+    (edit_origin("source", "test"), r"key origins\[2\]\.scale_mmh is 0.5; expected 0.12, as in the source's other"),
+    (lambda values: values["origins"].__setitem__(1, values["origins"][0]), r"key origins\[1\] is one that came"),
+    (edit_top("origins", []), "key origins is empty"),
+    (edit_top("origins", [7]), r"origins\[0\] is of type int"),
+    (edit_sequence("origin", 3), r"\.origin is 3; expected 0 to 2"),
+    (edit_sequence("origin", -1), r"\.origin is -1"),
+    (edit_sequence("rain_after", 1.5), r"\.rain_after is 1.5; expected 0 to 1, or -1"),
+    (edit_sequence("rain_after", -0.5), r"\.rain_after is -0.5"),
+    (edit_sequence("rain_after", None), "'rain_after' is None; expected float"),
     (edit_top("sequences", []), "key sequences is empty"),
     (edit_top("sequences", [7]), r"sequences\[0\] is of type int"),
     (edit_top("surprise", 1), "key 'surprise' is unknown"),
-    (lambda values: values.pop("licence"), "key 'licence' is missing"),
+    (lambda values: values["origins"][0].pop("licence"), r"origins\[0\]: key 'licence' is missing"),
     (edit_shard("name", "../shard.tar"), r"key shards\[0\].name is ../shard.tar"),
     (edit_shard("sha256", "B" * 64), r"key shards\[0\].sha256"),
     (edit_shard("num_bytes", 4000), r"key sequences\[1\] \(b\).offset is bytes 2048 to 4096.*inside the shard's 4000"),
@@ -124,17 +159,23 @@ DAMAGE = [
     (edit_sequence("missing", [0, True]), "'missing' holds other values than int"),
     (edit_top("cadence_s", 86401), "key cadence_s is 86401; expected 1 to 86400 s"),
     (edit_top("cadence_s", 10**25), "key cadence_s is 10{25}; expected 1 to 86400 s"),
-    (edit_top("scale_mmh", 1e99), r"key scale_mmh is 1e\+99; expected 1e-06 to 100 mm/h"),
-    (edit_top("scale_mmh", 10**400), "key 'scale_mmh' is a whole number beyond every measure"),
+    (edit_origin("scale_mmh", 1e99), r"key origins\[2\]\.scale_mmh is 1e\+99; expected 1e-06 to 100 mm/h"),
+    (edit_origin("scale_mmh", 10**400), "key 'scale_mmh' is a whole number beyond every measure"),
     (edit_sequence("rain_fraction", [0, 10**400]), "'rain_fraction' is a whole number beyond every measure"),
-    (lambda values: values["grid"].update(x0_km=10**400), "grid: key 'x0_km' is a whole number beyond every measure"),
+    (
+        lambda values: values["origins"][0]["grid"].update(x0_km=10**400),
+        r"origins\[0\]: grid: key 'x0_km' is a whole number beyond every measure",
+    ),
     (edit_sequence("start_s", 10**18), r"\.start_s is 10{18}, .*years 1900 to 2199"),
     (edit_sequence("start_s", -(10**10)), r"\.start_s is -10{10}"),
     (edit_sequence("start_s", 7_258_118_400 - 300), r"\.start_s is 7258118100, the last frame's 7258118400"),
-    (edit_top("source", "\ud800"), r"key source is '\\ud800'; expected printable text"),
-    (edit_top("source", "\x1b[2J"), r"key source is '\\x1b\[2J'; expected printable"),
-    (edit_top("licence", "a\nb"), r"key licence is 'a\\nb'"),
-    (lambda values: values["grid"].update(projection="\x9b2J"), r"key grid.projection is '\\x9b2J'"),
+    (edit_origin("source", "\ud800"), r"key origins\[2\]\.source is '\\ud800'; expected printable text"),
+    (edit_origin("source", "\x1b[2J"), r"key origins\[2\]\.source is '\\x1b\[2J'; expected printable"),
+    (edit_origin("licence", "a\nb"), r"key origins\[2\]\.licence is 'a\\nb'"),
+    (
+        lambda values: values["origins"][0]["grid"].update(projection="\x9b2J"),
+        r"key origins\[0\]\.grid\.projection is '\\x9b2J'",
+    ),
     (edit_sequence("key", "\x1b[2J"), r"sequences\[1\] \('\\x1b\[2J'\).key is '\\x1b\[2J'; expected letters"),
     (edit_shard("name", "\x1b.tar"), r"shards\[0\].name is '\\x1b.tar'; expected a plain name"),
     (edit_top("\x1b[2J", 1), r"key '\\x1b\[2J' is unknown"),
@@ -182,6 +223,23 @@ def test_numbers_beyond_every_measure_are_refused(tmp_path: Path, key: bytes, nu
     storage.write("index.json", content.replace(key, key[: key.rindex(b":") + 1] + b"[" * (b"[" in key) + number))
     with pytest.raises(DataError, match=r"index\.json"):
         load_index(storage)
+
+
+def test_grids_that_differ_are_told_in_words() -> None:
+    index = small_index()
+    moved = replace(index.origins[2], grid=replace(index.origins[2].grid, x0_km=7.5))
+    mixed = replace(index, origins=(*index.origins[:2], moved))
+    with pytest.raises(
+        DataError, match=r"grid: .* such as 4 x 3 pixels from x 0 km, y 0 km and 4 x 3 pixels from x 7.5 km"
+    ):
+        _ = mixed.grid
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    data = dump_index(small_index()).replace(b'"cadence_s":300', b'"cadence_s":600,"cadence_s":300')
+    open_storage(tmp_path).write("index.json", data)
+    with pytest.raises(DataError, match="a key stands in an object twice"):
+        load_index(open_storage(tmp_path))
 
 
 def test_statistics_nested_without_end_are_refused(tmp_path: Path) -> None:

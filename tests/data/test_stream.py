@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.batches import BatchError
 from data.feed import BlockMaker
-from data.plan import BatchError, Selection, WindowTable, plan, select_windows
-from data.storage import Storage
+from data.plan import plan
+from data.selection import Selection, WindowTable, select_windows
 from data.stream import Batch, Stream, evaluation_batches
 from tests.data.archives import PackedArchive, pack_archive, random_runs
+from tests.data.remote_folder import RemoteFolder
 
 ROWS, COLS, WINDOW = 12, 16, 4
 FRAME_MB = ROWS * COLS * 2 / 2**20
@@ -207,18 +209,6 @@ def test_neighbouring_windows_share_decoded_frames(archive: PackedArchive) -> No
     assert decoded[0] < decoded[1] <= WINDOW
 
 
-class SlowStorage:
-    """A storage whose reads take a while, as an object store's do."""
-
-    def __init__(self, storage: Storage, gate: threading.Event) -> None:
-        self._storage, self._gate = storage, gate
-        self.url = storage.url
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
-        self._gate.wait(timeout=0.02)
-        return self._storage.read(name, start, stop)
-
-
 def test_closing_early_joins_all_threads(archive: PackedArchive) -> None:
     table = select_windows(archive.index, Selection(window=WINDOW))
     stream = make_stream(archive, table, threads=3)
@@ -228,7 +218,7 @@ def test_closing_early_joins_all_threads(archive: PackedArchive) -> None:
             next(steps)
         steps.close()
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("rainspark")]
-    slow: Any = SlowStorage(archive.storage, threading.Event())
+    slow = RemoteFolder(archive.folder, latency_s=0.02)
     steps = Stream(
         slow, archive.index, table, seed=0, global_batch=24, micro_batch=12, lanes=4, block_bytes=60_000, decoded_mb=1
     ).steps(0, 50)

@@ -11,7 +11,8 @@ import pytest
 
 from data.decode import check_sequence
 from data.frames import Crop, DataError, Grid
-from data.plan import Selection, plan, select_windows
+from data.plan import plan
+from data.selection import Selection, select_windows
 from data.shards import Index, dump_index, load_index, signed
 from data.stream import Stream, evaluation_batches
 from tests.data.archives import PackedArchive, pack_archive, random_runs
@@ -106,24 +107,26 @@ def test_an_error_comes_at_the_step_that_needs_the_sequence(tmp_path: Path) -> N
         assert good == list(range(first_use))
 
 
-OTHERS: dict[str, Any] = {
-    "cadence_s": 600,
-    "rows": COLS,
-    "cols": ROWS,
+OTHERS: dict[str, Any] = {"cadence_s": 600, "rows": COLS, "cols": ROWS, "missing_count": 0, "window": WINDOW - 1}
+OTHER_ORIGINS: dict[str, Any] = {
     "crop": Crop(row0=1, row1=ROWS + 1, col0=0, col1=COLS),
     "grid": Grid(rows=ROWS, cols=COLS, pixel_km=2.0, projection="", x0_km=0.0, y0_km=0.0),
     "scale_mmh": 1.2,
-    "missing_count": 0,
-    "window": WINDOW - 1,
     "source": "another",
     "licence": "another",
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+def with_origin(index: Index, **changes: Any) -> Index:
+    """Change what an index says of its one origin."""
+    return replace(index, origins=(replace(index.origins[0], **changes),))
+
+
+@pytest.mark.parametrize("name", OTHERS | OTHER_ORIGINS)
 def test_an_index_that_was_changed_and_signed_again_is_refused(tmp_path: Path, name: str) -> None:
     archive = pack_archive(tmp_path, random_runs([20], ROWS, COLS), window=WINDOW, max_frames=15, num_shards=1)
-    index = signed(replace(archive.index, **{name: OTHERS[name]}))
+    index = with_origin(archive.index, **{name: OTHER_ORIGINS[name]}) if name in OTHER_ORIGINS else archive.index
+    index = signed(replace(index, **{name: OTHERS[name]}) if name in OTHERS else index)
     entry = index.sequences[0]
     data = archive.storage.read(index.shards[0].name, entry.offset, entry.offset + entry.num_bytes)
     check_sequence(archive.index, entry, data)
@@ -148,7 +151,7 @@ def test_every_field_of_the_json_member_is_compared(tmp_path: Path) -> None:
 
 def test_an_archive_signed_again_with_another_scale_stops_the_stream(tmp_path: Path) -> None:
     archive = pack_archive(tmp_path, random_runs([20], ROWS, COLS), window=WINDOW, max_frames=15, num_shards=1)
-    archive.storage.write("index.json", dump_index(signed(replace(archive.index, scale_mmh=1.2))))
+    archive.storage.write("index.json", dump_index(signed(with_origin(archive.index, scale_mmh=1.2))))
     index = load_index(archive.storage)
     table = select_windows(index, Selection(window=WINDOW))
     with pytest.raises(DataError, match=r"says scale_mmh = 0.12, the index says 1.2"):

@@ -1,6 +1,5 @@
 """Tiny fine-tuning runs for the integration tests, started the way the entry point starts them."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from models.manifest import latest_verified
-from tests.integration.runs import StopAfter
-from trainer.config import FinetuneConfig, parse_config
-from trainer.engine import Engine
-from trainer.entry import STOP_SIGNALS, ExitCode
+from tests.integration import runs
+from trainer.config import FinetuneConfig
+from trainer.entry import ExitCode
 from trainer.finetune import Finetuning
 
 Change = Callable[[Finetuning], None]
@@ -27,34 +25,21 @@ def arguments(shards: Path, run: Path, **overrides: object) -> list[str]:
         "model.head": "residual", "optim.warmup_steps": 1, "optim.lr": 0.1, "engine.device": "cpu",
         "tracking.tensorboard": "false",
     }  # fmt: skip
-    settings |= {key.replace("__", "."): value for key, value in overrides.items()}
+    settings |= runs.dotted(overrides)
     if settings.get("model.name") == "smaat_unet":
         for key in ("encoder", "decoder_width", "translation", "head"):
             del settings[f"model.{key}"]
-    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    return runs.command_line(settings)
 
 
 def train(argv: list[str], *, stop_in_step: int | None = None, change: Change | None = None) -> ExitCode:
     """Run the entry point's work in this process, as one rank of whatever the environment says."""
-    stop = StopAfter(stop_in_step)
-    config = parse_config(argv, FinetuneConfig, prog="test")
-    stop.install()
-    engine = Engine(config.engine)
-    try:
-        finetuning = Finetuning(config, engine, stop)
-        if change is not None:
-            change(finetuning)
-        code = finetuning.run()
-    finally:
-        engine.shutdown(clean=True)
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-    return code
+    return runs.train_as(Finetuning, FinetuneConfig, argv, stop_in_step=stop_in_step, change=change)
 
 
-def train_many(_rank: int, runs: list[tuple[list[str], int | None]]) -> list[int]:
+def train_many(rank: int, some: list[tuple[list[str], int | None]]) -> list[int]:
     """Train several runs one after another on the same ranks."""
-    return [int(train(argv, stop_in_step=stop)) for argv, stop in runs]
+    return runs.train_many(rank, some, train)
 
 
 def stored(run: Path) -> dict[str, torch.Tensor]:

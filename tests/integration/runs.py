@@ -1,24 +1,28 @@
-"""Tiny pretraining runs for the integration tests, started the way the entry point starts them."""
+"""Tiny pretraining runs for the integration tests, and what runs of either kind share."""
 
 import json
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
 
 from data.sources.synthetic import main as write_storms
 from models.manifest import latest_verified
-from trainer.config import PretrainConfig, parse_config
+from trainer.config import FinetuneConfig, PretrainConfig, parse_config
 from trainer.engine import Engine
 from trainer.entry import STOP_SIGNALS, ExitCode, StopSignal
+from trainer.finetune import Finetuning
 from trainer.pretrain import Pretraining
 
 TIMES = {"windows_per_s", "step_time_s", "data_wait_share"}
 
 Overrides = Mapping[str, object]
+Change = Callable[[Pretraining], None]
+_Run = TypeVar("_Run", Pretraining, Finetuning)
+_Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 
 
 def make_shards(folder: Path, *, hours: float = 5, size: int = 64) -> Path:
@@ -39,7 +43,16 @@ def arguments(shards: Path, run: Path, **overrides: object) -> list[str]:
         "model.decoder_width": 32, "optim.warmup_steps": 2, "optim.lr": 0.03, "engine.device": "cpu",
         "tracking.tensorboard": "false",
     }  # fmt: skip
-    settings |= {key.replace("__", "."): value for key, value in overrides.items()}
+    return command_line(settings | dotted(overrides))
+
+
+def dotted(overrides: Overrides) -> dict[str, object]:
+    """Give keys that are written a__b as a.b."""
+    return {key.replace("__", "."): value for key, value in overrides.items()}
+
+
+def command_line(settings: Overrides) -> list[str]:
+    """Write settings as the words of a command line."""
     return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
 
 
@@ -59,19 +72,29 @@ class StopAfter(StopSignal):
         return super().__call__()
 
 
-def train(
-    argv: list[str], *, stop_in_step: int | None = None, change: Callable[[Pretraining], None] | None = None
-) -> ExitCode:
+def train(argv: list[str], *, stop_in_step: int | None = None, change: Change | None = None) -> ExitCode:
     """Run the entry point's work in this process, as one rank of whatever the environment says."""
+    return train_as(Pretraining, PretrainConfig, argv, stop_in_step=stop_in_step, change=change)
+
+
+def train_as(
+    build: Callable[[_Config, Engine, StopSignal], _Run],
+    kind: type[_Config],
+    argv: list[str],
+    *,
+    stop_in_step: int | None,
+    change: Callable[[_Run], None] | None,
+) -> ExitCode:
+    """Run the work of either entry point, which may be changed before and stopped while it trains."""
     stop = StopAfter(stop_in_step)
-    config = parse_config(argv, PretrainConfig, prog="test")
+    config = parse_config(argv, kind, prog="test")
     stop.install()
     engine = Engine(config.engine)
     try:
-        pretraining = Pretraining(config, engine, stop)
+        run = build(config, engine, stop)
         if change is not None:
-            change(pretraining)
-        code = pretraining.run()
+            change(run)
+        code = run.run()
     finally:
         engine.shutdown(clean=True)
         for number in STOP_SIGNALS:
@@ -79,9 +102,9 @@ def train(
     return code
 
 
-def train_many(_rank: int, runs: list[tuple[list[str], int | None]]) -> list[int]:
+def train_many(_rank: int, runs: list[tuple[list[str], int | None]], one: Callable[..., ExitCode] = train) -> list[int]:
     """Train several runs one after another on the same ranks."""
-    return [int(train(argv, stop_in_step=stop)) for argv, stop in runs]
+    return [int(one(argv, stop_in_step=stop)) for argv, stop in runs]
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
@@ -94,7 +117,11 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """Read a run's metrics without their times."""
+    """Read a run's metrics without their times, and without what was read ahead when."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    kept = [{"step": line["step"], **line["metrics"]} for line in lines if "metrics" in line]
+    kept = [
+        {"step": line["step"], **line["metrics"]}
+        for line in lines
+        if "metrics" in line and not all(key.startswith("data/") for key in line["metrics"])
+    ]
     return [{key: value for key, value in line.items() if key not in TIMES} for line in kept]

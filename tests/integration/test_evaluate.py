@@ -470,7 +470,14 @@ def test_an_event_kept_aside_is_scored_and_baselines_are_fitted_on_the_runs_own_
 def test_ctrl_c_ends_without_a_traceback_and_leaves_nothing(place: Place, tmp_path: Path) -> None:
     argv = command(place.shards, tmp_path / "out", ["persistence", "extrapolation"], "--split", "all")
     words = [sys.executable, "trainer/evaluate.py", *argv, "--frames_out", "12"]
-    with subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+
+    def open_to_signals() -> None:
+        # What runs in the background of a script ignores Ctrl-C, and so do its children.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        words, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, preexec_fn=open_to_signals
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "writing to" in line:

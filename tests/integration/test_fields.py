@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY
-from tests.integration.runs import arguments, make_shards, metrics, tensors, train
+from tests.integration.runs import arguments, metrics, tensors, train
 from trainer.config import PretrainConfig, dotted_keys, parse_config
 from trainer.engine import Engine
 from trainer.entry import StopSignal
@@ -18,11 +18,6 @@ from trainer.pretrain import Pretraining
 from trainer.windows import open_stream, open_windows
 
 SHORT = {"run__steps": 3, "run__evaluate_every": 2, "optim__warmup_steps": 1, "data__lanes": 1}
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=4)
 
 
 def schedule(argv: list[str]) -> Any:
@@ -44,7 +39,8 @@ def reading(argv: list[str]) -> Any:
         open_windows(config.data, config.data.window), config.data, seed=0, rank=0, world_size=1, pin=False
     )
     feed = stream._feed
-    return feed._threads, feed._max_frames, feed._ahead
+    ahead = feed._ahead, feed._prefetch_bytes, feed._readers
+    return feed._threads, feed._max_frames, *ahead, feed._quarantine._budget
 
 
 def model(argv: list[str]) -> Any:
@@ -97,6 +93,9 @@ CHANGES: dict[str, tuple[object, Callable[[list[str]], Any]]] = {
     "data.decoded_mb": (64, reading),
     "data.threads": (3, reading),
     "data.prefetch_steps": (3, reading),
+    "data.prefetch_mb": (64, reading),
+    "data.readers": (3, reading),
+    "data.quarantine": (2, reading),
     "data.augment": ("false", outcome),
     "data.evaluation_windows": (3, outcome),
     "model.encoder": ("resnet26", model),
@@ -127,9 +126,17 @@ CHANGES: dict[str, tuple[object, Callable[[list[str]], Any]]] = {
 ELSEWHERE = {
     "run.dir": "tests/integration/runs.py",
     "data.shards": "tests/integration/runs.py",
+    "data.source": "tests/integration/test_mixed.py",
+    "data.weights": "tests/integration/test_mixed.py",
+    "data.select": "tests/integration/test_mixed.py",
+    "data.select_rule": "tests/integration/test_mixed.py",
+    "data.deadline_s": "tests/integration/test_store_settings.py",
+    "data.cache_dir": "tests/integration/test_store_settings.py",
+    "data.cache_gb": "tests/integration/test_store_settings.py",
     "data.train_times": "tests/integration/test_fields.py",
     "data.validation_times": "tests/integration/test_fields.py",
     "data.test_times": "tests/integration/test_fields.py",
+    "run.checkpoint_url": "tests/integration/test_object_store.py",
     "run.keep_last": "tests/trainer/test_checkpoint.py",
     "run.max_nonfinite": "tests/integration/test_user_errors.py",
     "run.allow_plan_change": "tests/integration/test_fields.py",
@@ -147,18 +154,6 @@ def test_no_setting_is_left_out() -> None:
     assert sorted([*CHANGES, *ELSEWHERE]) == sorted(dotted_keys(PretrainConfig))
     for key, path in ELSEWHERE.items():
         assert key.rpartition(".")[2] in (REPOSITORY / path).read_text(encoding="utf-8"), key
-
-
-@pytest.fixture(scope="module")
-def baselines(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[list[str]], Any]], Any]:
-    known: dict[Callable[[list[str]], Any], Any] = {}
-
-    def baseline(observe: Callable[[list[str]], Any]) -> Any:
-        if observe not in known:
-            known[observe] = observe(arguments(shards, tmp_path_factory.mktemp("baseline"), **SHORT))
-        return known[observe]
-
-    return baseline
 
 
 @pytest.mark.parametrize("key", CHANGES)

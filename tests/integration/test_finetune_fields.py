@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration import runs
 from tests.integration.nowcast_runs import arguments, stored, train
-from tests.integration.runs import make_shards, metrics
+from tests.integration.runs import metrics
 from tests.integration.test_fields import CHANGES as PRETRAINING
 from tests.integration.test_fields import ELSEWHERE as PRETRAINING_ELSEWHERE
 from trainer.config import FinetuneConfig, dotted_keys, parse_config
@@ -21,11 +21,6 @@ from trainer.entry import ExitCode, StopSignal
 from trainer.finetune import Finetuning
 
 SHORT: dict[str, object] = {"run__steps": 2, "run__evaluate_every": 1, "data__lanes": 1}
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=4)
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +87,6 @@ def test_no_setting_is_left_out() -> None:
     left = keys - {*CHANGES, *ELSEWHERE}
     assert left <= shared, left - shared
     assert not [key for key in left if key.startswith("model.")], "the models are not the same"
-
-
-@pytest.fixture(scope="module")
-def baselines(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[list[str]], Any]], Any]:
-    known: dict[Callable[[list[str]], Any], Any] = {}
-
-    def baseline(observe: Callable[[list[str]], Any]) -> Any:
-        if observe not in known:
-            known[observe] = observe(arguments(shards, tmp_path_factory.mktemp("baseline"), **SHORT))
-        return known[observe]
-
-    return baseline
 
 
 @pytest.mark.parametrize("key", CHANGES)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from models.baselines import (
     Advection,
-    Baseline,
     DampedExtrapolation,
     DampingFit,
     Extrapolation,
+    Forecaster,
     Persistence,
     TrainingMean,
 )
@@ -38,7 +38,7 @@ def moving(frames: int, *, rows: float = 1.0, cols: float = 2.0) -> torch.Tensor
     return torch.from_numpy(np.stack([storm(36 + rows * k, 30 + cols * k) for k in range(frames)]))[None]
 
 
-def baselines() -> list[Baseline]:
+def baselines() -> list[Forecaster]:
     extrapolation = Extrapolation()
     damped = DampedExtrapolation(mean_mmh=0.4, factors=(0.9, 0.5, 0.2), extrapolation=extrapolation)
     return [Persistence(), Advection(), extrapolation, TrainingMean(mean_mmh=0.4), damped]
@@ -56,7 +56,7 @@ def test_persistence_repeats_the_last_frame() -> None:
 @pytest.mark.parametrize("name", ["advection", "extrapolation"])
 def test_a_moving_shower_is_followed(name: str) -> None:
     frames = moving(9)
-    model: Baseline = Advection() if name == "advection" else Extrapolation()
+    model: Forecaster = Advection() if name == "advection" else Extrapolation()
     forecast = model.forecast(frames[:, :3], None, 6)
     still = Persistence().forecast(frames[:, :3], None, 6)
     error, of_still = ((one - frames[:, 3:]).square().mean((0, 2, 3)) for one in (forecast, still))

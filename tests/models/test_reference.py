@@ -1,6 +1,5 @@
 """The reference cases: what the published models compute, from weights under the published names."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -14,32 +13,21 @@ from models.decoder import Activation
 from models.encoder import build_encoder
 from models.spark import Loss, SparK, num_terms
 from models.weights import init_from
+from tests.models.published import load_inputs, write_published
 
 LOSSES: dict[str, Loss] = {"recon_loss": "masked", "l2_loss": "all"}
 
 
 @pytest.fixture(scope="module")
 def inputs(shared_dir: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference_inputs", shared_dir / "reference" / "inputs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_inputs(shared_dir)
 
 
 def _published_model(case: dict[str, Any], inputs: ModuleType, folder: Path) -> SparK:
     """The case's model, started from a `.pth` as the published code saves it."""
     model = SparK(build_encoder(case["model"], case["channels"]), decoder_width=case["width"])
-    state = {}
-    for name, tensor in model.state_dict().items():
-        counts = name.endswith("num_batches_tracked")
-        value = torch.tensor(0) if counts else torch.from_numpy(np.array(inputs.weight(name, tuple(tensor.shape))))
-        state[f"module.{name}"] = value
-    state["module.imn_m"] = state["module.imn_s"] = torch.zeros(1, 3, 1, 1)
-    state["module.norm_black"] = torch.zeros(1, 3, case["size"], case["size"])
     path = folder / "published.pth"
-    torch.save({"module": state, "args": "a text", "optimizer": {"lr": 1e-3}}, path)
+    write_published(model, inputs, case["size"], path)
     report = init_from(model, path)
     assert (report.missing, report.unused) == ((), ())
     assert set(report.dropped) >= {"module.imn_m", "module.imn_s", "module.norm_black"}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import REPOSITORY
 from trainer.config import ConfigError, FinetuneConfig, PretrainConfig, as_dict, as_yaml, dotted_keys, parse_config
+from trainer.entry import ExitCode, run_entry
 
 NEEDED = ["--data.shards", "s", "--run.dir", "r"]
 
@@ -82,6 +83,8 @@ def test_required_settings_are_named() -> None:
         ("optim: [1\n", r"bad\.yaml"),
         ("model: {space: null}\n", r"bad\.yaml: model\.space is None"),
         ("optim: 3\n", r"bad\.yaml: optim is 3"),
+        ("a: &a [1]\nb: [*a, *a]\n", r"bad\.yaml: uses an alias \(\*a\); write the value out"),
+        ("[" * 200, r"bad\.yaml: nested deeper than 8 levels"),
         ("run: {dir: !!python/object/apply:os.system ['touch /tmp/never']}\n", r"bad\.yaml|python"),
     ],
 )
@@ -129,3 +132,14 @@ def test_dotted_keys_are_those_of_the_saved_file() -> None:
         return [prefix]
 
     assert leaves(as_dict(parse()), "") == dotted_keys(PretrainConfig)
+
+
+def test_an_error_never_steers_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> ExitCode:
+        parse("--\x1b[31mred", "1")
+        return ExitCode.DONE
+
+    assert run_entry(main) == ExitCode.CONFIG
+    said = capfd.readouterr().err
+    assert "\x1b" not in said
+    assert r"\x1b[31mred" in said

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from data.batches import BatchError
 from data.frames import DataError
-from data.plan import BatchError
 from models.manifest import CheckpointError
 from tests.conftest import REPOSITORY
 from trainer.config import ConfigError

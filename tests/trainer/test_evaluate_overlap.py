@@ -1,6 +1,6 @@
 """What runs have seen of the windows: refused, told, or no matter; and where their grids lie."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,16 @@ def test_one_shared_frame_is_refused_and_one_frame_less_is_told(index: Index) ->
 
 def test_times_of_made_up_storms_are_no_times_of_measured_rain(index: Index) -> None:
     assert found(asked(), run(described(0, 200, "KNMI RAD_NL25_RAU_5mi")), index) == []
+
+
+def test_a_mix_has_seen_the_times_of_all_its_sources(index: Index) -> None:
+    sources = ["KNMI RAD_NL25_RAU_5mi", SYNTHETIC]
+    mix = {**described(0, 200, ", ".join(sources)), "sources": sources}
+    measured = replace(index, origins=(replace(index.origins[0], source=sources[0]),))
+    for scored in (index, measured):
+        with pytest.raises(ConfigError, match="24 of 24 windows share frames with the train part of a"):
+            found(asked(), run(mix), scored)
+    assert found(asked(), run({**mix, "sources": sources[:1]}), index) == []
 
 
 def test_weights_that_have_seen_the_windows_are_followed_back(tmp_path: Path, index: Index) -> None:

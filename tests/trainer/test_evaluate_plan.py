@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from data.sequences import TimeSpan
 from data.stream import Batch
 from trainer.contestants import BASELINES, read_entries, windows_of
+from trainer.data_settings import WindowsConfig
 from trainer.evaluation_config import LISTS, ArchiveConfig, EvaluateConfig, gather_lists, parse_evaluation
 from trainer.evaluation_overlap import meets
-from trainer.settings import ConfigError, WindowsConfig
+from trainer.settings import ConfigError
 
 BASE = ["--data.shards", "S", "--out", "O"]
 
@@ -76,6 +77,11 @@ def test_the_archive_has_the_settings_of_training_that_matter_here() -> None:
     assert (windows.guard_h, windows.test_share, windows.validation_share) == (2.0, 0.2, 0.1)
     assert (windows.threads, windows.target_frame, windows.min_rain_fraction) == (3, 4, 0.5)
     assert stated.stated == ["test_share", "guard_h"]
+    other = ArchiveConfig(shards="S", source="A", select="nl50", select_rule="smaat_compat", readers=3, prefetch_mb=8.0,
+                          deadline_s=9.0, cache_dir="c", cache_gb=7.0)  # fmt: skip
+    for field in fields(ArchiveConfig):
+        if (value := getattr(other, field.name)) is not None:
+            assert getattr(other.windows, field.name) == value, field.name
     assert set(LISTS) < {field.name for field in fields(EvaluateConfig)}
 
 
@@ -142,7 +148,7 @@ def test_windows_are_cut_out_of_batches_as_rain() -> None:
     counts[2, 3, 1, 1] = 65535
     batch = Batch(
         counts_bthw=counts.to(torch.uint16),
-        scale_mmh=0.12,
+        scale_mmh_b=torch.tensor([0.12, 0.12, 0.25]),
         has_missing=True,
         window_b=np.array([5, 6, 7, -1])[:3],
         index_b=np.arange(3),
@@ -162,5 +168,6 @@ def test_windows_are_cut_out_of_batches_as_rain() -> None:
     assert second.past_valid_bthw.logical_not().nonzero().tolist() == [[0, 0, 0, 0]]
     assert second.past_mmh_bthw[0, 0, 0, 0] == 0
     assert second.future_valid_bthw is None
+    torch.testing.assert_close(third.past_mmh_bthw, counts[2:, :3] * 0.25)
     assert third.future_valid_bthw is not None
     assert third.future_valid_bthw.logical_not().nonzero().tolist() == [[0, 0, 1, 1]]

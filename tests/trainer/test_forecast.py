@@ -18,11 +18,12 @@ from data.sources.synthetic import iterate_storms, write_knmi_file
 from data.units import MISSING_COUNT, ModelSpace
 from trainer.checkpoint import save
 from trainer.config import FinetuneConfig, as_dict
+from trainer.data_settings import NowcastDataConfig
 from trainer.entry import ExitCode, run_entry
 from trainer.forecast import main, make_forecast, write_outputs
 from trainer.forecaster import build_nowcaster, load_forecaster
 from trainer.loop import NonFiniteError
-from trainer.settings import NowcastConfig, NowcastDataConfig, NowcastRunConfig
+from trainer.settings import NowcastConfig, NowcastRunConfig
 from trainer.state import TrainState
 
 SIZE = 64

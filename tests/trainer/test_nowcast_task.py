@@ -33,7 +33,8 @@ def make_batch(
 ) -> Batch:
     rows = np.arange(len(counts)) + first if windows is None else np.array(windows)
     return Batch(
-        counts_bthw=torch.from_numpy(counts.copy()), scale_mmh=SCALE_MMH,
+        counts_bthw=torch.from_numpy(counts.copy()),
+        scale_mmh_b=torch.full((len(counts),), SCALE_MMH, dtype=torch.float64),
         has_missing=bool((counts == MISSING_COUNT).any()), window_b=rows,
         index_b=np.arange(len(counts)) + first, step=step, micro_step=0, epoch=0,
     )  # fmt: skip

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from data.sequences import TimeSpan
 from trainer.config import FinetuneConfig, PretrainConfig, as_dict, as_yaml, dotted_keys, from_dict, parse_config
-from trainer.settings import ConfigError, NowcastConfig, WindowsConfig, parse_span
+from trainer.data_settings import WindowsConfig, parse_span
+from trainer.settings import ConfigError, NowcastConfig
 
 NEEDED = ["--data.shards", "s", "--run.dir", "r"]
 SMAAT = ["--model.name", "smaat_unet"]

@@ -31,7 +31,8 @@ def make_batch(*, missing: bool, step: int = 3, windows: tuple[int, ...] = (7, 1
         counts[0, :, :32, :20] = MISSING_COUNT
         counts[1, 1, 40:, 40:] = MISSING_COUNT
     return Batch(
-        counts_bthw=torch.from_numpy(counts), scale_mmh=0.12, has_missing=missing, window_b=np.array(windows),
+        counts_bthw=torch.from_numpy(counts), scale_mmh_b=torch.full((len(counts),), 0.12),
+        has_missing=missing, window_b=np.array(windows),
         index_b=np.arange(len(windows)) + 2, step=step, micro_step=0, epoch=0,
     )  # fmt: skip
 
@@ -61,7 +62,7 @@ def test_missing_pixels_are_zero_and_masked_everything_else_is_the_logarithm_of_
     counts = batch.counts_bthw.numpy()
     assert valid is not None
     np.testing.assert_array_equal(valid.numpy(), counts != MISSING_COUNT)
-    expected = np.where(counts == MISSING_COUNT, 0, np.log1p(counts.astype(np.float64) * 0.12))
+    expected = np.where(counts == MISSING_COUNT, 0, np.log1p(counts.astype(np.float64) * np.float64(np.float32(0.12))))
     np.testing.assert_allclose(frames.numpy(), expected, rtol=1e-12)
 
 
@@ -80,13 +81,36 @@ def test_terms_counted_on_the_host_are_those_of_the_loss(loss: str, augment: boo
         torch.testing.assert_close(step_output.loss, output.error_bl[entering].sum())
 
 
+@pytest.mark.parametrize("loss", ["masked", "all"])
+@pytest.mark.parametrize("lost", [(0,), (2,), (0, 1), (0, 1, 2)])
+def test_lost_windows_have_no_terms_and_change_no_others(loss: str, lost: tuple[int, ...]) -> None:
+    task, model = make_task(augment=True, loss=loss)
+    whole, batch = make_batch(missing=True), make_batch(missing=True)
+    batch.counts_bthw.numpy()[list(lost)] = MISSING_COUNT
+    batch.window_b[list(lost)] = -1
+    prepared, other = task.prepare(batch), task.prepare(whole)
+    kept = [place for place in range(3) if place not in lost]
+    assert torch.equal(prepared.visible_bv, other.visible_bv)
+    frames, valid = task.frames(prepared)
+    whole_frames, _ = task.frames(other)
+    assert torch.equal(frames[kept], whole_frames[kept])
+    output = model(frames, prepared.visible_bv, valid, None)
+    assert not bool(output.counted_bl[list(lost)].any())
+    entering = output.counted_bl & ~output.visible_bl if loss == "masked" else output.counted_bl
+    assert prepared.num_valid == (int(entering.sum()) if loss == "masked" else len(kept))
+    step_output = task.step(model, prepared)
+    assert bool(step_output.loss.isfinite())
+    torch.testing.assert_close(step_output.loss, output.error_bl[entering].sum())
+
+
 def test_draws_depend_on_step_and_index_alone() -> None:
     task, _ = make_task(depth=0.4)
     whole = task.prepare(make_batch(missing=False))
     batch = make_batch(missing=False)
     part = task.prepare(
         Batch(
-            counts_bthw=batch.counts_bthw[1:], scale_mmh=0.12, has_missing=False, window_b=batch.window_b[1:],
+            counts_bthw=batch.counts_bthw[1:], scale_mmh_b=batch.scale_mmh_b[1:],
+            has_missing=False, window_b=batch.window_b[1:],
             index_b=batch.index_b[1:], step=batch.step, micro_step=9, epoch=2,
         )
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """The archive of a run, split in time: which windows belong to which part, and what is said where one has none."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 
 from data.frames import DataError
-from data.plan import WindowTable
+from data.selection import WindowTable
 from data.sequences import TimeSpan
-from data.shards import Index
+from data.shards import Index, dump_index, load_index, signed
+from data.storage import open_storage
+from tests.data.mixed import pack_mixed
 from tests.integration.runs import make_shards
-from trainer.settings import NowcastDataConfig, WindowsConfig
-from trainer.windows import Windows, open_windows, wettest
+from trainer.data_settings import NowcastDataConfig, WindowsConfig
+from trainer.windows import Windows, introduce, open_stream, open_windows, wettest
 
 WINDOW = 5
 DAY_S = 86_400
@@ -75,7 +78,8 @@ def test_stated_times_are_taken_to_the_frame(shards: Path) -> None:
 def test_what_is_recorded_reads_back(shards: Path) -> None:
     windows = split(shards, test_share=0.2, guard_h=0.25)
     said = windows.described()
-    assert {"source", "licence", "fingerprint", "grid", "cadence_s", "scale_mmh", "spans"} == said.keys()
+    assert {"source", "sources", "licence", "fingerprint", "grid", "cadence_s", "scale_mmh", "spans"} == said.keys()
+    assert said["sources"] == [said["source"]] == ["synthetic storms"]
     assert {part: tuple(TimeSpan(**span) for span in some) for part, some in said["spans"].items()} == windows.spans
     assert (said["cadence_s"], said["scale_mmh"]) == (300, pytest.approx(0.12))
     assert (said["grid"]["rows"], said["grid"]["cols"]) == (windows.index.rows, windows.index.cols)
@@ -120,7 +124,7 @@ def test_a_part_without_windows_is_named_with_the_settings_that_made_it(
 def test_windows_longer_than_the_packed_ones_are_told_as_such(shards: Path) -> None:
     config = NowcastDataConfig(shards=str(shards), guard_h=0.25)
     with pytest.raises(
-        DataError, match=r"^windows of 30 frames were asked for, .*1 to 24 frames; pack again with --wi"
+        DataError, match=r"^windows of 30 frames were asked for, .*1 to 24 frames; pack again, .*with --wi"
     ):
         open_windows(config, 30)
 
@@ -142,3 +146,50 @@ def test_the_wettest_window_has_the_most_rain(shards: Path) -> None:
     ]
     (chosen,) = wettest(index, table).start.tolist()
     assert chosen == int(table.start[int(np.argmax(shares))])
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A radar that it rains on for the first half of three hours, and one that it rains on always."""
+    half = np.repeat([1, 0], 18).astype(np.uint16)[:, None, None] * np.ones((32, 32), np.uint16)
+    frames = {"Half": half, "Wet": np.ones_like(half)}
+    folder = tmp_path_factory.mktemp("mixed") / "shards"
+    pack_mixed(folder, frames, scales_mmh=(0.12, 0.12), window=WINDOW, max_frames=12, num_shards=2)
+    return folder
+
+
+def introduced(shards: Path, caplog: pytest.LogCaptureFixture, **settings: Any) -> list[str]:
+    config = WindowsConfig(shards=str(shards), global_batch=2, guard_h=0.0, **settings)
+    windows = open_windows(config, WINDOW)
+    caplog.clear()
+    introduce(windows, open_stream(windows, config, seed=0, rank=0, world_size=1, pin=False), config)
+    found = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    return [line for line in found if "whole lanes" not in line]
+
+
+def test_a_source_that_a_part_has_no_window_of_is_named(mixed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert introduced(mixed, caplog, validation_share=0.5) == []
+    (line,) = introduced(mixed, caplog, validation_share=0.4, min_rain_fraction=0.5)
+    assert line.startswith("no window of Half is in the held-out part (2010-01-01T01:")
+    assert "state data.train_times and the other parts' so that each has some of it, or choose data.source" in line
+    first, last = "2010-01-01T00:00/2010-01-01T01:00", "2010-01-01T02:00/2010-01-01T03:00"
+    (line,) = introduced(
+        mixed, caplog, train_times=(last,), validation_times=(first,), validation_share=0, min_rain_fraction=0.5
+    )
+    assert line.startswith("no window of Half is in the training part (2010-01-01T02:00:00Z to 2010-01-01T03:00:00Z)")
+    assert introduced(mixed, caplog, validation_share=0.4, min_rain_fraction=0.5, source="Wet") == []
+
+
+def test_parts_without_windows_of_a_mixed_archive_advise_stated_times(mixed: Path) -> None:
+    with pytest.raises(DataError, match=r"has no window.*sources are of different years, state data.train_times"):
+        open_windows(WindowsConfig(shards=str(mixed), validation_share=0.05, guard_h=0), WINDOW)
+
+
+def test_a_source_without_frames_is_refused(mixed: Path, tmp_path: Path) -> None:
+    """Packing writes no such archive."""
+    index = load_index(open_storage(mixed))
+    other = replace(index.origins[0], source="None")
+    open_storage(tmp_path).write("index.json", dump_index(signed(replace(index, origins=(*index.origins, other)))))
+    with pytest.raises(DataError, match=r"data.source: the archive holds no frame of 'None'"):
+        open_windows(WindowsConfig(shards=str(tmp_path), source="None"), WINDOW)

@@ -1,0 +1,120 @@
+"""Count the windows that a selection holds, from the index alone: `python -m data.count SHARDS --select nl50`."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from data.frames import DataError, printable
+from data.json_checks import shown
+from data.origin_frames import ready_origins
+from data.selection import PUBLISHED_TARGET, Selection, candidate_windows, choose, lost_to_gaps
+from data.shards import Index, load_index, of_source
+from data.storage import open_storage
+
+EXIT_BAD_DATA: Final = 4
+THRESHOLDS: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Least rain fractions of the table that is printed where none is chosen."""
+
+
+def count_windows(index: Index, selection: Selection) -> int:
+    """Count the windows of a selection; none at all are no error here."""
+    candidates = candidate_windows(index, selection)
+    return int(np.count_nonzero(candidates.inside & candidates.enough))
+
+
+def report(index: Index, selection: Selection, *, table: bool) -> Iterator[str]:
+    """Give the lines that the command prints.
+
+    Args:
+        index: The archive's index, of the sources that are asked about.
+        selection: What is counted.
+        table: Count for a row of thresholds instead of the selection's own.
+    """
+    yield f"windows       of {selection.window} frames every {index.cadence_s / 60:g} min"
+    parts = [(source, of_source(index, source)) for source in index.sources]
+    width = max(len(shown(source)) for source in index.sources)
+    if table:
+        yield f"rain fraction of {_target(selection)}, windows that have at least:"
+        yield " ".join([" " * width, *(f"{share:>9.0%}" for share in THRESHOLDS)])
+        for source, part in parts:
+            numbers = (count_windows(part, replace(selection, min_rain_fraction=share)) for share in THRESHOLDS)
+            yield " ".join([f"{shown(source):<{width}}", *(f"{number:>9,}" for number in numbers)])
+        return
+    yield f"rule          {_words(selection)}"
+    totals = np.zeros(2, np.int64)
+    for source, part in parts:
+        found = count_windows(part, selection)
+        lost = sum(lost_to_gaps(part, selection).values()) if selection.rule == "smaat_compat" else 0
+        totals += (found, lost)
+        yield f"{shown(source):<{width}} {found:>12,} windows{_lost_words(selection, lost)}"
+        if selection.rule == "smaat_compat" and ready_origins(part):
+            yield f"{'':<{width}} its ready windows do not know the frame after them: take --rule strict"
+    if len(parts) > 1:
+        yield f"{'together':<{width}} {totals[0]:>12,} windows{_lost_words(selection, int(totals[1]))}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 4 bad data (argparse: 2, usage)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        index = load_index(open_storage(arguments.shards))
+        if arguments.source is not None:
+            index = of_source(index, arguments.source)
+        selection = choose(
+            window=index.window if arguments.window is None else arguments.window,
+            select=arguments.select,
+            min_rain_fraction=arguments.min_rain_fraction or 0.0,
+            rule=arguments.rule,
+            target_frame=arguments.target_frame,
+            spelt=lambda name: "--rule" if name == "select_rule" else "--" + name.replace("_", "-"),
+        )
+        table = arguments.select is None and arguments.min_rain_fraction is None
+        sys.stdout.write("".join(f"{line}\n" for line in report(index, selection, table=table)))
+    except DataError as error:
+        sys.stderr.write(printable(f"error: {error}\n"))
+        return EXIT_BAD_DATA
+    return 0
+
+
+def _words(selection: Selection) -> str:
+    share = f"at least {100 * selection.min_rain_fraction:g}% of"
+    if selection.rule == "smaat_compat":
+        return f"smaat_compat: {share} all pixels of the frame after the window are wet"
+    return f"strict: {share} the valid pixels of {_target(selection)} are wet"
+
+
+def _target(selection: Selection) -> str:
+    return f"frame {selection.target_frame % selection.window} (counted from 0)"
+
+
+def _lost_words(selection: Selection, lost: int) -> str:
+    return f", and {lost:,} across gaps that cannot be rebuilt" if selection.rule == "smaat_compat" else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data.count", description=__doc__)
+    parser.add_argument("shards", metavar="SHARDS")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--select", choices=("nl50", "nl20"), help="a published selection: 50%% or 20%% of wet pixels")
+    chosen.add_argument("--min-rain-fraction", type=float, metavar="SHARE", help="share of wet pixels, 0 to 1")
+    parser.add_argument(
+        "--rule", choices=("strict", "smaat_compat"), default="strict",
+        help="strict: the window's own target frame decides; smaat_compat: the frame after the window, as in the "
+        "published data sets (strict)",
+    )  # fmt: skip
+    parser.add_argument("--window", type=int, metavar="FRAMES", help="frames of a window (the longest packed)")
+    parser.add_argument(
+        "--target-frame", type=int, metavar="INDEX",
+        help="frame that the strict rule judges, counted from 0 as data.target_frame is; -1 is the last "
+        f"({PUBLISHED_TARGET} with --select, which is the published frame {PUBLISHED_TARGET + 1}; else -1)",
+    )  # fmt: skip
+    parser.add_argument("--source", metavar="NAME", help="only this source of a mixed archive")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The frames that an origin holds, from the index alone: which follows which, and how much of each is wet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from data.shards import NO_FRAME_AFTER, Index, SequenceEntry
+
+NO_TIME_S = np.iinfo(np.int64).max
+"""Time of the frame after the last one."""
+
+
+@dataclass(frozen=True, eq=False)
+class OriginFrames:
+    """The distinct frames of one origin, in time order.
+
+    Attributes:
+        times_s: int64 (n,), end times, epoch seconds UTC.
+        num_wet: int64 (n,), pixels above zero.
+    """
+
+    times_s: npt.NDArray[np.int64]
+    num_wet: npt.NDArray[np.int64]
+
+
+def frame_bases(index: Index) -> npt.NDArray[np.int64]:
+    """Number all frames of an archive in sequence order: the number of each sequence's first frame, int64 (s,)."""
+    counts = np.array([entry.num_frames for entry in index.sequences], np.int64)
+    return np.cumsum(counts) - counts
+
+
+def wet_counts(sequences: Sequence[SequenceEntry], num_pixels: int) -> npt.NDArray[np.int64]:
+    """Count the pixels above zero of every frame of every sequence, one after the other, int64 (n,).
+
+    Args:
+        sequences: The sequences.
+        num_pixels: Pixels of a frame.
+    """
+    share = np.concatenate([np.asarray(entry.rain_fraction, np.float64) for entry in sequences] or [np.zeros(0)])
+    missing = np.concatenate([np.asarray(entry.missing, np.int64) for entry in sequences] or [np.zeros(0, np.int64)])
+    # The share is that of a whole number of pixels among the valid ones, rounded once.
+    return np.rint(share * (num_pixels - missing)).astype(np.int64)
+
+
+def by_origin(sequences: Sequence[SequenceEntry]) -> dict[int, list[int]]:
+    """List the positions of each origin's sequences, in their order."""
+    places: dict[int, list[int]] = {}
+    for place, entry in enumerate(sequences):
+        places.setdefault(entry.origin, []).append(place)
+    return places
+
+
+def origin_frames(own: Sequence[SequenceEntry], *, cadence_s: int, num_pixels: int) -> OriginFrames:
+    """List an origin's distinct frames.
+
+    Args:
+        own: All sequences of the origin.
+        cadence_s: Seconds from frame to frame.
+        num_pixels: Pixels of a frame.
+    """
+    times_s = [entry.start_s + np.arange(entry.num_frames, dtype=np.int64) * cadence_s for entry in own]
+    distinct_s, place = np.unique(np.concatenate(times_s or [np.zeros(0, np.int64)]), return_index=True)
+    return OriginFrames(times_s=distinct_s, num_wet=wet_counts(own, num_pixels)[place])
+
+
+def ready_origins(index: Index) -> frozenset[int]:
+    """Find the origins whose windows were packed as they came, each alone: nothing can be put together from them.
+
+    Each of their sequences is one window of the packed length, owns its first frame only, and does not know what comes
+    after it.
+    """
+    ordinary = {
+        entry.origin
+        for entry in index.sequences
+        if entry.num_starts != 1 or entry.num_frames != index.window or entry.rain_after != NO_FRAME_AFTER
+    }
+    return frozenset(range(len(index.origins))) - ordinary if index.window > 1 else frozenset()
+
+
+def frames_after(
+    sequences: Sequence[SequenceEntry], *, cadence_s: int, num_pixels: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Find the next frame that each sequence's origin holds after the sequence's last one, whatever lies between.
+
+    Args:
+        sequences: All sequences of the archive.
+        cadence_s: Seconds from frame to frame.
+        num_pixels: Pixels of a frame.
+
+    Returns:
+        Its end time, int64 (s,), NO_TIME_S where there is none; and its share of pixels above zero, of all pixels,
+        float64 (s,), NO_FRAME_AFTER where there is none.
+    """
+    last_s = np.array([entry.start_s + (entry.num_frames - 1) * cadence_s for entry in sequences], np.int64)
+    after_s, share = np.empty(len(sequences), np.int64), np.empty(len(sequences))
+    for own in by_origin(sequences).values():
+        frames = origin_frames([sequences[place] for place in own], cadence_s=cadence_s, num_pixels=num_pixels)
+        place = np.searchsorted(frames.times_s, last_s[own], side="right")
+        after_s[own] = np.append(frames.times_s, NO_TIME_S)[place]
+        share[own] = np.append(frames.num_wet / num_pixels, NO_FRAME_AFTER)[place]
+    return after_s, share
+
+
+def with_rain_after(sequences: Sequence[SequenceEntry], cadence_s: int, num_pixels: int) -> tuple[SequenceEntry, ...]:
+    """Fill in `rain_after` of all sequences of an archive, in the order they came (see `frames_after`)."""
+    _, shares = frames_after(sequences, cadence_s=cadence_s, num_pixels=num_pixels)
+    return tuple(replace(entry, rain_after=share) for entry, share in zip(sequences, shares.tolist(), strict=True))

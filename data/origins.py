@@ -1,0 +1,115 @@
+"""Where an archive's sequences come from: a product, and the part of its grid that was packed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from data.frames import Crop, DataError, Grid
+from data.json_checks import demand, shown, typed
+from data.units import SCALES_MMH
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where some of an archive's sequences come from.
+
+    Attributes:
+        source: The product's name. Several origins may share it (tiles of a large grid); scale and licence agree then.
+        licence: Licence of the data.
+        scale_mmh: mm/h a count.
+        grid: The source's whole grid.
+        crop: The part of it that was packed; as many rows and columns in every origin of an archive.
+    """
+
+    source: str
+    licence: str
+    scale_mmh: float
+    grid: Grid
+    crop: Crop
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as plain JSON values."""
+        return vars(self) | {"grid": self.grid.to_json(), "crop": self.crop.to_json()}
+
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> Self:
+        """Read the fields back; raises DataError naming `where` and the key."""
+        checked = typed(cls, values, where)
+        try:
+            checked["grid"], checked["crop"] = Grid.from_json(checked["grid"]), Crop.from_json(checked["crop"])
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        return cls(**checked)
+
+
+def check_origins(origins: Sequence[Origin], rows: int, cols: int) -> None:
+    """Check the ranges of every value of an archive's origins, and that they can stand in one archive.
+
+    Args:
+        origins: The origins.
+        rows: Rows of a packed frame.
+        cols: Columns of a packed frame.
+
+    Raises:
+        DataError: Naming the key.
+    """
+    demand(len(origins) > 0, "origins", "empty", "at least one")
+    lowest_mmh, highest_mmh = SCALES_MMH
+    first_of: dict[str, Origin] = {}
+    for i, origin in enumerate(origins):
+        where = f"origins[{i}]."
+        texts = (
+            ("source", origin.source), ("licence", origin.licence), ("grid.projection", origin.grid.projection)
+        )  # fmt: skip
+        for name, value in texts:
+            demand(value.isprintable(), where + name, value, "printable text")
+        demand(lowest_mmh <= origin.scale_mmh <= highest_mmh, where + "scale_mmh", origin.scale_mmh,
+               f"{lowest_mmh:g} to {highest_mmh:g} mm/h")  # fmt: skip
+        shape = (origin.crop.rows, origin.crop.cols)
+        demand((rows, cols) == shape, "rows, cols", (rows, cols), f"{shape}, those of {where}crop")
+        origin.crop.check_inside(origin.grid.rows, origin.grid.cols)
+        first = first_of.setdefault(origin.source, origin)
+        for name in ("licence", "scale_mmh"):
+            found, expected = getattr(origin, name), getattr(first, name)
+            demand(found == expected, where + name, found, f"{shown(expected)}, as in the source's other origin")
+        demand(origin not in origins[:i], f"origins[{i}]", "one that came before", "distinct origins")
+
+
+def sources_of(origins: Sequence[Origin]) -> tuple[str, ...]:
+    """Name the distinct sources, in the order in which they first come."""
+    return tuple(dict.fromkeys(origin.source for origin in origins))
+
+
+def common(origins: Sequence[Origin], name: str, value_of: Callable[[Origin], _Value]) -> _Value:
+    """Give the value that all origins share.
+
+    Args:
+        origins: The origins.
+        name: What the value is, for the error.
+        value_of: Takes it from an origin.
+
+    Raises:
+        DataError: Origins differ in it.
+    """
+    first, *others = (value_of(origin) for origin in origins)
+    for other in others:
+        if other != first:
+            raise DataError(
+                f"{name}: the archive holds several, such as {_words(first)} and {_words(other)}, and one is needed "
+                f"here; {_advice(sources_of(origins))}"
+            )
+    return first
+
+
+def _words(value: object) -> str:
+    if isinstance(value, Grid):
+        return f"{value.rows} x {value.cols} pixels from x {value.x0_km:g} km, y {value.y0_km:g} km"
+    return shown(value)
+
+
+def _advice(sources: tuple[str, ...]) -> str:
+    if len(sources) > 1:
+        return "choose one of its sources (data.source, or --source on the command line): " + "; ".join(sources)
+    return f"its sequences are tiles of {sources[0]}: pack one part of the grid (--crop) for this"

@@ -1,0 +1,182 @@
+"""The command line of data.pack: which sources, which parts of their grids, and how they are packed."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from data.frames import Crop, DataError, parse_crop
+from data.shards import MAX_CADENCE_S
+from data.sources.importer import ImporterSource
+from data.sources.knmi import KnmiSource
+from data.sources.odim import QUANTITIES, OdimSource, parse_zr
+from data.sources.smaat import GROUPS, SmaatSource
+from data.sources.source import Source
+from data.survey import MEGABYTE, WINDOW, PackInput, PackOptions
+
+BETWEEN_SOURCES: Final = "+"
+EPILOG: Final = (
+    "Several sources go into one archive with + between them, all at one cadence and in frames of one size: "
+    "knmi FILES --out SHARDS --crop 284:572,225:513 + odim FILES --tile 288. Options of the archive stand before the +."
+)
+ODIM_TIMES: Final = (
+    "A composite of RATE or DBZH is a frame of its nominal time (/what), which the end of its data may follow or "
+    "precede by minutes (OPERA's of 2018: by 5); one of ACRR is a frame of the time at which its accumulation ends."
+)
+LICENCE_UNKNOWN: Final = "not stated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What was asked for: an archive to inspect, or sources to pack into one."""
+
+    out: str
+    inspect: bool = False
+    picture: str | None = None
+    inputs: tuple[PackInput, ...] = ()
+    options: PackOptions = field(default_factory=PackOptions)
+    restart: bool = False
+
+
+def parse_command(argv: Sequence[str], description: str) -> Command:
+    """Read the command line.
+
+    Raises:
+        DataError: Values that no archive can have. Usage errors end the program as argparse does.
+    """
+    first, *others = _split(argv)
+    arguments = _parser(description, archive=True).parse_args(first)
+    if arguments.command == "inspect":
+        if others:
+            raise DataError("inspect takes one archive; expected no + after it")
+        return Command(out=arguments.shards, inspect=True, picture=arguments.out)
+    options = _options(arguments)
+    parser = _parser(description, archive=False)
+    inputs = [_input(one, options) for one in (arguments, *(parser.parse_args(other) for other in others))]
+    return Command(out=arguments.out, inputs=tuple(inputs), options=options, restart=arguments.restart)
+
+
+def _split(argv: Sequence[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for word in argv:
+        if word == BETWEEN_SOURCES:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def _options(arguments: argparse.Namespace) -> PackOptions:
+    window = WINDOW if arguments.window is None else arguments.window
+    # Judged before it is rounded: infinity and what is no number have no whole number of seconds.
+    cadence_fits = 1 <= arguments.cadence_min * 60 <= MAX_CADENCE_S
+    if not cadence_fits or arguments.shard_mb < 1 or not 1 <= window <= arguments.frames or arguments.max_bad < 0:
+        raise DataError(
+            f"--cadence-min {arguments.cadence_min:g}, --shard-mb {arguments.shard_mb}, --window {window}, "
+            f"--frames {arguments.frames}, --max-bad {arguments.max_bad}: expected a cadence of 1 s to 1 day, a size "
+            "above 0, a window of 1 frame up to --frames and no negative number"
+        )
+    crop, tile, stride = _area(arguments)
+    return PackOptions(
+        crop=crop,
+        tile=tile,
+        stride=stride,
+        window=arguments.window,
+        max_frames=arguments.frames,
+        cadence_s=round(arguments.cadence_min * 60),
+        shard_bytes=arguments.shard_mb * MEGABYTE,
+        max_bad=arguments.max_bad,
+    )
+
+
+def _area(arguments: argparse.Namespace) -> tuple[Crop | None, int | None, int | None]:
+    tile, stride = arguments.tile, arguments.stride
+    if (tile is not None and tile < 1) or (stride is not None and (tile is None or stride < 1)):
+        raise DataError(f"--tile {tile}, --stride {stride}: expected pixels above 0, and a stride only with a tile")
+    return None if arguments.crop is None else parse_crop(arguments.crop), tile, stride
+
+
+def _input(arguments: argparse.Namespace, options: PackOptions) -> PackInput:
+    crop, tile, stride = _area(arguments)
+    return PackInput(
+        source=_source(arguments, options), paths=tuple(arguments.files), crop=crop, tile=tile, stride=stride
+    )
+
+
+def _source(arguments: argparse.Namespace, options: PackOptions) -> Source:
+    if arguments.command == "knmi":
+        return KnmiSource()
+    if arguments.command == "smaat":
+        return SmaatSource(group=arguments.group, cadence_s=options.cadence_s, skip_gaps=arguments.skip_gaps)
+    zr = None if arguments.zr is None else parse_zr(arguments.zr)
+    if arguments.command == "odim":
+        return OdimSource(quantity=arguments.quantity, zr=zr, name=arguments.name, licence=arguments.licence)
+    return ImporterSource(
+        importer=arguments.importer,
+        time_pattern=arguments.time_pattern,
+        arguments=dict(_argument(text) for text in arguments.argument),
+        zr=zr,
+        name=arguments.name,
+        licence=arguments.licence,
+    )
+
+
+def _argument(text: str) -> tuple[str, str | float]:
+    name, between, value = text.partition("=")
+    if not between or not name.isidentifier():
+        raise DataError(f"--argument {text!r}: expected NAME=VALUE, such as qty=DBZH")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
+def _parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data.pack", description=description, epilog=EPILOG)
+    commands = parser.add_subparsers(dest="command", required=True)
+    knmi = commands.add_parser("knmi", help="KNMI HDF5 composites, also inside tars and zips")
+    smaat = commands.add_parser("smaat", help="SmaAt-UNet's collected HDF5: frames, or ready windows as they are")
+    smaat.add_argument("--group", choices=(*GROUPS, "both"), default="both", help="which group to take (both)")
+    smaat.add_argument("--skip-gaps", action="store_true", help="leave out ready windows across gaps, and count them")
+    odim = commands.add_parser("odim", help="ODIM_H5 composites (OPERA and others), also inside tars and zips",
+                               description=ODIM_TIMES)  # fmt: skip
+    odim.add_argument("--quantity", choices=QUANTITIES, help="which to take where a file holds several")
+    importer = commands.add_parser("importer", help="any format that pysteps imports")
+    importer.add_argument("--importer", required=True, metavar="NAME", help="pysteps' importer, such as mrms_grib")
+    importer.add_argument(
+        "--time-pattern", required=True, metavar="PATTERN", help="names of the files as strftime writes their end time"
+    )
+    importer.add_argument(
+        "--argument", action="append", default=[], metavar="NAME=VALUE", help="a further argument of the importer"
+    )
+    for source in (odim, importer):
+        source.add_argument("--zr", metavar="A,B", help="Z = A R**B for reflectivity, such as 200,1.6")
+        source.add_argument("--name", help="the product's name (what the files say)")
+        source.add_argument("--licence", default=LICENCE_UNKNOWN, help=f"licence of the data ({LICENCE_UNKNOWN})")
+    for source in (knmi, smaat, odim, importer):
+        source.add_argument("files", nargs="+", type=Path, metavar="FILES_OR_FOLDERS")
+        source.add_argument("--crop", metavar="R0:R1,C0:C1", help="rows and columns to keep (all)")
+        source.add_argument("--tile", type=int, metavar="PIXELS", help="cut into whole square tiles of this side")
+        source.add_argument("--stride", type=int, metavar="PIXELS", help="from tile to tile (the tile's side)")
+        if archive:
+            _add_archive_options(source)
+    if archive:
+        inspect = commands.add_parser("inspect", help="print the summary and draw a contact sheet")
+        inspect.add_argument("shards", metavar="SHARDS")
+        inspect.add_argument("--out", metavar="SHEET.png", help="where to draw (SHARDS.png, beside the folder)")
+    return parser
+
+
+def _add_archive_options(source: argparse.ArgumentParser) -> None:
+    source.add_argument("--out", required=True, metavar="SHARDS", help="folder to make, or s3://bucket/prefix")
+    source.add_argument("--window", type=int, help=f"longest window to be read, frames ({WINDOW}: 12 in, 12 out)")
+    source.add_argument("--frames", type=int, default=144, help="frames of a sequence at most (144)")
+    source.add_argument("--cadence-min", type=float, default=5, help="minutes from frame to frame (5)")
+    source.add_argument("--shard-mb", type=int, default=256, help="size of a shard, about (256)")
+    source.add_argument(
+        "--max-bad", type=int, default=0, help="damaged files to leave out, listed, before giving up (0)"
+    )
+    source.add_argument(
+        "--restart", action="store_true", help="drop the shards of an unfinished pack of other files or options"
+    )

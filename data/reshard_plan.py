@@ -1,0 +1,349 @@
+"""How shards are packed anew: what the archives hold, put together into runs and cut into other sequences."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from data.frames import DataError, iso_time
+from data.json_checks import canonical, shown
+from data.origin_frames import ready_origins
+from data.origins import Origin
+from data.sequences import cut_run
+from data.shard_writer import PlannedSequence
+from data.shards import SCHEMA_VERSION, Index, SequenceEntry
+from data.sources.source import NO_ROUNDING, Rounding
+from data.storage import Storage
+from data.summary import rain_of, rounding_of, sum_totals, totals_to_json
+from data.survey import MEGABYTE, MIN_SHARDS
+from data.units import MISSING_COUNT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReshardOptions:
+    """What the new archive shall be like.
+
+    Attributes:
+        window: Longest window that shall be read, in frames; None keeps the archives' own.
+        max_frames: Frames of a sequence at most; None keeps the archives' own.
+        shard_bytes: Size that shards shall not pass by much.
+    """
+
+    window: int | None = None
+    max_frames: int | None = None
+    shard_bytes: int = 256 * MEGABYTE
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenArchive:
+    """One archive that is read.
+
+    Attributes:
+        storage: Where it lies.
+        index: Its index.
+        origin_of: Position of each of its origins in the new archive.
+        ready: Origins of its index whose windows are ready ones.
+    """
+
+    storage: Storage
+    index: Index
+    origin_of: tuple[int, ...]
+    ready: frozenset[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Frames that are copied from one sequence."""
+
+    archive: int
+    sequence: int
+    first: int
+    num_frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReshardJob:
+    """The new archive before anything of it is written.
+
+    Attributes:
+        archives: What is read.
+        draft: The new index without shards, sequences and fingerprint.
+        sequences: Its sequences, in time order.
+        segments: Where the frames of each sequence come from, by key.
+        num_shards: How many tars they are dealt to.
+        ready: Keys of ready windows.
+    """
+
+    archives: tuple[OpenArchive, ...]
+    draft: Index
+    sequences: tuple[PlannedSequence, ...]
+    segments: dict[str, tuple[Segment, ...]]
+    num_shards: int
+    ready: frozenset[str]
+
+
+def plan_reshard(opened: Sequence[tuple[Storage, Index]], options: ReshardOptions) -> ReshardJob:
+    """Lay out the new archive from the indexes alone.
+
+    Args:
+        opened: The archives that are read.
+        options: What the new one shall be like.
+
+    Raises:
+        DataError: They do not fit together, a frame stands in two of them, or ready windows would have to be cut.
+    """
+    _check_together(opened)
+    origins = tuple(dict.fromkeys(origin for _, index in opened for origin in index.origins))
+    archives = tuple(
+        OpenArchive(
+            storage=storage,
+            index=index,
+            origin_of=tuple(origins.index(origin) for origin in index.origins),
+            ready=ready_origins(index),
+        )
+        for storage, index in opened
+    )
+    window = options.window or _own(archives, "window", [index.window for _, index in opened])
+    max_frames = options.max_frames or _own(archives, "frames", [index.max_frames for _, index in opened])
+    cut_run(1, window, max_frames)
+    all_ready = all(len(archive.ready) == len(archive.index.origins) for archive in archives)
+    storage, first = opened[0]
+    if all_ready and options.max_frames not in (None, first.max_frames):
+        raise DataError(
+            f"{storage.url} holds ready windows of {first.window} frames, which cannot be cut anew; leave --frames away"
+        )
+    cuts = [
+        cut
+        for number, origin in enumerate(origins)
+        for cut in (
+            *_recut(archives, origin, number, window, max_frames),
+            *_kept(archives, number, window, max_frames),
+        )
+    ]
+    cuts.sort(key=lambda cut: (cut.start_s, cut.origin))
+    keys = [_key(cut.start_s, cut.origin, len(origins)) for cut in cuts]
+    sequences = tuple(
+        PlannedSequence(key=key, origin=cut.origin, start_s=cut.start_s, first=number, num_frames=cut.num_frames,
+                        num_starts=cut.num_starts)
+        for number, (key, cut) in enumerate(zip(keys, cuts, strict=True))
+    )  # fmt: skip
+    num_bytes = sum(_stored_bytes(archives, cut.segments) for cut in cuts)
+    return ReshardJob(
+        archives=archives,
+        draft=_draft(archives, origins, window, max_frames, options),
+        sequences=sequences,
+        segments={key: cut.segments for key, cut in zip(keys, cuts, strict=True)},
+        num_shards=min(max(-(-num_bytes // options.shard_bytes), MIN_SHARDS), len(sequences)),
+        ready=frozenset(key for key, cut in zip(keys, cuts, strict=True) if cut.ready),
+    )
+
+
+def _check_together(opened: Sequence[tuple[Storage, Index]]) -> None:
+    """Raise DataError for archives of different cadence or size, or a source of different scale or licence."""
+    first_storage, first = opened[0]
+    first_of: dict[str, tuple[str, Origin]] = {}
+    for storage, index in opened:
+        demands = [
+            ("cadence", f"{index.cadence_s} s", f"{first.cadence_s} s", first_storage.url),
+            ("frames", f"{index.rows} x {index.cols} pixels", f"{first.rows} x {first.cols} pixels", first_storage.url),
+        ]
+        for origin in index.origins:
+            url, other = first_of.setdefault(origin.source, (storage.url, origin))
+            what = shown(origin.source)
+            demands += [
+                (f"{what} in steps", f"{origin.scale_mmh} mm/h", f"{other.scale_mmh} mm/h", url),
+                (f"{what} under a licence", shown(origin.licence), shown(other.licence), url),
+            ]
+        for name, found, expected, url in demands:
+            if found != expected:
+                raise DataError(
+                    f"{storage.url} has {name} of {found}, {url} of {expected}; expected one cadence and one size, and "
+                    "one scale and licence of each source in one archive: keep them apart"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cut:
+    """One sequence of the new archive: whose it is, when it begins, what it holds and where that comes from."""
+
+    origin: int
+    start_s: int
+    num_frames: int
+    num_starts: int
+    segments: tuple[Segment, ...]
+    ready: bool = False
+
+
+_Owner = tuple[int, int, SequenceEntry]
+"""An archive's place, a sequence's in it, and the sequence."""
+
+
+def _own(archives: Sequence[OpenArchive], option: str, values: Sequence[int]) -> int:
+    """Give the value that all archives share."""
+    if len(set(values)) > 1:
+        found = ", ".join(f"{archive.storage.url}: {value}" for archive, value in zip(archives, values, strict=True))
+        raise DataError(f"the archives were packed with different --{option} ({found}); give the one to use")
+    return values[0]
+
+
+def _recut(
+    archives: Sequence[OpenArchive], origin: Origin, number: int, window: int, max_frames: int
+) -> Iterator[_Cut]:
+    """Put the runs of one origin together from what the sequences own, and cut them."""
+    cadence_s = archives[0].index.cadence_s
+    owners = [
+        (archive, sequence, entry)
+        for archive, opened in enumerate(archives)
+        for sequence, entry in enumerate(opened.index.sequences)
+        if opened.origin_of[entry.origin] == number
+    ]
+    owned = _owned_frames(owners, cadence_s)
+    _check_distinct(archives, origin, owners, owned, cadence_s)
+    ready = np.array([entry.origin in archives[archive].ready for archive, _, entry in owners], bool)
+    owned = owned[~ready[owned["owner"]]]
+    edges = [0, *(np.flatnonzero(np.diff(owned["time_s"]) != cadence_s) + 1).tolist(), len(owned)]
+    for begin, end in pairwise(edges):
+        if end > begin:
+            yield from _cut_stretch(owners, owned[begin:end], number, window, max_frames)
+
+
+def _owned_frames(owners: Sequence[_Owner], cadence_s: int) -> npt.NDArray[np.void]:
+    """List the frames that sequences own in time order: (n,) of time_s, owner (its place in `owners`), frame in it."""
+    counts = [entry.num_starts for _, _, entry in owners]
+    owned = np.zeros(sum(counts), [("time_s", np.int64), ("owner", np.int64), ("frame", np.int64)])
+    if len(owned):
+        owned["owner"] = np.repeat(np.arange(len(owners)), counts)
+        owned["frame"] = np.concatenate([np.arange(count) for count in counts])
+        first_s = np.array([entry.start_s for _, _, entry in owners], np.int64)
+        owned["time_s"] = first_s[owned["owner"]] + cadence_s * owned["frame"]
+    return owned[np.argsort(owned["time_s"], kind="stable")]
+
+
+def _check_distinct(
+    archives: Sequence[OpenArchive],
+    origin: Origin,
+    owners: Sequence[_Owner],
+    owned: npt.NDArray[np.void],
+    cadence_s: int,
+) -> None:
+    """Raise DataError where two sequences own a frame of one time, or frames closer than the cadence."""
+    steps_s = np.diff(owned["time_s"])
+    for place in np.flatnonzero(steps_s < cadence_s)[:1].tolist():
+        first, second = (archives[owners[owned["owner"][at]][0]].storage.url for at in (place, place + 1))
+        what = f"the frame of {iso_time(int(owned['time_s'][place + 1]))} of {shown(origin.source)}"
+        raise DataError(
+            f"{what} stands in {first} and in {second}; expected every frame once: leave one of them out"
+            if steps_s[place] == 0
+            else f"{what} in {second} comes {steps_s[place]} s after one in {first}; expected {cadence_s} s at least"
+        )
+
+
+def _cut_stretch(
+    owners: Sequence[_Owner], owned: npt.NDArray[np.void], origin: int, window: int, max_frames: int
+) -> Iterator[_Cut]:
+    """Cut owned frames that follow each other, and the ones behind that their last windows need."""
+    last = owned[-1]
+    # Where a tile's next sequence was left out, nobody owns the frames that the last windows of this one end with.
+    behind = owners[last["owner"]][2].num_frames - int(last["frame"]) - 1
+    for piece in cut_run(len(owned) + behind, window, max_frames):
+        num_starts = min(piece.num_starts, len(owned) - piece.first)
+        if num_starts < 1:
+            continue
+        segments, place, stop = [], piece.first, piece.first + piece.num_frames
+        while place < stop:
+            at = owned[min(place, len(owned) - 1)]
+            archive, sequence, entry = owners[at["owner"]]
+            first = int(at["frame"]) + max(place - len(owned) + 1, 0)
+            # What a sequence holds beyond its own frames is the next one's too: one sequence less is read.
+            count = min(entry.num_frames - first, stop - place)
+            segments.append(Segment(archive=archive, sequence=sequence, first=first, num_frames=count))
+            place += count
+        yield _Cut(
+            origin=origin,
+            start_s=int(owned["time_s"][piece.first]),
+            num_frames=piece.num_frames,
+            num_starts=num_starts,
+            segments=tuple(segments),
+        )
+
+
+def _kept(archives: Sequence[OpenArchive], number: int, window: int, max_frames: int) -> Iterator[_Cut]:
+    """Take ready windows as they are; raises DataError where others are asked for."""
+    for place, archive in enumerate(archives):
+        index = archive.index
+        for sequence, entry in enumerate(index.sequences):
+            if entry.origin not in archive.ready or archive.origin_of[entry.origin] != number:
+                continue
+            if window != index.window or max_frames < index.window:
+                raise DataError(
+                    f"{archive.storage.url} holds ready windows of {index.window} frames, which cannot be cut anew; "
+                    f"leave --window at {index.window} and --frames at that or more"
+                )
+            whole = Segment(archive=place, sequence=sequence, first=0, num_frames=entry.num_frames)
+            yield _Cut(
+                origin=number,
+                start_s=entry.start_s,
+                num_frames=entry.num_frames,
+                num_starts=entry.num_starts,
+                segments=(whole,),
+                ready=True,
+            )
+
+
+def _key(start_s: int, origin: int, num_origins: int) -> str:
+    time = iso_time(start_s).replace("-", "").replace(":", "")
+    return time if num_origins == 1 else f"{time}-{origin:04d}"
+
+
+def _stored_bytes(archives: Sequence[OpenArchive], segments: Sequence[Segment]) -> int:
+    total = 0
+    for segment in segments:
+        ends = (0, *archives[segment.archive].index.sequences[segment.sequence].frame_ends)
+        total += ends[segment.first + segment.num_frames] - ends[segment.first]
+    return total
+
+
+def _draft(
+    archives: Sequence[OpenArchive], origins: tuple[Origin, ...], window: int, max_frames: int, options: ReshardOptions
+) -> Index:
+    """Say what is known of the new archive before anything is copied."""
+    first = archives[0].index
+    # Every frame is owned once before and after, so the sums stay what they were.
+    totals = sum_totals({name: rain_of(archive.index, name) for name in archive.index.sources} for archive in archives)
+    statistics = totals_to_json(totals)
+    for name, rounding in _rounding(archives).items():
+        statistics[name]["rounding"] = vars(rounding)
+    what = [
+        SCHEMA_VERSION,
+        window,
+        max_frames,
+        options.shard_bytes,
+        [archive.index.fingerprint for archive in archives],
+    ]
+    return Index(
+        schema_version=SCHEMA_VERSION,
+        cadence_s=first.cadence_s,
+        rows=first.rows,
+        cols=first.cols,
+        missing_count=MISSING_COUNT,
+        window=window,
+        max_frames=max_frames,
+        origins=origins,
+        shards=(),
+        sequences=(),
+        statistics=statistics,
+        packed_from=hashlib.sha256(canonical(what)).hexdigest(),
+    )
+
+
+def _rounding(archives: Sequence[OpenArchive]) -> dict[str, Rounding]:
+    """Put together what requantising changed, of the sources where it changed anything."""
+    found: dict[str, Rounding] = {}
+    for archive in archives:
+        for name in archive.index.sources:
+            if "rounding" in archive.index.statistics[name]:
+                found[name] = rounding_of(archive.index, name).plus(found.get(name, NO_ROUNDING))
+    return found

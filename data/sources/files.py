@@ -1,0 +1,173 @@
+"""Radar files in folders, tars and zips: found by their endings, and read where they lie, in bounded memory."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final, NoReturn
+
+from data.frames import DataError
+from data.redaction import redact
+from data.sources import archives
+from data.sources.archives import Member
+
+ARCHIVE_ENDINGS: Final = (".tar", ".zip")
+COMPRESSED_ENDINGS: Final = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+"""Archives without random access: a frame in the middle could be read only by decoding all before it."""
+COMPRESSIONS: Final = (".gz", ".bz2", ".xz", ".zst", ".z")
+COMPANION_PREFIX: Final = "._"
+"""Beginning of the names of macOS' companions of files (AppleDouble, RFC 1740), which hold no radar data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a file's bytes lie: a file of its own, or a member of an archive."""
+
+    path: Path
+    member: Member | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's own name, without folders."""
+        return self.path.name if self.member is None else PurePosixPath(self.member.name).name
+
+    def __str__(self) -> str:
+        """Name the file as messages do."""
+        return str(self.path) if self.member is None else f"{self.path}, member {self.member.name}"
+
+    @property
+    def key(self) -> tuple[Path, int]:
+        """What is equal for two places of the same bytes, however the file is reached."""
+        return self.path.resolve(), -1 if self.member is None else self.member.offset
+
+    def read(self, limit_bytes: int) -> bytes:
+        """Read all of it; raises DataError for what cannot be read or is longer than the limit, before it is held."""
+        if self.member is not None:
+            return archives.read_member(self.path, self.member, limit_bytes)
+        try:
+            with self.path.open("rb") as file:
+                num_bytes = os.fstat(file.fileno()).st_size
+                if num_bytes > limit_bytes:
+                    raise DataError(
+                        f"{self.path} has {num_bytes:,} bytes; expected one frame of at most {limit_bytes:,}: remove it"
+                    )
+                return file.read(limit_bytes)
+        except OSError as error:
+            raise DataError(f"{self.path}: could not read: {error.strerror or error}") from error
+
+
+def find(paths: Iterable[Path], endings: Sequence[str]) -> list[Place]:
+    """Find files by their endings among files, folders (searched to the bottom, through links), tars and zips.
+
+    A file that is named stands for itself, whatever its ending. Each file is found once. macOS' companions of files
+    ("._NAME") are passed over.
+
+    Raises:
+        DataError: A path that is not there, a folder or link that cannot be followed, an archive that cannot be read
+            in place or holds what is no plain file, a radar file that is compressed.
+    """
+    found: dict[tuple[Path, int], Place] = {}
+    for path in paths:
+        for file in files_of(path, (*endings, *ARCHIVE_ENDINGS, *COMPRESSED_ENDINGS, *_compressed(endings))):
+            for place in _places_in(file, endings):
+                found.setdefault(place.key, place)
+    return list(found.values())
+
+
+def digest_of(path: Path) -> str:
+    """Give the SHA-256 of a file of any length; raises DataError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: could not read: {error.strerror or error}") from error
+
+
+def _places_in(path: Path, endings: Sequence[str]) -> Iterator[Place]:
+    name = path.name.lower()
+    if name.endswith(COMPRESSED_ENDINGS):
+        raise DataError(
+            f"{path} is compressed as a whole, so no frame can be read without all before it; expected files, "
+            "folders, .tar or .zip: take the compression off (gunzip gives the .tar) and pack that"
+        )
+    compressed = _compressed(endings)
+    if name.endswith(compressed):
+        _refuse_compressed(str(path))
+    if not name.endswith(ARCHIVE_ENDINGS):
+        yield Place(path=path)
+        return
+    members = archives.tar_members(path) if name.endswith(".tar") else archives.zip_members(path)
+    for member in members:
+        place, lowered = Place(path=path, member=member), member.name.lower()
+        if place.name.startswith(COMPANION_PREFIX):
+            continue
+        if lowered.endswith((*ARCHIVE_ENDINGS, *COMPRESSED_ENDINGS)):
+            raise DataError(
+                f"{path}, member {member.name} is an archive inside an archive; expected radar files: take it out and "
+                "pack it on its own"
+            )
+        if lowered.endswith(compressed):
+            _refuse_compressed(str(place))
+        if lowered.endswith(tuple(endings)):
+            yield place
+
+
+def _compressed(endings: Sequence[str]) -> tuple[str, ...]:
+    return tuple(ending + compression for ending in endings for compression in COMPRESSIONS)
+
+
+def _refuse_compressed(name: str) -> NoReturn:
+    raise DataError(
+        f"{name} is a compressed radar file, which is not read; expected the file itself: take the compression off "
+        "(gunzip, bunzip2, unxz), or move it away"
+    )
+
+
+def files_of(path: Path, endings: Sequence[str]) -> Iterator[Path]:
+    """Give a file, or those of a folder with these endings; behind links too, each folder once."""
+    found = _stat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        yield path
+        return
+    seen = {(found.st_dev, found.st_ino)}
+    for name, folders, files in os.walk(path, onerror=_refuse_unreadable, followlinks=True):
+        folder, unseen = Path(name), []
+        for inner in sorted(folders):
+            found = _stat(folder / inner)
+            if (found.st_dev, found.st_ino) not in seen:
+                seen.add((found.st_dev, found.st_ino))
+                unseen.append(inner)
+        folders[:] = unseen
+        for file in (folder / inner for inner in sorted(files)):
+            is_companion = file.name.startswith(COMPANION_PREFIX)
+            is_wanted = file.name.lower().endswith(tuple(endings)) and not is_companion
+            # os.walk lists a link among the files when its folder is closed or not mounted.
+            if is_wanted or file.is_symlink():
+                _stat(file)
+            if is_wanted:
+                yield file
+
+
+def _stat(path: Path) -> os.stat_result:
+    """Look at a file or folder through links; raises DataError when it is not there, closed, or neither."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        kind = "leads nowhere (a broken link)" if path.is_symlink() else "is not there"
+        # An address is no path, and may hold a password.
+        shown = redact(str(path))
+        raise DataError(f"{shown} {kind}; expected a radar file, an archive, or a folder of them") from error
+    except OSError as error:
+        _refuse_unreadable(error)
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise DataError(f"{path} is neither a file nor a folder; expected a radar file, an archive, or a folder")
+    return found
+
+
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    raise DataError(
+        f"{error.filename}: could not be read: {error.strerror or error}; "
+        "frames may lie there: make it readable, or name the files and folders without it"
+    ) from error

@@ -1,0 +1,380 @@
+"""Reading from an object store: our share of what its client can do, and windows a second from store, cache and folder.
+
+    python -m tests.bench.storage [--sequences 48] [--mb_per_s 100] [--round_trip_ms 20] [--only raw|windows]
+
+A real S3 server (../shared/tools/s3_up.sh) behind a line of stated bandwidth and delay, which is a process of its own.
+"""
+
+import argparse
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import obstore
+from obstore.store import S3Store
+
+from data.selection import Selection, WindowTable, select_windows
+from data.sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
+from data.shards import Index
+from data.storage import Storage, open_storage
+from data.stream import Stream
+from tests.bench.data import BATCH, MAX_FRAMES, WINDOW, frames_to_pack, long_runs, sparse
+from tests.data.archives import PackedArchive, pack_archive
+from tests.s3_server import ACCESS_KEY, REPOSITORY, SECRET_KEY, free_port
+
+MB, MIB = 1e6, 2**20
+RANGES_MIB = (0, 4, 8, 16)
+ROUNDS = 3
+# Few and short: an archive that is read in seconds has to hold many blocks a lane, as a real one does.
+LANES, BLOCK_BYTES = 4, 6 * MIB
+# How windows are read, and in how many passes; None: as many as the table asks for.
+WAYS = {"folder": None, "folder, busy line": None, "store": None, "store, cold cache": 1, "store, warm cache": None}
+LINE_BYTES, LINE_SLACK_S = 1 << 18, 0.005
+
+
+def line(port: int, target_port: int, bytes_per_s: float, round_trip_s: float) -> None:
+    """Pass connections on: replies share one bandwidth, and a request waits for the round trip, there and back.
+
+    Bytes go from socket to socket inside the kernel (splice), so that the line takes little of the machine.
+    """
+    free_at, lock = 0.0, threading.Lock()
+
+    def reply(server: socket.socket, client: socket.socket) -> None:
+        nonlocal free_at
+        from_pipe, into_pipe = os.pipe()
+        fcntl.fcntl(into_pipe, fcntl.F_SETPIPE_SZ, LINE_BYTES)
+        while count := os.splice(server.fileno(), into_pipe, LINE_BYTES):
+            with lock:
+                # What the line cannot take yet stays with the sender.
+                free_at = max(free_at, time.monotonic() - LINE_SLACK_S) + count / bytes_per_s
+                due = free_at
+            time.sleep(max(0.0, due - time.monotonic()))
+            while count:
+                count -= os.splice(from_pipe, client.fileno(), count)
+        os.close(from_pipe)
+        os.close(into_pipe)
+
+    def ask(client: socket.socket, server: socket.socket) -> None:
+        while data := client.recv(LINE_BYTES):
+            time.sleep(round_trip_s)
+            server.sendall(data)
+
+    def run(passing: Callable[[socket.socket, socket.socket], None], source: socket.socket, to: socket.socket) -> None:
+        try:
+            passing(source, to)
+        except OSError:
+            pass
+        finally:
+            for end in (source, to):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    with socket.create_server(("127.0.0.1", port), backlog=64) as listening:
+        sys.stdout.write("listening\n")
+        sys.stdout.flush()
+        while True:
+            client, _ = listening.accept()
+            server = socket.create_connection(("127.0.0.1", target_port))
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for passing, source, to in ((ask, client, server), (reply, server, client)):
+                threading.Thread(target=run, args=(passing, source, to), daemon=True).start()
+
+
+class Clocks:
+    """Seconds of processor time of the server, the line and this process since it was made."""
+
+    def __init__(self, server: int, line: int) -> None:
+        self._pids = (server, line)
+        self._before = self._now()
+
+    def _now(self) -> list[float]:
+        seconds = []
+        for pid in self._pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            seconds.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+        return [*seconds, time.process_time()]
+
+    def shares(self, wall_s: float) -> str:
+        """Write how many cores each of them used since then."""
+        used = [(now - before) / wall_s for now, before in zip(self._now(), self._before, strict=True)]
+        return "/".join(f"{cores:.2f}" for cores in used)
+
+
+@contextmanager
+def served(folder: Path, mb_per_s: float, round_trip_ms: float) -> Iterator[tuple[str, Callable[[], Clocks]]]:
+    """Start the server and the line before it; give the line's address and what starts clocks.
+
+    The client's environment is set to the server itself.
+    """
+    tools = REPOSITORY.parent / "shared" / "tools"
+    weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed"
+    port, environment = free_port(1, 2, 3, 10_000, 10_001, 10_002, 10_003), dict(os.environ)
+    subprocess.run([tools / "s3_up.sh", folder, str(port)], env={**environment, "WEED": weed}, check=True)
+    line_port = free_port()
+    command = [sys.executable, "-m", "tests.bench.storage", "--line"]
+    stated = [str(line_port), str(port), str(mb_per_s * MB), str(round_trip_ms / 1000)]
+    with subprocess.Popen([*command, *stated], stdout=subprocess.PIPE, cwd=REPOSITORY) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"listening\n"
+            os.environ |= {
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+                "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+                "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
+            server_pid = int((folder / "pid").read_text().split()[0])
+            yield f"http://127.0.0.1:{line_port}", lambda: Clocks(server_pid, process.pid)
+        finally:
+            process.kill()
+            subprocess.run([tools / "s3_down.sh", folder], check=False, capture_output=True)
+
+
+def read_raw(ranges: Sequence[tuple[str, int, int]], readers: int) -> float:
+    """Read ranges by the client alone, as many at once as we do; give the seconds."""
+    client = S3Store(
+        "bench",
+        prefix="shards",
+        endpoint=os.environ["AWS_ENDPOINT_URL"],
+        access_key_id=ACCESS_KEY,
+        secret_access_key=SECRET_KEY,
+        region="us-east-1",
+        client_options={"allow_http": True},
+    )
+
+    def read(one: tuple[str, int, int]) -> int:
+        return len(obstore.get_range(client, one[0], start=one[1], end=one[2]))
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(readers) as pool:
+        total = sum(pool.map(read, ranges))
+    assert total == sum(stop - start for _, start, stop in ranges)
+    return time.perf_counter() - began
+
+
+class Noted:
+    """A storage that notes which ranges are read."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.ranges: list[tuple[str, int, int]] = []
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """Read a range."""
+        self.ranges.append((name, start, stop))
+        return self._storage.read(name, start, stop)
+
+    def read_checked(self, name: str, start: int, stop: int, check: Callable[[bytes], None]) -> bytes:
+        """Read a range and check it."""
+        self.ranges.append((name, start, stop))
+        return self._storage.read_checked(name, start, stop, check)
+
+
+def read_verified(storage: Any, index: Index, range_bytes: int) -> float:
+    """Read and verify every sequence in the order of a lane, without decoding; give the seconds."""
+    order = sorted(range(len(index.sequences)), key=lambda i: (index.sequences[i].shard, index.sequences[i].offset))
+    began = time.perf_counter()
+    reader = SequenceReader(storage, index, readers=STORE_READERS, ahead_bytes=512 * MIB, range_bytes=range_bytes)
+    try:
+        reader.request([(sequence, place) for place, sequence in enumerate(order)])
+        for sequence in order:
+            reader.frames(sequence)
+            reader.release(sequence)
+    finally:
+        reader.close()
+    return time.perf_counter() - began
+
+
+def print_shares(storage: Storage, index: Index, start_clocks: Callable[[], Clocks]) -> float:
+    """Compare fetch and verify with the client alone, by turns; give our bytes a second.
+
+    The share is of the best of each, the median of the turns' ratios; cores are those of our last turn.
+    """
+    print(
+        f"{'ranges':14}{'requests':>9}{'MB each':>9}{'client MB/s':>13}{'ours MB/s':>11}{'share':>7}{'median':>8}"
+        f"{'cores: server/line/client':>27}"
+    )
+    rate = 0.0
+    for range_mib in RANGES_MIB:
+        raw, ours, noted, cores = [], [], Noted(storage), ""
+        for _ in range(ROUNDS):
+            noted = Noted(storage)
+            clocks = start_clocks()
+            ours.append(read_verified(noted, index, range_mib * MIB))
+            cores = clocks.shares(ours[-1])
+            raw.append(read_raw(noted.ranges, STORE_READERS))
+        total = sum(stop - start for _, start, stop in noted.ranges)
+        name = f"{range_mib} MiB" if range_mib else "a sequence"
+        best, client = total / min(ours), total / min(raw)
+        print(
+            f"{name:14}{len(noted.ranges):9}{total / len(noted.ranges) / MB:9.1f}{client / MB:13.1f}{best / MB:11.1f}"
+            f"{best / client:7.2f}{median(there / here for here, there in zip(ours, raw, strict=True)):8.2f}{cores:>27}"
+        )
+        if range_mib * MIB == RANGE_BYTES:
+            rate = best
+    return rate
+
+
+def windows_per_s(
+    storage: Storage, index: Index, table: WindowTable, threads: int, epochs: int
+) -> tuple[float, dict[str, float]]:
+    """Read some epochs; give windows a second and what the stream counted."""
+    stream = Stream(
+        storage,
+        index,
+        table,
+        seed=0,
+        global_batch=BATCH,
+        micro_batch=BATCH,
+        lanes=LANES,
+        block_bytes=BLOCK_BYTES,
+        threads=threads,
+        decoded_mb=1024,
+    )
+    began, count = time.perf_counter(), 0
+    for batches in stream.steps(0, epochs * stream.steps_per_epoch):
+        count += sum(len(batch.window_b) for batch in batches)
+        del batches
+    return count / (time.perf_counter() - began), stream.stats()
+
+
+def cached(storage: Storage, index: Index, folder: Path) -> Storage:
+    """Keep shards of a store on local disk."""
+    from data.cache import CachedStorage
+
+    files = {shard.name: (shard.num_bytes, shard.sha256) for shard in index.shards}
+    return CachedStorage(storage, folder, 10**12, files)
+
+
+@contextmanager
+def busy_line(index: Index) -> Iterator[None]:
+    """Have another process read the shards over the line meanwhile: server, line and client take their share."""
+    shards = [f"{shard.name}={shard.num_bytes}" for shard in index.shards]
+    command = [sys.executable, "-m", "tests.bench.storage", "--drain", *shards]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def drain(shards: Sequence[str]) -> None:
+    """Read shards by the client alone, again and again, until the process is ended."""
+    sizes = [(name, int(size)) for name, _, size in (shard.partition("=") for shard in shards)]
+    ranges = [(name, at, min(at + RANGE_BYTES, size)) for name, size in sizes for at in range(0, size, RANGE_BYTES)]
+    sys.stdout.write("reading\n")
+    sys.stdout.flush()
+    while True:
+        read_raw(ranges, STORE_READERS)
+
+
+def print_windows(
+    archive: PackedArchive, url: str, rate: float, threads: int, folder: Path, start_clocks: Callable[[], Clocks]
+) -> None:
+    """Compare store, cold and warm cache, and folder, where every window is read and where few of each sequence are.
+
+    By turns, and the median of each turn's ratio: the machine is shared. A store's is to the slower of the line and of
+    a folder that is read while another process is busy with the line: on a small machine they share its cores.
+    """
+    index = archive.index
+    whole = select_windows(index, Selection(window=WINDOW))
+    print(
+        f"\n{'':44}{'windows/s':>10}{'requests':>9}{'MB read':>9}{'MB sent':>9}{'cores: server/line/client':>27}"
+        f"{'median':>8}"
+    )
+    for label, table, epochs in (("every start", whole, 1), ("few of each sequence", sparse(whole, 1), 2)):
+        found: dict[str, list[tuple[float, dict[str, float], str]]] = {name: [] for name in WAYS}
+        for turn in range(ROUNDS):
+            place = folder / f"cache-{epochs}-{turn}"
+            for name, passes in WAYS.items():
+                with ExitStack() as opened:
+                    storage: Storage = archive.storage
+                    if not name.startswith("folder"):
+                        storage = opened.enter_context(closing(open_storage(url)))
+                    if name.endswith("cache"):
+                        storage = cached(storage, index, place)
+                    if name.endswith("busy line"):
+                        opened.enter_context(busy_line(index))
+                    clocks, began = start_clocks(), time.perf_counter()
+                    result = windows_per_s(storage, index, table, threads, passes or epochs)
+                    found[name].append((*result, clocks.shares(time.perf_counter() - began)))
+        for name in WAYS:
+            best = max(found[name], key=lambda one: one[0])
+            ratios = []
+            for turn, (windows, stats, _) in enumerate(found[name]):
+                local, busy = found["folder"][turn][0], found["folder, busy line"][turn][0]
+                line_rate = rate * stats["windows"] / stats["bytes_read"]
+                ratios.append(windows / (min(busy, line_rate) if name == "store" else local))
+            print_row(f"{label}: {name}", *best, median(ratios), "of the slower" if name == "store" else "of folder")
+
+
+def print_row(name: str, found: float, stats: dict[str, float], cores: str, share: float, of: str) -> None:
+    """Print one way of reading."""
+    moved = (stats["bytes_read"] / MB, stats["store_bytes_read"] / MB if "store" in name else 0.0)
+    print(f"{name:44}{found:10.0f}{stats['requests']:9.0f}{moved[0]:9.0f}{moved[1]:9.0f}{cores:>27}{share:8.2f} {of}")
+
+
+def main() -> None:
+    """Pack, upload, measure, print."""
+    if sys.argv[1:2] == ["--line"]:
+        port, target, bytes_per_s, round_trip_s = sys.argv[2:]
+        line(int(port), int(target), float(bytes_per_s), float(round_trip_s))
+        return
+    if sys.argv[1:2] == ["--drain"]:
+        drain(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--knmi", type=Path, help="folder of real KNMI files instead of synthetic storms")
+    parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--frames", type=int, default=MAX_FRAMES, help="longest sequence")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--mb_per_s", type=float, default=100)
+    parser.add_argument("--round_trip_ms", type=float, default=20)
+    parser.add_argument("--only", choices=("raw", "windows"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        archive = pack_archive(
+            folder / "shards",
+            long_runs(frames_to_pack(options.knmi), options.sequences),
+            window=WINDOW,
+            max_frames=options.frames,
+            num_shards=8,
+            keep_counts=False,
+        )
+        total = sum(shard.num_bytes for shard in archive.index.shards)
+        print(f"{len(archive.index.sequences)} sequences, {total / MB:.0f} MB; a line of {options.mb_per_s:g} MB/s, "
+              f"{options.round_trip_ms:g} ms; {STORE_READERS} readers")  # fmt: skip
+        with served(folder / "s3", options.mb_per_s, options.round_trip_ms) as (
+            line_url,
+            start_clocks,
+        ):
+            with closing(open_storage("s3://bench/shards")) as direct:
+                for path in sorted(archive.folder.iterdir()):
+                    direct.write(path.name, path.read_bytes())
+            os.environ["AWS_ENDPOINT_URL"] = line_url
+            rate = options.mb_per_s * MB
+            if options.only != "windows":
+                with closing(open_storage("s3://bench/shards")) as storage:
+                    rate = print_shares(storage, archive.index, start_clocks)
+            if options.only != "raw":
+                print_windows(archive, "s3://bench/shards", rate, options.threads, folder, start_clocks)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Mixed archives, made in memory and packed: several origins in one index."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data.origin_frames import with_rain_after
+from data.sequences import cut_run
+from data.shard_writer import PlannedSequence, pack_frame, write_shard
+from data.shards import SCHEMA_VERSION, Index, SequenceEntry, describe_archive, dump_index, signed
+from data.storage import open_storage
+from data.summary import sum_totals, totals_to_json
+from data.units import MISSING_COUNT
+from tests.data.archives import CADENCE_S, FIRST_S, PackedArchive, index_in_memory, whole_origin
+
+
+def mixed_index(parts: Sequence[Index], *, sources: Sequence[str], scales_mmh: Sequence[float] | None = None) -> Index:
+    """Put archives of one cadence, size and number of shards into one, their sequences one after the other in each tar.
+
+    Args:
+        parts: One index an origin, with shards of equal names.
+        sources: The source of each; equal names are tiles of one.
+        scales_mmh: The scale of each source's count.
+    """
+    first = parts[0]
+    origins = []
+    for number, source in enumerate(sources):
+        origin = whole_origin(first.rows, first.cols, source, 0.12 if scales_mmh is None else scales_mmh[number])
+        crop = replace(origin.crop, row0=number * first.rows, row1=(number + 1) * first.rows)
+        origins.append(replace(origin, grid=replace(origin.grid, rows=first.rows * len(parts)), crop=crop))
+    filled = [0] * len(first.shards)
+    entries: list[SequenceEntry] = []
+    for number, part in enumerate(parts):
+        for entry in part.sequences:
+            moved = filled[entry.shard] - entry.offset
+            filled[entry.shard] += entry.num_bytes
+            entries.append(
+                replace(
+                    entry,
+                    key=f"{entry.key}-{number}",
+                    origin=number,
+                    offset=entry.offset + moved,
+                    json_offset=entry.json_offset + moved,
+                    frames_offset=entry.frames_offset + moved,
+                )
+            )
+    entries.sort(key=lambda entry: (entry.start_s, entry.origin))
+    return replace(
+        first,
+        origins=tuple(origins),
+        shards=tuple(replace(shard, num_bytes=size + 1024) for shard, size in zip(first.shards, filled, strict=True)),
+        sequences=with_rain_after(entries, first.cadence_s, first.rows * first.cols),
+    )
+
+
+def two_sources(
+    first: Sequence[int], second: Sequence[int], *, window: int = 4, max_frames: int = 20, num_shards: int = 3
+) -> Index:
+    """Make an archive of two radars with runs of so many frames each."""
+    parts = [
+        index_in_memory(runs, window=window, max_frames=max_frames, num_shards=num_shards, rain=(0.1, 0.6, 0.3))
+        for runs in (first, second)
+    ]
+    return mixed_index(parts, sources=("A", "B"), scales_mmh=(0.12, 0.01))
+
+
+def pack_mixed(
+    folder: str | Path,
+    frames: Mapping[str, npt.NDArray[np.uint16]],
+    *,
+    scales_mmh: Sequence[float],
+    window: int,
+    max_frames: int,
+    num_shards: int,
+) -> PackedArchive:
+    """Pack one run of each of several radars, uint16 (t, rows, cols), all from the same time on, into one archive."""
+    storage = open_storage(folder)
+    rows, cols = next(iter(frames.values())).shape[1:]
+    origins = [whole_origin(rows, cols, source, scale) for source, scale in zip(frames, scales_mmh, strict=True)]
+    planned, counts_thw = [], {}
+    for number, (source, run_thw) in enumerate(frames.items()):
+        for piece in cut_run(len(run_thw), window, max_frames):
+            key = f"{source}-{piece.first:04d}"
+            counts_thw[key] = run_thw[piece.first : piece.first + piece.num_frames]
+            start_s = FIRST_S + piece.first * CADENCE_S
+            planned.append(PlannedSequence(key=key, origin=number, start_s=start_s, **vars(piece)))
+    draft = Index(
+        schema_version=SCHEMA_VERSION,
+        cadence_s=CADENCE_S,
+        rows=rows,
+        cols=cols,
+        missing_count=MISSING_COUNT,
+        window=window,
+        max_frames=max_frames,
+        origins=tuple(origins),
+        shards=(),
+        sequences=(),
+        statistics={},
+    )
+    descriptions = [describe_archive(draft, origin) for origin in origins]
+    written = [
+        write_shard(
+            storage, f"shard-{i:05d}.tar", i, planned[i::num_shards], descriptions,
+            lambda one: [pack_frame(counts, origins[one.origin].scale_mmh) for counts in counts_thw[one.key]],
+        )
+        for i in range(min(num_shards, len(planned)))
+    ]  # fmt: skip
+    entries = sorted((entry for one in written for entry in one.sequences), key=lambda entry: entry.start_s)
+    index = signed(
+        replace(
+            draft,
+            shards=tuple(one.shard for one in written),
+            sequences=with_rain_after(entries, CADENCE_S, rows * cols),
+            statistics=totals_to_json(sum_totals(one.totals for one in written)),
+        )
+    )
+    storage.write("index.json", dump_index(index))
+    return PackedArchive(folder=Path(folder), storage=storage, index=index, counts_thw=counts_thw)

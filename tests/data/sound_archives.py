@@ -1,0 +1,134 @@
+"""Small archives that are right in every respect, statistics too, and what windows they hold."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data.decode import check_sequence, decode_frame
+from data.origin_frames import with_rain_after
+from data.origins import Origin
+from data.shard_writer import PackedFrame, PlannedSequence, pack_frame, write_shard
+from data.shards import Index, describe_archive, dump_index, signed
+from data.storage import Storage, open_storage
+from data.summary import sum_totals, totals_to_json
+from tests.data.archives import CADENCE_S, FIRST_S, whole_origin
+
+Frames = dict[int, npt.NDArray[np.uint16]]
+"""Frames of one origin, uint16 (rows, cols), by number: number i ends i times the cadence after the first."""
+
+
+def some_frames(numbers: Sequence[int], *, rows: int = 6, cols: int = 8, seed: int = 0) -> Frames:
+    """Make frames that differ from each other: rain, dry ones, a missing pixel now and then."""
+    frames = {}
+    for number in numbers:
+        rng = np.random.default_rng([seed, number])
+        counts = rng.integers(0, 300, (rows, cols)) * (rng.random((rows, cols)) < 0.2 * (number % 6))
+        counts[rng.random((rows, cols)) < 0.02] = 65535
+        frames[number] = counts.astype(np.uint16)
+    return frames
+
+
+def pack_frames(
+    folder: Path,
+    origins: dict[Origin, Frames],
+    pieces: dict[Origin, list[tuple[int, int, int]]],
+    *,
+    window: int,
+    max_frames: int,
+    num_shards: int,
+    ready: bool = False,
+) -> Index:
+    """Write an archive of given sequences.
+
+    Args:
+        folder: Where.
+        origins: Frames by origin.
+        pieces: (number of the first frame, frames, starts) of each sequence, by origin.
+        window: Longest window.
+        max_frames: Longest sequence.
+        num_shards: Shards.
+        ready: Whether the sequences are ready windows.
+    """
+    storage = open_storage(folder)
+    packed = {
+        (origin, number): pack_frame(counts, origin.scale_mmh)
+        for origin, frames in origins.items()
+        for number, counts in frames.items()
+    }
+    first = next(iter(next(iter(origins.values())).values()))
+    draft = Index(
+        schema_version=2, cadence_s=CADENCE_S, rows=first.shape[0], cols=first.shape[1], missing_count=65535,
+        window=window, max_frames=max_frames, origins=tuple(origins), shards=(), sequences=(), statistics={},
+    )  # fmt: skip
+    cut = sorted((number, place, *more) for place, origin in enumerate(origins) for number, *more in pieces[origin])
+    planned = [
+        PlannedSequence(
+            key=f"s{at:04d}", origin=place, start_s=FIRST_S + number * CADENCE_S, first=number, num_frames=count,
+            num_starts=starts,
+        )
+        for at, (number, place, count, starts) in enumerate(cut)
+    ]  # fmt: skip
+
+    def frames_of(sequence: PlannedSequence) -> list[PackedFrame]:
+        origin = draft.origins[sequence.origin]
+        return [packed[origin, sequence.first + i] for i in range(sequence.num_frames)]
+
+    descriptions = [describe_archive(draft, origin) for origin in draft.origins]
+    num_shards = min(num_shards, len(planned))
+    written = [
+        write_shard(storage, f"shard-{i:05d}.tar", i, planned[i::num_shards], descriptions, frames_of)
+        for i in range(num_shards)
+    ]
+    entries = tuple(
+        sorted(
+            (entry for shard in written for entry in shard.sequences), key=lambda entry: (entry.start_s, entry.origin)
+        )
+    )
+    filled = with_rain_after(entries, cadence_s=CADENCE_S, num_pixels=first.size)
+    index = signed(
+        replace(
+            draft,
+            shards=tuple(shard.shard for shard in written),
+            sequences=entries if ready else filled,
+            statistics=totals_to_json(sum_totals(shard.totals for shard in written)),
+        )
+    )
+    storage.write("index.json", dump_index(index))
+    return index
+
+
+def small_archive(folder: Path, *, seed: int = 0, num_shards: int = 3, source: str = "test") -> Index:
+    """Write an archive of one origin: runs of 20, 3 and 9 frames, cut for windows of 4 into sequences of 9."""
+    runs = {0: 20, 25: 3, 30: 9}
+    numbers = [first + i for first, count in runs.items() for i in range(count)]
+    origin = whole_origin(6, 8, source=source)
+    pieces = [(0, 9, 6), (6, 9, 6), (12, 8, 8), (25, 3, 3), (30, 9, 9)]
+    return pack_frames(
+        folder, {origin: some_frames(numbers, seed=seed)}, {origin: pieces}, window=4, max_frames=9,
+        num_shards=num_shards,
+    )  # fmt: skip
+
+
+Windows = dict[tuple[Origin, int], bytes]
+"""Pixels of every window, by its origin and the time of its first frame."""
+
+
+def windows_of(storage: Storage, index: Index, window: int) -> Windows:
+    """Cut every window of an archive, one at a time, by the plainest means; every one stands in one sequence."""
+    found: Windows = {}
+    for entry in index.sequences:
+        data = storage.read(index.shards[entry.shard].name, entry.offset, entry.offset + entry.num_bytes)
+        check_sequence(index, entry, data)
+        begin = entry.frames_offset - entry.offset
+        frames = memoryview(data)[begin : begin + entry.frames_bytes]
+        counts_thw = np.zeros((entry.num_frames, index.rows, index.cols), np.uint16)
+        for number in range(entry.num_frames):
+            decode_frame(index, entry, frames, number, counts_thw[number])
+        for start in range(min(entry.num_starts, entry.num_frames - window + 1)):
+            place = (index.origins[entry.origin], entry.start_s + start * index.cadence_s)
+            assert place not in found
+            found[place] = counts_thw[start : start + window].tobytes()
+    return found

@@ -1,0 +1,178 @@
+"""Formats that pysteps imports: the same pixels as our own readers of KNMI and ODIM files; what cannot be, refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from data.frames import Crop, DataError
+from data.pack import main
+from data.sources.importer import ImporterSource
+from data.sources.knmi import KnmiSource
+from data.sources.odim import ZR, OdimSource
+from data.sources.source import Source
+from tests.data.radar_files import write_series
+
+pytest.importorskip("pysteps", reason="pysteps (extra nowcast) is not installed")
+
+KNMI_NAMES = "RAD_NL25_RAP_5min_%Y%m%d%H%M.h5"
+ZR_200 = ZR(a=200, b=1.6)
+PAIRS: list[tuple[str, Source, ImporterSource]] = [
+    (
+        "odim/T_PAAH*",
+        OdimSource(),
+        ImporterSource(importer="odim_hdf5", time_pattern="T_PAAH21_C_EUOC_%Y%m%d%H%M%S.hdf"),
+    ),
+    (
+        "odim/T_PABV*",
+        OdimSource(zr=ZR_200),
+        ImporterSource(
+            importer="odim_hdf5",
+            time_pattern="T_PABV21_C_EUOC_%Y%m%d%H%M%S.hdf",
+            arguments={"qty": "DBZH"},
+            zr=ZR_200,
+        ),
+    ),
+    (
+        "knmi/*010*",
+        KnmiSource(),
+        ImporterSource(importer="knmi_hdf5", time_pattern=KNMI_NAMES, arguments={"accutime": 5.0}),
+    ),
+]
+
+
+@pytest.mark.parametrize(("names", "ours", "theirs"), PAIRS)
+def test_importers_give_what_our_own_readers_give(
+    shared_dir: Path, names: str, ours: Source, theirs: ImporterSource
+) -> None:
+    paths = sorted((shared_dir / "data").glob(names))[:2]
+    our_refs, their_refs = ours.scan(paths).refs, theirs.scan(paths).refs
+    assert [ref.end_time_s for ref in our_refs] == [ref.end_time_s for ref in their_refs]
+    for our_ref, their_ref in zip(our_refs[:1], their_refs[:1], strict=True):
+        header, imported = ours.survey(our_ref).header, theirs.survey(their_ref).header
+        assert imported.grid == header.grid
+        crop = Crop(row0=0, row1=header.grid.rows, col0=0, col1=header.grid.cols)
+        counts, rain = ours.read(our_ref, crop).counts, theirs.read(their_ref, crop).counts
+        np.testing.assert_array_equal(counts == 65535, rain == 65535)
+        seen = counts != 65535
+        np.testing.assert_allclose(counts[seen] * header.scale_mmh, rain[seen] * 0.01, atol=0.005 + 1e-9)
+
+
+def test_the_command_packs_through_an_importer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "radar", range(4), size=(765, 700))
+    (tmp_path / "radar" / "README.txt").write_text("other")
+    command = ["importer", str(tmp_path / "radar"), "--importer", "knmi_hdf5", "--time-pattern", KNMI_NAMES]
+    command += ["--argument", "accutime=5", "--window", "2", "--crop", "0:64,0:64", "--licence", "CC0-1.0"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    written = capsys.readouterr()
+    assert "1 files have other names and are not read" in written.err
+    assert "by pysteps' knmi_hdf5 (CC0-1.0)" in written.out
+    assert main([*command, "--argument", "x", "--out", str(tmp_path / "x")]) == 4
+    assert "--argument 'x': expected NAME=VALUE" in capsys.readouterr().err
+
+
+def field(**changes: Any) -> tuple[npt.NDArray[np.float64], None, dict[str, Any]]:
+    metadata = {
+        "unit": "mm/h", "transform": None, "accutime": 5.0, "zerovalue": 0.0, "threshold": 0.1, "x1": 0.0, "x2": 3000.0,
+        "y1": 0.0, "y2": 2000.0, "yorigin": "upper", "cartesian_unit": "m", "projection": "+proj=laea",
+        "institution": "nobody",
+    }  # fmt: skip
+    return np.array([[1.0, np.nan, 0.0], [2.5, 3.25, 0.05]]), None, {**metadata, **changes}
+
+
+WHOLE = Crop(row0=0, row1=2, col0=0, col1=3)
+
+
+@pytest.fixture
+def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let an importer of a plain field stand in for pysteps', whose formats need files that we cannot make."""
+    (tmp_path / "x_202001010000.bin").write_bytes(b"field")
+
+    def read(answer: Any, zr: ZR | None = None) -> Any:
+        monkeypatch.setattr("data.sources.importer._pysteps_method", lambda _: lambda _, **__: answer)
+        source = ImporterSource(importer="any", time_pattern="x_%Y%m%d%H%M.bin", zr=zr)
+        (ref,) = source.scan([tmp_path]).refs
+        return source.survey(ref).header, source.read(ref, WHOLE)
+
+    return read
+
+
+def test_units_become_rates(imported: Any) -> None:
+    header, reading = imported(field())
+    assert reading.counts.tolist() == [[100, 65535, 0], [250, 325, 5]]
+    assert (header.grid.pixel_km, header.grid.x0_km, header.grid.y0_km) == (1.0, 0.0, 2.0)
+    assert imported(field(unit="mm"))[1].counts.tolist() == [[1200, 65535, 0], [3000, 3900, 60]]
+    assert imported(field(yorigin="lower"))[1].counts.tolist() == [[250, 325, 5], [100, 65535, 0]]
+    masked = np.ma.masked_equal(field()[0], 2.5)
+    assert imported((masked, None, field()[2]))[1].counts.tolist() == [[100, 65535, 0], [65535, 325, 5]]
+
+
+def test_no_rain_in_decibels_is_dry(imported: Any) -> None:
+    decibel = np.array([[10.0, np.nan, -15.0], [0.0, -10.0, -15.0]])
+    metadata = field(transform="dB", zerovalue=-15.0, threshold=-10.0)[2]
+    assert imported((decibel, None, metadata))[1].counts.tolist() == [[1000, 65535, 0], [100, 10, 0]]
+    dbz = np.array([[23.0, np.nan, 8.0], [33.0, 23.0, 8.0]])
+    metadata = field(unit="dBZ", transform="dB", zerovalue=8.0, threshold=15.0)[2]
+    assert imported((dbz, None, metadata), ZR_200)[1].counts.tolist() == [[100, 65535, 0], [421, 100, 0]]
+
+
+def test_degrees_are_a_plate_carree(imported: Any) -> None:
+    header, _ = imported(field(cartesian_unit="degrees", x1=-130.0, x2=-129.97, y1=54.98, y2=55.0))
+    assert header.grid.pixel_km == pytest.approx(6371 * np.pi / 180 / 100, abs=1e-6)
+    assert header.grid.projection.startswith("+proj=eqc")
+    assert header.grid.x0_km == pytest.approx(-130 * 6371 * np.pi / 180, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (field(unit="K"), "the field is in 'K'"),
+        (field(unit="dBZ", transform="dB"), "or dBZ with one"),
+        (field(transform="Box-Cox"), "transform 'Box-Cox'"),
+        (field(unit="mm", accutime=None), "accutime is None"),
+        (field(x1=None), "expected numbers"),
+        (field(y2=np.nan), "expected numbers"),
+        (field(yorigin="left"), "yorigin 'left'"),
+        (field(cartesian_unit="miles"), "cartesian_unit 'miles'"),
+        (field(y2=9000.0), "pixels of 1 by 4.5 km; expected square ones"),
+        (field(projection=""), "projection is ''"),
+        (field(projection="\x1b[2J"), "projection is "),
+        ((np.zeros(3), None, {}), "the field has shape"),
+        ((np.full((2, 3), -1.0), None, field()[2]), r"pixel \(0, 0\) is -1 mm/h \(one of 6\)"),
+        ((np.zeros((2, 3)), None), "gives no field with metadata"),
+    ],
+)
+def test_fields_that_cannot_be_packed_are_refused(imported: Any, answer: Any, message: str) -> None:
+    with pytest.raises(DataError, match=rf"x_202001010000\.bin: .*{message}"):
+        imported(answer)
+
+
+def test_a_package_that_an_importer_lacks_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x_202001010000.bin").write_bytes(b"field")
+
+    def read(*_: Any, **__: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'pygrib'")
+
+    monkeypatch.setattr("data.sources.importer._pysteps_method", lambda _: read)
+    source = ImporterSource(importer="mrms_grib", time_pattern="x_%Y%m%d%H%M.bin")
+    with pytest.raises(DataError, match="No module named 'pygrib'; install the package that it asks for"):
+        source.survey(source.scan([tmp_path]).refs[0])
+
+
+def test_importers_and_names_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    (path,) = write_series(tmp_path, [0])
+    with pytest.raises(DataError, match="pysteps knows no importer 'nonsense'"):
+        ImporterSource(importer="nonsense", time_pattern="x").scan([tmp_path])
+    with pytest.raises(DataError, match=f"{path}: its name does not fit --time-pattern"):
+        ImporterSource(importer="knmi_hdf5", time_pattern="%Y.h5").scan([path])
+    with pytest.raises(DataError, match=r"no file in .* has a name like"):
+        ImporterSource(importer="knmi_hdf5", time_pattern="%Y.h5").scan([tmp_path])
+    (tmp_path / "day.tar").touch()
+    with pytest.raises(DataError, match="pysteps reads no archives: take the files out first"):
+        ImporterSource(importer="knmi_hdf5", time_pattern="%Y.h5").scan([tmp_path / "day.tar"])
+    source = ImporterSource(importer="knmi_hdf5", time_pattern=KNMI_NAMES)
+    path.write_bytes(b"no radar")
+    with pytest.raises(DataError, match=f"{path}: pysteps' importer knmi_hdf5 failed: OSError"):
+        source.survey(source.scan([path]).refs[0])

@@ -1,0 +1,275 @@
+"""Verifying: every kind of damage has its line, all of them are reported, and a sound archive has none."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.frames import DataError
+from data.origin_frames import with_rain_after
+from data.shards import Index, dump_index, signed
+from data.summary import summarise
+from data.verify import EXIT_BAD_DATA, Report, main, verify
+from tests.data.archives import whole_origin
+from tests.data.sound_archives import pack_frames, small_archive, some_frames
+
+OFFSETS = ("offset", "json_offset", "frames_offset")
+
+
+def rewrite(folder: Path, index: Index, **changes: object) -> None:
+    """Change an index and sign it again."""
+    (folder / "index.json").write_bytes(dump_index(signed(dataclasses.replace(index, **changes))))  # type: ignore[arg-type]
+
+
+def with_entry(folder: Path, index: Index, number: int, **changes: object) -> None:
+    """Change one sequence in an index and sign it again."""
+    entries = list(index.sequences)
+    entries[number] = dataclasses.replace(entries[number], **changes)  # type: ignore[arg-type]
+    rewrite(folder, index, sequences=tuple(entries))
+
+
+def resign(folder: Path, index: Index, number: int, edit: Callable[[bytearray], None]) -> None:
+    """Change the bytes of a sequence in place, and put the new digests of sequence and shard into the index."""
+    entry = index.sequences[number]
+    path = folder / index.shards[entry.shard].name
+    whole = bytearray(path.read_bytes())
+    data = whole[entry.offset : entry.offset + entry.num_bytes]
+    edit(data)
+    whole[entry.offset : entry.offset + entry.num_bytes] = data
+    path.write_bytes(whole)
+    shards = list(index.shards)
+    shards[entry.shard] = dataclasses.replace(shards[entry.shard], sha256=hashlib.sha256(whole).hexdigest())
+    changed = dataclasses.replace(index, shards=tuple(shards))
+    with_entry(folder, changed, number, sha256=hashlib.sha256(data).hexdigest())
+
+
+def lines(report: Report) -> list[str]:
+    """Give the report's lines."""
+    return [str(problem) for problem in report.problems]
+
+
+def test_a_sound_archive_has_no_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = small_archive(tmp_path)
+    report = verify(str(tmp_path))
+    assert lines(report) == []
+    assert report.warnings == []
+    assert (report.shards, report.sequences) == (3, 5)
+    assert report.frames == sum(entry.num_frames for entry in index.sequences)
+    assert report.num_bytes == sum(shard.num_bytes for shard in index.shards)
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith(" bytes: sound\n")
+    assert main([str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["problems"] == []
+    assert said["fingerprint"] == index.fingerprint
+
+
+def test_several_origins_and_ready_windows_are_sound(tmp_path: Path) -> None:
+    first, second = whole_origin(6, 8, "one"), whole_origin(6, 8, "two", scale_mmh=0.01)
+    frames = {first: some_frames(range(12)), second: some_frames(range(3, 20), seed=1)}
+    pieces = {first: [(0, 8, 5), (5, 7, 7)], second: [(3, 8, 5), (8, 8, 5), (13, 7, 7)]}
+    pack_frames(tmp_path / "two", frames, pieces, window=4, max_frames=8, num_shards=2)
+    assert lines(verify(str(tmp_path / "two"))) == []
+    ready = {first: [(number, 4, 1) for number in (0, 1, 2, 5, 6, 8)]}
+    pack_frames(tmp_path / "r", {first: frames[first]}, ready, window=4, max_frames=4, num_shards=2, ready=True)
+    assert lines(verify(str(tmp_path / "r"))) == []
+
+
+def test_all_problems_are_reported_each_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = small_archive(tmp_path, num_shards=5)
+    names = [shard.name for shard in index.shards]
+    flipped, cut, longer = (tmp_path / name for name in names[:3])
+    data = bytearray(flipped.read_bytes())
+    data[index.sequences[0].frames_offset + 5] ^= 1
+    flipped.write_bytes(data)
+    cut.write_bytes(cut.read_bytes()[:-600])
+    longer.write_bytes(longer.read_bytes() + b"more")
+    (tmp_path / names[3]).unlink()
+    (tmp_path / "shard-00099.tar").write_bytes(b"")
+    (tmp_path / ".shard-00001.tar.1-0.partial").write_bytes(b"")
+    assert main([str(tmp_path)]) == EXIT_BAD_DATA
+    shown = capsys.readouterr().out.splitlines()
+    found = [line for line in shown if line.startswith("problem")]
+    for expected in (
+        rf"shard {names[0]}, key s0000: SHA-256 of its bytes is [0-9a-f]+, expected {index.sequences[0].sha256}",
+        rf"shard {names[0]}: SHA-256 is [0-9a-f]+, expected {index.shards[0].sha256}",
+        rf"shard {names[1]}: has \d+ bytes, expected {index.shards[1].num_bytes}",
+        rf"shard {names[1]}: 424 bytes follow the last sequence, expected 1024 zeros",
+        rf"shard {names[2]}: has \d+ bytes, expected {index.shards[2].num_bytes}",
+        rf"shard {names[2]}: 1028 bytes follow the last sequence",
+        rf"shard {names[3]}: cannot be read: .*No such file",
+    ):
+        assert [line for line in found if re.search(expected, line)], expected
+    assert shown[-3] == "warning  shard-00099.tar lies beside the archive, and its index does not list it"
+    assert "what a stopped writer left" in shown[-2]
+    assert shown[-1].endswith(" problems")
+
+
+def header_edit(change: Callable[[tarfile.TarInfo], None], at: int = 0) -> Callable[[bytearray], None]:
+    """Make an edit of the tar header at a byte of a sequence."""
+
+    def edit(data: bytearray) -> None:
+        info = tarfile.TarInfo.frombuf(bytes(data[at : at + 512]), "utf-8", "strict")
+        change(info)
+        data[at : at + 512] = info.tobuf(format=tarfile.GNU_FORMAT)
+
+    return edit
+
+
+def set_field(name: str, value: object) -> Callable[[tarfile.TarInfo], None]:
+    """Make a change of a tar header's field."""
+    return lambda info: setattr(info, name, value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (header_edit(set_field("type", tarfile.SYMTYPE)), "says symbolic link 's0000.json'"),
+        (header_edit(set_field("type", tarfile.LNKTYPE)), "says hard link 's0000.json'"),
+        (header_edit(set_field("type", tarfile.CHRTYPE)), "says device 's0000.json'"),
+        (header_edit(set_field("name", "../../evil.json")), r"says plain file '../../evil.json'"),
+        (header_edit(set_field("name", "a\x1b[31m")), r"says plain file ('a|\"'a)\\\\?x1b"),
+        (header_edit(set_field("size", 7)), "of 7 bytes; expected a plain file s0000.json"),
+        (header_edit(set_field("mode", 0o777)), "expected a plain file s0000.json of [0-9]+ bytes, mode, owner"),
+        (header_edit(set_field("mtime", 5)), "expected a plain file s0000.json"),
+        (lambda data: data.__setitem__(slice(0, 512), bytes(512)), "no tar header"),
+        (lambda data: data.__setitem__(150, data[150] ^ 1), "no tar header"),
+        (lambda data: data.__setitem__(-1, 7), "the padding behind s0000.frames is not zeros"),
+    ],
+)
+def test_members_are_plain_files_with_plain_headers(
+    tmp_path: Path, edit: Callable[[bytearray], None], message: str
+) -> None:
+    index = small_archive(tmp_path)
+    resign(tmp_path, index, 0, edit)
+    (problem,) = lines(verify(str(tmp_path)))
+    assert re.search(f"key s0000: .*{message}", problem), problem
+    assert problem.isprintable()
+
+
+def test_what_lies_between_the_sequences_is_seen(tmp_path: Path) -> None:
+    index = small_archive(tmp_path, num_shards=1)
+    path, hole = tmp_path / index.shards[0].name, tarfile.TarInfo("evil")
+    data, second = path.read_bytes(), index.sequences[1].offset
+    data = data[:second] + hole.tobuf(format=tarfile.GNU_FORMAT) + data[second:]
+    path.write_bytes(data)
+    moved = tuple(
+        dataclasses.replace(entry, **{name: getattr(entry, name) + shift for name in OFFSETS})
+        for entry, shift in zip(index.sequences, (0, 512, 512, 512, 512), strict=True)
+    )
+    shard = dataclasses.replace(index.shards[0], num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    rewrite(tmp_path, index, sequences=moved, shards=(shard,))
+    (problem,) = lines(verify(str(tmp_path)))
+    assert f"key s0001: its bytes begin at {second + 512}, the sequence before it ends at {second}" in problem
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "message"),
+    [
+        (0, {"missing": (1, *[0] * 8)}, "frame 0: missing is 1; the pixels give"),
+        (1, {"rain_fraction": (1.0,) * 9}, r"frame \d: rain_fraction is 1.0; the pixels give"),
+        (2, {"rain_after": 0.5}, "index.json, key s0002: rain_after is 0.5; the frames give"),
+        (3, {"start_s": 1_262_304_000 + 24 * 300}, "key s0003: s0003.json says start_"),
+        (4, {"num_starts": 8}, "key s0004: s0004.json says starts = 9, the index says 8"),
+    ],
+)
+def test_the_index_is_compared_with_the_frames(
+    tmp_path: Path, number: int, changes: dict[str, object], message: str
+) -> None:
+    index = small_archive(tmp_path)
+    with_entry(tmp_path, index, number, **changes)
+    found = lines(verify(str(tmp_path)))
+    assert [line for line in found if re.search(message, line)], found
+
+
+def test_statistics_are_recomputed(tmp_path: Path) -> None:
+    index = small_archive(tmp_path)
+    totals = json.loads(json.dumps(index.statistics))
+    totals["test"]["sum_counts"] += 1
+    totals["test"]["rounding"] = {"max_error_mmh": 0.005, "clamped": 0}
+    totals["ghost"] = {"frames": 3}
+    rewrite(tmp_path, index, statistics=totals)
+    assert [line.partition(" is ")[0] for line in lines(verify(str(tmp_path)))] == [
+        "index.json: statistics: frames of ghost",
+        "index.json: statistics: sum_counts of test",
+    ]
+
+
+def test_an_index_that_cannot_be_trusted_is_the_one_problem(tmp_path: Path) -> None:
+    assert "is missing: no packed archive lies there" in lines(verify(str(tmp_path)))[0]
+    index = small_archive(tmp_path)
+    (tmp_path / "index.json").write_bytes(dump_index(dataclasses.replace(index, cadence_s=600)))
+    assert "fingerprint is" in lines(verify(str(tmp_path)))[0]
+    assert main([str(tmp_path), "--threads", "0"]) == EXIT_BAD_DATA
+
+
+def test_frames_of_another_kind_are_not_decoded(tmp_path: Path) -> None:
+    index = small_archive(tmp_path)
+    begin = index.sequences[0].frames_offset - index.sequences[0].offset
+
+    def lazy(data: bytearray) -> None:
+        data[begin + 31] |= 0b1000
+
+    resign(tmp_path, index, 0, lazy)
+    (problem,) = lines(verify(str(tmp_path)))
+    assert "frame 0 of 6 x 8 uint16: its Blosc2 header has blosc2_flags 000" in problem
+    assert "expected no lazy, special or dictionary chunk" in problem
+
+
+def test_verifying_changes_nothing(tmp_path: Path) -> None:
+    small_archive(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    verify(str(tmp_path), threads=3)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_window_that_two_sequences_own_is_found(tmp_path: Path) -> None:
+    origin = whole_origin(6, 8)
+    pieces = {origin: [(0, 8, 8), (5, 7, 7)]}
+    pack_frames(tmp_path, {origin: some_frames(range(12))}, pieces, window=4, max_frames=8, num_shards=2)
+    (line,) = lines(verify(str(tmp_path)))
+    assert line == (
+        "index.json, key s0001: frame 0, 2010-01-01T00:25:00Z: a window begins there in key s0000 too; expected every "
+        "window once"
+    )
+
+
+def test_a_frame_that_is_another_one_in_the_next_sequence_is_found(tmp_path: Path) -> None:
+    """Each sequence is sound by itself, and the index is signed."""
+    origin, pieces = whole_origin(6, 8), [(0, 8, 5), (5, 7, 7)]
+    indexes = [
+        pack_frames(
+            tmp_path / f"{seed}", {origin: some_frames(range(12), seed=seed)}, {origin: pieces}, window=4, max_frames=8,
+            num_shards=2,
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    first, second = indexes
+    name = first.shards[1].name
+    (tmp_path / "0" / name).write_bytes((tmp_path / "1" / name).read_bytes())
+    sequences = with_rain_after((first.sequences[0], second.sequences[1]), 300, 48)
+    rewrite(tmp_path / "0", first, shards=(first.shards[0], second.shards[1]), sequences=sequences)
+    line, *_ = lines(verify(str(tmp_path / "0")))
+    assert re.fullmatch(r"index.json, key s0001: frame \d, 2010-01-01T00:\S+ key s0000 holds other pixels of .*", line)
+
+
+def test_sequences_out_of_order_and_rounding_that_cannot_be_are_found(tmp_path: Path) -> None:
+    index = small_archive(tmp_path)
+    rewrite(tmp_path, index, sequences=index.sequences[::-1])
+    found = lines(verify(str(tmp_path)))
+    assert len(found) == 4
+    assert found[0].endswith("key s0003: begins at 2010-01-01T02:05:00Z, before the one listed above it")
+    for wrong in ("x", {"max_error_mmh": "x", "clamped": 0}, {"max_error_mmh": 0.1, "clamped": 0.5}, {"clamped": 1}):
+        rewrite(tmp_path, index, statistics={"test": {**index.statistics["test"], "rounding": wrong}})
+        (line,) = lines(verify(str(tmp_path)))
+        assert "rounding of test is" in line
+        with pytest.raises(DataError, match=r"rounding of test is .*; expected max_error_mmh and clamped"):
+            summarise(dataclasses.replace(index, statistics={"test": {**index.statistics["test"], "rounding": wrong}}))
+    sound = {"max_error_mmh": 0.005, "clamped": 2}
+    rewrite(tmp_path, index, statistics={"test": {**index.statistics["test"], "rounding": sound}})
+    assert lines(verify(str(tmp_path))) == []

@@ -1,0 +1,33 @@
+"""What the tests of all settings share: an archive, and what comes of the settings that they change one at a time."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.runs import make_shards
+
+Observe = Callable[[list[str]], Any]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few hours of storms; most modules have their own."""
+    return make_shards(tmp_path_factory.mktemp("storms"), hours=4)
+
+
+@pytest.fixture(scope="module")
+def baselines(
+    request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Observe], Any]:
+    """What each way to observe a run shows of the module's unchanged one: `arguments` with `SHORT`, once for each."""
+    known: dict[Observe, Any] = {}
+
+    def baseline(observe: Observe) -> Any:
+        if observe not in known:
+            folder = tmp_path_factory.mktemp("baseline")
+            known[observe] = observe(request.module.arguments(shards, folder, **request.module.SHORT))
+        return known[observe]
+
+    return baseline

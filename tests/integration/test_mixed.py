@@ -1,0 +1,161 @@
+"""Two radars in one set of shards: pretraining with weights, fine-tuning, and what needs one of them asks for it."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.frames import DataError
+from models.manifest import CheckpointError
+from tests.data.mixed import pack_mixed
+from tests.integration import nowcast_runs
+from tests.integration.runs import arguments, metrics, train
+from tests.integration.test_fields import plan
+from trainer.entry import ExitCode
+from trainer.evaluate import main as evaluate
+from trainer.forecaster import load_forecaster
+from trainer.settings import ConfigError
+
+HALVES = '{"Fine": 0.5, "KNMI": 0.5}'
+
+
+def drifting_squares() -> dict[str, np.ndarray]:
+    """Make 40 and 90 frames of drifting squares of rain."""
+    rng = np.random.default_rng(0)
+
+    def run(num_frames: int, most: int) -> np.ndarray:
+        frames = np.zeros((num_frames, 64, 64), np.uint16)
+        for t in range(num_frames):
+            wide = 20 + t % 40
+            frames[t, t % 24 : t % 24 + wide, 5 : 5 + wide] = rng.integers(1, most, (wide, wide))[: 64 - t % 24, :59]
+        return frames
+
+    return {"Fine": run(40, 600), "KNMI": run(90, 50)}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pack both, at two scales."""
+    folder = tmp_path_factory.mktemp("mixed")
+    pack_mixed(folder, drifting_squares(), scales_mmh=(0.01, 0.12), window=24, max_frames=48, num_shards=3)
+    return folder
+
+
+WHOLE = {"data__validation_share": 0, "data__guard_h": 0}
+
+
+def test_pretraining_reads_both_as_the_weights_say(
+    mixed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: dict[str, object] = {**WHOLE, "run__steps": 4, "run__evaluate_every": 4, "data__weights": HALVES}
+    with caplog.at_level(logging.INFO):
+        assert train(arguments(mixed, tmp_path / "run", **settings)) == ExitCode.DONE
+    # 37 and 87 windows of 4 frames; an epoch is 15 global batches of 8.
+    assert "sources: Fine: 37 windows, 60 an epoch, 1.6 times each; KNMI: 87 windows, 60 an epoch" in caplog.text
+    assert all(np.isfinite(line["loss"]) for line in metrics(tmp_path / "run") if "loss" in line)
+    with pytest.raises(CheckpointError, match=r"data.weights.KNMI: saved 0.5, asked 0.6"):
+        train(arguments(mixed, tmp_path / "run", **{**settings, "data__weights": '{"Fine": 0.5, "KNMI": 0.6}'}))
+
+
+def test_shares_that_lanes_cannot_give_are_told(mixed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, object] = {**WHOLE, "run__steps": 1, "run__evaluate_every": 1, "optim__warmup_steps": 0}
+    with caplog.at_level(logging.INFO):
+        train(arguments(mixed, tmp_path / "run", **settings))
+    assert "whole lanes of each source: Fine 0.5 instead of 0.298; KNMI 0.5 instead of 0.702" in caplog.text
+
+
+def planned(mixed: Path, tmp_path: Path, **settings: object) -> dict[str, Any]:
+    found: dict[str, Any] = plan(arguments(mixed, tmp_path, **{**WHOLE, **settings}))[0]
+    return found
+
+
+def test_source_weights_and_selections_change_the_plan(mixed: Path, tmp_path: Path) -> None:
+    base = planned(mixed, tmp_path)
+    assert base["windows"] == 37 + 87
+    one = planned(mixed, tmp_path, data__source="KNMI")
+    assert (one["windows"], one["selection"]["sources"]) == (87, ["KNMI"])
+    assert planned(mixed, tmp_path, data__weights=HALVES)["weights"] == {"Fine": 0.5, "KNMI": 0.5}
+    window = {"data__window": 20}
+    strict = planned(mixed, tmp_path, **window, data__select="nl20")
+    assert strict["selection"] | {"min_rain_fraction": 0.2, "target_frame": 17, "rule": "strict"} == strict["selection"]
+    nl50 = planned(mixed, tmp_path, **window, data__select="nl50")
+    last = planned(mixed, tmp_path, **window, data__select="nl50", data__target_frame=-1)
+    compat = planned(mixed, tmp_path, **window, data__select="nl50", data__select_rule="smaat_compat")
+    assert nl50["windows"] < strict["windows"]
+    assert [one["selection"]["target_frame"] for one in (nl50, last)] == [17, -1]
+    assert compat["selection"]["rule"] == "smaat_compat"
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"data__source": "OPERA"}, DataError, r"data.source: the source 'OPERA' is not in .*: Fine; KNMI"),
+        ({"data__source": "KNMI", "data__weights": HALVES}, ConfigError, r"data.weights has no effect beside data.sou"),
+        ({"data__weights": '{"OPERA": 1}'}, DataError, r"a weight is set for the source 'OPERA'.*: Fine; KNMI"),
+        ({"data__weights": '{"Fine": "much"}'}, ConfigError, r"weights"),
+        ({"data__micro_batch": 2, "data__lanes": 1}, DataError, r"on 1 lanes.*numbers of lanes that work: 2"),
+        ({"data__select": "nl50"}, ConfigError, r"data.select nl50 is about frame 17.*set data.target_frame"),
+        ({"data__select": "nl50", "data__min_rain_fraction": 0.5}, ConfigError, r"leave one of them out"),
+        ({"data__select": "nl30"}, ConfigError, r"nl30"),
+        ({"data__select_rule": "smaat_compat"}, ConfigError, r"data.select_rule smaat_compat has no effect"),
+        ({"data__cache_dir": "/tmp/nowhere"}, ConfigError, r"is a folder on this machine already: no effect"),
+        ({"data__cache_gb": 3}, ConfigError, r"no data.cache_dir is set: no effect"),
+        ({"data__readers": 0}, ConfigError, r"data.readers is 0"),
+        ({"data__quarantine": -1}, ConfigError, r"data.quarantine is -1"),
+        ({"data__deadline_s": 0}, ConfigError, r"data.deadline_s is 0.0; above 0 seconds"),
+    ],
+)
+def test_what_cannot_be_read_says_why(
+    mixed: Path, tmp_path: Path, settings: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        plan(arguments(mixed, tmp_path, **{**WHOLE, **settings}))
+
+
+@pytest.fixture(scope="module")
+def tuned(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("tuned") / "run"
+    settings: dict[str, object] = {"data__weights": HALVES, "data__validation_share": 0.3, "data__guard_h": 0}
+    assert nowcast_runs.train(nowcast_runs.arguments(mixed, run, **settings, run__steps=2)) == ExitCode.DONE
+    return run
+
+
+def test_a_nowcaster_of_two_radars_is_scored_on_one(mixed: Path, tuned: Path, tmp_path: Path) -> None:
+    argv = ["--data.shards", str(mixed), "--models", str(tuned), "persistence", "--split", "validation",
+            "--thresholds", "0.5", "1.0", "--scales", "1", "--device", "cpu"]  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"scores are made of one radar and place; .*choose one of its sources \(data.so"
+    ):
+        evaluate([*argv, "--out", str(tmp_path / "both")])
+    assert evaluate([*argv, "--out", str(tmp_path / "one"), "--data.source", "KNMI"]) == ExitCode.DONE
+    about = json.loads((tmp_path / "one" / "scores.json").read_text())["about"]
+    assert about["archive"]["source"] == "KNMI"
+    assert "was trained on several radars or parts of a grid (Fine, KNMI), and this is KNMI" in json.dumps(about)
+
+
+def test_baselines_are_fitted_on_what_is_scored_of_a_mix(mixed: Path, tuned: Path, tmp_path: Path) -> None:
+    """Also where the archive that is scored is another one than the run's: the run's own holds its training part."""
+    alone = tmp_path / "alone"
+    pack_mixed(alone, {"KNMI": drifting_squares()["KNMI"][-30:]}, scales_mmh=(0.12,), window=24, max_frames=48,
+               num_shards=1)  # fmt: skip
+    means = []
+    for shards, more in ((mixed, ["--data.source", "KNMI", "--split", "validation"]),
+                         (alone, ["--split", "all", "--allow_overlap", "true"])):  # fmt: skip
+        out = tmp_path / shards.name / "scores"
+        argv = ["--data.shards", str(shards), "--models", str(tuned), "training_mean", "--out", str(out),
+                "--thresholds", "0.5", "--scales", "1", "--device", "cpu", *more]  # fmt: skip
+        assert evaluate(argv) == ExitCode.DONE
+        about = json.loads((out / "scores.json").read_text())["about"]
+        means.append(about["models"]["training_mean"]["mean_mmh"])
+    assert means[0] == means[1]
+
+
+def test_a_forecast_needs_one_grid(tuned: Path) -> None:
+    forecaster = load_forecaster(tuned)
+    assert forecaster.data["grid"] is None
+    assert forecaster.data["scale_mmh"] is None
+    with pytest.raises(DataError, match=r"trained on several radars or parts of a grid \(Fine, KNMI\).*--data.source"):
+        _ = forecaster.grid

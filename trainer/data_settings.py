@@ -1,0 +1,249 @@
+"""The data of a run: which windows of which archive, in which batches, read how."""
+
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+
+from data.frames import DataError
+from data.selection import Published, Rule, Selection, choose
+from data.sequences import TimeSpan
+from trainer.settings import ConfigError, at_least
+
+_SIZES = {
+    "block_mb": "megabytes",
+    "decoded_mb": "megabytes",
+    "prefetch_mb": "megabytes",
+    "cache_gb": "gigabytes",
+    "deadline_s": "seconds",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsConfig:
+    """Which windows are read, in which batches, and with which memory.
+
+    The archive is split in time: by shares (training first, then validation, then test, with the guard between them),
+    or by stated times. A window belongs to a part when all its frames do.
+
+    Args:
+        shards: Where packed shards lie (`python -m data.pack`): a folder, or s3://, gs://, az:// or https://.
+        source: Read only this source of a mixed archive. Null: all of them.
+        weights: Share of each source's windows in every batch, '{"NAME": 0.5, "OTHER": 0.5}'. Null: as it has windows.
+        select: `nl50`, `nl20`: the published selections, at least 50% or 20% of rainy pixels.
+        select_rule: `strict`: the window's own target frame decides. `smaat_compat`: the frame after the window does,
+            as in the published data sets.
+        min_rain_fraction: Share of rainy pixels that a window needs to be taken, 0 to 1, instead of `select`.
+        target_frame: The frame of the window that decides, counted from 0; -1 is the last. Null: 17 (the published
+            frame 18) with `select`, else the last.
+        validation_share: Share of the archive's time that is held out while training, 0 (nothing) to below 1.
+        test_share: Last share of the archive's time, never looked at while training, 0 to below 1.
+        guard_h: Hours left out between the parts, so that one rain system is not in two of them.
+        train_times: Frames to train on, instead of shares: a list of START/STOP, UTC, START included and STOP not, such
+            as '["2016-01-01T00:00/2019-01-01T00:00"]'.
+        validation_times: Likewise, frames that are held out while training. Only with `train_times`.
+        test_times: Likewise, frames that are never looked at while training. Only with `train_times`.
+        global_batch: Windows an update.
+        micro_batch: Windows a forward pass, over ALL ranks; batch statistics are theirs. Null: the global batch.
+        lanes: Parallel readers of the plan, a divisor of the micro-batch. Null: the largest one up to 16.
+        block_mb: Compressed megabytes of neighbouring sequences that a lane shuffles at a time. Null: enough for a
+            global batch to hold many days.
+        decoded_mb: Megabytes of decoded frames kept a rank.
+        threads: Threads a rank that read, verify and decode.
+        prefetch_steps: Global batches prepared ahead.
+        prefetch_mb: Megabytes of compressed sequences under way or held ahead a rank.
+        readers: Threads a rank that read. Null: `threads` for a folder, 8 for a store.
+        quarantine: Damaged sequences that a rank may leave out before the run stops; their windows count as missing.
+        deadline_s: Seconds after which an operation on a store that still fails stops the run.
+        cache_dir: Folder on this machine's disk that keeps shards of a store, for all processes. Null: none.
+        cache_gb: Gigabytes that the cache may take.
+        augment: Random flips and, on square frames, quarter turns.
+        evaluation_windows: Held-out windows that an evaluation uses at most, evenly spread over them.
+    """
+
+    shards: str
+    source: str | None = None
+    weights: dict[str, float] | None = None
+    select: Published | None = None
+    select_rule: Rule = "strict"
+    min_rain_fraction: float = 0.0
+    target_frame: int | None = None
+    validation_share: float = 0.1
+    test_share: float = 0.0
+    guard_h: float = 24.0
+    train_times: tuple[str, ...] | None = None
+    validation_times: tuple[str, ...] | None = None
+    test_times: tuple[str, ...] | None = None
+    global_batch: int = 256
+    micro_batch: int | None = None
+    lanes: int | None = None
+    block_mb: float | None = None
+    decoded_mb: float = 1024.0
+    threads: int = 2
+    prefetch_steps: int = 2
+    prefetch_mb: float = 512.0
+    readers: int | None = None
+    quarantine: int = 0
+    deadline_s: float = 300.0
+    cache_dir: str | None = None
+    cache_gb: float = 50.0
+    augment: bool = True
+    evaluation_windows: int = 256
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("global_batch", "threads", "prefetch_steps", "evaluation_windows"):
+            at_least(f"data.{name}", getattr(self, name), 1)
+        at_least("data.quarantine", self.quarantine, 0)
+        for name in ("micro_batch", "lanes", "readers"):
+            if (value := getattr(self, name)) is not None:
+                at_least(f"data.{name}", value, 1)
+        if not 0 <= self.min_rain_fraction <= 1:
+            raise ConfigError(f"data.min_rain_fraction is {self.min_rain_fraction}; it is a share, from 0 to 1")
+        for name in ("validation_share", "test_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; it is a share, 0 to below 1")
+        if not self.guard_h >= 0:
+            raise ConfigError(f"data.guard_h is {self.guard_h}; a finite number of hours, 0 or more")
+        for name, unit in _SIZES.items():
+            if (size := getattr(self, name)) is not None and not size > 0:
+                raise ConfigError(f"data.{name} is {size}; above 0 {unit}")
+        self._check_effects()
+        self._check_times()
+
+    def _check_effects(self) -> None:
+        """Refuse what has no effect beside other settings."""
+        defaults = {item.name: item.default for item in fields(WindowsConfig)}
+        if self.source is not None and self.weights is not None:
+            raise ConfigError("data.weights has no effect beside data.source, which reads one source; leave one out")
+        if self.cache_dir is None and self.cache_gb != defaults["cache_gb"]:
+            raise ConfigError(
+                f"data.cache_gb is {self.cache_gb}, and no data.cache_dir is set: no effect; leave it out"
+            )
+
+    def selection(self, window: int, spans: tuple[TimeSpan, ...] = ()) -> Selection:
+        """Give the selection of windows of so many frames.
+
+        Raises:
+            ConfigError: Settings that contradict one another, or the length of the window.
+        """
+        try:
+            chosen = choose(
+                window=window,
+                select=self.select,
+                min_rain_fraction=self.min_rain_fraction,
+                rule=self.select_rule,
+                target_frame=self.target_frame,
+                spelt=lambda name: f"data.{name}",
+            )
+        except DataError as error:
+            raise ConfigError(str(error)) from error
+        return replace(chosen, spans=spans, sources=() if self.source is None else (self.source,))
+
+    def _check_times(self) -> None:
+        """Read the stated times once, so that a slip ends the run before anything is opened."""
+        for name in ("validation_times", "test_times"):
+            if getattr(self, name) is not None and self.train_times is None:
+                raise ConfigError(f"data.{name} is set and data.train_times is not; state the times of training too")
+        defaults = {item.name: item.default for item in fields(WindowsConfig)}
+        for name in ("validation_share", "test_share"):
+            if self.train_times is not None and getattr(self, name) not in (0, defaults[name]):
+                raise ConfigError(
+                    f"data.{name} is {getattr(self, name)}, but data.train_times states the parts' times, and no share "
+                    f"has an effect beside them: leave data.{name} out, or data.train_times"
+                )
+        self.stated_spans()
+
+    def stated_spans(self) -> dict[str, tuple[TimeSpan, ...]] | None:
+        """Give the stated times as spans of "train", "validation" and "test"; None where shares decide.
+
+        Raises:
+            ConfigError: A text that is no span, or parts that are nearer to each other than the guard.
+        """
+        if self.train_times is None:
+            return None
+        spans: dict[str, tuple[TimeSpan, ...]] = {}
+        for part in ("train", "validation", "test"):
+            texts = getattr(self, f"{part}_times") or ()
+            spans[part] = tuple(parse_span(f"data.{part}_times", text) for text in texts)
+        if not spans["train"]:
+            raise ConfigError("data.train_times holds no span; expected at least one START/STOP")
+        guard_s = round(self.guard_h * 3600)
+        named = [(part, span) for part, some in spans.items() for span in some]
+        for place, (part, span) in enumerate(named):
+            for other_part, other in named[:place]:
+                if (
+                    other_part != part
+                    and span.start_s < other.stop_s + guard_s
+                    and other.start_s < span.stop_s + guard_s
+                ):
+                    raise ConfigError(
+                        f"data.{other_part}_times {other} and data.{part}_times {span} overlap or are nearer to each "
+                        f"other than data.guard_h {self.guard_h:g} hours; move them apart, or shorten the guard"
+                    )
+        return spans
+
+    @property
+    def micro(self) -> int:
+        """Windows of one forward pass over all ranks."""
+        return self.micro_batch or self.global_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(WindowsConfig):
+    """The windows of masked pretraining.
+
+    Args:
+        window: Frames a window; they are the input channels.
+    """
+
+    window: int = 12
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        at_least("data.window", self.window, 1)
+        self.selection(self.window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NowcastDataConfig(WindowsConfig):
+    """The windows of a nowcaster: as many frames as it takes in and gives out.
+
+    Args:
+        crop: Side in pixels of the square that is cut out of every training window at a random place, a multiple of
+            32. Null: whole frames. Evaluation is always on whole frames.
+    """
+
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if self.crop is not None and (self.crop < 32 or self.crop % 32):
+            raise ConfigError(f"data.crop is {self.crop}; a multiple of 32 pixels, or null for whole frames")
+
+
+def parse_span(name: str, text: str) -> TimeSpan:
+    """Read a span of frame end times such as 2016-01-01T00:00/2019-01-01T00:00 (UTC, the second one excluded).
+
+    Args:
+        name: The setting, for the error.
+        text: The span.
+
+    Raises:
+        ConfigError: It is no span, or ends before it begins.
+    """
+    try:
+        start, stop = (_epoch_s(word.strip()) for word in text.split("/"))
+    except ValueError as error:
+        raise ConfigError(
+            f"{name}: {text!r} is no span of time; expected START/STOP in UTC, such as "
+            "2016-01-01T00:00/2019-01-01T00:00"
+        ) from error
+    if start >= stop:
+        raise ConfigError(f"{name}: {text!r} ends before it begins; expected START/STOP with START before STOP")
+    return TimeSpan(start_s=start, stop_s=stop)
+
+
+def _epoch_s(text: str) -> int:
+    moment = datetime.fromisoformat(text)
+    return int((moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).timestamp())
