@@ -75,7 +75,7 @@ def fetch_knmi(options: FetchOptions, out: str, key: str, *, dry_run: bool = Fal
     say: Callable[[str], None] = lambda line: tqdm.write(line, file=sys.stderr)  # noqa: E731
     web = Web(key=key, key_url=options.api, patience_s=options.patience_s, first_pause_s=options.first_pause_s, say=say)
     api = KnmiApi(web, options.api, options.dataset, options.version)
-    storage = open_storage(out)
+    storage = open_storage(out, to_write=True)
     try:
         listing = api.list_files(options.span)
         _describe(options, listing)

@@ -74,7 +74,7 @@ class ObjectStorage:
         self._client: Any = access.client
         self._writer: Any = access.writer
         self._traffic = Traffic()
-        self._retries = Retries(policy, self._traffic, connections)
+        self._retries = Retries(policy, self._traffic, connections, endpoint=access.endpoint)
         self._reader = RangeReader(self._client, self.url, self._retries, self._traffic)
         # Threads start when a read is first split.
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="ranges")

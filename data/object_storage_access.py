@@ -61,6 +61,7 @@ class Access:
         writer: The same for writes: while a body is sent, no byte comes back, and that is no silence.
         uploader: Repeats the parts of a large upload by itself: one failed part of a hundred must not cost all of them.
         read_only: A web server: it cannot be listed either.
+        endpoint: What the environment says is asked in place of the store's usual hosts, for messages; else "".
     """
 
     url: str
@@ -68,6 +69,7 @@ class Access:
     writer: Client
     uploader: Client
     read_only: bool
+    endpoint: str = ""
 
 
 def open_access(url: str, limits: TimeLimits) -> Access:
@@ -109,6 +111,7 @@ def open_access(url: str, limits: TimeLimits) -> Access:
             writer=connect(patient, 0),
             uploader=connect(patient, _UPLOAD_RETRIES),
             read_only=False,
+            endpoint=redact(_endpoint(address.scheme)),
         )
     except (BaseError, ValueError, OSError) as error:
         # The page of Rust's debug output below the first line names settings.

@@ -98,7 +98,9 @@ def judge(place: str, action: str, error: Exception) -> TransientError | DataErr
         return TransientError(reason, slow_down=status in _SLOW_DOWN_STATUS or code in {"SlowDown", "ServerBusy"})
     if isinstance(error, FileNotFoundError) or status == 404:
         if code in {"NoSuchBucket", "ContainerNotFound"}:
-            return DataError(f"{place}: could not {action}: there is no such bucket ({code}); check the address")
+            return DataError(
+                f"{place}: could not {action}: there is no such bucket ({code}); create it, or check the address"
+            )
         if action != "read":
             return DataError(f"{place}: could not {action}: status 404, there is no such place; check the address")
         return DamagedError(f"{place}: could not {action}: no such object; check the address")

@@ -32,7 +32,7 @@ from data.shards import (
 from data.sources.source import MAX_COUNT, NO_ROUNDING, Rounding, Source
 from data.storage import Storage, open_storage
 from data.summary import sum_totals, summarise, totals_to_json
-from data.survey import Job, PackInput, PackOptions, Part, survey
+from data.survey import MAX_BAD_HINT, Job, PackInput, PackOptions, Part, survey
 from data.tiling import Unit
 from data.units import MISSING_COUNT
 
@@ -70,17 +70,31 @@ def pack(
             another pack at work, no space); about pixels that cannot be decoded or a file that changed meanwhile: then
             OUT holds no index.
     """
+    return _pack_or_keep(paths, out, options, source, more, restart=restart)[0]
+
+
+def _pack_or_keep(
+    paths: Sequence[Path],
+    out: str | Path,
+    options: PackOptions,
+    source: Source | None,
+    more: Sequence[PackInput],
+    *,
+    restart: bool,
+) -> tuple[Index, bool]:
+    """Pack as `pack` does, and say whether the archive was complete already."""
+    storage = open_storage(out, to_write=True)
     job = survey(paths, options, source, more)
     sys.stderr.write("".join(f"{note}\n" for note in job.notes))
-    storage = open_storage(out)
     with held(storage):
-        if storage.exists(INDEX_NAME):
+        complete = storage.exists(INDEX_NAME)
+        if complete:
             index = _finished(storage, job)
         else:
             open_state(storage, job.digest, restart=restart)
             index = write_archive(storage, job)
         close_state(storage)
-    return index
+    return index, complete
 
 
 def write_archive(storage: Storage, job: Job) -> Index:
@@ -154,7 +168,12 @@ def _packed_tiles(part: Part, unit: Unit, number: int) -> list[PackedFrame]:
     """Read one frame, make sure that its input is still what the survey saw, and compress it tile by tile."""
     ref = part.refs[number]
     whole = part.crop_of(unit)
-    reading = part.source.read(ref, whole)
+    try:
+        reading = part.source.read(ref, whole)
+    except DataError as error:
+        if part.ready:
+            raise
+        raise DataError(f"{error} ({MAX_BAD_HINT}; with --restart if shards were finished before)") from error
     # The digest is of the bytes that were decoded: whoever wrote to them since the survey is found out.
     if reading.sha256 != part.sha256s[number]:
         raise DataError(
@@ -205,12 +224,7 @@ def _index(job: Job, written: Sequence[WrittenShard]) -> Index:
         (replace(entry, origin=place_of[entry.origin]) for entry in entries),
         key=lambda entry: (entry.start_s, entry.origin),
     )
-    left_out = sum(len(shard.left_out) for shard in written)
-    if left_out:
-        sys.stderr.write(
-            f"left out, since no pixel of them holds a measurement: {left_out} sequences, among them all of "
-            f"{len(draft.origins) - len(held)} of {len(draft.origins)} tiles\n"
-        )
+    sys.stderr.write(_left_out(job, written, held))
     statistics = totals_to_json(sum_totals(shard.totals for shard in kept))
     for source, rounding in _rounding(kept).items():
         if rounding.max_error_mmh or rounding.clamped:
@@ -224,6 +238,23 @@ def _index(job: Job, written: Sequence[WrittenShard]) -> Index:
             statistics=statistics,
         )
     )
+
+
+def _left_out(job: Job, written: Sequence[WrittenShard], held: Sequence[int]) -> str:
+    """Say which tiles hold no measurement, whole or in some of their sequences."""
+    num_tiles = sum(len(part.crops) for part in job.parts if part.tiled)
+    blind = len(job.origins) - len(held)
+    of_blind = sum(planned.origin not in held for unit in job.units for planned in unit)
+    of_others = sum(len(shard.left_out) for shard in written) - of_blind
+    said = []
+    if blind:
+        said.append(f"{blind} of {num_tiles} tiles hold no measurement in any frame and are left out\n")
+    if of_others:
+        sequences = (
+            "1 sequence of another tile holds" if of_others == 1 else f"{of_others} sequences of other tiles hold"
+        )
+        said.append(f"{sequences} no measurement and {'is' if of_others == 1 else 'are'} left out\n")
+    return "".join(said)
 
 
 def _with_rain_after(
@@ -293,10 +324,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"contact sheet {picture}\n")
         else:
             first, *more = command.inputs
-            index = pack(
-                first.paths, command.out, command.options, source=first.source, more=more, restart=command.restart
+            index, complete = _pack_or_keep(
+                first.paths, command.out, command.options, first.source, more, restart=command.restart
             )
-            sys.stdout.write(f"{_describe(index)}packed        {open_storage(command.out).url}\n")
+            outcome = "was complete already: " if complete else "packed        "
+            sys.stdout.write(f"{_describe(index)}{outcome}{open_storage(command.out).url}\n")
     except DataError as error:
         sys.stderr.write(printable(f"error: {error}\n"))
         return EXIT_BAD_DATA

@@ -53,7 +53,7 @@ def reshard(urls: Sequence[str], out: str, options: ReshardOptions, *, restart: 
             index = load_index(storage)
             check_shard_sizes(storage, index)
             opened.append((storage, index))
-        target = open_storage(out)
+        target = open_storage(out, to_write=True)
         stack.callback(target.close)
         _check_outside(target, [storage for storage, _ in opened])
         job = plan_reshard(opened, options)

@@ -5,6 +5,7 @@ many clients from coming back together. Budget: retries are paid from a bucket t
 mode of the AWS SDKs, but an empty bucket slows them down instead of ending them: a minute's outage must not end a run.
 """
 
+import logging
 import math
 import random
 import threading
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from data.frames import DataError
@@ -19,6 +21,7 @@ from data.redaction import redact
 from data.transfer import Traffic
 
 _Result = TypeVar("_Result")
+_logger = logging.getLogger(__name__)
 
 
 class TransientError(Exception):
@@ -48,6 +51,8 @@ class RetryPolicy:
         burst: Retries that may follow each other without a success.
         per_success: Retries that a success pays for: above 1, a store that fails half the time is still worked through.
         per_s: Retries a second that time pays for: what a dead store gets in all.
+        quiet_s: Seconds that an operation may fail before the user is told that it is tried again.
+        silent_s: Seconds from one such line of a storage to the next.
     """
 
     deadline_s: float = 300.0
@@ -58,6 +63,8 @@ class RetryPolicy:
     burst: float = 50.0
     per_success: float = 1.5
     per_s: float = 1.0
+    quiet_s: float = 5.0
+    silent_s: float = 30.0
 
 
 class RetryBudget:
@@ -102,10 +109,14 @@ class Retries:
         policy: Waits, budget, deadline.
         traffic: Counts requests, retries and waits.
         connections: Requests that may be under way at once.
+        endpoint: Where the store is asked, for messages; "" where its address says so.
     """
 
-    def __init__(self, policy: RetryPolicy, traffic: Traffic, connections: int) -> None:
+    def __init__(self, policy: RetryPolicy, traffic: Traffic, connections: int, *, endpoint: str = "") -> None:
         self.policy = policy
+        self._asked = f" (endpoint {redact(endpoint)})" if endpoint else ""
+        self._lock = threading.Lock()
+        self._told_at = -math.inf
         self._traffic = traffic
         self._slots = threading.BoundedSemaphore(connections)
         self._budget = RetryBudget(policy)
@@ -151,6 +162,8 @@ class Retries:
                 now = time.monotonic()
                 if now + wait_s > last_start and self._succeeded_at < started:
                     self._is_dead.set()
+                if started + self.policy.quiet_s <= now + wait_s <= last_start:
+                    self._tell(place, error, last_start - now)
                 if now + wait_s > last_start or self._is_dead.wait(wait_s):
                     raise self._given_up(place, action, error, failures, time.monotonic() - started) from None
                 self._traffic.add(retries=1, wait_s=time.monotonic() - now)
@@ -180,9 +193,19 @@ class Retries:
         bound_s = min(policy.longest_wait_s, bound_s * (policy.slow_down_factor if error.slow_down else 1.0))
         return max(self._jitter.uniform(0.0, bound_s), self._budget.take(), error.after_s)
 
+    def _tell(self, place: str, error: TransientError, left_s: float) -> None:
+        """Say that something fails and is tried again: one line for the many operations that may wait for a store."""
+        with self._lock:
+            now = time.monotonic()
+            if self._is_dead.is_set() or now - self._told_at < self.policy.silent_s:
+                return
+            self._told_at = now
+        until = datetime.now(UTC) + timedelta(seconds=left_s)
+        _logger.warning("%s", redact(f"{place}: {error}{self._asked}; trying again until {until:%H:%M:%S} UTC"))
+
     def _given_up(self, place: str, action: str, error: TransientError, failures: int, seconds: float) -> DataError:
         return DataError(
-            f"{place}: could not {action}: {error}; tried {failures} times in {seconds:.1f} s and gave up before the "
-            f"deadline of {self.policy.deadline_s:g} s: check that the store can be reached and is well, or allow a "
-            "longer deadline"
+            f"{place}: could not {action}: {error}{self._asked}; tried {failures} times in {seconds:.1f} s and gave "
+            f"up before the deadline of {self.policy.deadline_s:g} s: check that the store can be reached and is well, "
+            "or allow a longer deadline (data.deadline_s when training)"
         )

@@ -93,7 +93,8 @@ def find_runs(end_times_s: Sequence[int], cadence_s: int) -> Runs:
         raise DataError(
             f"a cadence of {_minutes(cadence_s)} was asked for, but the closest frames are {_minutes(min(steps))} "
             f"apart ({_closest(end_times_s, steps)}); expected frames every {_minutes(cadence_s)}: "
-            "set the cadence to the files' own, or remove the files that do not belong"
+            f"set the cadence to the files' own (--cadence-min {min(steps) / 60:g}), or remove the files that do not "
+            "belong"
         )
     for time_s in end_times_s:
         if (time_s - end_times_s[0]) % cadence_s:

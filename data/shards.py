@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Final
 
-from data.frames import Crop, DataError, Grid
+from data.frames import Crop, DamagedError, DataError, Grid
 from data.json_checks import as_float, canonical, demand, demand_distinct, parse_json, shown, typed
 from data.origins import Origin, check_origins, common, sources_of
 from data.storage import Storage
@@ -199,13 +199,14 @@ def load_index(storage: Storage) -> Index:
             not match its fingerprint.
     """
     where = f"{storage.url}/{INDEX_NAME}"
-    if not storage.exists(INDEX_NAME):
+    data = _read_index(storage)
+    if data is None:
         raise DataError(
             f"{where} is missing: no packed archive lies there, or packing it was not finished; "
             "pack it (python -m data.pack), the same command goes on where it stopped"
         )
     try:
-        values = parse_json(storage.read(INDEX_NAME))
+        values = parse_json(data)
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
@@ -217,6 +218,19 @@ def load_index(storage: Storage) -> Index:
     # Whole numbers beyond what a float holds, and objects nested deeper than they can be digested.
     except (ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: holds a value that cannot be ({error}); copy or pack it again") from error
+
+
+def _read_index(storage: Storage) -> bytes | None:
+    """Read index.json; None where there is none."""
+    if storage.folder is not None:
+        return storage.read(INDEX_NAME) if storage.exists(INDEX_NAME) else None
+    try:
+        # A store says why there is nothing to read, such as no such bucket; asked whether there is, it says only no.
+        return storage.read(INDEX_NAME)
+    except DamagedError:
+        if storage.exists(INDEX_NAME):
+            raise
+        return None
 
 
 def parse_index(values: Any) -> Index:

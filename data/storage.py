@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from data.frames import DamagedError, DataError
+from data.redaction import redact
 from data.transfer import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range
 
 URL_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -73,7 +74,9 @@ class Storage(Protocol):
         """Let go of connections; nothing may be asked afterwards."""
 
 
-def open_storage(url: str | Path, *, deadline_s: float = 300.0, connections: int = 16) -> Storage:
+def open_storage(
+    url: str | Path, *, deadline_s: float = 300.0, connections: int = 16, to_write: bool = False
+) -> Storage:
     """Open a folder, an object store, or files on a web server.
 
     Credentials and endpoint of a store come from the usual environment variables, see data/object_storage.py.
@@ -83,9 +86,10 @@ def open_storage(url: str | Path, *, deadline_s: float = 300.0, connections: int
             taken for this machine, or with RAINSPARK_ALLOW_HTTP=1.
         deadline_s: Seconds after which an operation on a store that still fails is given up.
         connections: Requests that may be under way to a store at once.
+        to_write: Whether files shall be written there, which a web server takes from nobody.
 
     Raises:
-        DataError: Another scheme, a malformed address, missing credentials.
+        DataError: Another scheme, a malformed address, missing credentials; a web server that is to be written to.
     """
     text = str(url)
     scheme = URL_SCHEME.match(text)
@@ -98,6 +102,8 @@ def open_storage(url: str | Path, *, deadline_s: float = 300.0, connections: int
         return LocalStorage(Path(text))
     if scheme.group(1).lower() == "file":
         return LocalStorage(Path(text[scheme.end() :]))
+    if to_write and scheme.group(1).lower() in {"http", "https"}:
+        raise DataError(f"{redact(text)}: a web server is only read; expected a folder, s3://, gs:// or az://")
     # Who reads a folder loads no network library.
     from data.object_storage import open_store
 

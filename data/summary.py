@@ -205,7 +205,8 @@ def summarise(index: Index) -> str:
     num_bytes = sum(shard.num_bytes for shard in index.shards)
     lines = [
         *(line for source in index.sources for line in _source_lines(of_source(index, source))),
-        f"sequences     {len(index.sequences)} of at most {index.max_frames} frames in {len(index.shards)} shards",
+        f"sequences     {len(index.sequences)} of at most {index.max_frames} frames in {len(index.shards)} "
+        f"{'shard' if len(index.shards) == 1 else 'shards'}",
         *_window_lines(index),
         f"bytes         {num_bytes:,} in shards, {num_bytes / stored:,.0f} a stored frame, "
         f"{stored / distinct:.2f} stored frames a frame",
@@ -274,12 +275,12 @@ def _window_lines(index: Index) -> list[str]:
 def _rain_lines(scale_mmh: float, rain: RainTotals) -> list[str]:
     if not rain.valid:
         return ["rain          every pixel is missing"]
-    edges = [0.0, *RAIN_LEVELS_MMH]
+    edges = [f"below {RAIN_LEVELS_MMH[0]:g}", *(f"from {level:g}" for level in RAIN_LEVELS_MMH)]
     shares = [count / rain.valid for count in rain.rain_classes]
-    classes = ", ".join(f"{edge:g}: {share:.2%}" for edge, share in zip(edges, shares, strict=True) if share)
+    classes = ", ".join(f"{edge}: {share:.2%}" for edge, share in zip(edges, shares, strict=True) if share)
     return [
-        f"rain          {rain.wet / rain.valid:.1%} of valid pixels wet, mean "
+        f"rain          {rain.wet / rain.valid:.1%} of valid pixels wet (above 0, so {scale_mmh:g} mm/h or more), mean "
         f"{rain.sum_counts * scale_mmh / rain.valid:.3f} mm/h, largest "
         f"{rain.max_count * scale_mmh:.1f} mm/h, {1 - rain.valid / rain.pixels:.1%} of pixels missing",
-        f"              share of pixels from mm/h: {classes}",
+        f"              share of valid pixels by mm/h: {classes}",
     ]

@@ -1,11 +1,10 @@
 """The survey before packing: what all input says about itself, checked, and the archive that will come of it."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from tqdm import tqdm
 
@@ -14,12 +13,16 @@ from data.origins import Origin, check_origins
 from data.sequences import find_runs
 from data.shard_writer import PlannedSequence
 from data.shards import SCHEMA_VERSION
+from data.sources.hdf5 import ChoiceError
 from data.sources.knmi import KnmiSource
 from data.sources.source import Found, FrameRef, Header, Source
 from data.tiling import Unit, around, beyond_tiles, cut_sequences, cut_tiles, spread_tiles
 
 MIN_SHARDS: Final = 16
 MEGABYTE: Final = 1_000_000
+SIDES: Final = 32
+"""Frames' sides are multiples of this wherever models train (DESIGN.md): patches, and five halvings."""
+MAX_BAD_HINT: Final = "--max-bad N leaves out up to N damaged files and lists them"
 WINDOW: Final = 24
 """Longest window by default: an hour in, an hour out, at 5 minutes."""
 
@@ -178,6 +181,7 @@ def survey(
         parts.append(part)
         sequences.append(planned)
     _check_fit(parts)
+    notes += _untrainable(parts[0], options)
     wanted = max(-int(-expected_bytes // settled.shard_bytes), MIN_SHARDS)
     units = _units(parts, sequences, wanted)
     return Job(
@@ -215,11 +219,12 @@ def _check_frames(source: Source, found: Found, options: PackOptions, crop: Crop
                 grid = surveyed.header.grid
                 source.read(ref, crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols))
         except DataError as error:
-            bad.append(f"left out: {error}")
-            if len(bad) > options.max_bad or found.windows is not None:
-                # What came before is listed first: the user sees all that was found wrong up to here.
-                sys.stderr.write("".join(f"{line}\n" for line in bad[:-1]))
+            # No number of damaged files helps where the command asks for what the files do not hold.
+            if found.windows is not None or (not options.max_bad and isinstance(error, ChoiceError)):
                 raise
+            bad.append(str(error))
+            if len(bad) > options.max_bad:
+                _refuse_damaged(bad, options.max_bad, error)
             continue
         first = first or surveyed.header
         if not refs and crop is not None:
@@ -230,8 +235,36 @@ def _check_frames(source: Source, found: Found, options: PackOptions, crop: Crop
         num_bytes += surveyed.num_bytes
     if first is None:
         raise DataError(f"all {len(bad)} frames are damaged; the first: {bad[0]}")
-    notes += bad
+    notes += [f"left out: {line}" for line in bad]
     return _Checked(refs=tuple(refs), sha256s=tuple(sha256s), header=first, num_bytes=num_bytes)
+
+
+def _refuse_damaged(bad: Sequence[str], max_bad: int, error: DataError) -> NoReturn:
+    """Refuse more damaged files than may be: all that was found wrong up to here, and what helps."""
+    if not max_bad:
+        raise DataError(f"{error} ({MAX_BAD_HINT})") from error
+    files = "file is" if max_bad == 1 else "files are"
+    listed = "".join(f"\n  {line}" for line in bad)
+    raise DataError(
+        f"more than {max_bad} {files} damaged; expected at most --max-bad {max_bad}: fetch them again, or allow more"
+        f"{listed}"
+    ) from error
+
+
+def _untrainable(part: Part, options: PackOptions) -> tuple[str, ...]:
+    """Say so at once where no model can be trained on whole frames of this size, and which crop would do."""
+    crop = part.crops[0]
+    rows, cols = (side // SIDES * SIDES for side in (crop.rows, crop.cols))
+    if options.tile is not None or (rows, cols) == (crop.rows, crop.cols):
+        return ()
+    nearest = (
+        Crop(row0=crop.row0, row1=crop.row0 + rows, col0=crop.col0, col1=crop.col0 + cols) if rows and cols else None
+    )
+    advice = f"--crop {nearest} is the nearest that fits" if nearest else "a larger --crop is needed"
+    return (
+        f"note: nothing here can be trained on whole frames of {crop.rows} x {crop.cols} pixels; expected sides that "
+        f"are multiples of {SIDES}: {advice}",
+    )
 
 
 def _part(given: PackInput, checked: _Checked, first_origin: int, *, ready: bool) -> Part:

@@ -154,7 +154,10 @@ class Web:
         if num_faults >= MAX_FAULTS:
             raise DataError(f"{shown_url(url)}: given up after {num_faults} tries: {reason}; try again later")
         longest_s = min(LONGEST_PAUSE_S, self._first_pause_s * 2 ** (num_faults - 1))
-        self._wait(self._random.uniform(0, longest_s))
+        wait_s = self._random.uniform(0, longest_s)
+        if longest_s > 5:
+            self._say(f"{shown_url(url)}: {reason}, {num_faults} times; trying again in {wait_s:.0f} s")
+        self._wait(wait_s)
 
     def _wait(self, wait_s: float) -> None:
         if self._stopped.wait(max(wait_s, 0.0)):

@@ -171,14 +171,15 @@ def num_terms(
     """What the sum of a loss's terms is divided by, known on the host before the forward.
 
     Args:
-        loss: `masked`: the number of masked, counted patches; `all`: the number of images (as published).
+        loss: `masked`: the number of masked, counted patches; `all`: the number of images (as published) with a counted
+            patch.
         visible_bv: positions of the visible patches.
         counted_bl: see `counted_patches`; None: all count.
         num_images: images in the batch.
         num_patches: patches an image.
     """
     if loss == "all":
-        return num_images
+        return num_images if counted_bl is None else int(counted_bl.any(axis=1).sum())
     if counted_bl is None:
         return num_images * num_patches - visible_bv.size
     return int(counted_bl.sum() - np.take_along_axis(counted_bl, visible_bv, axis=1).sum())

@@ -37,6 +37,9 @@ _logger = logging.getLogger(__name__)
 class CheckpointStore:
     """A run's second place for its checkpoints; used by the main rank only.
 
+    Attributes:
+        newest_copy: Where the newest checkpoint lies that this process has copied, None before the first one.
+
     Args:
         url: A folder or a store, see `open_storage`.
 
@@ -46,8 +49,9 @@ class CheckpointStore:
 
     def __init__(self, url: str) -> None:
         with _store_errors(Path(url)):
-            self._storage = open_storage(url)
+            self._storage = open_storage(url, to_write=True)
         self._has_pushed = False
+        self.newest_copy: str | None = None
 
     def newest(self, folder: Path) -> Path | None:
         """Find a run's newest whole checkpoint, in its folder or in the store, from where it is fetched.
@@ -89,6 +93,8 @@ class CheckpointStore:
             _logger.warning("%s: not copied to %s: %s", folder, self._storage.url, error)
         else:
             self._has_pushed = True
+            self.newest_copy = f"{self._storage.url}/{CHECKPOINTS_FOLDER}/{folder.name}"
+            _logger.info("%s: copied to %s", folder, self.newest_copy)
 
 
 def push(folder: Path, storage: Storage, *, keep_last: int) -> None:

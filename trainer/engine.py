@@ -179,7 +179,15 @@ class Engine:
         """Add the gradient of this rank's sum of terms over the count of terms in the global batch."""
         self._prepared.backward(loss)
 
-    def update(self, *, rate: float, decay: float, nonfinite: Tensor, average_decay: float = 0.0) -> UpdateResult:
+    def update(
+        self,
+        *,
+        rate: float,
+        decay: float,
+        nonfinite: Tensor,
+        empty: Tensor | None = None,
+        average_decay: float = 0.0,
+    ) -> UpdateResult:
         """Clip, step the optimizer and clear the gradients; or skip the step on all ranks and put the buffers back.
 
         Args:
@@ -187,10 +195,15 @@ class Engine:
             decay: Weight decay of this step.
             nonfinite: Scalar on the device, agreed on by all ranks (`sum_over_ranks`): above 0 skips the step. A
                 gradient norm that is not finite skips it too.
+            empty: Scalar like that: above 0 for a step without any term, which is skipped, and says nothing about the
+                loss scale of fp16.
             average_decay: Decay of the averaged weights after this step, where there are any.
         """
         with torch.no_grad():
-            result = self._prepared.update(rate, decay, nonfinite)
+            scale = None if self._scale is None or empty is None else self._scale.value.clone()
+            result = self._prepared.update(rate, decay, nonfinite if empty is None else nonfinite + empty)
+            if self._scale is not None and scale is not None and empty is not None:
+                self._scale.value.copy_(torch.where(empty > 0, scale, self._scale.value))
             for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
                 buffer.copy_(torch.where(result.skipped, saved, buffer))
             if self._average is not None:

@@ -56,7 +56,7 @@ class PretrainHeldOut(HeldOut):
             num_valid += output.num_valid
         terms = torch.full((), float(num_valid), dtype=torch.float64, device=engine.device)
         total, count = engine.sum_over_ranks(torch.stack([loss_sum, terms])).tolist()
-        return {EVALUATED: total / count if count else math.nan}
+        return {EVALUATED: self.mean_loss(total, count)}
 
     def drawing(self, batch: Batch, step: int) -> Callable[[Path], None]:
         """Reconstruct one window."""

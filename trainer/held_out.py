@@ -1,6 +1,7 @@
 """What every training run computes and draws of windows that it does not train on, and how they are read."""
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -120,6 +121,18 @@ class HeldOut(ABC):
         read = torch.full((), float(self._num_read), dtype=torch.float64, device=self.engine.device)
         expected = min(len(table), self.data.evaluation_windows)
         return {LOST: expected - float(self.engine.sum_over_ranks(read))}
+
+    def mean_loss(self, loss_sum: float, num_terms: float) -> float:
+        """Give the held-out loss from the sums of all ranks: NaN, with a warning, where it has no term at all."""
+        if num_terms:
+            return loss_sum / num_terms
+        if self.engine.is_main:
+            expected = min(len(self.table or ()), self.data.evaluation_windows)
+            LOG.warning(
+                "no valid pixel in any of the %d held-out windows (missing, or lost to data.quarantine): there is no "
+                "held-out loss", expected,
+            )  # fmt: skip
+        return math.nan
 
     def headline(self, step: int) -> str:
         """Say in a picture's title what is shown, and of which weights."""

@@ -327,6 +327,8 @@ class TrainingRun(ABC, Generic[_Config]):
             "weights": f"{latest_verified(self.folder / 'checkpoints')}/model.safetensors",
             "metrics": str(self.folder / METRICS_FILE),
         }
+        if self._checkpoint_store is not None and self._checkpoint_store.newest_copy is not None:
+            places["copied to"] = self._checkpoint_store.newest_copy
         if self.config.tracking.tensorboard:
             places["TensorBoard"] = str(self.folder / "tensorboard")
         if pictures:

@@ -125,6 +125,7 @@ class Loop:
         self.hooks = hooks
         self._pending: deque[_Pending] = deque()
         self._nonfinite_in_a_row = 0
+        self._empty_in_a_row = 0
         self._stop_agreed = False
         self._saved = 0
         self._data_wait_s = 0.0
@@ -145,7 +146,8 @@ class Loop:
 
         Raises:
             NonFiniteError: Too many non-finite steps in a row; the last good checkpoint stays the newest.
-            DataError: A rank could not read what a step needs; on all ranks, at the same step, without a save.
+            DataError: A rank could not read what a step needs, or too many steps in a row had no valid pixel; on all
+                ranks, at the same step, without a save.
         """
         self.engine.model.train()
         if evaluation_is_owed:
@@ -218,6 +220,7 @@ class Loop:
         engine = self.engine
         prepared = [self.task.prepare(batch) for batch in batches]
         terms = engine.sum_over_ranks(self._full(sum(batch.num_valid for batch in prepared)))
+        empty = (terms == 0).double()
         engine.start_step()
         loss_sum = self._full(0.0)
         sums: dict[str, Tensor] = {}
@@ -236,10 +239,9 @@ class Loop:
         rate = rate_at(self.optim, step, self.run.steps, self.global_batch)
         decay = decay_at(self.optim, step, self.run.steps)
         average_decay = average_decay_at(self.optim, step)
-        update = engine.update(rate=rate, decay=decay, nonfinite=agreed[1], average_decay=average_decay)
-        head = torch.stack(
-            [agreed[0] / terms.clamp(min=1), update.grad_norm.double(), update.skipped.double(), agreed[2]]
-        )
+        update = engine.update(rate=rate, decay=decay, nonfinite=agreed[1], empty=empty, average_decay=average_decay)
+        # A step without a term has no mean loss: NaN, where 0 would read as perfect.
+        head = torch.stack([agreed[0] / terms, update.grad_norm.double(), update.skipped.double(), empty, agreed[2]])
         means = agreed[3 : 3 + 2 * len(names)].view(-1, 2)
         figures, arrived = self._copy_to_host(torch.cat([head, means[:, 0] / means[:, 1], agreed[3 + means.numel() :]]))
         host = {"learning_rate": rate, "weight_decay": decay}
@@ -278,12 +280,16 @@ class Loop:
             pending = self._pending.popleft()
             if pending.arrived is not None:
                 pending.arrived.synchronize()
-            loss, grad_norm, skipped, stop, *means = pending.figures.tolist()
+            loss, grad_norm, skipped, empty, stop, *means = pending.figures.tolist()
             means, data = means[: len(pending.names)], means[len(pending.names) :]
             if stop >= FAILED:
                 self.hooks.fail(self._failure)
             self._stop_agreed |= stop > 0
-            self._note_nonfinite(pending, loss, grad_norm, skipped > 0)
+            if empty:
+                self._note_empty(pending)
+            else:
+                self._empty_in_a_row = 0
+                self._note_nonfinite(pending, loss, grad_norm, skipped > 0)
             finished = pending.step + 1
             if finished % self.run.log_every == 0 or finished == self.run.steps:
                 metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": skipped, **pending.host}
@@ -300,11 +306,9 @@ class Loop:
             self._nonfinite_in_a_row = 0
             return
         self._nonfinite_in_a_row += 1
-        names = [name for batch in pending.batches for name in self.hooks.windows(batch.window_b[batch.window_b >= 0])]
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         LOG.warning(
             "step %d skipped on all ranks: loss %s, gradient norm %s; windows of this rank: %s",
-            pending.step, loss, grad_norm, shown,
+            pending.step, loss, grad_norm, self._windows_of(pending),
         )  # fmt: skip
         if self._nonfinite_in_a_row >= self.run.max_nonfinite:
             raise NonFiniteError(
@@ -312,6 +316,35 @@ class Loop:
                 f"{pending.step} (loss {loss}, gradient norm {grad_norm}); the newest checkpoint is from before. Lower "
                 "optim.lr, lengthen optim.warmup_steps, or look at the windows that the log names"
             )
+
+    def _note_empty(self, pending: _Pending) -> None:
+        """Tell of a step without any term on any rank; it was skipped, and too many of them end the run."""
+        self._empty_in_a_row += 1
+        LOG.warning(
+            "step %d skipped on all ranks: no window of it holds a valid pixel to learn from; windows of this rank: %s",
+            pending.step, self._windows_of(pending),
+        )  # fmt: skip
+        # A run that is shorter than max_nonfinite has learned nothing after its last step.
+        if self._empty_in_a_row < min(self.run.max_nonfinite, self.run.steps):
+            return
+        stats = self.stream.stats()
+        remedy = "look at the windows that the log names, and choose others or pack the archive again"
+        if num_lost := int(stats.get("windows_lost", 0)):
+            remedy = (
+                f"this rank has lost {num_lost} windows of {int(stats['quarantined'])} damaged sequences to "
+                "data.quarantine, which the log names: repair the archive (python -m data.verify names all damage)"
+            )
+        raise DataError(
+            f"no window of {self._empty_in_a_row} steps in a row, up to step {pending.step}, held a valid pixel to "
+            f"learn from: {remedy}"
+        )
+
+    def _windows_of(self, pending: _Pending) -> str:
+        """Name the windows of a step that this rank has read, and count those that it lost."""
+        rows = np.concatenate([batch.window_b for batch in pending.batches])
+        names, num_lost = self.hooks.windows(rows[rows >= 0]), int((rows < 0).sum())
+        shown = [*names[:8], *([f"{len(names) - 8} more"] if len(names) > 8 else [])]
+        return ", ".join([*shown, *([f"{num_lost} lost to data.quarantine"] if num_lost else [])])
 
     def _clock(self) -> _Clock:
         return _Clock(now_s=time.perf_counter(), data_wait_s=self._data_wait_s, boundary_s=self._boundary_s)

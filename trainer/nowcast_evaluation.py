@@ -69,7 +69,7 @@ class NowcastHeldOut(HeldOut):
             sums += self._sums(forecast_bthw, rain_mmh_bthw, frames, num_valid)
         loss, num_windows, squares, pixels, nonfinite, *events = engine.sum_over_ranks(sums).tolist()
         metrics = {
-            EVALUATED: _ratio(loss, num_windows),
+            EVALUATED: self.mean_loss(loss, num_windows),
             "held_out_mse": _ratio(squares, pixels),
             NONFINITE: nonfinite,
         }

@@ -21,7 +21,8 @@ class RunConfig:
         keep_last: Checkpoints kept, 2 or more.
         checkpoint_url: A second place for the checkpoints, a folder or a store (s3://, gs://, az://): each is copied
             there, and a run whose folder is behind or gone goes on from there. One place a run; None: the folder only.
-        max_nonfinite: Steps with a loss or gradient that is not finite, in a row, after which the run stops.
+        max_nonfinite: Steps with a loss or gradient that is not finite, or without a valid pixel, in a row, after which
+            the run stops.
         allow_plan_change: On resume, accept another micro-batch, lanes or block: order and batch statistics change.
         progress: A bar where the terminal shows one, else log lines; or one of the two.
     """

@@ -30,6 +30,13 @@ STRIP_PIXELS: Final = 2**20
 
 CHECKSUM_BYTES: Final = 4
 
+LAYOUTS: Final = {
+    "knmi": ("a KNMI HDF5 composite", ("overview", "image1")),
+    "odim": ("an ODIM_H5 file", ("what", "where")),
+    "smaat": ("SmaAt-UNet's collected HDF5", ("train", "test")),
+}
+"""What each sub-command of data.pack reads, and groups that stand in the root of such files."""
+
 PLAIN_TYPES: Final = {
     "uint8": (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE),
     "uint16": (h5py.h5t.STD_U16LE, h5py.h5t.STD_U16BE),
@@ -39,6 +46,10 @@ PLAIN_TYPES: Final = {
     "float64": (h5py.h5t.IEEE_F64LE, h5py.h5t.IEEE_F64BE),
 }
 """HDF5's types of plain numbers, by numpy's name."""
+
+
+class ChoiceError(DataError):
+    """A sound file, but the command asks for what it does not hold: another sub-command or option is needed."""
 
 
 @contextmanager
@@ -60,7 +71,7 @@ def explained(name: str, kind: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"{name}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
     # h5py raises all of these for damaged files, depending on which byte is wrong.
     except (
         OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, AttributeError, MemoryError, zlib.error
@@ -68,6 +79,35 @@ def explained(name: str, kind: str) -> Iterator[None]:
         raise DataError(
             f"{name} cannot be read as {kind} ({error}); it is damaged or of another kind: fetch it again or remove it"
         ) from error
+
+
+def check_layout(file: Any, wanted: str) -> None:
+    """Check that a file is not of a kind that another sub-command of data.pack reads.
+
+    Args:
+        file: The file, open.
+        wanted: The sub-command that reads it, a key of LAYOUTS.
+
+    Raises:
+        ChoiceError: It looks like a file of another one.
+    """
+    found = layout_of(file)
+    if found not in (wanted, None):
+        raise ChoiceError(
+            f"it is {LAYOUTS[found][0]}, not {LAYOUTS[wanted][0]}: pack it with the sub-command {found} instead of "
+            f"{wanted}"
+        )
+
+
+def layout_of(file: Any) -> str | None:
+    """Tell which sub-command of data.pack reads a file, by the groups in its root; None where they do not say."""
+    held = {name for _, names in LAYOUTS.values() for name in names if _holds(file, name)}
+    if held & {"train", "test"}:
+        return "smaat"
+    if {"overview", "image1"} <= held:
+        return "knmi"
+    states_odim = {"what", "where"} <= held and ("Conventions" in file.attrs or "object" in file["what"].attrs)
+    return "odim" if states_odim else None
 
 
 def member(file: Any, name: str) -> Any:
@@ -264,6 +304,10 @@ def unfiltered(dataset: Any, stored: tuple[int, bytes], offset: tuple[int, ...])
 def _chunk_bytes(dataset: Any) -> int:
     # The stored type's size: a string of any length is kept as a reference of 16 bytes.
     return int(math.prod(dataset.chunks) * dataset.id.get_type().get_size())
+
+
+def _holds(file: Any, name: str) -> bool:
+    return isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Group)
 
 
 def _attribute(item: Any, name: str) -> Any:

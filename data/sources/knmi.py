@@ -84,7 +84,7 @@ def scan(paths: Iterable[Path]) -> list[FileRef]:
             place, no files, a name without a time, or two files of one time (both named).
     """
     given = list(paths)
-    refs = [FileRef(place=place, end_time_s=time_of_name(place)) for place in find(given, FILE_ENDINGS)]
+    refs = [FileRef(place=place, end_time_s=_named_time(place)) for place in find(given, FILE_ENDINGS)]
     if not refs:
         raise DataError(
             f"no radar files in {', '.join(map(str, given)) or 'nothing'}; "
@@ -148,6 +148,20 @@ def read(where: Path | Place, crop: Crop | None = None) -> Frame:
     )
 
 
+def _named_time(place: Place) -> int:
+    """Read the time of a file's name; where it holds none, the content may tell that another sub-command reads it."""
+    try:
+        return time_of_name(place)
+    except DataError:
+        try:
+            with hdf5.opened(place.read(MAX_FILE_BYTES), str(place), "a KNMI HDF5 composite") as file:
+                hdf5.check_layout(file, "knmi")
+        except DataError as error:
+            if isinstance(error, hdf5.ChoiceError):
+                raise
+        raise
+
+
 def _parsed(place: Place, data: bytes, crop: Crop | None) -> tuple[Header, npt.NDArray[np.uint16] | None]:
     """Read a file's header and, where a crop is asked for, these pixels."""
     with hdf5.opened(data, str(place), "a KNMI HDF5 composite") as file:
@@ -163,6 +177,7 @@ def _parsed(place: Place, data: bytes, crop: Crop | None) -> tuple[Header, npt.N
 
 
 def _header(file: Any, place: Place) -> Header:
+    hdf5.check_layout(file, "knmi")
     overview = hdf5.member(file, "overview")
     end_time_s = _product_time(overview, "product_datetime_end")
     named_s = time_of_name(place)

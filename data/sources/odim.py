@@ -150,8 +150,8 @@ class OdimSource:
             return self._times(file, self._layer(file))[0]
 
     def _header(self, file: Any) -> Header:
-        what = hdf5.member(file, "what")
         layer = self._layer(file)
+        what = hdf5.member(file, "what")
         hdf5.check_image(layer.image, layer.image_name, DTYPES)
         layer.levels()
         self._rain_of(file, layer)
@@ -169,6 +169,7 @@ class OdimSource:
 
     def _layer(self, file: Any) -> "_Layer":
         """Find the one image of the quantity that is asked for; raises DataError for what is no composite too."""
+        hdf5.check_layout(file, "odim")
         kind = hdf5.text(hdf5.member(file, "what"), "object")
         if kind not in OBJECTS:
             raise DataError(
@@ -179,7 +180,7 @@ class OdimSource:
         chosen = [layer for layer in layers if layer.quantity in ((self.quantity,) if self.quantity else QUANTITIES)]
         held = ", ".join(sorted({layer.quantity for layer in layers})) or "nothing"
         if not chosen:
-            raise DataError(
+            raise hdf5.ChoiceError(
                 f"it holds {held}; expected {self.quantity or 'one of ' + ', '.join(QUANTITIES)}: choose another "
                 "--quantity, or remove the file"
             )
@@ -187,7 +188,7 @@ class OdimSource:
             names = ", ".join(f"{layer.quantity} in {layer.image_name}" for layer in chosen)
             one_each = len({layer.quantity for layer in chosen}) == len(chosen)
             advice = f"choose with --quantity {chosen[0].quantity}" if one_each else "remove the file"
-            raise DataError(f"it holds {names}; expected one image of rain: {advice}")
+            raise hdf5.ChoiceError(f"it holds {names}; expected one image of rain: {advice}")
         return chosen[0]
 
     def _times(self, file: Any, layer: "_Layer") -> tuple[int, int]:
@@ -214,13 +215,15 @@ class OdimSource:
         """Make the step from the quantity to mm/h."""
         if layer.quantity == "DBZH":
             if self.zr is None:
-                raise DataError(
+                raise hdf5.ChoiceError(
                     "it holds reflectivity (DBZH), and rain follows from it only by a stated relation Z = A R**B; "
                     "give --zr A,B (--zr 200,1.6 is Marshall and Palmer's)"
                 )
             return self.zr.rain_mmh
         if self.zr is not None:
-            raise DataError(f"--zr was given, but it holds {layer.quantity}, which is rain already; leave --zr away")
+            raise hdf5.ChoiceError(
+                f"--zr was given, but it holds {layer.quantity}, which is rain already; leave --zr away"
+            )
         if layer.quantity == "ACRR":
             period_s = self._times(file, layer)[1]
             return lambda depth_mm: depth_mm * (3600 / period_s)

@@ -87,6 +87,8 @@ class SmaatSource:
         windows: list[tuple[CollectedRef, ...]] = []
         for path in files:
             for group in GROUPS if self.group == "both" else (self.group,):
+                with hdf5.opened(path, str(path), KIND) as file:
+                    hdf5.check_layout(file, "smaat")
                 reader = BlockReader(path, f"{group}/images", KIND)
                 self._readers[path, group] = reader
                 times_s = _times_of(path, group, reader.shape[: len(reader.shape) - 2])

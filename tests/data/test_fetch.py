@@ -354,6 +354,7 @@ def test_the_command_and_its_dry_run(
         (["--api", "https://me:canary@api.example/"], "https://api.example/: this address is not allowed"),
         (["--api", "ftp://127.0.0.1/"], "this address is not allowed; expected https"),
         (["--out", "ftp://bucket"], "ftp://"),
+        (["--out", "https://127.0.0.1:9/knmi"], "https://127.0.0.1:9/knmi: a web server is only read"),
     ],
 )
 def test_wrong_options_are_refused(

@@ -87,7 +87,8 @@ def test_tiles_are_origins_of_one_source(domain: Path, tmp_path: Path, capsys: p
     errors = capsys.readouterr().err
     assert "4 whole tiles of 16 x 16 pixels; the last 12 rows and 4 columns of 44 x 36 lie beyond them" in errors
     # Each of four sequences (0-3, 3-6, 6-8 and 20-22) of the blind tile, and the last one of the tile that went blind.
-    assert "5 sequences, among them all of 1 of 4 tiles" in errors
+    assert "1 of 4 tiles hold no measurement in any frame and are left out\n" in errors
+    assert "1 sequence of another tile holds no measurement and is left out\n" in errors
     assert [str(origin.crop) for origin in index.origins] == ["0:16,16:32", "16:32,0:16", "16:32,16:32"]
     assert index.sources == ("ODIM ORG:247 RATE",)
     assert len(index.sequences) == 11
@@ -270,12 +271,15 @@ def test_damaged_files_are_left_out_where_that_was_asked_for(
     files[8].write_bytes(damaged)
     command = ["knmi", str(tmp_path / "radar"), "--out", str(tmp_path / "out"), "--window", "2"]
     assert main(command) == 4
-    assert f"error: {files[0]} cannot be read" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert f"error: {files[0]} cannot be read" in errors
+    assert "(--max-bad N leaves out up to N damaged files and lists them)" in errors
     assert main([*command, "--max-bad", "2"]) == 4
     errors = capsys.readouterr().err
-    assert f"left out: {files[0]} cannot" in errors
-    assert f"left out: {files[4]}: calibration_formulas" in errors
-    assert f"error: {files[8]}" in errors
+    assert "error: more than 2 files are damaged; expected at most --max-bad 2" in errors
+    assert f"\n  {files[0]} cannot" in errors
+    assert f"\n  {files[4]}: calibration_formulas" in errors
+    assert f"\n  {files[8]}" in errors
     assert not (tmp_path / "out").exists()
     assert main([*command, "--max-bad", "3"]) == 0
     written = capsys.readouterr()
@@ -287,7 +291,7 @@ def test_damaged_files_are_left_out_where_that_was_asked_for(
 def test_all_files_damaged_is_an_error(tmp_path: Path) -> None:
     for file in write_series(tmp_path / "radar", range(3)):
         file.write_bytes(b"no radar")
-    with pytest.raises(DataError, match="all 3 frames are damaged; the first: left out: "):
+    with pytest.raises(DataError, match="all 3 frames are damaged; the first: "):
         pack([tmp_path / "radar"], tmp_path / "out", PackOptions(max_bad=5))
 
 

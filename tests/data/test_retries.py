@@ -1,8 +1,11 @@
 """Retries: how often, how long, how many at once, and when they end."""
 
+import logging
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -108,6 +111,39 @@ def test_an_operation_that_fails_alone_ends_no_other() -> None:
         for one in running:
             one.result()
     assert failed > 10
+
+
+def test_what_fails_for_a_while_is_told_once_for_all(caplog: pytest.LogCaptureFixture) -> None:
+    # A full bucket of retries: an empty one would end the waits before the deadline.
+    policy = replace(QUICK, deadline_s=1.5, quiet_s=0.1, silent_s=0.5, burst=1e6)
+    retries = Retries(policy, Traffic(), connections=4, endpoint="http://user:CANARYCANARY@host:1")
+
+    def fail(_: int) -> None:
+        raise TransientError("the connection was refused")
+
+    def give_up(name: str) -> None:
+        with pytest.raises(
+            DataError, match=r"refused \(endpoint http://.*host:1\); .*longer deadline \(data.deadline_s"
+        ):
+            retries.run(f"s3://radar/{name}?sig=CANARYCANARY", "read", fail)
+
+    with caplog.at_level(logging.WARNING), ThreadPoolExecutor(4) as threads:
+        list(threads.map(give_up, "abcd"))
+    # Of 1.4 s, the first 0.1 s are quiet, and then there is a line every 0.5 s at most.
+    assert 1 <= len(caplog.messages) <= 3
+    line = r"s3://radar/[abcd]\?.* the connection was refused \(endpoint http://.*@host:1\); trying again until "
+    assert all(re.fullmatch(line + r"\d\d:\d\d:\d\d UTC", message) for message in caplog.messages)
+    assert "CANARY" not in caplog.text
+
+
+def test_a_short_hiccup_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    def attempt(failures: int) -> None:
+        if failures < 20:
+            raise TransientError("busy")
+
+    with caplog.at_level(logging.WARNING):
+        Retries(QUICK, Traffic(), connections=1).run("a", "read", attempt)
+    assert caplog.messages == []
 
 
 def test_a_server_that_says_when_is_not_asked_sooner() -> None:

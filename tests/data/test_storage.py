@@ -184,6 +184,15 @@ def test_other_schemes_are_refused(url: str) -> None:
         open_storage(url)
 
 
+@pytest.mark.parametrize("url", ["https://u:CANARY@host/x?sig=CANARY", "http://127.0.0.1:9/x", "HTTPS://host/x"])
+def test_a_web_server_is_not_opened_to_be_written_to(url: str) -> None:
+    with pytest.raises(
+        DataError, match=r"a web server is only read; expected a folder, s3://, gs:// or az://"
+    ) as caught:
+        open_storage(url, to_write=True)
+    assert "CANARY" not in str(caught.value)
+
+
 def test_a_write_that_the_disk_refuses_leaves_nothing(tmp_path: Path) -> None:
     program = """
         import sys

@@ -3,7 +3,7 @@
 import pytest
 
 from data.frames import DataError
-from data.web import Web, check_address
+from data.web import StoppedError, Web, check_address
 
 
 def web(url: str) -> Web:
@@ -19,3 +19,14 @@ def test_an_address_that_is_none_is_told_without_its_words(address: str) -> None
         ) as told:
             ask()
         assert "CANARY" not in str(told.value)
+
+
+def test_a_long_pause_is_told() -> None:
+    lines: list[str] = []
+    asker = Web(key="CANARYKEY", key_url="https://127.0.0.1:1/api", patience_s=1, say=lines.append)
+    asker.stop()
+    for num_faults in (1, 5):
+        with pytest.raises(StoppedError):
+            asker.pause(num_faults, "https://127.0.0.1:1/api?sig=CANARY", "no connection")
+    assert len(lines) == 1
+    assert lines[0].startswith("https://127.0.0.1:1/api: no connection, 5 times; trying again in ")

@@ -2,18 +2,22 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from data.frames import DataError
 from data.pack import main as pack
 from data.shards import load_index
 from data.storage import open_storage
 from data.stream import Batch
+from data.units import MISSING_COUNT
 from tests.distributed import run_ranks
-from tests.integration.runs import arguments, make_shards, metrics, tensors, train, train_many
+from tests.integration.runs import arguments, make_shards, metrics, train, train_many
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 from trainer.entry import ExitCode, run_entry
 from trainer.pretrain import Pretraining
@@ -102,13 +106,111 @@ def test_a_rank_with_nothing_left_neither_waits_nor_spoils_the_loss(shards: Path
     assert not any(line.get("skipped") for line in lines)
 
 
-def test_a_run_with_nothing_left_at_all_stands_still(shards: Path, tmp_path: Path) -> None:
+def empty_steps(run: Pretraining, numbers: tuple[int, ...]) -> None:
+    """Have the radar see nothing at all in all windows of some steps."""
+    steps = run.stream.steps
+
+    def emptied(first_step: int, stop_step: int) -> Iterator[list[Batch]]:
+        for number, batches in enumerate(steps(first_step, stop_step)):
+            missing = [
+                replace(batch, counts_bthw=torch.full_like(batch.counts_bthw, MISSING_COUNT), has_missing=True)
+                for batch in batches
+            ]
+            yield missing if number in numbers else batches
+
+    vars(run.stream)["steps"] = emptied
+
+
+def empties_a_step(_rank: int, argv: list[str]) -> int:
+    return int(train(argv, change=lambda run: empty_steps(run, (1, 3))))
+
+
+def check_empty_steps_are_skipped(run: Path) -> None:
+    """Steps 1 and 3 of 5 left everything as it was, and no loss is told of them."""
+    lines = [line for line in metrics(run) if "loss" in line]
+    assert [line["skipped"] for line in lines] == [0, 1, 0, 1, 0]
+    assert [line["loss"] == "NaN" for line in lines] == [False, True, False, True, False]
+    before, after, end = (
+        {
+            f"{part}.{name}": value
+            for part in ("model", "optimizer")
+            for name, value in load_file(run / "checkpoints" / f"step-{step:08d}" / f"{part}.safetensors").items()
+        }
+        for step in (1, 2, 5)
+    )
+    assert all(before[name].equal(value) for name, value in after.items())
+    assert not all(before[name].equal(value) for name, value in end.items())
+    assert all(value.isfinite().all() for value in end.values())
+
+
+def of_five_steps(shards: Path, run: Path, **settings: object) -> list[str]:
+    return arguments(
+        shards, run, data__guard_h=0.1, run__steps=5, run__evaluate_every=100, run__save_every=1, run__keep_last=5,
+        run__max_nonfinite=2, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", ["masked", "all"])
+def test_a_step_without_a_valid_pixel_changes_nothing(
+    shards: Path, tmp_path: Path, loss: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    argv = of_five_steps(shards, tmp_path / "run", model__loss=loss)
+    assert empties_a_step(0, argv) == ExitCode.DONE
+    check_empty_steps_are_skipped(tmp_path / "run")
+    told = [record.getMessage() for record in caplog.records if "skipped on all ranks" in record.getMessage()]
+    assert [text.split(";")[0] for text in told] == [
+        f"step {step} skipped on all ranks: no window of it holds a valid pixel to learn from" for step in (1, 3)
+    ]
+    assert all("windows of this rank: 2" in text and "lost" not in text for text in told), "names begin with a time"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["null", 0, 1, 2, 3])
+def test_no_engine_learns_from_a_step_without_a_valid_pixel(shards: Path, tmp_path: Path, stage: object) -> None:
+    argv = of_five_steps(shards, tmp_path / "run", engine__zero_stage=stage)
+    assert run_ranks(empties_a_step, 2, argv) == [int(ExitCode.DONE)] * 2
+    check_empty_steps_are_skipped(tmp_path / "run")
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_a_run_without_a_valid_pixel_ends_with_the_datas_code(
+    shards: Path, tmp_path: Path, steps: int, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    count, run = len(load_index(open_storage(shards)).sequences), tmp_path / "run"
+    archive = damage(shards, tmp_path / "damaged", range(count))
+    argv = arguments(archive, run, data__guard_h=0.1, run__steps=steps, data__quarantine=count)
+    assert run_entry(lambda: train(argv)) == ExitCode.DATA
+    told = capsys.readouterr().err
+    assert f"data: no window of {min(steps, 5)} steps in a row, up to step {min(steps, 5) - 1}, held a valid" in told
+    assert "damaged sequences to data.quarantine" in told
+    assert "windows of this rank: 8 lost to data.quarantine" in caplog.text
+    assert not list((run / "checkpoints").glob("*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["null", 2, 3])
+def test_all_ranks_end_where_there_is_no_valid_pixel(shards: Path, tmp_path: Path, stage: object) -> None:
     count = len(load_index(open_storage(shards)).sequences)
-    archive, run = damage(shards, tmp_path / "damaged", range(count)), tmp_path / "run"
-    argv = arguments(archive, run, data__guard_h=0.1, run__steps=4, run__evaluate_every=4, data__quarantine=count)
+    archive = damage(shards, tmp_path / "damaged", range(count))
+    argv = arguments(
+        archive, tmp_path / "run", data__guard_h=0.1, data__quarantine=count, engine__zero_stage=stage
+    )  # fmt: skip
+    assert all("no window of 5 steps in a row" in text for text in run_ranks(reason, 2, argv))
+
+
+def test_an_evaluation_without_a_valid_pixel_says_so(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index, run = load_index(open_storage(shards)), tmp_path / "run"
+    count = len(index.sequences)
+    archive = damage(shards, tmp_path / "damaged", range(count * 3 // 4, count))
+    argv = arguments(
+        archive, run, data__guard_h=0.1, data__quarantine=count, run__steps=2, run__evaluate_every=2,
+        optim__warmup_steps=1,
+    )  # fmt: skip
     assert train(argv) == ExitCode.DONE
-    assert [line["loss"] for line in metrics(run) if "loss" in line] == [0.0] * 4
-    assert all(tensor.isfinite().all() for tensor in tensors(run).values())
+    assert [line["held_out_loss"] for line in metrics(run) if "held_out_loss" in line] == ["NaN"]
+    assert "no valid pixel in any of the 4 held-out windows" in caplog.text
 
 
 def test_a_store_that_dies_ends_all_ranks_with_the_datas_code(

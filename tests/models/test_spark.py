@@ -185,6 +185,8 @@ def test_terms_without_missing_pixels() -> None:
     assert num_terms("masked", visible_bv, None, 4, 9) == 4 * (9 - visible_bv.shape[1])
     assert num_terms("masked", visible_bv, np.ones((4, 9), bool), 4, 9) == 4 * (9 - visible_bv.shape[1])
     assert num_terms("all", visible_bv, None, 4, 9) == 4
+    one_unseen_bl = np.arange(4)[:, None] > np.zeros(9)
+    assert num_terms("all", visible_bv, one_unseen_bl, 4, 9) == 3
 
 
 def test_initial_values_are_the_published_ones() -> None:

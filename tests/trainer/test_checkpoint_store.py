@@ -53,6 +53,11 @@ def test_the_oldest_go_and_the_two_newest_whole_ones_stay(tmp_path: Path, store:
     assert steps(store) == [6, 7]
 
 
+def test_a_web_server_is_no_second_place() -> None:
+    with pytest.raises(CheckpointError, match=r"https://host/x: a web server is only read; expected a folder, s3://"):
+        CheckpointStore("https://host/x")
+
+
 @pytest.mark.parametrize("damage", ["unfinished", "flipped", "cut", "missing", "manifest", "escaping"])
 def test_broken_ones_are_passed_over_by_name(
     tmp_path: Path, store: LocalStorage, damage: str, caplog: pytest.LogCaptureFixture
@@ -115,6 +120,7 @@ def test_the_newer_of_folder_and_store_is_taken(tmp_path: Path) -> None:
     assert store.newest(run) is None
     first = make_checkpoint(run, 1)
     store.push(first, keep_last=2)
+    assert store.newest_copy == f"{tmp_path}/store/checkpoints/step-00000001"
     second = make_checkpoint(run, 2)
     assert store.newest(run) == second
     store.push(second, keep_last=2)
@@ -144,6 +150,7 @@ def test_a_store_that_fails_later_is_a_warning(tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         store.push(make_checkpoint(tmp_path / "run", 2), keep_last=2)
     assert "step-00000002: not copied to" in caplog.text
+    assert store.newest_copy == f"{place}/checkpoints/step-00000001", "the last lines name what is there"
 
 
 def test_a_store_that_took_one_in_an_earlier_process_may_fail_too(

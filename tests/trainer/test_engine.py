@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from models.manifest import CheckpointError
-from tests.trainer.engine_cases import ADAMW, SGD, equal, flat, make_engine, train_step
+from tests.trainer.engine_cases import ADAMW, SGD, batch_of, equal, flat, make_engine, train_step
 from trainer.engine import Engine, EngineConfig, EngineError
 from trainer.engine_launch import Place, check_clipping, check_launcher, read_place
+from trainer.engine_replicated import LossScale
 from trainer.optim import OptimConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -278,3 +279,17 @@ def test_zero_runs_in_one_plain_process(tmp_path: Path) -> None:
     done = launch(tmp_path, [], "2")
     assert done.returncode == 0, done.stderr
     assert "rank 0 of 1" in done.stdout
+
+
+def test_a_step_without_terms_is_skipped_and_leaves_the_loss_scale() -> None:
+    engine = make_engine(None, ADAMW, precision="fp16")
+    before = engine.export_state()
+    zero, one = torch.zeros(()), torch.ones(())
+    for nonfinite, empty, scale in ((zero, one, before.loss_scale), (one, zero, LossScale.INITIAL / 2)):
+        engine.start_step()
+        engine.backward(engine.model(batch_of(0, torch.float32)).prediction_b8.sum() * 0)
+        assert engine.update(rate=1.0, decay=0.1, nonfinite=nonfinite, empty=empty).skipped
+        after = engine.export_state()
+        assert equal(flat(before), flat(after))
+        assert after.loss_scale == scale
+    engine.shutdown(clean=True)

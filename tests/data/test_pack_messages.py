@@ -1,0 +1,117 @@
+"""What packing tells its user: the sub-command that fits, the option that helps, and what the summary's numbers are."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.frames import DataError
+from data.pack import main, pack
+from data.sources.odim import OdimSource
+from data.sources.smaat import SmaatSource
+from data.survey import PackOptions
+from tests.data.radar_files import (
+    FIRST_S,
+    odim_name,
+    random_counts,
+    write_collected,
+    write_odim_file,
+    write_series,
+)
+
+
+def write_kind(folder: Path, kind: str) -> Path:
+    """Write one file that a sub-command reads."""
+    folder.mkdir()
+    if kind == "knmi":
+        return write_series(folder, [0])[0]
+    path = folder / (odim_name(FIRST_S) if kind == "odim" else "collected.h5")
+    if kind == "odim":
+        write_odim_file(path, np.zeros((8, 8)), FIRST_S)
+    else:
+        group = (np.stack([random_counts(1, 8, 8)]), np.array([FIRST_S]))
+        write_collected(path, {"train": group, "test": group})
+    return path
+
+
+@pytest.mark.parametrize("asked", ["knmi", "odim", "smaat"])
+@pytest.mark.parametrize("held", ["knmi", "odim", "smaat"])
+def test_a_file_of_another_kind_names_its_sub_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str, held: str
+) -> None:
+    path = write_kind(tmp_path / "in", held)
+    main([asked, str(path), "--out", str(tmp_path / "out")])
+    errors = capsys.readouterr().err
+    expected = f"pack it with the sub-command {held} instead of {asked}"
+    assert (expected in errors and f"{path}: it is " in errors) == (asked != held)
+    assert asked == held or "--max-bad" not in errors
+
+
+def test_a_missing_option_is_not_taken_for_damage(tmp_path: Path) -> None:
+    write_odim_file(tmp_path / odim_name(FIRST_S), np.zeros((8, 8)), FIRST_S)
+    with pytest.raises(DataError, match="choose another --quantity") as caught:
+        pack([tmp_path], tmp_path / "out", PackOptions(), source=OdimSource(quantity="ACRR"))
+    assert "--max-bad" not in str(caught.value)
+
+
+def test_one_file_too_many_lists_all_damaged_ones(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "radar", range(6))
+    for place in (1, 4):
+        files[place].write_bytes(b"no radar")
+    message = rf"more than 1 file is damaged; [^\n]*--max-bad 1[^\n]*\n  {files[1]} [^\n]*\n  {files[4]} [^\n]*$"
+    with pytest.raises(DataError, match=message):
+        pack([tmp_path / "radar"], tmp_path / "out", PackOptions(max_bad=1))
+
+
+def test_damaged_pixels_name_the_option_too(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "radar", range(3))
+    damaged = bytearray(files[1].read_bytes())
+    at = damaged.rfind(b"\x78\x5e")  # the image's gzip stream
+    damaged[at + 20 : at + 40] = bytes(20)
+    files[1].write_bytes(damaged)
+    with pytest.raises(DataError, match=rf"{files[1]}.*--max-bad N leaves out up to N damaged files"):
+        pack([tmp_path / "radar"], tmp_path / "out", PackOptions())
+
+
+def test_a_damaged_ready_window_cannot_be_left_out(tmp_path: Path) -> None:
+    windows = np.full((1, 2, 8, 8), 7, np.uint16)
+    write_collected(tmp_path / "all.h5", {"train": (windows, np.array([[FIRST_S, FIRST_S + 600]]))})
+    with pytest.raises(DataError, match="--skip-gaps") as caught:
+        pack([tmp_path], tmp_path / "out", PackOptions(window=None), source=SmaatSource(group="train"))
+    assert "--max-bad" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "note"),
+    [
+        ((65, 96), [], "whole frames of 65 x 96 pixels; .* multiples of 32: --crop 0:64,0:96 is"),
+        ((70, 70), ["--crop", "3:69,1:64"], "whole frames of 66 x 63 pixels; .*: --crop 3:67,1:33 is"),
+        ((20, 64), [], "whole frames of 20 x 64 pixels; .*: a larger --crop is needed"),
+        ((64, 96), [], None),
+        ((65, 96), ["--tile", "32"], None),
+    ],
+)
+def test_frames_that_cannot_be_trained_on_are_told_before_packing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: tuple[int, int], options: list[str], note: str | None
+) -> None:
+    write_series(tmp_path / "radar", range(3), size=size)
+    command = ["knmi", str(tmp_path / "radar"), "--out", str(tmp_path / "out"), "--window", "2", *options]
+    assert main(command) == 0
+    errors = capsys.readouterr().err
+    before = errors[: errors.index("packing:")]
+    assert ("can be trained on" in before) == (note is not None)
+    assert note is None or re.search(note, before)
+
+
+def test_the_summary_says_what_its_shares_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "radar", range(5, 8))
+    command = ["knmi", str(tmp_path / "radar"), "--out", str(tmp_path / "out"), "--window", "2"]
+    assert main(command) == 0
+    written = capsys.readouterr().out
+    assert "of valid pixels wet (above 0, so 0.12 mm/h or more), mean " in written
+    assert "share of valid pixels by mm/h: below 0.1: " in written
+    assert "sequences     1 of at most 144 frames in 1 shard\n" in written
+    assert written.endswith(f"packed        {tmp_path / 'out'}\n")
+    assert main(command) == 0
+    assert capsys.readouterr().out.endswith(f"was complete already: {tmp_path / 'out'}\n")
