@@ -142,7 +142,10 @@ def choose(
     if target_frame is None:
         target_frame = -1 if select is None or rule == "smaat_compat" else PUBLISHED_TARGET
     if not -window <= target_frame < window:
-        raise DataError(f"{spelt('target_frame')} is {target_frame}, outside a window of {window} frames")
+        raise DataError(
+            f"{spelt('target_frame')} is {target_frame}, outside a window of {window} frames; expected {-window} to "
+            f"{window - 1}, such as -1 for the last"
+        )
     return Selection(window=window, min_rain_fraction=share, target_frame=target_frame, rule=rule)
 
 

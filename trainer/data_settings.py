@@ -148,7 +148,8 @@ class WindowsConfig:
             if self.train_times is not None and getattr(self, name) not in (0, defaults[name]):
                 raise ConfigError(
                     f"data.{name} is {getattr(self, name)}, but data.train_times states the parts' times, and no share "
-                    f"has an effect beside them: leave data.{name} out, or data.train_times"
+                    f"has an effect beside them: set data.{name} to 0 (a recipe may have set it), or leave "
+                    "data.train_times out"
                 )
         self.stated_spans()
 

@@ -132,10 +132,10 @@ def summary_of(evaluation: Evaluation, scores: Mapping[str, Scores]) -> str:
         for name in known
         if name not in usable and known[name] > known[best]
     ]
+    # The next best stands beside the best: a lead is worth what it is over the second, not over the last.
+    others = sorted((name for name in usable if name != best), key=lambda name: -known[name])
     figures += [
-        f"{name} {known[name]:.3f}"
-        for name, kind in evaluation.kinds.items()
-        if kind == "persistence" and name != best and name in usable
+        f"{name} {known[name]:.3f}" for name in others if name == others[0] or evaluation.kinds[name] == "persistence"
     ]
     return (
         f"Of {len(scores)} model(s), {best} forecasts rain above {threshold:g} mm/h best over all lead times: CSI "

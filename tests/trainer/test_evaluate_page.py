@@ -1,6 +1,7 @@
 """The page's tables are those of scores.md, with the best figures marked."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,17 @@ def test_rain_everywhere_is_not_called_the_best_forecast() -> None:
     assert "wet 0." not in text.partition("good forecasts")[0]
     assert "good forecasts rain above 0.5 mm/h best" in text
     assert "No model's frequency bias" in summary({"dry": "run"}, {"dry": 1e-2})
+
+
+def test_the_next_best_stands_beside_the_best() -> None:
+    text = summary(
+        {"good": "run", "near": "extrapolation", "far": "persistence"}, {"good": 0.8, "near": 0.75, "far": 0.6}
+    )
+    best = re.match(r"Of 3 model\(s\), (\w+) forecasts rain above 0.5 mm/h best", text)
+    assert best is not None
+    named = re.findall(r"(\w+) (0\.\d{3})", text.partition("frequency bias")[2])
+    assert len(named) >= 1
+    assert best.group(1) not in dict(named)
 
 
 def test_lead_times_below_each_other_have_no_best() -> None:
