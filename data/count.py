@@ -8,14 +8,13 @@ from typing import Final
 
 import numpy as np
 
-from data.frames import DataError, printable
+from data.command import run_command
 from data.json_checks import shown
 from data.origin_frames import ready_origins
 from data.selection import PUBLISHED_TARGET, Selection, candidate_windows, choose, lost_to_gaps
 from data.shards import Index, load_index, of_source
 from data.storage import open_storage
 
-EXIT_BAD_DATA: Final = 4
 THRESHOLDS: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Least rain fractions of the table that is printed where none is chosen."""
 
@@ -58,9 +57,10 @@ def report(index: Index, selection: Selection, *, table: bool) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 4 bad data (argparse: 2, usage)."""
+    """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
     arguments = _parser().parse_args(argv)
-    try:
+
+    def work() -> int:
         index = load_index(open_storage(arguments.shards))
         if arguments.source is not None:
             index = of_source(index, arguments.source)
@@ -74,10 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         table = arguments.select is None and arguments.min_rain_fraction is None
         sys.stdout.write("".join(f"{line}\n" for line in report(index, selection, table=table)))
-    except DataError as error:
-        sys.stderr.write(printable(f"error: {error}\n"))
-        return EXIT_BAD_DATA
-    return 0
+        return 0
+
+    return run_command(work)
 
 
 def _words(selection: Selection) -> str:

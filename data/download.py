@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 from data.frames import DataError
 from data.knmi_api import RemoteFile
 from data.storage import Storage
-from data.transfer import PARTIAL_SUFFIX
+from data.transfer import PARTIAL_SUFFIX, sync_folder
 from data.web import AnswerError, Body, FaultError, Web
 
 COPY_BYTES: Final = 2**23
@@ -195,7 +195,7 @@ def publish(path: Path, name: str, storage: Storage) -> None:
     try:
         if folder is not None and path.stat().st_dev == folder.stat().st_dev:
             path.replace(folder / name)
-            _sync(folder)
+            sync_folder(folder)
         else:
             with path.open("rb") as file, storage.writer(name) as target:
                 while piece := file.read(COPY_BYTES):
@@ -258,11 +258,3 @@ def _md5_of(headers: Mapping[str, str]) -> str:
     stores_md5 = headers.get("Server", "").startswith("AmazonS3") or "x-amz-request-id" in headers
     encrypted = "kms" in headers.get("x-amz-server-side-encryption", "")
     return match.group(1) if match is not None and stores_md5 and not encrypted else ""
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,16 +16,15 @@ from typing import Final
 
 from tqdm import tqdm
 
+from data.command import GOES_ON, run_command
 from data.download import Downloader, publish
-from data.frames import DataError, printable
+from data.frames import DataError
 from data.json_checks import shown
 from data.knmi_api import API_URL, DATASETS, KEY_ADVICE, KEY_VARIABLE, KnmiApi, Listing, RemoteFile
 from data.sequences import TimeSpan
 from data.storage import Storage, open_storage
 from data.web import AnswerError, StoppedError, Web
 
-EXIT_BAD_DATA: Final = 4
-EXIT_INTERRUPTED: Final = 130
 PARTS_FOLDER: Final = ".fetching"
 MAX_FAILED_FILES: Final = 5
 MAX_PARALLEL: Final = 16
@@ -202,18 +201,18 @@ def _error_of(future: "Future[None]") -> DataError | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
     arguments = _parser().parse_args(argv)
-    try:
+
+    def work() -> int:
         options = _options(arguments)
-        fetch_knmi(options, arguments.out, _key(), dry_run=arguments.dry_run)
+        try:
+            fetch_knmi(options, arguments.out, _key(), dry_run=arguments.dry_run)
+        except StoppedError as error:
+            raise KeyboardInterrupt from error
         if not arguments.dry_run:
             sys.stdout.write(f"fetched       {shown(arguments.out)}\n")
-    except DataError as error:
-        sys.stderr.write(printable(f"error: {error}\n"))
-        return EXIT_BAD_DATA
-    except (KeyboardInterrupt, StoppedError):
-        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
-        return EXIT_INTERRUPTED
-    return 0
+        return 0
+
+    return run_command(work, interrupted=GOES_ON)
 
 
 def _key() -> str:

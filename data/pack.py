@@ -12,8 +12,9 @@ from typing import Any, Final
 import blosc2
 from tqdm import tqdm
 
+from data.command import GOES_ON, run_command
 from data.contact_sheet import draw_contact_sheet
-from data.frames import DataError, printable
+from data.frames import DataError
 from data.origin_frames import with_rain_after
 from data.pack_command import parse_command
 from data.pack_state import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
@@ -38,9 +39,6 @@ from data.units import MISSING_COUNT
 
 NO_CHANGE_MMH: Final = 5e-5
 """Changes below this are those of floats that stand for the same number."""
-
-EXIT_BAD_DATA: Final = 4
-EXIT_INTERRUPTED: Final = 130
 
 
 def pack(
@@ -311,7 +309,8 @@ def _describe(index: Index) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
-    try:
+
+    def work() -> int:
         command = parse_command(sys.argv[1:] if argv is None else argv, __doc__ or "")
         if command.inspect:
             storage = open_storage(command.out)
@@ -329,13 +328,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             outcome = "was complete already: " if complete else "packed        "
             sys.stdout.write(f"{_describe(index)}{outcome}{open_storage(command.out).url}\n")
-    except DataError as error:
-        sys.stderr.write(printable(f"error: {error}\n"))
-        return EXIT_BAD_DATA
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
-        return EXIT_INTERRUPTED
-    return 0
+        return 0
+
+    return run_command(work, interrupted=GOES_ON)
 
 
 if __name__ == "__main__":

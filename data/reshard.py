@@ -11,8 +11,9 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from data.blosc_chunk import TYPE_BYTES, check_chunk
+from data.command import GOES_ON, run_command
 from data.decode import check_sequence
-from data.frames import DataError, printable
+from data.frames import DataError
 from data.json_checks import shown
 from data.origin_frames import with_rain_after
 from data.pack_state import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
@@ -23,8 +24,6 @@ from data.storage import Storage, open_storage
 from data.summary import RainTotals, summarise
 from data.survey import MEGABYTE
 
-EXIT_BAD_DATA: Final = 4
-EXIT_INTERRUPTED: Final = 130
 CACHE_BYTES: Final = 2**27
 
 
@@ -177,7 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--window", type=int, help="longest window to be read, frames (as before)")
     parser.add_argument("--restart", action="store_true", help="drop the shards of an unfinished call that differs")
     arguments = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         for name, value in (
             ("shard-mb", arguments.shard_mb),
             ("frames", arguments.frames),
@@ -190,13 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         index = reshard(arguments.shards, arguments.out, options, restart=arguments.restart)
         sys.stdout.write(f"{summarise(index)}packed        {shown(arguments.out)}\n")
-    except DataError as error:
-        sys.stderr.write(printable(f"error: {error}\n"))
-        return EXIT_BAD_DATA
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
-        return EXIT_INTERRUPTED
-    return 0
+        return 0
+
+    return run_command(work, interrupted=GOES_ON)
 
 
 if __name__ == "__main__":

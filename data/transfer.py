@@ -1,7 +1,9 @@
-"""What every storage shares: which names are allowed, which ranges are, and the counts of what was moved."""
+"""What every storage shares: which names are allowed, which ranges are, counts of what was moved, renames that last."""
 
+import os
 import re
 import threading
+from pathlib import Path
 from typing import Final
 
 from data.frames import DamagedError, DataError
@@ -66,3 +68,12 @@ def already_there(place: str) -> DataError:
     return DataError(
         f"{place}: is already there and was left as it is; expected a new name: remove it or choose another"
     )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -16,8 +16,9 @@ import blosc2
 import numpy as np
 from tqdm import tqdm
 
+from data.command import EXIT_BAD_DATA, run_command
 from data.decode import decode_frame, wrong_in_json
-from data.frames import DataError, iso_time, printable
+from data.frames import DataError, iso_time
 from data.json_checks import shown
 from data.origin_frames import by_origin, ready_origins, with_rain_after
 from data.sequences import rain_fraction
@@ -27,8 +28,6 @@ from data.summary import RainTotals, rounding_of, sum_totals, totals_to_json
 from data.transfer import PARTIAL_SUFFIX
 from data.units import MISSING_COUNT
 
-EXIT_BAD_DATA: Final = 4
-EXIT_INTERRUPTED: Final = 130
 READ_BYTES: Final = 2**23
 END_BYTES: Final = 2 * tarfile.BLOCKSIZE
 """A tar ends with two blocks of zeros (POSIX.1-2017, pax, ustar interchange format)."""
@@ -366,26 +365,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--threads", type=int, help="shards at once (as many as cores, four at most)")
     arguments = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         if arguments.threads is not None and arguments.threads < 1:
             raise DataError(f"--threads {arguments.threads}: expected at least 1")
         report = verify(arguments.shards, threads=arguments.threads)
-    except DataError as error:
-        sys.stderr.write(printable(f"error: {error}\n"))
-        return EXIT_BAD_DATA
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return EXIT_INTERRUPTED
-    if arguments.json:
-        sys.stdout.write(json.dumps(report.to_json(), sort_keys=True) + "\n")
-    else:
-        sys.stdout.write("".join(f"problem  {problem}\n" for problem in report.problems))
-        sys.stdout.write("".join(f"warning  {warning}\n" for warning in report.warnings))
-        sys.stdout.write(
-            f"{report.shards} shards, {report.sequences} sequences, {report.frames} frames decoded, "
-            f"{report.num_bytes:,} bytes: {f'{len(report.problems)} problems' if report.problems else 'sound'}\n"
-        )
-    return EXIT_BAD_DATA if report.problems else 0
+        if arguments.json:
+            sys.stdout.write(json.dumps(report.to_json(), sort_keys=True) + "\n")
+        else:
+            sys.stdout.write("".join(f"problem  {problem}\n" for problem in report.problems))
+            sys.stdout.write("".join(f"warning  {warning}\n" for warning in report.warnings))
+            sys.stdout.write(
+                f"{report.shards} shards, {report.sequences} sequences, {report.frames} frames decoded, "
+                f"{report.num_bytes:,} bytes: {f'{len(report.problems)} problems' if report.problems else 'sound'}\n"
+            )
+        return EXIT_BAD_DATA if report.problems else 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

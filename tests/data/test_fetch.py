@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.fetch import EXIT_BAD_DATA, EXIT_INTERRUPTED, FetchOptions, fetch_knmi, main
+from data.command import EXIT_BAD_DATA, EXIT_INTERRUPTED
+from data.fetch import FetchOptions, fetch_knmi, main
 from data.frames import DataError
 from data.knmi_api import FILE_NAME, times_of_name
 from data.sequences import TimeSpan

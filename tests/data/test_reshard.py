@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.command import EXIT_BAD_DATA
 from data.frames import DataError
 from data.origin_frames import ready_origins
 from data.origins import Origin
-from data.reshard import EXIT_BAD_DATA, main, reshard
+from data.reshard import main, reshard
 from data.reshard_plan import ReshardOptions
 from data.sequences import cut_run
 from data.shards import Index, dump_index, load_index, of_source, signed

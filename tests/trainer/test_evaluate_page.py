@@ -99,14 +99,14 @@ def test_rain_everywhere_is_not_called_the_best_forecast() -> None:
 
 
 def test_the_next_best_stands_beside_the_best() -> None:
-    text = summary(
-        {"good": "run", "near": "extrapolation", "far": "persistence"}, {"good": 0.8, "near": 0.75, "far": 0.6}
-    )
-    best = re.match(r"Of 3 model\(s\), (\w+) forecasts rain above 0.5 mm/h best", text)
-    assert best is not None
-    named = re.findall(r"(\w+) (0\.\d{3})", text.partition("frequency bias")[2])
-    assert len(named) >= 1
-    assert best.group(1) not in dict(named)
+    kinds = {"good": "run", "near": "extrapolation", "poor": "run", "last": "persistence"}
+    factors = {"good": 1.0, "near": 0.95, "poor": 0.8, "last": 0.75}
+    csi = {name: compute(rows(factor)).at("csi", threshold_mmh=0.5) for name, factor in factors.items()}
+    order = sorted(csi, key=lambda name: -csi[name])
+    text = summary(kinds, factors)
+    assert f"{order[0]} forecasts rain above 0.5 mm/h best" in text
+    named = re.findall(r"; (\w+) 0\.\d{3}", text)
+    assert named == [name for name in order[1:] if name == order[1] or kinds[name] == "persistence"]
 
 
 def test_lead_times_below_each_other_have_no_best() -> None:

@@ -1,0 +1,31 @@
+"""How every command of this room ends: its exit codes, and what it says when it fails or is interrupted."""
+
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from data.frames import DataError, printable
+
+EXIT_BAD_DATA: Final = 4
+EXIT_INTERRUPTED: Final = 130
+GOES_ON: Final = "; the same command goes on where it stopped"
+
+
+def run_command(work: Callable[[], int], *, interrupted: str = "") -> int:
+    """Run a command, and turn what ends it into a word on standard error and an exit code.
+
+    Args:
+        work: The command; returns its exit code.
+        interrupted: What an interruption means for the user, after "interrupted".
+
+    Returns:
+        The command's own code, 4 for a DataError, 130 for an interruption.
+    """
+    try:
+        return work()
+    except DataError as error:
+        sys.stderr.write(printable(f"error: {error}\n"))
+        return EXIT_BAD_DATA
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted{interrupted}\n")
+        return EXIT_INTERRUPTED
