@@ -94,7 +94,8 @@ def test_one_fault_in_five_requests_changes_nothing(
     assert [content(step) for step in stream.steps(0, count)] == windows
     stats, log = stream.stats(), s3.log()
     spoiled = sum(bool(done) for _, _, done in log)
-    assert spoiled >= 0.15 * len(log)
+    # Exactly each fifth: a share of few requests says less.
+    assert spoiled == sum(line.startswith("GET") for line, _, _ in log) // 5
     assert stats["retries"] > 0
     assert len(log) <= 1.5 * stats["requests"] + 2
     assert stats["quarantined"] == 0
