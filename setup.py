@@ -33,7 +33,8 @@ REQUIRES = [
 ]
 EXTRAS = {
     "neptune": ["neptune>=1.14"],
-    "trackers": ["trackio", "mlflow", "wandb"],
+    # Older trackio asks for packages that it does not name.
+    "trackers": ["trackio>=0.30", "mlflow", "wandb"],
     # pysteps finds motion with OpenCV and does not ask for it.
     "nowcast": ["pysteps>=1.17", "opencv-python-headless"],
     "slurm": ["submitit>=1.5"],

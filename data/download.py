@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 from data.frames import DataError
 from data.knmi_api import RemoteFile
 from data.storage import Storage
-from data.transfer import PARTIAL_SUFFIX, sync_folder
+from data.transfer import PARTIAL_SUFFIX, make_durable
 from data.web import AnswerError, Body, FaultError, Web
 
 COPY_BYTES: Final = 2**23
@@ -195,7 +195,7 @@ def publish(path: Path, name: str, storage: Storage) -> None:
     try:
         if folder is not None and path.stat().st_dev == folder.stat().st_dev:
             path.replace(folder / name)
-            sync_folder(folder)
+            make_durable(folder)
         else:
             with path.open("rb") as file, storage.writer(name) as target:
                 while piece := file.read(COPY_BYTES):

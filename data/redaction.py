@@ -1,5 +1,6 @@
 """Keeps secrets out of messages: the errors of network libraries quote addresses, headers and replies."""
 
+import logging
 import os
 import re
 from typing import Final
@@ -19,19 +20,25 @@ _FIELD = (
     r"|access_?key(?:_?id)?|aws_?access_?key_?id|secret(?:_?access)?_?key|session_?token|security_?token|access_?token"
     r"|refresh_?token|id_?token|client_?secret|private_?key(?:_?id)?|account_?key|password|passwd|googleaccessid|token"
 )
+# A switch that says to sign nothing, and the one file that is called like a secret and found on every machine.
+_HARMLESS = r"(?!(?:aws|google|azure)_skip_signature=(?:true|false)(?![^\s&\"'<>,;)]))(?!(?<=/etc/)passwd:\s)"
+# A query: what signs an address stands there, whatever the store calls it.
+_QUERY_RULE: Final = (re.compile(r"(?i)([a-z][a-z0-9+.-]*:/{1,2}[^\s?\"'<>]*)\?[^\s\"'<>]*"), rf"\1?{HIDDEN}")
 _RULES: Final = (
     # The part of an address before its host: user, or user and password.
     # One slash: as a path shows an address that was given for one.
     (re.compile(r"(?i)([a-z][a-z0-9+.-]*:/{1,2})[^\s/?#\"'<>]*@"), rf"\1{HIDDEN}@"),
-    # A query: what signs an address stands there, whatever the store calls it.
-    (re.compile(r"(?i)([a-z][a-z0-9+.-]*:/{1,2}[^\s?\"'<>]*)\?[^\s\"'<>]*"), rf"\1?{HIDDEN}"),
+    _QUERY_RULE,
     (re.compile(r"(?is)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"), HIDDEN),
     (re.compile(r"(?i)((?:proxy-)?authorization\W{1,4})[^\r\n]+"), rf"\1{HIDDEN}"),
     (
         re.compile(r"(?i)\b(bearer|basic|sharedkey(?:lite)?|aws4-hmac-sha256|aws)\s+[^\s,;]*[=:/.+0-9][^\s,;]*"),
         rf"\1 {HIDDEN}",
     ),
-    (re.compile(rf"(?i)\b((?:\w{{1,40}}[_-])?(?:{_FIELD}))(\"?'?\s*[=:]\s*\"?'?)[^\s&\"'<>,;)]+"), rf"\1\2{HIDDEN}"),
+    (
+        re.compile(rf"(?i)\b{_HARMLESS}((?:\w{{1,40}}[_-])?(?:{_FIELD}))(\"?'?\s*[=:]\s*\"?'?)[^\s&\"'<>,;)]+"),
+        rf"\1\2{HIDDEN}",
+    ),
     (re.compile(rf"(?i)<({_FIELD})>[^<]*"), rf"<\1>{HIDDEN}"),
     (re.compile(r"(?i)<(StringToSign|CanonicalRequest|SignatureProvided)(?:Bytes)?>[^<]*"), rf"<\1>{HIDDEN}"),
     # Access key ids of AWS, keys of Google, JSON web tokens: known by their shape.
@@ -57,6 +64,26 @@ def redact(text: str) -> str:
     for pattern, shown in _RULES:
         text = pattern.sub(shown, text)
     return text
+
+
+def looks_secret(text: str, *, any_query: bool = True) -> bool:
+    """Tell whether a text holds what has the form of a credential, whatever the environment holds.
+
+    That is a user or a password in an address, a field named like a secret, a key or token known by its shape.
+
+    Args:
+        text: A setting or an address.
+        any_query: Whether an address with a query counts, whatever stands in it.
+    """
+    return any(rule[0].search(text) for rule in _RULES if any_query or rule is not _QUERY_RULE)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Writes log records, their tracebacks too, without what may be a secret."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one record."""
+        return redact(super().format(record))
 
 
 def _environment_secrets() -> list[str]:

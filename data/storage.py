@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 
 from data.frames import DamagedError, DataError
 from data.redaction import redact
-from data.transfer import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range, sync_folder
+from data.transfer import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range, make_durable
 
 URL_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MISTYPED = re.compile(r"[\s'\"]{0,3}(?:s3|gs|az|https?|file)\s{0,2}:", re.IGNORECASE)
@@ -212,7 +212,7 @@ class LocalStorage:
                 _link(temporary, path)
             else:
                 temporary.replace(path)
-            sync_folder(path.parent)
+            make_durable(path.parent)
             self._traffic.add(requests=1, bytes_written=num_bytes)
         except OSError as error:
             raise _failure("write", path, error) from error

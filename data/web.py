@@ -5,8 +5,11 @@ import email.utils
 import json
 import os
 import random
+import ssl
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -286,6 +289,27 @@ class _QuotaError(Exception):
     def __init__(self, after_s: float | None) -> None:
         super().__init__("too many requests")
         self.after_s = after_s
+
+
+def knock(address: str, timeout_s: float) -> None:
+    """Find out whether there is a server, whatever it answers; proxies are taken from the environment.
+
+    Args:
+        address: of the server, http or https.
+        timeout_s: that it has to answer; finding the address of a name comes on top.
+
+    Raises:
+        OSError: There is none, or it does not answer in time.
+    """
+    try:
+        with urllib.request.urlopen(address, timeout=timeout_s):
+            pass
+    except urllib.error.HTTPError:
+        pass
+    except urllib.error.URLError as error:
+        # Which certificates to trust is for whoever goes in; there is somebody.
+        if not isinstance(error.reason, ssl.SSLError):
+            raise
 
 
 def check_address(url: str, local: bool) -> None:

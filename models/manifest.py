@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 MANIFEST_NAME: Final = "MANIFEST.json"
+CHECKPOINTS_FOLDER: Final = "checkpoints"
+"""Where the checkpoints of a run lie, in its folder or in a store."""
 SCHEMA_VERSION: Final = 1
 STEP_FOLDER: Final = re.compile(r"step-(\d{8,})")
 """Name of a finished checkpoint's folder: the global step, at least eight digits."""
@@ -76,7 +78,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def check_digest(path: Path, entry: dict[str, Any], found_bytes: int, found_sha256: str) -> None:
+def check_digest(path: Path | str, entry: dict[str, Any], found_bytes: int, found_sha256: str) -> None:
     """Compare what was read from a file with its manifest entry.
 
     Raises:

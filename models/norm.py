@@ -140,10 +140,11 @@ def _check_count(x_nchw: Tensor, world_size: int) -> None:
 
 
 class _NormaliseOverRanks(torch.autograd.Function):
-    """Training-mode batch normalisation with statistics gathered from all ranks.
+    """Training-mode batch normalisation with the statistics of all ranks.
 
-    Forward: each rank's mean and (biased) variance are gathered and combined by the pairwise rule of Chan, Golub,
-    LeVeque (1983), with equal counts: mean = avg(mean_r), var = avg(var_r) + avg((mean_r - mean)^2).
+    Forward: each rank's mean and (biased) variance are combined with equal counts, as mean = avg(mean_r) and
+    var = avg(var_r + mean_r^2) - mean^2. Both are averaged in one all-reduce of float64, in which the difference loses
+    less than the float32 mean of a rank does: 2^-52 mean^2. What travels does not grow with the number of ranks.
     Backward: with x' = (x - mean) / sqrt(var + eps), the two sums over all ranks, sum(dy) and sum(dy x'), enter
     dx = w / sqrt(var + eps) * (dy - sum(dy)/n - x' sum(dy x')/n) (Ioffe and Szegedy 2015, section 3). Gradients of
     weight and bias stay this rank's share: the engine adds them up like all others.
@@ -156,12 +157,11 @@ class _NormaliseOverRanks(torch.autograd.Function):
         world_size = dist.get_world_size(group)
         wide = torch.float64 if x_nchw.dtype == torch.float64 else torch.float32
         num_local = x_nchw.numel() // x_nchw.shape[1]
-        var_c, mean_c = torch.var_mean(x_nchw.to(wide), dim=(0, 2, 3), correction=0)
-        own = torch.stack((mean_c, var_c))
-        gathered = own.new_empty((world_size, *own.shape))
-        dist.all_gather(list(gathered.unbind(0)), own, group=group)
-        mean_c = gathered[:, 0].mean(0)
-        var_c = gathered[:, 1].mean(0) + (gathered[:, 0] - mean_c).square().mean(0)
+        var_c, mean_c = (own.double() for own in torch.var_mean(x_nchw.to(wide), dim=(0, 2, 3), correction=0))
+        averages = torch.stack((mean_c, var_c + mean_c.square())) / world_size
+        dist.all_reduce(averages, group=group)
+        var_c = (averages[1] - averages[0].square()).clamp_min(0).to(wide)
+        mean_c = averages[0].to(wide)
         num_total = num_local * world_size
         unbiased_c = var_c * (num_total / (num_total - 1))
         y_nchw = F.batch_norm(x_nchw, mean_c, var_c, weight_c, bias_c, False, 0.0, eps)

@@ -21,13 +21,16 @@ FORBIDDEN = {
     "launch": ("tests",),
 }
 DOORS = {
-    "accelerate": ("trainer.engine*",),
+    # Its trackers beside its engine.
+    "accelerate": ("trainer.engine*", "trainer.tracking*"),
     "deepspeed": ("trainer.engine*",),
     "timm": ("models.encoder",),
     **dict.fromkeys(
-        ("requests", "urllib3", "urllib.request", "http.client", "obstore", "boto3", "botocore", "socket", "httpx"),
+        ("requests", "urllib3", "urllib.request", "http.client", "obstore", "boto3", "botocore", "httpx"),
         ("data.object_storage*", "data.web"),
     ),
+    # The doctor asks whether a host has an address, and sends nothing.
+    "socket": ("data.object_storage*", "data.web", "launch.doctor_collective"),
     **dict.fromkeys(("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"), ()),
 }
 """Library: the modules that may import it."""

@@ -10,21 +10,16 @@
 One process writes (rank 0 of the run that owns the folder). A checkpoint is written into a temporary folder, made
 durable, renamed, read back, and only then are older ones removed: a kill at any moment leaves an older whole one.
 
-`python -m trainer.checkpoint list|verify|show RUN_OR_CHECKPOINT` looks at what is there.
+`python -m trainer.checkpoint list|verify|show PLACE` looks at what is there, see trainer/checkpoint_command.py.
 """
 
-import argparse
-import dataclasses
 import hashlib
-import json
 import logging
-import os
+import runpy
 import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +27,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from data.transfer import make_durable
 from models.manifest import (
+    CHECKPOINTS_FOLDER,
     MANIFEST_NAME,
     STEP_FOLDER,
     CheckpointError,
@@ -43,9 +40,11 @@ from models.manifest import (
     verify_folder,
     write_manifest,
 )
+from trainer.checkpoint_retention import LEAST_KEPT, steps_to_remove
 from trainer.state import TrainState, check_resume, installed_versions, parse_state, state_bytes
 
 __all__ = [
+    "CHECKPOINTS_FOLDER",
     "CheckpointError",
     "Loaded",
     "TrainState",
@@ -54,19 +53,15 @@ __all__ = [
     "chosen_weights",
     "installed_versions",
     "load",
-    "main",
     "save",
 ]
 
-CHECKPOINTS_FOLDER: Final = "checkpoints"
 MODEL_FILE: Final = "model.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.safetensors"
 AVERAGE_FILE: Final = "ema.safetensors"
 STATE_FILE: Final = "state.json"
 BEST_FOLDER: Final = "best"
 """Where a fine-tuning run keeps the checkpoints that were the best on its validation part, in a run's layout."""
-LEAST_KEPT: Final = 2
-"""With one checkpoint kept, damage to it on the disk would cost the run."""
 
 _STORED_DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
@@ -93,6 +88,7 @@ def save(
     optimizer: Mapping[str, torch.Tensor],
     *,
     keep_last: int,
+    keep_every: int | None = None,
     average: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write one checkpoint, prove that it is whole, and remove the oldest ones. One process calls this, rank 0.
@@ -105,6 +101,7 @@ def save(
         model: parameters and buffers by name, float32 or float64, integers for counters; any device and layout.
         optimizer: moments by "<parameter name>.<moment>", the same types.
         keep_last: checkpoints that stay, 2 or more; the two newest whole ones always stay.
+        keep_every: steps whose multiples stay for ever besides; None for none.
         average: averaged weights by name, where there are any.
 
     Returns:
@@ -116,14 +113,16 @@ def save(
     """
     if keep_last < LEAST_KEPT:
         raise CheckpointError(f"run.keep_last is {keep_last}; it must be {LEAST_KEPT} or more")
-    checkpoints = _checkpoints_folder(folder)
+    checkpoints = checkpoints_of(folder)
     final = checkpoints / f"step-{state.step:08d}"
     state_json = state_bytes(state)
     tensors = {MODEL_FILE: _storable(MODEL_FILE, model), OPTIMIZER_FILE: _storable(OPTIMIZER_FILE, optimizer)}
     if average:
         tensors[AVERAGE_FILE] = _storable(AVERAGE_FILE, average)
     with _disk_errors(checkpoints):
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        if not checkpoints.is_dir():
+            checkpoints.mkdir(parents=True)
+            make_durable(checkpoints.parent)
     _sweep(checkpoints)
     if _problem(final) is not None:
         temporary = checkpoints / f"{_SAVING}{final.name}"
@@ -135,7 +134,7 @@ def save(
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         verify_folder(final)
-    _prune(checkpoints, final, keep_last)
+    _prune(checkpoints, state.step, keep_last=keep_last, keep_every=keep_every)
     return final
 
 
@@ -153,7 +152,7 @@ def load(folder: Path) -> Loaded:
     """
     path = folder
     if not (STEP_FOLDER.fullmatch(folder.name) or (folder / MANIFEST_NAME).exists()):
-        found = latest_verified(_checkpoints_folder(folder))
+        found = latest_verified(checkpoints_of(folder))
         if found is None:
             raise CheckpointError(f"{folder}: no checkpoint there; expected a run's folder or a checkpoint's")
         path = found
@@ -213,7 +212,7 @@ def chosen_weights(source: Path) -> Path:
     """
     path = source
     if not (source / MANIFEST_NAME).exists():
-        found = best_checkpoint(source) or latest_verified(_checkpoints_folder(source))
+        found = best_checkpoint(source) or latest_verified(checkpoints_of(source))
         if found is None:
             return source
         path = found
@@ -222,7 +221,8 @@ def chosen_weights(source: Path) -> Path:
     return path / names[0] if names else source
 
 
-def _checkpoints_folder(folder: Path) -> Path:
+def checkpoints_of(folder: Path) -> Path:
+    """Find the folder of a run's checkpoints; a `checkpoints` folder is given back."""
     return folder if folder.name == CHECKPOINTS_FOLDER else folder / CHECKPOINTS_FOLDER
 
 
@@ -265,24 +265,16 @@ def _write(temporary: Path, state_json: bytes, tensors: Mapping[str, dict[str, t
         # safetensors creates its files for the owner alone; a shared run folder follows the umask like everything else.
         shutil.copymode(temporary / STATE_FILE, temporary / name)
     for name in (STATE_FILE, *tensors):
-        _sync(temporary / name)
+        make_durable(temporary / name)
     write_manifest(temporary)
-    _sync(temporary)
+    make_durable(temporary)
 
 
 def _publish(temporary: Path, final: Path) -> None:
     if final.exists():
         _discard(final)
     temporary.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    make_durable(final.parent)
 
 
 def _problem(folder: Path) -> CheckpointError | None:
@@ -293,20 +285,18 @@ def _problem(folder: Path) -> CheckpointError | None:
     return None
 
 
-def _prune(checkpoints: Path, new: Path, keep_last: int) -> None:
-    """Remove the oldest checkpoints; what stays holds `new` and at least one other whole one, if there is any."""
-    num_kept = num_whole = 1
-    for _, folder in step_folders(checkpoints):
-        if folder == new:
-            continue
-        whole = num_whole < LEAST_KEPT and _problem(folder) is None
-        if num_kept < keep_last or whole:
-            num_kept, num_whole = num_kept + 1, num_whole + whole
-            continue
+def _prune(checkpoints: Path, new: int, *, keep_last: int, keep_every: int | None) -> None:
+    """Remove the oldest checkpoints, as `steps_to_remove` says."""
+    folders = dict(step_folders(checkpoints))
+
+    def is_whole(step: int) -> bool:
+        return _problem(folders[step]) is None
+
+    for step in steps_to_remove(folders, is_whole, new=new, keep_last=keep_last, keep_every=keep_every):
         try:
-            _discard(folder)
+            _discard(folders[step])
         except OSError as error:
-            _logger.warning("Old checkpoint %s could not be removed: %s", folder, error)
+            _logger.warning("Old checkpoint %s could not be removed: %s", folders[step], error)
 
 
 def _discard(folder: Path) -> None:
@@ -333,56 +323,6 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when all that was asked for is whole, 4 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.checkpoint", description="Look at checkpoints.")
-    parser.add_argument("command", choices=("list", "verify", "show"))
-    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder or one checkpoint's")
-    arguments = parser.parse_args(argv)
-    path: Path = arguments.path
-    single = (path / MANIFEST_NAME).exists() or STEP_FOLDER.fullmatch(path.name) is not None
-    folders = [path] if single else [folder for _, folder in step_folders(_checkpoints_folder(path))]
-    if not folders:
-        sys.stderr.write(f"{path}: no checkpoint there; expected a run's folder or a checkpoint's\n")
-        return 4
-    return _show(path) if arguments.command == "show" else _tabulate(folders, reasons=arguments.command == "verify")
-
-
-def _tabulate(folders: Sequence[Path], *, reasons: bool) -> int:
-    sys.stdout.write(f"{'checkpoint':<16} {'written (UTC)':<20} {'bytes':>14}  verified\n")
-    problems = []
-    for folder in folders:
-        problem = _problem(folder)
-        manifest, written, num_bytes = folder / MANIFEST_NAME, "-", 0
-        if manifest.is_file():
-            written = datetime.fromtimestamp(manifest.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        if folder.is_dir():
-            num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        verdict = "yes" if problem is None else "NO"
-        sys.stdout.write(f"{folder.name:<16} {written:<20} {num_bytes:>14,}  {verdict}\n")
-        problems += [problem] if problem else []
-    for problem in problems if reasons else ():
-        sys.stderr.write(f"{problem}\n")
-    return 4 if problems else 0
-
-
-def _show(path: Path) -> int:
-    try:
-        loaded = load(path)
-    except CheckpointError as error:
-        sys.stderr.write(f"{error}\n")
-        return 4
-    lines = [str(loaded.path)]
-    for name, tensors in (("model", loaded.model), ("optimizer", loaded.optimizer), ("average", loaded.average)):
-        num_values = sum(tensor.numel() for tensor in tensors.values())
-        kinds = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
-        lines.append(f"{name}: {len(tensors)} tensors, {num_values:,} values ({kinds or 'none'})")
-    state = dataclasses.asdict(loaded.state)
-    counts = sorted(set(state.pop("optimizer_steps").values()))
-    lines += [f"optimizer steps: {', '.join(f'{count:g}' for count in counts) or 'none'}", json.dumps(state, indent=2)]
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    # The command imports this module, which must not import it back.
+    runpy.run_module("trainer.checkpoint_command", run_name="__main__")

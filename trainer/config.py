@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from data.redaction import looks_secret
 from trainer.data_settings import DataConfig, NowcastDataConfig, WindowsConfig
 from trainer.engine_launch import EngineConfig
 from trainer.optim import OptimConfig
@@ -133,6 +134,17 @@ def _check_together(config: TrainingConfig) -> None:
             f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of run.steps {config.run.steps}; "
             "warm up for fewer steps or run longer"
         )
+    waits = {
+        "data.deadline_s": data.deadline_s if "://" in data.shards else 0.0,
+        "run.push_deadline_s": 0.0 if config.run.checkpoint_url is None else config.run.push_deadline_s,
+        "tracking.close_s": config.tracking.close_s if config.tracking.services else 0.0,
+    }
+    for key, seconds in waits.items():
+        if seconds >= config.engine.timeout_s:
+            raise ConfigError(
+                f"{key} is {seconds:g} and engine.timeout_s {config.engine.timeout_s:g}: who waits so long counts as "
+                "standing still and is ended; make engine.timeout_s longer"
+            )
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -248,7 +260,33 @@ def parse_config(argv: Sequence[str], cls: type[_Parsed], *, prog: str) -> _Pars
             cause = cause.__cause__  # type: ignore[assignment]
         text = str(cause if isinstance(cause, ConfigError) else error)
         raise ConfigError(_with_nearest(text, ["config", *dotted_keys(cls)])) from None
-    return cls(**{leaf.name: settings[leaf.name] for leaf in dataclasses.fields(cls)})
+    parsed = cls(**{leaf.name: settings[leaf.name] for leaf in dataclasses.fields(cls)})
+    _refuse_secrets(parsed)
+    return parsed
+
+
+def _refuse_secrets(config: Any) -> None:
+    """Settings are shown, saved in the run's folder and in its checkpoints, and sent to trackers."""
+    for key, value in _leaves(config):
+        if any(looks_secret(text) for text in _texts(value)):
+            raise ConfigError(
+                f"{key} holds what looks like a credential: a user, password or query in an address, a signature or a "
+                "key. Settings are saved and shown: give the plain address, and the credential in the environment "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, "
+                "AZURE_STORAGE_ACCOUNT_KEY; trackers: WANDB_API_KEY and the like)"
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(name)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 def from_dict(settings: dict[str, Any], cls: type[_Config]) -> _Config:

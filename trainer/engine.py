@@ -1,8 +1,9 @@
 """Accelerate and DeepSpeed: how a model is run, summed over ranks, stepped, saved and restored."""
 
 import os
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from models.manifest import CheckpointError
 from models.norm import synchronise
 from trainer.averaging import Average
+from trainer.engine_lamb import PartitionedLamb
 from trainer.engine_launch import AUTOCAST_DTYPES, EngineConfig, EngineError, Processes, check_clipping
-from trainer.engine_replicated import Backend, Forward, LossScale, Replicated, UpdateResult
+from trainer.engine_replicated import Backend, Forward, LossScale, Replicated, UpdateResult, settle_buckets
 from trainer.optim import OptimConfig, build_optimizer, counts_steps, fresh_state, moment_names, parameter_groups
 
 __all__ = ["Engine", "EngineConfig", "EngineError", "EngineState", "UpdateResult"]
@@ -32,6 +34,7 @@ class EngineState:
         optimizer: Moments by "<parameter name>.<moment>", on the CPU, of the parameter's shape and dtype.
         optimizer_steps: Updates done, by parameter name; empty for sgd, which keeps none.
         loss_scale: Of fp16, else None.
+        loss_scale_good_steps: Good gradients in a row since that scale last changed.
         average: Averaged weights and buffers by bare name, as `model`; empty without an average.
     """
 
@@ -39,6 +42,7 @@ class EngineState:
     optimizer: dict[str, Tensor]
     optimizer_steps: dict[str, float]
     loss_scale: float | None
+    loss_scale_good_steps: int
     average: dict[str, Tensor]
 
 
@@ -55,22 +59,28 @@ class Engine:
         device: Where this process computes.
         is_main: Whether this is rank 0.
         group: Process group of all ranks, None with one process.
+        heartbeat: What this process does, told to all of them.
+        started_s: When this process began to wait for the others, on its monotonic clock.
         model: The wrapped model, to be called like the bare one.
         bare_model: The task's own model; its weights may be partitioned (ZeRO 3): read them with `export_state`.
 
     Args:
         config: Processes, precision, DeepSpeed.
+        stop_asked: Whether this process was told to stop, for the time in which it waits for the others.
 
     Raises:
         EngineError: Settings of the launcher contradict ours, or the processes did not start as asked for.
+        RankEndedError: Not all processes came in time; those that are missing are named.
     """
 
     model: nn.Module
     bare_model: nn.Module
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, stop_asked: Callable[[], bool] = lambda: False) -> None:
+        self.started_s = time.monotonic()
         self.config = config
-        self._processes = Processes(config, _make_plugin if config.zero_stage is not None else None)
+        self._processes = Processes(config, None if config.zero_stage is None else _make_plugin, stop_asked)
+        self.heartbeat = self._processes.heartbeat
         self.rank = self._processes.place.rank
         self.world_size = self._processes.place.world_size
         self.device = self._processes.device
@@ -91,21 +101,10 @@ class Engine:
             micro_batch: Windows of one forward pass over ALL ranks, which DeepSpeed asks for.
 
         Raises:
-            EngineError: The optimizer does not work with this engine, or a clipping of the launcher contradicts.
+            EngineError: A clipping of the launcher contradicts ours.
         """
         config = self.config
         check_clipping(optim.clip_norm, os.environ)
-        if optim.name == "lamb" and config.zero_stage:
-            raise EngineError(
-                f"optim.name=lamb with engine.zero_stage={config.zero_stage}: ZeRO hands the optimizer one flat vector "
-                "a rank, so LAMB's trust ratio a parameter would silently become one ratio for all; use "
-                "engine.zero_stage=null or 0"
-            )
-        if optim.ema_decay is not None and config.zero_stage == 3:
-            raise EngineError(
-                "optim.ema_decay with engine.zero_stage=3: the weights are partitioned, and an average of them is not "
-                "kept yet; use engine.zero_stage 0, 1 or 2, or optim.ema_decay null"
-            )
         model = model.to(self.device, torch.float64 if config.precision == "fp64" else torch.float32)
         if config.channels_last and config.zero_stage is None:
             model = model.to(memory_format=torch.channels_last)
@@ -114,7 +113,8 @@ class Engine:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
         self.bare_model = model
-        optimizer = build_optimizer(parameter_groups(model, optim), optim)
+        lamb = PartitionedLamb if config.zero_stage else None
+        optimizer = build_optimizer(parameter_groups(model, optim), optim, lamb)
         if config.compile:
             # In place: the names of the state stay as they are.
             model.compile()
@@ -128,7 +128,7 @@ class Engine:
         self.model = self._backend.model
         self._buffers = list(self.bare_model.buffers())
         self._saved_buffers = [buffer.clone() for buffer in self._buffers]
-        self._average = None if optim.ema_decay is None else Average(self.bare_model)
+        self._average = None if optim.ema_decay is None else Average(self.bare_model, self._backend.parts)
 
     def _wrap(
         self, forward: Forward, optimizer: torch.optim.Optimizer, optim: OptimConfig, micro_batch_per_rank: int
@@ -141,6 +141,7 @@ class Engine:
                 # `broadcast_buffers` has a new name in torch 2.15, and torch 2.10 does not know that one.
                 warnings.filterwarnings("ignore", category=FutureWarning, message=".*broadcast_buffers.*")
                 model: nn.Module = self._processes.accelerator.prepare_model(forward)
+            settle_buckets(model)
         else:
             from trainer.engine_zero import Partitioned, start_deepspeed
 
@@ -195,15 +196,11 @@ class Engine:
             decay: Weight decay of this step.
             nonfinite: Scalar on the device, agreed on by all ranks (`sum_over_ranks`): above 0 skips the step. A
                 gradient norm that is not finite skips it too.
-            empty: Scalar like that: above 0 for a step without any term, which is skipped, and says nothing about the
-                loss scale of fp16.
+            empty: Scalar like that: above 0 for a step without any term, which is skipped.
             average_decay: Decay of the averaged weights after this step, where there are any.
         """
         with torch.no_grad():
-            scale = None if self._scale is None or empty is None else self._scale.value.clone()
             result = self._prepared.update(rate, decay, nonfinite if empty is None else nonfinite + empty)
-            if self._scale is not None and scale is not None and empty is not None:
-                self._scale.value.copy_(torch.where(empty > 0, scale, self._scale.value))
             for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
                 buffer.copy_(torch.where(result.skipped, saved, buffer))
             if self._average is not None:
@@ -257,11 +254,18 @@ class Engine:
             for name, parameter in self._trained().items():
                 for moment in moment_names(backend.optimizer):
                     keep(optimizer, f"{name}.{moment}", backend.read_moment(parameter, moment))
-            for name, value in ({} if self._average is None else self._average.values).items():
+            for name, value in () if self._average is None else self._average.gathered():
                 keep(average, name, value)
         steps = backend.read_steps(self._trained()) if self.is_main and counts_steps(backend.optimizer) else {}
-        scale = None if self._scale is None or not self.is_main else float(self._scale.value)
-        return EngineState(model=model, optimizer=optimizer, optimizer_steps=steps, loss_scale=scale, average=average)
+        scale = self._scale if self.is_main else None
+        return EngineState(
+            model=model,
+            optimizer=optimizer,
+            optimizer_steps=steps,
+            loss_scale=None if scale is None else float(scale.value),
+            loss_scale_good_steps=0 if scale is None else scale.good_steps,
+            average=average,
+        )
 
     def import_state(
         self,
@@ -270,6 +274,8 @@ class Engine:
         optimizer_steps: Mapping[str, float],
         loss_scale: float | None,
         average: Mapping[str, Tensor] | None = None,
+        *,
+        loss_scale_good_steps: int = 0,
     ) -> None:
         """Take over a whole training state; every rank calls it with the same one (see `EngineState`).
 
@@ -279,6 +285,7 @@ class Engine:
             optimizer_steps: Updates done.
             loss_scale: Of fp16; ignored in other precisions, and None starts a new search.
             average: Averaged weights; empty starts the average at the weights, and without an average it is ignored.
+            loss_scale_good_steps: Good gradients in a row at that scale.
 
         Raises:
             CheckpointError: A tensor is missing, not expected or of another shape; all of them are named.
@@ -304,7 +311,7 @@ class Engine:
             if expected_steps:
                 backend.write_steps(trained, dict(optimizer_steps))
         if self._scale is not None and loss_scale is not None:
-            self._scale.restore(loss_scale)
+            self._scale.restore(loss_scale, loss_scale_good_steps)
         if self._average is not None:
             if average:
                 _check_tensors("average", average, whole)

@@ -4,12 +4,17 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState, GradientState
+from torch.distributed.distributed_c10d import PrefixStore
+
+from trainer.heartbeat import Heartbeat
+from trainer.meeting import Address, meet
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 
@@ -39,7 +44,10 @@ class EngineConfig:
         compile: Run the model through torch.compile.
         channels_last: Keep images and, without ZeRO, convolution weights in channels-last layout.
         device: `auto` takes the GPU where there is one.
-        timeout_s: Seconds that a collective may wait for another rank, above 0.
+        timeout_s: Seconds that a process may make no progress, waiting for another rank or not, above 0; then all end
+            with a text that names the rank that is late. The longest single operation counts: compiling the first
+            step, the data of one step, writing one checkpoint.
+        start_timeout_s: Seconds that the processes wait for each other to start, above 0.
     """
 
     zero_stage: Literal[0, 1, 2, 3] | None = None
@@ -48,11 +56,13 @@ class EngineConfig:
     channels_last: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout_s: float = 1800.0
+    start_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
         """Check what needs neither processes nor a device."""
-        if not self.timeout_s > 0:
-            raise EngineError(f"engine.timeout_s is {self.timeout_s}; above 0 seconds")
+        for name in ("timeout_s", "start_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise EngineError(f"engine.{name} is {getattr(self, name)}; above 0 seconds")
         if self.zero_stage is not None and self.precision == "fp64":
             raise EngineError(
                 f"engine.precision=fp64 with engine.zero_stage={self.zero_stage}: DeepSpeed keeps fp32 master weights; "
@@ -177,16 +187,33 @@ class Processes:
     Args:
         config: The engine's configuration.
         make_plugin: Makes Accelerate's DeepSpeed plugin from (configuration, device type), where DeepSpeed is used.
+        stop_asked: Whether this process was told to stop, for the time in which it waits for the others.
+
+    Attributes:
+        place: Which process this is.
+        device: Where it computes.
+        heartbeat: What it does, told to all.
+
+    Raises:
+        EngineError: The environment does not fit the configuration.
+        RankEndedError: Not all processes came.
     """
 
-    def __init__(self, config: EngineConfig, make_plugin: Callable[[EngineConfig, str], Any] | None) -> None:
+    heartbeat: Heartbeat
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        make_plugin: Callable[[EngineConfig, str], Any] | None,
+        stop_asked: Callable[[], bool] = lambda: False,
+    ) -> None:
         check_launcher(config, os.environ)
         self.place = read_place(os.environ)
         self.device = _device(config, self.place)
         self._saved = {name: os.environ.get(name) for name in _OURS}
         self._owns_group = False
         deepspeed_plugin = None if make_plugin is None else make_plugin(config, self.device.type)
-        self._start_group(config, needed=deepspeed_plugin is not None)
+        self._start_group(config, stop_asked, needed=deepspeed_plugin is not None)
         self.accelerator = self._start_accelerate(deepspeed_plugin)
         self._verify(config)
 
@@ -195,22 +222,37 @@ class Processes:
         """The group of all ranks, None where there is one process."""
         return dist.group.WORLD if self.place.world_size > 1 else None
 
-    def _start_group(self, config: EngineConfig, *, needed: bool) -> None:
+    def _start_group(self, config: EngineConfig, stop_asked: Callable[[], bool], *, needed: bool) -> None:
+        place = self.place
+        alone = partial(
+            Heartbeat, place.rank, place.world_size, timeout_s=config.timeout_s, start_timeout_s=config.start_timeout_s
+        )
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         # Accelerate makes a group wherever it sees LOCAL_RANK, with a timeout of its own.
-        if dist.is_initialized() or not (needed or self.place.world_size > 1 or os.environ.get("LOCAL_RANK")):
+        if dist.is_initialized() or not (needed or place.world_size > 1 or os.environ.get("LOCAL_RANK")):
+            self.heartbeat = alone()
             return
         backend = "nccl" if self.device.type == "cuda" else "gloo"
-        timeout = timedelta(seconds=config.timeout_s)
-        if self.place.world_size == 1:
+        if place.world_size == 1:
+            self.heartbeat = alone()
             # DeepSpeed wants a group of one process too; this one needs no port.
-            store = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+            own = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=own, rank=0, world_size=1)
         else:
+            address = Address.read(place.rank, place.world_size, os.environ)
+            store = meet(address, config.start_timeout_s, stop_asked)
+            self.heartbeat = alone(
+                connect=lambda: address.connect(config.start_timeout_s, may_host=False),
+                holder=address.holder,
+                hosts_store=place.rank == 0 and not address.launchers,
+            )
+            # The watch speaks first: it knows which rank is late, and a collective does not.
+            timeout = timedelta(seconds=max(config.timeout_s, config.start_timeout_s) + 60)
+            store.set_timeout(timeout)
             dist.init_process_group(
-                backend, rank=self.place.rank, world_size=self.place.world_size, timeout=timeout,
-                device_id=self.device if self.device.type == "cuda" else None,
+                backend, store=PrefixStore("group", store), rank=place.rank, world_size=place.world_size,
+                timeout=timeout, device_id=self.device if self.device.type == "cuda" else None,
             )  # fmt: skip
         self._owns_group = True
 
@@ -261,10 +303,8 @@ class Processes:
         A clean stop waits for all ranks and destroys the process group that this object made. After an error the
         group is left to the end of the process: destroying it could wait for ranks that never come.
         """
-        if clean and self._owns_group and dist.is_initialized():
-            # A rank that leaves early closes connections under the others' last collective.
-            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
-            dist.destroy_process_group()
+        if clean:
+            self._part()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         for name, value in self._saved.items():
@@ -272,6 +312,18 @@ class Processes:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+    def _part(self) -> None:
+        """Leave together: first all have come to the end, then nobody uses the store any more."""
+        owns = self._owns_group and dist.is_initialized()
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        if owns:
+            dist.barrier(device_ids=device_ids)
+        self.heartbeat.close()
+        if owns:
+            # A rank that leaves early closes connections under the others' last collective.
+            dist.barrier(device_ids=device_ids)
+            dist.destroy_process_group()
 
 
 def _device(config: EngineConfig, place: Place) -> torch.device:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.averaging import Parts
 from trainer.optim import set_schedule
 
 
@@ -40,18 +41,42 @@ class LossScale:
         self.value = torch.full((), self.INITIAL, device=device)
         self._good_steps = torch.zeros((), device=device)
 
-    def update(self, skipped: Tensor) -> None:
-        """Halve the scale after a skipped step, double it after 2000 good ones in a row."""
-        good = torch.where(skipped, 0.0, self._good_steps + 1)
-        grow = good >= self.INTERVAL
-        factor = torch.where(skipped, self.BACKOFF, torch.where(grow, self.GROWTH, 1.0))
-        self.value.mul_(factor)
-        self._good_steps.copy_(torch.where(grow, 0.0, good))
+    def update(self, overflowed: Tensor, judged: Tensor) -> None:
+        """Halve the scale after a gradient that overflowed, double it after 2000 good ones in a row.
 
-    def restore(self, value: float) -> None:
-        """Take over a saved scale; the count of good steps starts again."""
+        Args:
+            overflowed: Whether the gradient was not finite, bool scalar.
+            judged: Whether the step says anything of the scale, bool scalar: the loss is computed without it, so one
+                that is not finite, or has no terms, leaves scale and count as they are.
+        """
+        good = torch.where(overflowed, 0.0, self._good_steps + 1)
+        grow = good >= self.INTERVAL
+        factor = torch.where(overflowed, self.BACKOFF, torch.where(grow, self.GROWTH, 1.0))
+        self.value.mul_(torch.where(judged, factor, 1.0))
+        self._good_steps.copy_(torch.where(judged, torch.where(grow, 0.0, good), self._good_steps))
+
+    @property
+    def good_steps(self) -> int:
+        """Good gradients in a row since the scale last changed; waits for the device."""
+        return int(self._good_steps)
+
+    def restore(self, value: float, good_steps: int) -> None:
+        """Take over a saved scale and its count of good steps."""
         self.value.fill_(value)
-        self._good_steps.zero_()
+        self._good_steps.fill_(good_steps)
+
+
+def settle_buckets(model: nn.Module) -> None:
+    """Have DistributedDataParallel lay out its buckets for good, before the first step.
+
+    It lays them out anew after the first backward pass, in the order in which gradients came. Where a gradient stands
+    decides in which order more than two ranks add it up, so the first step after a resume would round unlike that step
+    of a run that went on.
+    """
+    if isinstance(model, DistributedDataParallel):
+        for _ in range(2):
+            model(None).backward()
+            model.zero_grad(set_to_none=True)
 
 
 class Backend(Protocol):
@@ -59,6 +84,7 @@ class Backend(Protocol):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    parts: Parts | None
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Run a forward pass; gradients are summed over ranks after the backward of the last one only."""
@@ -115,6 +141,7 @@ class Replicated:
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.parts: Parts | None = None
         self._world_size = world_size
         self._clip_norm = clip_norm
         self._scale = scale
@@ -149,11 +176,12 @@ class Replicated:
         if self._scale is not None:
             torch._foreach_mul_(gradients, 1.0 / self._scale.value)
         norm = torch.nn.utils.get_total_norm(gradients)
-        skipped = ~torch.isfinite(norm) | (nonfinite.to(norm.device) > 0)
+        overflowed, judged = ~torch.isfinite(norm), nonfinite.to(norm.device) <= 0
+        skipped = overflowed | ~judged
         if self._clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
         if self._scale is not None:
-            self._scale.update(skipped)
+            self._scale.update(overflowed, judged)
         set_schedule(self.optimizer, rate, decay)
         self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         if self._deepspeed is not None:
@@ -215,7 +243,9 @@ class Forward(nn.Module):
         self._channels_last = channels_last
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model."""
+        """Call the model; with None touch every trained parameter instead, the last one first in the backward."""
+        if len(args) == 1 and args[0] is None:
+            return sum((parameter * 0.0).sum() for parameter in self.parameters() if parameter.requires_grad)
         if self._channels_last:
             args = tuple(_channels_last(args))
         with torch.autocast(self._device_type, dtype=self._dtype or torch.bfloat16, enabled=self._dtype is not None):

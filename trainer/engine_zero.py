@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import DeepSpeedPlugin
 from torch import Tensor, nn
 
+from trainer.averaging import Parts
+from trainer.engine_lamb import PartitionedLamb
 from trainer.engine_launch import EngineConfig, EngineError, Processes
 from trainer.engine_replicated import LossScale, UpdateResult
 from trainer.optim import counts_steps, fresh_state, set_schedule
 
 # Elements of a reduction: DeepSpeed's default of 5e8 sets 2 GB aside before the first step.
-_BUCKET_ELEMENTS = 50_000_000
+BUCKET_ELEMENTS = 50_000_000
 # Smaller parameters (norms, biases, 1x1 convolutions of narrow stages) stay whole on every rank in stage 3.
-_PERSISTENT_ELEMENTS = 10_000
+PERSISTENT_ELEMENTS = 10_000
 
 
 class _Plugin(DeepSpeedPlugin):  # type: ignore[misc]
@@ -36,9 +39,9 @@ def make_plugin(config: EngineConfig, device_type: str) -> Any:
             "gradient_clipping": 0.0,
             "zero_optimization": {
                 "stage": config.zero_stage,
-                "reduce_bucket_size": _BUCKET_ELEMENTS,
-                "allgather_bucket_size": _BUCKET_ELEMENTS,
-                "stage3_param_persistence_threshold": _PERSISTENT_ELEMENTS,
+                "reduce_bucket_size": BUCKET_ELEMENTS,
+                "allgather_bucket_size": BUCKET_ELEMENTS,
+                "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
                 "stage3_gather_16bit_weights_on_model_save": True,
             },
         },
@@ -70,7 +73,7 @@ def start_deepspeed(
     settings["train_micro_batch_size_per_gpu"] = micro_batch_per_rank
     settings["gradient_clipping"] = clip_norm if clip_norm is not None and config.zero_stage else 0.0
     settings["zero_optimization"]["reduce_bucket_size"] = min(
-        _BUCKET_ELEMENTS, sum(parameter.numel() for parameter in model.parameters())
+        BUCKET_ELEMENTS, sum(parameter.numel() for parameter in model.parameters())
     )
     wrapped, _ = processes.accelerator.prepare(model, optimizer)
     if wrapped.zero_optimization_stage() != config.zero_stage:
@@ -79,6 +82,45 @@ def start_deepspeed(
             f"engine.zero_stage={config.zero_stage}"
         )
     return wrapped
+
+
+class Shared:
+    """What a rank holds of the parameters under ZeRO 3: of each a flat part, equally long on all ranks. See `Parts`."""
+
+    def __init__(self, zero: Any, *, rank: int, world_size: int) -> None:
+        self._zero, self._rank, self._world_size = zero, rank, world_size
+
+    def own(self, parameter: Any) -> Tensor:
+        """See `Parts`."""
+        part: Tensor = parameter.ds_tensor.detach()
+        return part
+
+    def whole(self, parameter: Any, part: Tensor) -> Tensor:
+        """See `Parts`."""
+        parts = [torch.empty_like(part) for _ in range(self._world_size)]
+        dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+
+    def cut(self, parameter: Any, whole: Tensor) -> Tensor:
+        """See `Parts`: the last rank's is filled up with zeros."""
+        size = parameter.ds_tensor.numel()
+        padded = torch.nn.functional.pad(whole.flatten(), (0, size * self._world_size - whole.numel()))
+        return padded.narrow(0, size * self._rank, size)
+
+    def written(self) -> None:
+        """See `Parts`: whole copies that DeepSpeed still holds are of the weights before."""
+        self._zero._partition_all_parameters()
+
+    def gather_persistent(self, *_: Any) -> None:
+        """Make small parameters whole on every rank before a forward pass, be it the first or one after state was read.
+
+        DeepSpeed does it after each step only. A parameter of the model's top module (mask tokens) is gathered for the
+        backward by a hook on that module's output, and there is none on an output that is a dataclass. And a forward
+        pass that finds it in parts adds it to a list that the recorded order of the modules no longer fits.
+        """
+        absent = [p for p in self._zero.persistent_parameters if p.ds_status.name != "AVAILABLE"]
+        if absent:
+            absent[0].all_gather(absent)
 
 
 class Partitioned:
@@ -96,18 +138,40 @@ class Partitioned:
         self._stage = deepspeed.zero_optimization_stage()
         self._world_size, self._rank = world_size, rank
         self._scale = scale
+        self._shared = Shared(self._zero, rank=rank, world_size=world_size) if self._stage == 3 else None
+        self.parts: Parts | None = self._shared
+        if self._shared is not None:
+            deepspeed.register_forward_pre_hook(self._shared.gather_persistent)
         self._nonfinite: Tensor = torch.zeros((), device=self._flats()[0].device)
         self.optimizer.register_step_pre_hook(self._before_inner_step)
         for flat in self._flats():
             self.optimizer.state[flat] = fresh_state(self.optimizer, flat)
         if self._stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
+        if isinstance(self.optimizer, PartitionedLamb):
+            self.optimizer.lay_out(dict(self._slices()))
 
     def _flats(self) -> list[Tensor]:
         """This rank's flat fp32 parts, whose moments and step counts the optimizer inside keeps."""
         return list(
             self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
         )
+
+    def _slices(self) -> Iterator[tuple[Tensor, list[slice]]]:
+        """Each flat part, and where in it the parameters of its group lie, empty for those of other ranks."""
+        groups = self._zero.fp16_groups if self._stage == 3 else self._zero.bit16_groups
+        for flat, group in zip(self._flats(), groups, strict=True):
+            yield flat, [self._place(parameter) for parameter in group]
+
+    def _place(self, parameter: Any) -> slice:
+        if self._stage == 3:
+            _, start, size = self._zero.grad_position[self._zero.get_param_id(parameter)]
+            # DeepSpeed does not set what fills up the last rank's part.
+            return slice(start, start + max(0, min(size, parameter.ds_numel - self._rank * size)))
+        if parameter._hp_mapping is None:
+            return slice(0, 0)
+        address = parameter._hp_mapping.get_hp_fragment_address()
+        return slice(address.start, address.start + address.numel)
 
     def _norm(self) -> Tensor:
         """Global gradient norm of the running or last step; DeepSpeed writes -1 or inf for one that is not finite."""
@@ -121,22 +185,10 @@ class Partitioned:
     @contextlib.contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
         """See `Backend`."""
-        self._gather_persistent()
         self._deepspeed.set_gradient_accumulation_boundary(last)
         if self._scale is not None:
             self._zero.override_loss_scale(float(self._scale.value))
         yield
-
-    def _gather_persistent(self) -> None:
-        """Make small parameters whole on every rank before the first step and after state was read or written.
-
-        DeepSpeed does it after each step only. A parameter of the model's top module (mask tokens) is gathered for the
-        backward by a hook on that module's output, and there is none on an output that is a dataclass.
-        """
-        if self._stage == 3:
-            absent = [p for p in self._zero.persistent_parameters if p.ds_status.name != "AVAILABLE"]
-            if absent:
-                absent[0].all_gather(absent)
 
     def backward(self, loss: Tensor) -> None:
         """See `Backend`: DeepSpeed averages over ranks, which the factor undoes; the loss scale is inside."""
@@ -147,11 +199,11 @@ class Partitioned:
         self._nonfinite = nonfinite.to(self._nonfinite.device)
         set_schedule(self.optimizer, rate, decay)
         self._deepspeed.step()
-        norm = self._norm()
-        skipped = ~torch.isfinite(norm) | (self._nonfinite > 0)
+        norm, judged = self._norm(), self._nonfinite <= 0
+        overflowed = ~torch.isfinite(norm)
         if self._scale is not None:
-            self._scale.update(skipped)
-        return UpdateResult(grad_norm=norm, skipped=skipped)
+            self._scale.update(overflowed, judged)
+        return UpdateResult(grad_norm=norm, skipped=overflowed | ~judged)
 
     def read_parameter(self, parameter: nn.Parameter) -> Tensor:
         """See `Backend`."""
@@ -168,8 +220,8 @@ class Partitioned:
                 parameter.data.copy_(value)
         if not parameter.requires_grad:
             return
-        if self._stage == 3:
-            safe_set_local_fp32_param(parameter, self._own_part(parameter, value))
+        if self._shared is not None:
+            safe_set_local_fp32_param(parameter, self._shared.cut(parameter, value))
         else:
             safe_set_full_fp32_param(parameter, value)
 
@@ -184,8 +236,8 @@ class Partitioned:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         value = value.to(parameter.device, torch.float32)
-        if self._stage == 3:
-            safe_set_local_optimizer_state(parameter, self._own_part(parameter, value), moment)
+        if self._shared is not None:
+            safe_set_local_optimizer_state(parameter, self._shared.cut(parameter, value), moment)
         else:
             safe_set_full_optimizer_state(parameter, value, moment)
 
@@ -215,9 +267,3 @@ class Partitioned:
         import deepspeed
 
         return deepspeed.zero.GatheredParameters([parameter], modifier_rank=modifier_rank)
-
-    def _own_part(self, parameter: Any, value: Tensor) -> Tensor:
-        """This rank's part of a whole tensor, the last rank's filled up with zeros, as stage 3 cuts it."""
-        size = parameter.ds_tensor.numel()
-        padded = torch.nn.functional.pad(value.flatten(), (0, size * self._world_size - value.numel()))
-        return padded.narrow(0, size * self._rank, size)

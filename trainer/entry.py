@@ -5,20 +5,26 @@ import logging
 import os
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar, cast
+from typing import NoReturn, TypeVar, cast
+
+import torch.distributed as dist
 
 from data.batches import BatchError
 from data.frames import DataError, printable
-from data.redaction import redact
+from data.redaction import RedactingFormatter, redact
 from models.manifest import CheckpointError
 from models.weights import WeightsError
+from trainer.ending import end_process, flush_output, tell_thread_error
 from trainer.engine import Engine, EngineError
 from trainer.loop import NonFiniteError
+from trainer.meeting import RankEndedError
 from trainer.settings import ConfigError
 
 LOG = logging.getLogger(__name__)
@@ -34,6 +40,7 @@ class ExitCode(IntEnum):
     DATA = 4
     NONFINITE = 5
     CHECKPOINT = 6
+    STALLED = 7
     # EX_TEMPFAIL of sysexits.h: "try again later", which is what a stopped run asks for.
     REQUEUE = 75
 
@@ -132,7 +139,7 @@ def _end_with_launcher() -> None:
 def set_up_logging(rank: int, level: int = logging.INFO) -> None:
     """Send log lines to standard error: all of rank 0, warnings of the others, with the rank in front."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"%(asctime)s [{rank}] %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(RedactingFormatter(f"%(asctime)s [{rank}] %(levelname)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level if rank == 0 else logging.WARNING)
@@ -146,16 +153,101 @@ def run_entry(main: Callable[[], ExitCode]) -> int:
     try:
         return int(main())
     except Exception as error:
-        for kind, code in CAUSES:
-            if isinstance(error, kind):
-                sys.stderr.write(printable(redact(f"{_CAUSE_WORDS[code]}: {error}\n")))
-                return int(code)
-        raise
+        code = code_of(error)
+        if code is None:
+            raise
+        say(f"{_CAUSE_WORDS.get(ExitCode(code), ENDED_WITH)}: {error}\n")
+        return code
 
 
+def run_process(main: Callable[[], ExitCode]) -> NoReturn:
+    """Run an entry point and end its process, whatever threads and connections to other ranks an error has left."""
+    threading.excepthook = tell_thread_error
+    try:
+        code = run_entry(main)
+    except Exception:
+        say(traceback.format_exc())
+        code = ExitCode.CRASH
+    flush_output()
+    # A connection that is being made, or a group of which a rank is gone, may hold up or crash an orderly end.
+    if code != ExitCode.DONE:
+        os._exit(code)
+    end_process(code)
+
+
+def code_of(error: Exception) -> int | None:
+    """Give the exit code of what ends an entry point, None for what nobody foresaw."""
+    if isinstance(error, RankEndedError):
+        return error.code
+    return next((int(code) for kind, code in CAUSES if isinstance(error, kind)), None)
+
+
+def outcome_of(error: Exception) -> str:
+    """Name what ends a run, for the record of its attempts."""
+    return ExitCode(code_of(error) or ExitCode.CRASH).name.lower()
+
+
+def settle(engine: Engine, error: Exception) -> None:
+    """End this rank's part in the run: tell the others, and leave, the rank that holds their table last.
+
+    Args:
+        engine: Of this rank.
+        error: What ends it, which the caller raises again.
+
+    Raises:
+        RankEndedError: See `tell_ranks`.
+    """
+    try:
+        tell_ranks(engine, error)
+    finally:
+        engine.heartbeat.leave()
+
+
+def tell_ranks(engine: Engine, error: Exception) -> None:
+    """Tell the other ranks why this one ends; or find out which of them has ended, where that is why. Only once.
+
+    Args:
+        engine: Of this rank.
+        error: What ends it, which the caller raises again.
+
+    Raises:
+        RankEndedError: Another rank's reason, and its exit code, in the error's place.
+    """
+    heartbeat = engine.heartbeat
+    me = f"rank {engine.rank} ({os.uname().nodename})"
+    if heartbeat.is_settling:
+        return
+    if (code := code_of(error)) is not None:
+        heartbeat.declare(code, f"{me}: {error}")
+    elif not _is_lost_contact(error):
+        heartbeat.declare(ExitCode.CRASH, f"{me} crashed in: {heartbeat.doing}: {type(error).__name__}: {error}")
+    elif (verdict := heartbeat.find_cause()) is None:
+        heartbeat.declare(ExitCode.CRASH, f"{me} lost the others in: {heartbeat.doing}; none of them is silent")
+    elif verdict.code == ExitCode.CRASH:
+        say(f"{ENDED_WITH}: {verdict.text}\n{me} was in: {heartbeat.doing}\n")
+    else:
+        raise RankEndedError(verdict.text, verdict.code) from error
+
+
+def _is_lost_contact(error: Exception) -> bool:
+    """Tell whether a collective failed, which says nothing about the rank on which it did."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS_OF_LOST_CONTACT)
+    )
+
+
+def say(text: str) -> None:
+    """Write to standard error what may quote a secret or another machine's words."""
+    sys.stderr.write(printable(redact(text)))
+
+
+ENDED_WITH = "ended with the other ranks"
+_WORDS_OF_LOST_CONTACT = ("gloo", "NCCL", "closed by peer", "reset by peer", "Broken pipe", "ProcessGroup")
 _CAUSE_WORDS = {
     ExitCode.CONFIG: "settings",
     ExitCode.DATA: "data",
     ExitCode.NONFINITE: "training",
     ExitCode.CHECKPOINT: "checkpoint",
+    ExitCode.STALLED: "stalled",
+    ExitCode.REQUEUE: "stopped",
 }

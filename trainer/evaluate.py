@@ -32,7 +32,7 @@ from trainer.contestants import (
     windows_of,
 )
 from trainer.engine import Engine, EngineConfig
-from trainer.entry import ExitCode, on_all_ranks, run_entry, set_up_logging, start_other_processes
+from trainer.entry import ExitCode, on_all_ranks, run_process, set_up_logging, settle, start_other_processes
 from trainer.evaluation_cases import case_of, choose_cases
 from trainer.evaluation_config import EvaluateConfig, parse_evaluation
 from trainer.evaluation_output import check_folders, write_outputs
@@ -274,9 +274,12 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
         if engine.is_main:
             sys.stderr.write(f"interrupted: {left}\n")
         raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        settle(engine, error)
+        raise
     finally:
         engine.shutdown(clean=clean)
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry(main))
+    run_process(main)

@@ -4,14 +4,16 @@ import logging
 import math
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from data.frames import DataError
 from data.sequences import TimeSpan
 from data.shards import Index
+from data.units import ModelSpace
 from models.encoder import depth_rates
 from models.manifest import MANIFEST_NAME, CheckpointError, step_folders
 from models.masking import num_visible
@@ -20,12 +22,13 @@ from models.patches import PATCH
 from models.smaat_unet import SmaAtUNet
 from models.weights import InitReport, init_from
 from trainer.checkpoint import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
+from trainer.command import run_training
 from trainer.config import ConfigError, FinetuneConfig, as_dict
 from trainer.engine import Engine
-from trainer.entry import ExitCode, StopSignal, run_entry
+from trainer.entry import ExitCode, StopSignal, run_process
 from trainer.forecaster import build_nowcaster
 from trainer.held_out import EVALUATED
-from trainer.lifecycle import TrainingRun, run_training
+from trainer.lifecycle import TrainingRun
 from trainer.nowcast_evaluation import NONFINITE, NowcastHeldOut
 from trainer.nowcast_task import NowcastTask
 from trainer.state import TrainState, parse_state
@@ -61,19 +64,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
 
     def build_task(self) -> NowcastTask:
         """Build the forecast's loss."""
-        config, model = self.config, self.model
-        return NowcastTask(
-            self.space,
-            frames_in=config.model.frames_in,
-            frames_out=config.model.frames_out,
-            loss=config.model.loss,
-            mask_ratio=config.model.mask_ratio,
-            crop=config.data.crop,
-            depth_rates=depth_rates(model.sparse_encoder) if isinstance(model, Nowcaster) else (),
-            augment=config.data.augment,
-            seed=config.seed,
-            dtype=self.dtype,
-        )
+        return build_task(self.config, self.model, self.space)
 
     def build_held_out(self) -> NowcastHeldOut:
         """Build the validation scores and their picture."""
@@ -250,11 +241,11 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         # The average stands in the model's place while it is evaluated, and that is what was judged.
         exported = self.engine.export_state()
         state = replace(
-            self.state_of(finished, loss_scale=None, optimizer_steps={}),
+            self.state_of(finished),
             metrics={key: figure for key, figure in metrics.items() if math.isfinite(figure)},
         )
         # A run that is killed goes on from its last checkpoint: what was the best then has to be there still.
-        newer = sum(number > self.last_saved for number, _ in step_folders(self._best_folder))
+        newer = sum(number > self.saver.last_saved for number, _ in step_folders(self._best_folder))
         folder, keep_last = self.folder / BEST_FOLDER, KEPT_BEST + newer
         self.on_main(lambda: save(folder, state, exported.model, {}, keep_last=keep_last))
         self.best = (finished, value)
@@ -270,11 +261,27 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         sources = self.windows.index.sources
         mixed = len(sources) > 1 or self.config.data.source is not None
         places["score it"] = (
-            f"python trainer/evaluate.py --data.shards {self.config.data.shards} "
+            f"python trainer/evaluate.py --data.shards {shlex.quote(self.config.data.shards)} "
             f"{f'--data.source {shlex.quote(sources[0])} ' if mixed else ''}--split validation "
-            f"--models {self.folder} persistence --out {self.folder / 'scores'}"
+            f"--models {shlex.quote(str(self.folder))} persistence --out {shlex.quote(str(self.folder / 'scores'))}"
         )
         return places
+
+
+def build_task(config: FinetuneConfig, model: Nowcaster | SmaAtUNet, space: ModelSpace) -> NowcastTask:
+    """Build the loss of a model's forecasts."""
+    return NowcastTask(
+        space,
+        frames_in=config.model.frames_in,
+        frames_out=config.model.frames_out,
+        loss=config.model.loss,
+        mask_ratio=config.model.mask_ratio,
+        crop=config.data.crop,
+        depth_rates=depth_rates(model.sparse_encoder) if isinstance(model, Nowcaster) else (),
+        augment=config.data.augment,
+        seed=config.seed,
+        dtype=torch.float64 if config.engine.precision == "fp64" else torch.float32,
+    )
 
 
 def _state_beside(source: Path) -> TrainState | None:
@@ -305,4 +312,4 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry(main))
+    run_process(main)

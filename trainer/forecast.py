@@ -21,7 +21,7 @@ from torch import Tensor
 from data.frames import DataError, Grid, iso_time
 from data.storage import open_storage
 from trainer.animation import write_animation
-from trainer.entry import ExitCode, run_entry, set_up_logging
+from trainer.entry import ExitCode, run_process, set_up_logging
 from trainer.forecast_pictures import Case, forecast_frames
 from trainer.forecaster import RunForecaster, load_forecaster
 from trainer.latest import Latest, read_latest
@@ -215,4 +215,4 @@ def _version() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry(main))
+    run_process(main)

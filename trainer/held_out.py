@@ -59,6 +59,7 @@ class HeldOut(ABC):
             batch = on_all_ranks(self.engine, self._read_shown)
             draw = self.drawing(batch, step)
             if self.engine.is_main:
+                self.engine.heartbeat.rename("draw a picture")
                 _draw_or_warn(draw, picture, step)
         return metrics
 
@@ -91,6 +92,7 @@ class HeldOut(ABC):
                         raise
                     self._failure, batch = error, self._padding(table, step)
                 self._num_read += int((batch.window_b >= 0).sum())
+                self.engine.heartbeat.again()
                 yield batch
 
     def _padding(self, table: WindowTable, step: int) -> Batch:

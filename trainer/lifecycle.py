@@ -1,11 +1,9 @@
 """What every training run does around its steps: open the data, take up a checkpoint, train, save, say where it is."""
 
-import fcntl
 import logging
-import os
-import sys
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Generic, TypeVar, cast
 
@@ -19,20 +17,28 @@ from data.units import ModelSpace
 from models.manifest import CheckpointError, latest_verified
 from models.patches import PATCH
 from models.weights import InitReport
-from trainer.checkpoint import Loaded, TrainState, check_resume, chosen_weights, installed_versions, load, save
-from trainer.checkpoint_store import CheckpointStore
-from trainer.config import ConfigError, FinetuneConfig, PretrainConfig, as_dict, as_yaml, parse_config
-from trainer.engine import Engine
-from trainer.entry import ExitCode, StopSignal, on_all_ranks, set_up_logging, start_other_processes
-from trainer.held_out import EVALUATED, HeldOut
+from trainer.checkpoint import Loaded, TrainState, check_resume, chosen_weights, installed_versions
+from trainer.checkpoint_saver import Saver
+from trainer.config import FinetuneConfig, PretrainConfig, as_dict, as_yaml
+from trainer.ending import say_out
+from trainer.engine import Engine, EngineState
+from trainer.entry import ExitCode, StopSignal, on_all_ranks, outcome_of, tell_ranks
+from trainer.heartbeat import WAITING
+from trainer.held_out import HeldOut
 from trainer.loop import Hooks, Loop
+from trainer.meeting import RankEndedError
 from trainer.progress import Progress
+from trainer.resources import device_name
+from trainer.run_folder import check_name, evaluation_is_owed, hold, told, writing
+from trainer.summary import summarise, summary_lines, write_summary
 from trainer.tasks import Task
 from trainer.tracking import METRICS_FILE, Trackers, open_trackers
+from trainer.tracking_services import ways_to_look
+from trainer.usage import Usage
 from trainer.windows import Windows, introduce, open_stream, open_windows
 
 LOG = logging.getLogger(__name__)
-LOCK_FILE = ".lock"
+SKIPPED = "skipped_steps"
 _Result = TypeVar("_Result")
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 
@@ -60,10 +66,14 @@ class TrainingRun(ABC, Generic[_Config]):
             torch.manual_seed(config.seed)
             self.model: nn.Module = on_all_ranks(engine, self.build_model)
         self.task: Task = self.build_task()
-        self._checkpoint_store: CheckpointStore | None = None
-        self.first_step = self.last_saved = self._resume()
+        self.saver = Saver(config.run, self.on_main, engine.heartbeat.rename)
+        self._skipped_before = 0
+        self.first_step = self._resume()
         self.held_out: HeldOut = self.build_held_out()
         self.trackers: Trackers | None = None
+        self.usage: Usage | None = None
+        self.loop: Loop | None = None
+        self._last_step, self._latest = self.first_step, dict[str, float]()
         self._lock: IO[str] | None = None
         self.progress = Progress(config.run, enabled=engine.is_main)
 
@@ -110,8 +120,7 @@ class TrainingRun(ABC, Generic[_Config]):
 
     def _open_data(self) -> tuple[Windows, Stream]:
         config, engine = self.config, self.engine
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"run.dir {self.folder} is a file; it is the folder of the run: choose another name")
+        check_name(self.folder)
         windows = open_windows(config.data, self.window)
         self.check_frames(windows.index)
         stream = open_stream(
@@ -127,12 +136,42 @@ class TrainingRun(ABC, Generic[_Config]):
     def run(self) -> ExitCode:
         """Train to the end or to a stop; the run's folder says the rest."""
         config, engine = self.config, self.engine
-        owed = self.on_main(self._evaluation_is_owed)
-        if owed or self.first_step < config.run.steps:
+        every = config.run.evaluate_every
+        owed = self.on_main(lambda: evaluation_is_owed(self.folder, self.first_step, every))
+        if works := owed or self.first_step < config.run.steps:
             self.on_main(self._make_folder)
-        if engine.is_main:
-            self.trackers = open_trackers(self.folder, config.tracking, resume_step=self.first_step)
+        if works and engine.is_main:
+            self.trackers = open_trackers(
+                self.folder, config.tracking, resume_step=self.first_step, parameters=as_dict(config)
+            )
         self._introduce()
+        self.loop = self._build_loop()
+        engine.heartbeat.at_end = self._say_last_words
+        outcome = "crash"
+        try:
+            with self.progress.showing(self.first_step):
+                outcome = "stopped" if works and self._stop_agreed() else self._train(owed)
+            self.saver.check_last()
+        except Exception as error:
+            outcome = outcome_of(error)
+            try:
+                # The other ranks first: services may take their time to close.
+                tell_ranks(engine, error)
+            except RankEndedError as end:
+                outcome = outcome_of(end)
+                raise
+            raise
+        finally:
+            self._close(outcome)
+        if outcome == "stopped":
+            LOG.info("stopped%s; the same command goes on from there", self._stopped_where())
+            return ExitCode.REQUEUE
+        if engine.is_main:
+            self._say_where()
+        return ExitCode.DONE
+
+    def _build_loop(self) -> Loop:
+        config = self.config
         hooks = Hooks(
             log=self._log,
             save=self._save,
@@ -140,39 +179,60 @@ class TrainingRun(ABC, Generic[_Config]):
             stop_asked=self.stop,
             windows=self.windows.names,
             fail=self._fail,
+            stop_agreed=self._stop_agreed,
         )
-        loop = Loop(
-            engine,
+        return Loop(
+            self.engine,
             self.task,
             self.stream,
             run=config.run,
             optim=config.optim,
             global_batch=config.data.global_batch,
             hooks=hooks,
+            skipped_steps=self._skipped_before,
         )
-        try:
-            with self.progress.showing(self.first_step):
-                outcome = loop.fit(self.first_step, evaluation_is_owed=owed)
-        finally:
-            if self.trackers is not None:
-                self.trackers.close()
-            if self._lock is not None:
-                self._lock.close()
-        if outcome == "stopped":
-            LOG.info("stopped with a checkpoint; the same command goes on from there")
-            return ExitCode.REQUEUE
-        if engine.is_main:
-            self._say_where()
-        return ExitCode.DONE
+
+    def _train(self, owed: bool) -> str:
+        assert self.loop is not None
+        return self.loop.fit(self.first_step, evaluation_is_owed=owed)
+
+    def _stop_agreed(self) -> bool:
+        """Tell whether any rank was told to stop; a collective."""
+        return any(self.engine.gather_objects(self.stop.received is not None))
+
+    def _close(self, outcome: str) -> None:
+        """Write out what is held back, and let go of the folder."""
+        if self.usage is not None:
+            self.usage.end(outcome, self._last_step if outcome != "done" else self.config.run.steps)
+        if self.trackers is not None:
+            self.trackers.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _say_last_words(self, code: int) -> None:
+        """Write out what can be, from a thread that ends this process in a moment."""
+        if self.usage is not None:
+            self.usage.end(ExitCode(code).name.lower())
+        if self.trackers is not None:
+            self.trackers.close()
+
+    def _stopped_where(self) -> str:
+        if self.saver.last_saved == 0:
+            return " before the first step"
+        cost = "" if self.usage is None else f"; {self.usage.told()}"
+        return f" with a checkpoint after step {self.saver.last_saved} of {self.config.run.steps}{cost}"
+
+    def _num_parameters(self) -> int:
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
 
     def _introduce(self) -> None:
         """Say what is about to run."""
         config, engine, windows = self.config, self.engine, self.windows
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
         stage = "" if config.engine.zero_stage is None else f", ZeRO {config.engine.zero_stage}"
         LOG.info(
             "%s, %.1f million parameters; %s, %d process(es)%s, %s",
-            self.title(), parameters / 1e6, engine.device, engine.world_size, stage, config.engine.precision,
+            self.title(), self._num_parameters() / 1e6, engine.device, engine.world_size, stage,
+            config.engine.precision,
         )  # fmt: skip
         LOG.info(
             "%d windows of %d frames to train on, %d held out; global batch %d, %d steps an epoch; writing to %s",
@@ -183,42 +243,34 @@ class TrainingRun(ABC, Generic[_Config]):
         if engine.is_main:
             introduce(windows, self.stream, config.data)
 
-    def _evaluation_is_owed(self) -> bool:
-        """Tell whether a stop came between the last finished step and its evaluation."""
-        path, done = self.folder / METRICS_FILE, self.first_step
-        if done == 0 or done % self.config.run.evaluate_every or not path.exists():
-            return False
-        # Matched as text: a kill may have torn the last line, and the tracker mends that when it opens.
-        mark = f'"step": {done},'
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if mark in line]
-        return not any(EVALUATED in line or '"image"' in line for line in lines)
-
     def _make_folder(self) -> None:
-        """Make the run's folder and hold it: two runs in one would overwrite each other without a word."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / LOCK_FILE).open("w", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(
-                f"{self.folder}: another run is at work there; wait until it has ended, or choose another run.dir"
-            ) from None
-        (self.folder / "config.yaml").write_text(as_yaml(self.config), encoding="utf-8")
-        self.discard_after(self.first_step)
+        """Make the run's folder and hold it; the main rank."""
+        self._lock = hold(self.folder)
+        with writing(self.folder):
+            (self.folder / "config.yaml").write_text(as_yaml(self.config), encoding="utf-8")
+            self.discard_after(self.first_step)
+        engine = self.engine
+        self.usage = Usage(
+            self.folder, processes=engine.world_size, device=device_name(engine.device), first_step=self.first_step,
+            started_s=engine.started_s,
+        )  # fmt: skip
 
     def _resume(self) -> int:
         """Take over the newest checkpoint that verifies, or the weights to start from; return the finished steps."""
         engine, config, model = self.engine, self.config, self.model
-        newest = self.on_main(self._newest_checkpoint)
-        if newest is None:
+        engine.heartbeat.beat("load checkpoint")
+        saved = self.saver.resume(engine)
+        if saved is None:
             if config.init_from is not None:
                 source = Path(config.init_from)
-                for line in on_all_ranks(engine, lambda: self.start_from(chosen_weights(source))).lines():
+                # One rank reads the file; `prepare` gives its weights to all.
+                for line in on_all_ranks(
+                    engine, lambda: self.start_from(chosen_weights(source)).lines() if engine.is_main else ()
+                ):
                     LOG.info("init_from: %s", line)
             engine.prepare(model, config.optim, micro_batch=config.data.micro)
             self.resumed(None)
             return 0
-        saved = on_all_ranks(engine, lambda: load(newest))
         changes = check_resume(
             saved.state, as_dict(config), self.stream.fingerprint(), allow_plan_change=config.run.allow_plan_change
         )
@@ -226,65 +278,55 @@ class TrainingRun(ABC, Generic[_Config]):
             LOG.info("resume: %s", line)
         engine.prepare(model, config.optim, micro_batch=config.data.micro)
         engine.import_state(
-            saved.model, saved.optimizer, saved.state.optimizer_steps, saved.state.loss_scale, saved.average
-        )
+            saved.model, saved.optimizer, saved.state.optimizer_steps, saved.state.loss_scale, saved.average,
+            loss_scale_good_steps=saved.state.loss_scale_good_steps,
+        )  # fmt: skip
+        self._skipped_before = int(saved.state.metrics.get(SKIPPED, 0))
         self.resumed(saved)
-        LOG.info("resumed from %s: %d of %d steps are done", newest, saved.state.step, config.run.steps)
+        LOG.info("resumed from %s: %d of %d steps are done", saved.path, saved.state.step, config.run.steps)
         return saved.state.step
 
-    def _newest_checkpoint(self) -> Path | None:
-        """Find what to go on from; the main rank, which keeps the second place of the checkpoints open."""
-        if self.config.run.checkpoint_url is None:
-            return latest_verified(self.folder / "checkpoints")
-        self._checkpoint_store = CheckpointStore(self.config.run.checkpoint_url)
-        return self._checkpoint_store.newest(self.folder)
-
-    def state_of(self, finished: int, *, loss_scale: float | None, optimizer_steps: dict[str, float]) -> TrainState:
-        """Give the state of a checkpoint after so many steps."""
+    def state_of(self, finished: int, exported: EngineState | None = None) -> TrainState:
+        """Give the state of a checkpoint after so many steps; without what the engine exported, one of weights only."""
         return TrainState(
             step=finished,
             epoch=finished // self.stream.steps_per_epoch,
             seed=self.config.seed,
             config=as_dict(self.config),
             plan=self.stream.fingerprint(),
-            loss_scale=loss_scale,
-            optimizer_steps=optimizer_steps,
+            loss_scale=None if exported is None else exported.loss_scale,
+            loss_scale_good_steps=0 if exported is None else exported.loss_scale_good_steps,
+            optimizer_steps={} if exported is None else exported.optimizer_steps,
             versions=installed_versions(),
             data=self.windows.described(),
+            metrics={} if self.loop is None else {SKIPPED: float(self.loop.skipped_steps)},
         )
 
     def _save(self, finished: int) -> None:
         """Gather on all ranks, write on one."""
+        start_s = time.perf_counter()
+        self.engine.heartbeat.beat("gather state", finished)
         exported = self.engine.export_state()
-        state = self.state_of(finished, loss_scale=exported.loss_scale, optimizer_steps=exported.optimizer_steps)
-        keep_last = self.config.run.keep_last
-
-        def write() -> Path:
-            path = save(
-                self.folder,
-                state,
-                exported.model,
-                exported.optimizer,
-                keep_last=keep_last,
-                average=exported.average,
-            )
-            if self._checkpoint_store is not None:
-                self._checkpoint_store.push(path, keep_last=keep_last)
-            return path
-
-        path = self.on_main(write)
-        self.last_saved = finished
-        LOG.info("step %d: saved %s", finished, path)
+        state = self.state_of(finished, exported)
+        gathered_s = time.perf_counter() - start_s
+        self.engine.heartbeat.beat("write checkpoint", finished)
+        figures = self.saver.save(state, exported)
+        if not figures and self._stop_agreed():
+            # There is no later save that could make up for this one.
+            figures = self.saver.save(state, exported)
+        if figures:
+            self._log(finished, {"save/gather_s": gathered_s, **figures})
 
     def on_main(self, work: Callable[[], _Result]) -> _Result:
         """Do something on the main rank and give its result to all; where it fails, it fails on all of them."""
         result: _Result | None = None
         failure: str | None = None
+        self.engine.heartbeat.again(None if self.engine.is_main else WAITING, waits=not self.engine.is_main)
         if self.engine.is_main:
             try:
                 result = work()
             except (CheckpointError, OSError) as error:
-                failure = str(error)
+                failure = told(error)
             except Exception as error:
                 LOG.exception("rank 0 failed where the others wait for it")
                 failure = f"{type(error).__name__}: {error}"
@@ -312,13 +354,28 @@ class TrainingRun(ABC, Generic[_Config]):
         return metrics
 
     def _log(self, finished: int, metrics: dict[str, float]) -> None:
+        self._last_step = max(self._last_step, finished)
+        self._latest |= {key: value for key, value in metrics.items() if "/" not in key}
+        if self.usage is not None:
+            self.usage.alive(finished)
         self.progress.show(finished, metrics)
         if self.trackers is not None:
             self.trackers.log(finished, metrics)
 
     def _say_where(self) -> None:
-        lines = [f"  {name:<12} {place}\n" for name, place in self.places().items()]
-        sys.stdout.write(f"done: {max(self.first_step, self.config.run.steps)} steps\n" + "".join(lines))
+        """Say what the run has come to, and what its folder holds."""
+        said: dict[str, str] = {}
+        steps = max(self.first_step, self.config.run.steps)
+        if self.usage is not None and self.loop is not None:
+            summary = summarise(
+                self.usage, model=self.title(), parameters=self._num_parameters(), data=self.windows.described(),
+                steps=steps, skipped_steps=self.loop.skipped_steps, metrics=self._latest,
+                versions=installed_versions(), trackers=() if self.trackers is None else self.trackers.problems,
+            )  # fmt: skip
+            write_summary(self.folder, summary)
+            said = summary_lines(summary, self.usage)
+        lines = [f"  {name:<12} {text}\n" for name, text in {**said, **self.places()}.items()]
+        say_out(f"done: {steps} steps\n" + "".join(lines))
 
     def places(self) -> dict[str, str]:
         """Name what the run's folder holds now, for its last lines."""
@@ -327,40 +384,11 @@ class TrainingRun(ABC, Generic[_Config]):
             "weights": f"{latest_verified(self.folder / 'checkpoints')}/model.safetensors",
             "metrics": str(self.folder / METRICS_FILE),
         }
-        if self._checkpoint_store is not None and self._checkpoint_store.newest_copy is not None:
-            places["copied to"] = self._checkpoint_store.newest_copy
+        if self.saver.newest_copy is not None:
+            places["copied to"] = self.saver.newest_copy
         if self.config.tracking.tensorboard:
             places["TensorBoard"] = str(self.folder / "tensorboard")
+        places |= ways_to_look(self.folder, self.config.tracking.services)
         if pictures:
             places["picture"] = str(pictures[-1])
         return places
-
-
-def run_training(
-    build: Callable[[_Config, Engine, StopSignal], TrainingRun[_Config]],
-    kind: type[_Config],
-    argv: Sequence[str] | None,
-    *,
-    prog: str,
-) -> ExitCode:
-    """Parse the settings, start the processes, build a run and train it: all that an entry point does.
-
-    Args:
-        build: The class of the run.
-        kind: The class of its settings.
-        argv: Command line without the program's name; None: this process'.
-        prog: Name of the program, for messages.
-    """
-    config = parse_config(sys.argv[1:] if argv is None else argv, kind, prog=prog)
-    start_other_processes(os.environ)
-    stop = StopSignal()
-    stop.install()
-    engine = Engine(config.engine)
-    clean = False
-    try:
-        set_up_logging(engine.rank)
-        code = build(config, engine, stop).run()
-        clean = True
-        return code
-    finally:
-        engine.shutdown(clean=clean)

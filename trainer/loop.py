@@ -16,6 +16,7 @@ from data.frames import DataError
 from data.stream import Batch, Stream
 from trainer.engine import Engine
 from trainer.optim import OptimConfig, average_decay_at, decay_at, rate_at
+from trainer.resources import Clock, Speed, StepTimes, memory_line, memory_table
 from trainer.settings import RunConfig
 from trainer.tasks import Task
 
@@ -50,6 +51,7 @@ class Hooks:
         stop_asked: Whether this rank was told to stop.
         windows: Names of windows by their rows in the table, for messages.
         fail: End the run because a rank could not read; gets this rank's reason, None where it is another's.
+        stop_agreed: Whether any rank was told to stop, agreed on by all; asked after a save only.
     """
 
     log: Callable[[int, dict[str, float]], None]
@@ -58,21 +60,7 @@ class Hooks:
     stop_asked: Callable[[], bool]
     windows: Callable[[np.ndarray], list[str]]
     fail: Callable[[DataError | None], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Clock:
-    """Host times when a step had been handed to the device.
-
-    Attributes:
-        now_s: Time.
-        data_wait_s: Seconds spent waiting for data so far.
-        boundary_s: Seconds spent in evaluations and saves so far.
-    """
-
-    now_s: float
-    data_wait_s: float
-    boundary_s: float
+    stop_agreed: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -89,7 +77,8 @@ class _Pending:
     data_names: list[str]
     host: dict[str, float]
     batches: list[Batch]
-    clock: _Clock
+    clock: Clock
+    times: StepTimes
 
 
 class Loop:
@@ -103,6 +92,10 @@ class Loop:
         optim: Schedules.
         global_batch: Windows an update.
         hooks: What happens at the boundaries.
+        skipped_steps: Updates that were left out before, by the runs that this one goes on from.
+
+    Attributes:
+        skipped_steps: Updates that were left out so far, for what was not finite or not there, by those runs too.
     """
 
     def __init__(
@@ -115,6 +108,7 @@ class Loop:
         optim: OptimConfig,
         global_batch: int,
         hooks: Hooks,
+        skipped_steps: int = 0,
     ) -> None:
         self.engine = engine
         self.task = task
@@ -128,10 +122,11 @@ class Loop:
         self._empty_in_a_row = 0
         self._stop_agreed = False
         self._saved = 0
-        self._data_wait_s = 0.0
+        self.skipped_steps = skipped_steps
+        self._beat = engine.heartbeat.beat
+        self._waited_s = 0.0
         self._boundary_s = 0.0
-        self._logged_clock = self._clock()
-        self._logged_step = 0
+        self._speed = Speed(global_batch)
         self._told_data: dict[str, float] = {}
         self._failure: DataError | None = None
 
@@ -145,7 +140,7 @@ class Loop:
             evaluation_is_owed: A stop came between that step and its evaluation.
 
         Raises:
-            NonFiniteError: Too many non-finite steps in a row; the last good checkpoint stays the newest.
+            NonFiniteError: Too many non-finite steps in a row; none of them has changed the weights.
             DataError: A rank could not read what a step needs, or too many steps in a row had no valid pixel; on all
                 ranks, at the same step, without a save.
         """
@@ -155,8 +150,8 @@ class Loop:
         if first_step >= self.run.steps:
             LOG.info("%d steps are done and run.steps is %d: nothing to do", first_step, self.run.steps)
             return "done"
-        self._saved = self._logged_step = first_step
-        self._logged_clock = self._clock()
+        self._saved = first_step
+        self._speed.start(first_step, self._clock())
         self._told_data = self.stream.stats()
         with closing(self.stream.steps(first_step, self.run.steps)) as steps:
             for step in range(first_step, self.run.steps):
@@ -183,11 +178,14 @@ class Loop:
             self._evaluate(finished)
         if saves or stops:
             self._save(finished)
+            # A stop that came meanwhile finds all that there is to save saved.
+            self._stop_agreed |= self.hooks.stop_agreed()
         self._boundary_s += time.perf_counter() - start_s
 
     def _evaluate(self, finished: int) -> None:
         if self.hooks.evaluate is None:
             return
+        self._beat("evaluate", finished)
         self.engine.model.eval()
         with self.engine.averaged():
             metrics = self.hooks.evaluate(finished)
@@ -203,6 +201,7 @@ class Loop:
 
     def _next(self, steps: Iterator[list[Batch]], step: int) -> list[Batch]:
         """Wait for a step's batches; a rank that cannot read goes on with nothing until all ranks know."""
+        self._beat("read data", step + 1)
         start_s = time.perf_counter()
         try:
             if self._failure is None:
@@ -212,40 +211,58 @@ class Loop:
                 raise
             self._failure = error
         finally:
-            self._data_wait_s += time.perf_counter() - start_s
+            self._waited_s = time.perf_counter() - start_s
         return self.stream.missing(step)
 
     def _train_step(self, step: int, batches: list[Batch]) -> _Pending:
         """One update from one global batch; nothing in it waits for the device."""
-        engine = self.engine
+        engine, times = self.engine, StepTimes(self.engine.device, self._waited_s)
+        self._beat("count the terms of all ranks", step + 1)
         prepared = [self.task.prepare(batch) for batch in batches]
         terms = engine.sum_over_ranks(self._full(sum(batch.num_valid for batch in prepared)))
         empty = (terms == 0).double()
+        times.mark()
         engine.start_step()
         loss_sum = self._full(0.0)
         sums: dict[str, Tensor] = {}
         for micro_step, batch in enumerate(prepared):
+            self._beat("forward", step + 1)
             with engine.accumulate(last=micro_step == len(prepared) - 1):
                 output = self.task.step(engine.model, batch.to(engine.device))
+            self._beat("backward", step + 1)
             engine.backward(output.loss / terms.clamp(min=1).to(output.loss.dtype))
             loss_sum = loss_sum + output.loss.detach().double()
             for name, sum_and_count in output.metrics.items():
                 sums[name] = sums.get(name, 0.0) + sum_and_count.detach().double()
+        times.mark()
+        self._beat("sum the figures of all ranks", step + 1)
         stop = self._full(float(self.hooks.stop_asked()) + (FAILED if self._failure is not None else 0))
         names = sorted(sums)
         flags = torch.stack([loss_sum, (~loss_sum.isfinite()).double(), stop])
         data = self._data_figures(step + 1)
-        agreed = engine.sum_over_ranks(torch.cat([flags, *(sums[name] for name in names), *data.values()]))
+        memory = [self._memory()] if self._is_logged(step + 1) else []
+        agreed = engine.sum_over_ranks(torch.cat([flags, *(sums[name] for name in names), *data.values(), *memory]))
+        times.mark()
+        self._beat("update", step + 1)
         rate = rate_at(self.optim, step, self.run.steps, self.global_batch)
         decay = decay_at(self.optim, step, self.run.steps)
         average_decay = average_decay_at(self.optim, step)
         update = engine.update(rate=rate, decay=decay, nonfinite=agreed[1], empty=empty, average_decay=average_decay)
+        times.mark()
         # A step without a term has no mean loss: NaN, where 0 would read as perfect.
         head = torch.stack([agreed[0] / terms, update.grad_norm.double(), update.skipped.double(), empty, agreed[2]])
         means = agreed[3 : 3 + 2 * len(names)].view(-1, 2)
         figures, arrived = self._copy_to_host(torch.cat([head, means[:, 0] / means[:, 1], agreed[3 + means.numel() :]]))
-        host = {"learning_rate": rate, "weight_decay": decay}
-        return _Pending(step, figures, arrived, names, list(data), host, batches, self._clock())
+        return _Pending(
+            step=step, figures=figures, arrived=arrived, names=names, data_names=list(data),
+            host={"learning_rate": rate, "weight_decay": decay}, batches=batches, clock=self._clock(), times=times,
+        )  # fmt: skip
+
+    def _is_logged(self, finished: int) -> bool:
+        return finished % self.run.log_every == 0 or finished == self.run.steps
+
+    def _memory(self) -> Tensor:
+        return memory_table(self.engine.rank, self.engine.world_size, self.engine.device)
 
     def _data_figures(self, finished: int) -> dict[str, Tensor]:
         """What this rank read since it last told, where an epoch or the run ends: names of metrics, (1,) each.
@@ -279,27 +296,35 @@ class Loop:
         while self._pending and len(self._pending) >= max(leave, 1):
             pending = self._pending.popleft()
             if pending.arrived is not None:
+                self._beat("wait for the figures", self._pending[-1].step + 1 if self._pending else pending.step + 1)
                 pending.arrived.synchronize()
-            loss, grad_norm, skipped, empty, stop, *means = pending.figures.tolist()
-            means, data = means[: len(pending.names)], means[len(pending.names) :]
+            self._speed.add(pending.times)
+            loss, grad_norm, skipped, empty, stop, *rest = pending.figures.tolist()
             if stop >= FAILED:
                 self.hooks.fail(self._failure)
             self._stop_agreed |= stop > 0
+            self.skipped_steps += int(empty > 0 or skipped > 0)
             if empty:
                 self._note_empty(pending)
             else:
                 self._empty_in_a_row = 0
                 self._note_nonfinite(pending, loss, grad_norm, skipped > 0)
-            finished = pending.step + 1
-            if finished % self.run.log_every == 0 or finished == self.run.steps:
-                metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": skipped, **pending.host}
-                metrics["epoch"] = pending.step // self.stream.steps_per_epoch
-                metrics["windows"] = finished * self.global_batch
-                metrics.update(zip(pending.names, means, strict=True))
-                self.hooks.log(finished, {**metrics, **self._speed(finished, pending.clock)})
-            if data:
-                self.hooks.log(finished, dict(zip(pending.data_names, data, strict=True)))
+            self._log(pending, {"loss": loss, "grad_norm": grad_norm, "skipped": skipped}, rest)
         return self._stop_agreed
+
+    def _log(self, pending: _Pending, metrics: dict[str, float], rest: list[float]) -> None:
+        """Tell of a step: its metrics where they are due, and what was read where an epoch ends."""
+        finished, num_means, num_data = pending.step + 1, len(pending.names), len(pending.data_names)
+        means, data, memory = rest[:num_means], rest[num_means : num_means + num_data], rest[num_means + num_data :]
+        if self._is_logged(finished):
+            metrics |= {**pending.host, "skipped_steps": self.skipped_steps}
+            metrics["epoch"] = pending.step // self.stream.steps_per_epoch
+            metrics["windows"] = finished * self.global_batch
+            metrics.update(zip(pending.names, means, strict=True))
+            metrics |= memory_line(memory, self.engine.world_size)
+            self.hooks.log(finished, {**metrics, **self._speed.line(finished, pending.clock)})
+        if data:
+            self.hooks.log(finished, dict(zip(pending.data_names, data, strict=True)))
 
     def _note_nonfinite(self, pending: _Pending, loss: float, grad_norm: float, skipped: bool) -> None:
         if not skipped:
@@ -308,13 +333,14 @@ class Loop:
         self._nonfinite_in_a_row += 1
         LOG.warning(
             "step %d skipped on all ranks: loss %s, gradient norm %s; windows of this rank: %s",
-            pending.step, loss, grad_norm, self._windows_of(pending),
+            pending.step + 1, loss, grad_norm, self._windows_of(pending),
         )  # fmt: skip
         if self._nonfinite_in_a_row >= self.run.max_nonfinite:
             raise NonFiniteError(
                 f"the loss or its gradient was not finite for {self._nonfinite_in_a_row} steps in a row, up to step "
-                f"{pending.step} (loss {loss}, gradient norm {grad_norm}); the newest checkpoint is from before. Lower "
-                "optim.lr, lengthen optim.warmup_steps, or look at the windows that the log names"
+                f"{pending.step + 1} (loss {loss}, gradient norm {grad_norm}); none of them has changed the weights, "
+                "here or in a checkpoint. Lower optim.lr, lengthen optim.warmup_steps, or look at the windows that the "
+                "log names"
             )
 
     def _note_empty(self, pending: _Pending) -> None:
@@ -322,7 +348,7 @@ class Loop:
         self._empty_in_a_row += 1
         LOG.warning(
             "step %d skipped on all ranks: no window of it holds a valid pixel to learn from; windows of this rank: %s",
-            pending.step, self._windows_of(pending),
+            pending.step + 1, self._windows_of(pending),
         )  # fmt: skip
         # A run that is shorter than max_nonfinite has learned nothing after its last step.
         if self._empty_in_a_row < min(self.run.max_nonfinite, self.run.steps):
@@ -335,7 +361,7 @@ class Loop:
                 "data.quarantine, which the log names: repair the archive (python -m data.verify names all damage)"
             )
         raise DataError(
-            f"no window of {self._empty_in_a_row} steps in a row, up to step {pending.step}, held a valid pixel to "
+            f"no window of {self._empty_in_a_row} steps in a row, up to step {pending.step + 1}, held a valid pixel to "
             f"learn from: {remedy}"
         )
 
@@ -346,18 +372,5 @@ class Loop:
         shown = [*names[:8], *([f"{len(names) - 8} more"] if len(names) > 8 else [])]
         return ", ".join([*shown, *([f"{num_lost} lost to data.quarantine"] if num_lost else [])])
 
-    def _clock(self) -> _Clock:
-        return _Clock(now_s=time.perf_counter(), data_wait_s=self._data_wait_s, boundary_s=self._boundary_s)
-
-    def _speed(self, finished: int, clock: _Clock) -> dict[str, float]:
-        """Times since the last line of metrics: per step, and what share of them waited for data."""
-        before, num_steps = self._logged_clock, finished - self._logged_step
-        self._logged_clock, self._logged_step = clock, finished
-        spent_s = clock.now_s - before.now_s - (clock.boundary_s - before.boundary_s)
-        if spent_s <= 0 or num_steps <= 0:
-            return {}
-        return {
-            "windows_per_s": num_steps * self.global_batch / spent_s,
-            "step_time_s": spent_s / num_steps,
-            "data_wait_share": min((clock.data_wait_s - before.data_wait_s) / spent_s, 1.0),
-        }
+    def _clock(self) -> Clock:
+        return Clock(now_s=time.perf_counter(), boundary_s=self._boundary_s)

@@ -21,7 +21,9 @@ class OptimConfig:
 
     Args:
         name: `adamw`, `sgd` (torch's fused ones) or `lamb`.
-        lr: Peak learning rate for a global batch of 256; it is scaled by global batch / 256.
+        lr: Peak learning rate for a global batch of 256.
+        lr_scaling: How the peak follows other global batches: `linear` by global batch / 256, `sqrt` by the root of
+            that (for lamb at large batches), `none` not at all.
         betas: Decay of the first and second moment, 0 to below 1 (adamw, lamb).
         momentum: Momentum of sgd, 0 to below 1.
         eps: Term beside the root of the second moment, above 0 (adamw, lamb).
@@ -38,6 +40,7 @@ class OptimConfig:
 
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
     lr: float = 2e-4
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     betas: tuple[float, float] = (0.9, 0.95)
     momentum: float = 0.9
     eps: float = 1e-6
@@ -77,8 +80,10 @@ class OptimConfig:
 def rate_at(config: OptimConfig, step: int, total_steps: int, global_batch: int) -> float:
     """Return the learning rate of a step: linear warm-up, then a cosine to `min_lr_share` of the peak.
 
-    The peak is lr * global_batch / 256 (linear scaling, Goyal et al. 2017, https://arxiv.org/abs/1706.02677) and is
-    reached at step `warmup_steps`; the lowest rate is the last step's.
+    The peak is reached at step `warmup_steps`; the lowest rate is the last step's. With b = global_batch / 256 it is
+    lr * b (`linear`, Goyal et al. 2017, https://arxiv.org/abs/1706.02677), lr * sqrt(b) (`sqrt`, Krizhevsky 2014,
+    https://arxiv.org/abs/1404.5997; the rule by which You et al. 2019, https://arxiv.org/abs/1904.00962, take LAMB to
+    batches of 32k without tuning it again), or lr (`none`).
 
     Args:
         config: The schedule.
@@ -86,7 +91,8 @@ def rate_at(config: OptimConfig, step: int, total_steps: int, global_batch: int)
         total_steps: Steps of the run.
         global_batch: Windows an update.
     """
-    peak = config.lr * global_batch / BATCH_OF_LR
+    exponent = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}[config.lr_scaling]
+    peak = config.lr * (global_batch / BATCH_OF_LR) ** exponent
     if step < config.warmup_steps:
         return peak * (step + 1) / (config.warmup_steps + 1)
     share = _cosine(step - config.warmup_steps, total_steps - config.warmup_steps)
@@ -163,10 +169,18 @@ def set_schedule(optimizer: torch.optim.Optimizer, rate: float, decay: float) ->
         group["weight_decay"] = decay if group["decays"] else 0.0
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
-    """Build the optimizer; each skips its update on the device where its attribute `found_inf` holds 1."""
+def build_optimizer(
+    groups: list[dict[str, Any]], config: OptimConfig, lamb: "type[Lamb] | None" = None
+) -> torch.optim.Optimizer:
+    """Build the optimizer; each skips its update on the device where its attribute `found_inf` holds 1.
+
+    Args:
+        groups: Of `parameter_groups`.
+        config: The optimizer.
+        lamb: Class for `lamb`; None: `Lamb`.
+    """
     if config.name == "lamb":
-        return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+        return (lamb or Lamb)(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
@@ -246,10 +260,23 @@ class Lamb(torch.optim.Optimizer):
         update = (exp_avg / correction1.to(exp_avg.dtype)).div_(root)
         if group["decays"]:
             update.add_(parameter, alpha=group["weight_decay"])
-            weight_norm, update_norm = torch.linalg.vector_norm(parameter), torch.linalg.vector_norm(update)
-            ratio = weight_norm / update_norm
-            update.mul_(torch.where((weight_norm > 0) & (update_norm > 0), ratio, torch.ones_like(ratio)))
+            self._scale(parameter, update)
         new = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step": step}
         moved = torch.add(parameter, update, alpha=-group["lr"])
         for target, value in [(parameter, moved), *((state[name], value) for name, value in new.items())]:
             target.copy_(value if self.found_inf is None else torch.where(self.found_inf != 0, target, value))
+
+    def _scale(self, parameter: Tensor, update: Tensor) -> None:
+        """Multiply an update by its parameter's trust ratio."""
+        update.mul_(trust_ratio(square_norm(parameter), square_norm(update)).to(update.dtype))
+
+
+def square_norm(values: Tensor) -> Tensor:
+    """Sum of squares, float64: in float32 it would depend on the order, and so on how a parameter is cut."""
+    return torch.linalg.vector_norm(values, dtype=torch.float64).square()
+
+
+def trust_ratio(weight_square: Tensor, update_square: Tensor) -> Tensor:
+    """Return |weight| / |update| from the squared norms, and 1 where either is zero."""
+    ratio = weight_square.sqrt() / update_square.sqrt()
+    return torch.where((weight_square > 0) & (update_square > 0), ratio, 1.0)

@@ -1,18 +1,23 @@
 """Masked pretraining: `accelerate launch trainer/pretrain.py --config configs/x.yaml --data.shards S --run.dir R`."""
 
-import sys
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from data.shards import Index
+from data.units import ModelSpace
 from models.encoder import build_encoder, depth_rates
 from models.patches import PATCH
 from models.spark import SparK
 from models.weights import InitReport, init_from
+from trainer.command import run_training
 from trainer.config import PretrainConfig
 from trainer.engine import Engine
-from trainer.entry import ExitCode, StopSignal, run_entry
+from trainer.entry import ExitCode, StopSignal, run_process
 from trainer.evaluation import PretrainHeldOut
-from trainer.lifecycle import TrainingRun, run_training
+from trainer.lifecycle import TrainingRun
 from trainer.tasks import PretrainTask
 
 
@@ -33,30 +38,11 @@ class Pretraining(TrainingRun[PretrainConfig]):
 
     def build_model(self) -> SparK:
         """Build SparK."""
-        config = self.config.model
-        encoder = build_encoder(config.encoder, self.config.data.window, depth_drop=config.depth_drop)
-        model = SparK(
-            encoder,
-            decoder_width=config.decoder_width,
-            loss=config.loss,
-            decoder_activation=config.decoder_activation,
-        )
-        model.set_checkpoint_blocks(config.checkpoint_blocks)
-        return model
+        return build_model(self.config)
 
     def build_task(self) -> PretrainTask:
         """Build masked modelling."""
-        index = self.windows.index
-        return PretrainTask(
-            self.model,
-            self.space,
-            mask_ratio=self.config.model.mask_ratio,
-            seed=self.config.seed,
-            grid_hw=(index.rows // PATCH, index.cols // PATCH),
-            depth_rates=depth_rates(self.model.sparse_encoder),
-            augment=self.config.data.augment,
-            dtype=self.dtype,
-        )
+        return build_task(self.config, self.model, self.space, self.windows.index)
 
     def build_held_out(self) -> PretrainHeldOut:
         """Build the held-out loss and its picture."""
@@ -72,8 +58,34 @@ class Pretraining(TrainingRun[PretrainConfig]):
 
     def places(self) -> dict[str, str]:
         """Say how to get the encoder too."""
-        export = f"python -m models.weights export {self.folder} --out encoder.safetensors"
+        export = f"python -m models.weights export {shlex.quote(str(self.folder))} --out encoder.safetensors"
         return {**super().places(), "encoder": export}
+
+
+def build_model(config: PretrainConfig) -> SparK:
+    """Build SparK as the settings describe it, with fresh weights from torch's generator."""
+    model = SparK(
+        build_encoder(config.model.encoder, config.data.window, depth_drop=config.model.depth_drop),
+        decoder_width=config.model.decoder_width,
+        loss=config.model.loss,
+        decoder_activation=config.model.decoder_activation,
+    )
+    model.set_checkpoint_blocks(config.model.checkpoint_blocks)
+    return model
+
+
+def build_task(config: PretrainConfig, model: SparK, space: ModelSpace, index: Index) -> PretrainTask:
+    """Build masked modelling of an archive's frames."""
+    return PretrainTask(
+        model,
+        space,
+        mask_ratio=config.model.mask_ratio,
+        seed=config.seed,
+        grid_hw=(index.rows // PATCH, index.cols // PATCH),
+        depth_rates=depth_rates(model.sparse_encoder),
+        augment=config.data.augment,
+        dtype=torch.float64 if config.engine.precision == "fp64" else torch.float32,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> ExitCode:
@@ -86,4 +98,4 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry(main))
+    run_process(main)

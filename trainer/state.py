@@ -26,7 +26,9 @@ MAY_CHANGE: Final = (
     "run.evaluate_every",
     "run.save_every",
     "run.keep_last",
+    "run.keep_every",
     "run.checkpoint_url",
+    "run.push_deadline_s",
     "run.max_nonfinite",
     "run.allow_plan_change",
     "run.progress",
@@ -65,6 +67,7 @@ ADDED_LATER: Final[Mapping[str, Any]] = {
     "data.test_times": None,
     "optim.layer_decay": 1.0,
     "optim.ema_decay": None,
+    "optim.lr_scaling": "linear",
 }
 """Settings that older checkpoints do not hold, and the value at which a run is what it was without them."""
 
@@ -82,10 +85,12 @@ class TrainState:
         config: The resolved configuration, nested by section.
         plan: Fingerprint of the plan: data, selection, split, batches, lanes, block.
         loss_scale: Of fp16 training, None without one.
+        loss_scale_good_steps: Good gradients in a row since that scale last changed.
         optimizer_steps: Updates done, by parameter name.
         versions: Of the packages that wrote this.
         data: What the run learns from: source, grid, cadence, times of its parts; {} if not recorded.
-        metrics: Held-out figures of this step, where it was saved for them.
+        metrics: Held-out figures of this step, where it was saved for them; else `skipped_steps`: updates left out
+            so far.
     """
 
     step: int
@@ -98,6 +103,7 @@ class TrainState:
     versions: dict[str, str]
     data: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    loss_scale_good_steps: int = 0
 
 
 def installed_versions() -> dict[str, str]:
@@ -192,6 +198,7 @@ def parse_state(path: Path, raw: bytes) -> TrainState:
     kinds: dict[str, type | tuple[type, ...]] = {
         "step": int, "epoch": int, "seed": int, "config": dict, "plan": dict, "loss_scale": (float, int, type(None)),
         "optimizer_steps": dict, "versions": dict, "data": dict, "metrics": dict,
+        "loss_scale_good_steps": int,
     }  # fmt: skip
     try:
         document = json.loads(raw)
@@ -199,8 +206,8 @@ def parse_state(path: Path, raw: bytes) -> TrainState:
         raise CheckpointError(f"{path}: not JSON: {error}; use another checkpoint") from error
     if not isinstance(document, dict) or document.pop("schema_version", None) != STATE_SCHEMA_VERSION:
         raise CheckpointError(f"{path}: not of schema_version {STATE_SCHEMA_VERSION}; use the Rainspark that wrote it")
-    # Checkpoints of earlier versions do not say what they learned from.
-    document = {"data": {}, "metrics": {}, **document}
+    # Checkpoints of earlier versions do not say these.
+    document = {"data": {}, "metrics": {}, "loss_scale_good_steps": 0, **document}
     if document.keys() != kinds.keys():
         raise CheckpointError(f"{path}: keys {sorted(document)}, expected {sorted(kinds)}; use another checkpoint")
     for key, kind in kinds.items():

@@ -1,19 +1,29 @@
-"""Where the metrics of a run go: always a JSONL file, and TensorBoard. No sink can stop a run."""
+"""Where the metrics of a run go: always a JSONL file, TensorBoard, and services by name. No sink can stop a run."""
 
+import difflib
 import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
+
+from trainer.settings import ConfigError
+from trainer.tracking_queue import QueuedTracker, Tracker, describe, wait_for_all
+from trainer.tracking_run import RunIds, ServiceRun
+from trainer.tracking_services import SERVICES, prepare
 
 METRICS_FILE: Final = "metrics.jsonl"
 TENSORBOARD_FOLDER: Final = "tensorboard"
 
 _logger = logging.getLogger(__name__)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,26 +32,37 @@ class TrackingConfig:
 
     Args:
         tensorboard: Write metrics and pictures for TensorBoard into the run's folder.
+        services: Services that get them too, several at once: `neptune`, `trackio`, `mlflow`, `wandb`. Without an
+            account or a server each writes below the run's folder. Addresses and keys are taken from a service's own
+            environment variables and stored nowhere.
+        project: What the services call the project (MLflow: the experiment).
+        run_name: What the services call the run, null for the name of the run's folder.
+        close_s: Seconds, 0 or more, that all services together have to send what is left when the run ends.
     """
 
     tensorboard: bool = True
+    services: tuple[str, ...] = ()
+    project: str = "rainspark"
+    run_name: str | None = None
+    close_s: float = 15.0
 
-
-class Tracker(Protocol):
-    """One sink of metrics and pictures. Any exception it raises switches it off, and only it."""
-
-    @property
-    def name(self) -> str:
-        """What warnings call it."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of a global step, by name; NaN and infinity are values."""
-
-    def image(self, step: int, name: str, path: Path) -> None:
-        """Take a picture that lies at `path`."""
-
-    def close(self) -> None:
-        """Write out what is held back."""
+    def __post_init__(self) -> None:
+        """Check the names and ranges."""
+        for name in self.services:
+            if name not in SERVICES:
+                near = difflib.get_close_matches(name.lower(), SERVICES, n=1)
+                hint = f"; the nearest is {near[0]}" if near else ""
+                raise ConfigError(f"tracking.services has {name!r}; there are {', '.join(sorted(SERVICES))}{hint}")
+        if len(set(self.services)) < len(self.services):
+            raise ConfigError(f"tracking.services names one twice: {', '.join(self.services)}; name each once")
+        for key, given in (("project", self.project), ("run_name", self.run_name)):
+            if given is not None and _NAME.fullmatch(given) is None:
+                raise ConfigError(
+                    f"tracking.{key} is {given!r}; up to 100 letters, digits, spaces, '.', '_' and '-', first a letter "
+                    "or a digit: what every service takes"
+                )
+        if not self.close_s >= 0:
+            raise ConfigError(f"tracking.close_s is {self.close_s}; 0 seconds or more")
 
 
 class JsonlTracker:
@@ -92,7 +113,11 @@ class JsonlTracker:
 
 
 class TensorBoardTracker:
-    """Event files for TensorBoard."""
+    """Event files for TensorBoard.
+
+    Written by who logs, like `metrics.jsonl`: they lie in the folder of the checkpoints, and a file system that hangs
+    there stops the run at its next save anyway.
+    """
 
     name = "TensorBoard"
 
@@ -130,15 +155,22 @@ class TensorBoardTracker:
 class Trackers:
     """Hands everything to several sinks; one that fails is switched off with one warning, and the run goes on."""
 
-    def __init__(self, sinks: Sequence[Tracker]) -> None:
-        """Take the sinks, in the order in which they are served."""
+    def __init__(self, sinks: Sequence[Tracker], *, close_s: float = 0.0) -> None:
+        """Take the sinks, in the order in which they are served.
+
+        Args:
+            sinks: Local ones, which take at once what they are given.
+            close_s: Seconds that the services have to close.
+        """
         self._sinks = list(sinks)
+        self._services: list[QueuedTracker] = []
+        self._close_s = close_s
         self._problems: list[str] = []
-        self._closed = False
+        self._closing = self._closed = False
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What was switched off and why, for the summary at the end of the run."""
+        """What is not complete and why, for the summary at the end of the run; whole once all are closed."""
         return tuple(self._problems)
 
     def open(self, name: str, build: Callable[[], Tracker]) -> None:
@@ -147,6 +179,12 @@ class Trackers:
             self._sinks.append(build())
         except Exception as error:
             self._switch_off(name, error)
+
+    def open_service(self, name: str, build: Callable[[], Tracker]) -> None:
+        """Add a sink that may be slow or hang, behind a queue and a thread; it is built there too."""
+        service = QueuedTracker(name, build, self._not_complete)
+        self._services.append(service)
+        self._sinks.append(service)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Hand the metrics of a global step to every sink."""
@@ -157,12 +195,17 @@ class Trackers:
         self._each(lambda sink: sink.image(step, name, path))
 
     def close(self) -> None:
-        """Close every sink, and say again what is not complete. A second call does nothing."""
+        """Close every sink, wait a limited time for services, and say again what is not complete.
+
+        A second call does nothing.
+        """
+        self._closing = True
         self._each(lambda sink: sink.close())
+        wait_for_all(self._services, self._close_s)
         if not self._closed:
             for problem in self._problems:
                 _logger.warning("Not complete: %s", problem)
-        self._sinks, self._closed = [], True
+        self._sinks, self._services, self._closed = [], [], True
 
     def _each(self, action: Callable[[Tracker], None]) -> None:
         for sink in tuple(self._sinks):
@@ -173,24 +216,47 @@ class Trackers:
                 self._switch_off(sink.name, error)
 
     def _switch_off(self, name: str, error: Exception) -> None:
-        problem = f"{name} was switched off after {type(error).__name__}: {error}"
+        self._not_complete(f"{name} was switched off after {describe(error)}")
+
+    def _not_complete(self, problem: str) -> None:
         self._problems.append(problem)
-        _logger.warning("%s. The run goes on without it.", problem)
+        # At the end all are said, and nothing goes on.
+        if not self._closing:
+            _logger.warning("%s. The run goes on without it.", problem)
 
 
-def open_trackers(run_folder: Path, config: TrackingConfig, *, resume_step: int | None) -> Trackers:
+def open_trackers(
+    run_folder: Path,
+    config: TrackingConfig,
+    *,
+    resume_step: int | None,
+    parameters: Mapping[str, Any] | None = None,
+) -> Trackers:
     """Open the sinks of a run. Rank 0 calls this, and no other rank.
 
     Args:
         run_folder: of the run.
         config: which sinks there are besides `metrics.jsonl`.
-        resume_step: the step that the run goes on from, None for a new run.
+        resume_step: the step that the run goes on from, 0 or None for a new run.
+        parameters: the run's configuration, nested by section, which services get without what looks like a secret.
     """
-    trackers = Trackers([])
+    trackers = Trackers([], close_s=config.close_s)
     trackers.open(JsonlTracker.name, lambda: JsonlTracker(run_folder / METRICS_FILE, resume_step))
     if config.tensorboard:
         folder = run_folder / TENSORBOARD_FOLDER
         trackers.open(TensorBoardTracker.name, lambda: TensorBoardTracker(folder, resume_step))
+    if config.services:
+        run = ServiceRun(
+            folder=run_folder.absolute(),
+            project=config.project,
+            name=config.run_name or re.sub(r"[^A-Za-z0-9._-]", "_", run_folder.absolute().name)[:100] or "run",
+            parameters=parameters or {},
+            ids=RunIds(run_folder, resumed=bool(resume_step)),
+            resumed=bool(resume_step),
+            close_s=config.close_s,
+        )
+        for name in config.services:
+            trackers.open_service(SERVICES[name].name, prepare(name, run))
     return trackers
 
 

@@ -35,6 +35,10 @@ class _Repeated:
         for _ in range(first_step, stop_step):
             yield self._batches
 
+    def stats(self) -> dict[str, float]:
+        """Tell that nothing is read."""
+        return {}
+
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":

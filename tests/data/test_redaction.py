@@ -67,9 +67,13 @@ def test_what_is_no_secret_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         "s3://bucket/prefix/shard-00001.tar: could not read: status 503, SlowDown; tried 7 times in 12.1 s",
         "https://api.dataplatform.knmi.nl/open-data/v1/datasets/x: 404",
         "bytes 1 to 12 were asked for; /var/run/token has 5",
+        "set AWS_SKIP_SIGNATURE=true for a public bucket, or GOOGLE_SKIP_SIGNATURE=true, (AZURE_SKIP_SIGNATURE=false)",
+        "/etc/passwd: no checkpoint",
         "SHA-256 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
     ):
         assert redact(text) == text
+    for text in ("AWS_SKIP_SIGNATURE=true{}", "X_SKIP_SIGNATURE={}", "/etc/passwd={}", "passwd: {}", "/a/passwd: {}"):
+        assert "CANARY" not in redact(text.format("CANARY")), text
     assert redact("/run/https:/u:p@host/a.tar?x=1 and more") == f"/run/https:/{HIDDEN}@host/a.tar?{HIDDEN} and more"
     assert redact("https://host/a.tar?x=1 and more") == f"https://host/a.tar?{HIDDEN} and more"
 

@@ -1,11 +1,12 @@
 """What the tests of all settings share: an archive, and what comes of the settings that they change one at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fault_server import FaultServer, fault_server
 from tests.integration.runs import make_shards
 
 Observe = Callable[[list[str]], Any]
@@ -31,3 +32,10 @@ def baselines(
         return known[observe]
 
     return baseline
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultServer]:
+    """Ranks that can be made to fail, for every module of a test process."""
+    with fault_server(tmp_path_factory.mktemp("server"), "tests.integration.fault_tasks") as server:
+        yield server

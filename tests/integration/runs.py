@@ -17,7 +17,7 @@ from trainer.entry import STOP_SIGNALS, ExitCode, StopSignal
 from trainer.finetune import Finetuning
 from trainer.pretrain import Pretraining
 
-TIMES = {"windows_per_s", "step_time_s", "data_wait_share"}
+TIMES = ("windows_per_s", "step_time_s", "data_wait_share", "time/", "memory/")
 
 Overrides = Mapping[str, object]
 Change = Callable[[Pretraining], None]
@@ -113,15 +113,17 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     assert newest is not None
     model = load_file(newest / "model.safetensors")
     moments = load_file(newest / "optimizer.safetensors")
-    return model | {f"moment {name}": value for name, value in moments.items()}
+    found = model | {f"moment {name}": value for name, value in moments.items()}
+    # Read from the file when they are looked at; a test that damages the file would damage them.
+    return {name: value.clone() for name, value in found.items()}
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """Read a run's metrics without their times, and without what was read ahead when."""
+    """Read a run's metrics without their times, without what was read ahead when, and without its saves."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [
         {"step": line["step"], **line["metrics"]}
         for line in lines
-        if "metrics" in line and not all(key.startswith("data/") for key in line["metrics"])
+        if "metrics" in line and not all(key.startswith(("data/", "save/")) for key in line["metrics"])
     ]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in kept]
+    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in kept]

@@ -159,7 +159,7 @@ def test_a_step_without_a_valid_pixel_changes_nothing(
     check_empty_steps_are_skipped(tmp_path / "run")
     told = [record.getMessage() for record in caplog.records if "skipped on all ranks" in record.getMessage()]
     assert [text.split(";")[0] for text in told] == [
-        f"step {step} skipped on all ranks: no window of it holds a valid pixel to learn from" for step in (1, 3)
+        f"step {step} skipped on all ranks: no window of it holds a valid pixel to learn from" for step in (2, 4)
     ]
     assert all("windows of this rank: 2" in text and "lost" not in text for text in told), "names begin with a time"
 
@@ -181,7 +181,7 @@ def test_a_run_without_a_valid_pixel_ends_with_the_datas_code(
     argv = arguments(archive, run, data__guard_h=0.1, run__steps=steps, data__quarantine=count)
     assert run_entry(lambda: train(argv)) == ExitCode.DATA
     told = capsys.readouterr().err
-    assert f"data: no window of {min(steps, 5)} steps in a row, up to step {min(steps, 5) - 1}, held a valid" in told
+    assert f"data: no window of {min(steps, 5)} steps in a row, up to step {min(steps, 5)}, held a valid" in told
     assert "damaged sequences to data.quarantine" in told
     assert "windows of this rank: 8 lost to data.quarantine" in caplog.text
     assert not list((run / "checkpoints").glob("*"))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def last_step(folder: Path) -> int:
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Let programs be interrupted although a shell that runs tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def stop_when_running(command: list[str], folder: Path, number: signal.Signals) -> str:
     """Start a run, send the launcher a signal once a step is done, wait until its workers are gone too."""
     with subprocess.Popen(
@@ -58,7 +67,12 @@ def stop_when_running(command: list[str], folder: Path, number: signal.Signals) 
             time.sleep(0.1)
         process.send_signal(number)
         # The pipe ends when the last process that holds it has ended: launcher and workers.
-        text, _ = process.communicate(timeout=TIMEOUT_S)
+        try:
+            text, _ = process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            # Its workers stop when it has died; without that this block would wait for ever.
+            process.kill()
+            raise
     return text
 
 

@@ -65,7 +65,6 @@ def test_no_shards_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ({"data__min_rain_fraction": 1.0}, ["no window", "rain"]),
         ({"data__guard_h": 50}, ["data.guard_h 50", "the archive spans"]),
         ({"optim__lrr": 1}, ["optim.lrr", "nearest valid key is optim.lr"]),
-        ({"engine__zero_stage": 2, "optim__name": "lamb"}, ["lamb", "zero_stage"]),
     ],
 )
 def test_settings_that_do_not_fit_the_data(
@@ -176,9 +175,11 @@ def test_a_loss_that_stays_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
         return train(longer, change=poison)
 
     assert run_entry(work) == ExitCode.NONFINITE
-    assert "skipped on all ranks" in caplog.text
+    assert "step 3 skipped on all ranks" in caplog.text
+    assert "step 4 skipped on all ranks" in caplog.text
     assert "windows of this rank" in caplog.text
-    assert all(torch.equal(good[name], tensors(run)[name]) for name in good)
+    after = tensors(run)
+    assert all(torch.equal(good[name], after[name]) for name in good)
 
 
 def test_one_nan_is_skipped_and_training_goes_on(shards: Path, tmp_path: Path) -> None:

@@ -64,6 +64,37 @@ def _two_values(group: dist.ProcessGroup | None, rows: slice) -> Result:
     return {"y": y.detach(), "dx": x.grad, "mean": norm.running_mean, "var": norm.running_var}
 
 
+def _far_from_zero(rank: int, num_channels: int) -> Tensor:
+    """A rank's maps, float32: means up to 1000, deviations down to 0.02, and another mean on every rank."""
+    offset_c = torch.linspace(-1000, 1000, num_channels)[:, None, None]
+    deviation_c = torch.logspace(-1.7, 2, num_channels)[:, None, None]
+    return (offset_c + deviation_c * (0.1 * rank + draw(3, num_channels, 5, 7, seed=rank))).float()
+
+
+def _buffers(rank: int) -> dict[str, Result]:
+    """What normalisations of few and many channels take in, in float32."""
+    results = {}
+    for num_channels in (1, 7, 1030):
+        norm = BatchNorm2d(num_channels, momentum=1.0)
+        synchronise(norm, dist.group.WORLD)
+        norm(_far_from_zero(rank, num_channels))
+        results[str(num_channels)] = dict(norm.named_buffers())
+    return results
+
+
+def _compare_buffers(ranks: list[dict[str, Result]]) -> None:
+    """Bit for bit over the ranks, and to what float32 can hold with the exact statistics."""
+    for kind, buffers in ranks[0].items():
+        for other in ranks[1:]:
+            for key, value in buffers.items():
+                assert torch.equal(value, other[kind][key]), (kind, key)
+        whole = torch.cat([_far_from_zero(rank, int(kind)) for rank in range(len(ranks))]).double()
+        var_c, mean_c = torch.var_mean(whole, dim=(0, 2, 3))
+        torch.testing.assert_close(buffers["running_mean"].double(), mean_c, rtol=1e-6, atol=0)
+        # Each rank rounds a mean of 1000 by up to 3e-5; squares of float32 would leave 0.06 of a variance of 0.0004.
+        torch.testing.assert_close(buffers["running_var"].double(), var_c, rtol=1e-3, atol=0)
+
+
 def _checks(rank: int) -> dict[str, Result]:
     """All that needs two processes, in one start of them."""
     group, rows = dist.group.WORLD, slice(2 * rank, 2 * rank + 2)
@@ -79,7 +110,7 @@ def _checks(rank: int) -> dict[str, Result]:
     with pytest.raises(ValueError, match=r"got 0 values a channel \(a map of shape \(0, 5, 1, 1\), 2 ranks\)"):
         _two_values(group, slice(0, 0))
     results["bfloat16"] = _norm_alone(group, half, torch.bfloat16)
-    return results
+    return results | {f"buffers {kind}": found for kind, found in _buffers(rank).items()}
 
 
 def test_two_ranks_compute_what_one_does() -> None:
@@ -104,6 +135,15 @@ def test_two_ranks_compute_what_one_does() -> None:
         assert rank["bfloat16"]["y"].dtype == torch.bfloat16
         assert rank["bfloat16"]["mean"].dtype == torch.float32
         assert relative(rank["bfloat16"]["mean"].double(), whole["mean"]) < 1e-2
+    kinds = [kind for kind in ranks[0] if kind.startswith("buffers")]
+    _compare_buffers([{kind.split()[1]: rank[kind] for kind in kinds} for rank in ranks])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [3, 5])
+def test_buffers_are_bit_equal_on_all_ranks(world_size: int) -> None:
+    """The sum over more than two ranks depends on its order, which must be the same for all of them."""
+    _compare_buffers(run_ranks(_buffers, world_size, timeout_s=400.0))
 
 
 def test_one_process_is_torch_itself() -> None:

@@ -4,11 +4,13 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.storage import LocalStorage, Storage
 from models.manifest import MANIFEST_NAME, CheckpointError, latest_verified, verify_folder, write_manifest
-from trainer.checkpoint_store import CheckpointStore, pull_latest, push
+from trainer.checkpoint_store import CheckpointStore
+from trainer.checkpoint_transfer import pull_latest, push
 
 
 def make_checkpoint(run: Path, step: int, content: bytes = b"weights") -> Path:
@@ -84,6 +86,35 @@ def test_broken_ones_are_passed_over_by_name(
     assert "passed over" in caplog.text
     assert "step-00000002" in caplog.text
     assert [path.name for path in pulled.parent.iterdir()] == ["step-00000001"]
+
+
+def test_no_damage_in_a_store_comes_through(
+    tmp_path: Path, store: LocalStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bit flips and truncations of every file of the newest one: the one before it is fetched, the file is named."""
+    for step in (1, 2):
+        push(make_checkpoint(tmp_path / "a", step), store, keep_last=3)
+    names = store.names("checkpoints/step-00000002/")
+    draws = np.random.default_rng(0)
+    for trial in range(60):
+        name = names[trial % len(names)]
+        whole = store.read(name)
+        damaged = bytearray(whole)
+        if trial % 3 == 0:
+            del damaged[int(draws.integers(len(whole))) :]
+        else:
+            damaged[int(draws.integers(len(whole)))] ^= 1 << int(draws.integers(8))
+        store.write(name, bytes(damaged))
+        caplog.clear()
+        pulled = pull_latest(store, tmp_path / f"b{trial}")
+        assert pulled is not None
+        assert pulled.name == "step-00000001", (trial, name)
+        assert "step-00000002" in caplog.text
+        assert name.rpartition("/")[2] in caplog.text
+        store.write(name, whole)
+    pulled = pull_latest(store, tmp_path / "b")
+    assert pulled is not None
+    assert pulled.name == "step-00000002"
 
 
 def test_starting_anew_beside_broken_ones_is_the_users_decision(tmp_path: Path, store: LocalStorage) -> None:

@@ -42,6 +42,18 @@ def test_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Pat
         (["--data.global_batch", "10", "--data.micro_batch", "4"], r"global_batch 10 .*micro_batch 4.*1, 2, 5, 10"),
         (["--run.keep_last", "1"], r"run\.keep_last is 1.*2 or more"),
         (["--run.steps", "5", "--optim.warmup_steps", "5"], r"warmup_steps 5 .*run\.steps 5"),
+        (
+            ["--engine.timeout_s", "300", "--data.shards", "s3://bucket/shards"],
+            r"data\.deadline_s is 300 and engine\.timeout_s 300: .* longer",
+        ),
+        (
+            ["--engine.timeout_s", "50", "--run.checkpoint_url", "s3://bucket/run"],
+            r"run\.push_deadline_s is 60 and engine\.timeout_s 50: .* longer",
+        ),
+        (
+            ["--engine.timeout_s", "9", "--tracking.services", "[mlflow]"],
+            r"tracking\.close_s is 15 and engine\.timeout_s 9: .* longer",
+        ),
         (["--model.mask_ratio", "0"], r"model\.mask_ratio is 0"),
         (["--model.mask_ratio", "1"], r"model\.mask_ratio is 1"),
         (["--model.decoder_width", "100"], r"decoder_width is 100.*multiple of 32"),

@@ -121,6 +121,7 @@ def test_bad_places_are_refused(environment: dict[str, str], message: str) -> No
     ("settings", "message"),
     [
         ({"timeout_s": 0.0}, "engine.timeout_s"),
+        ({"start_timeout_s": 0.0}, "engine.start_timeout_s"),
         ({"precision": "fp64", "zero_stage": 1}, "fp64.*engine.zero_stage=1"),
         ({"compile": True, "zero_stage": 3}, "engine.compile=true.*zero_stage=3"),
     ],
@@ -281,15 +282,53 @@ def test_zero_runs_in_one_plain_process(tmp_path: Path) -> None:
     assert "rank 0 of 1" in done.stdout
 
 
-def test_a_step_without_terms_is_skipped_and_leaves_the_loss_scale() -> None:
+def test_a_step_without_terms_or_with_a_bad_loss_is_skipped_and_leaves_the_loss_scale() -> None:
+    """The loss is computed without the scale, so a bad one says nothing of it; a gradient that overflows does."""
     engine = make_engine(None, ADAMW, precision="fp16")
     before = engine.export_state()
     zero, one = torch.zeros(()), torch.ones(())
-    for nonfinite, empty, scale in ((zero, one, before.loss_scale), (one, zero, LossScale.INITIAL / 2)):
+    for nonfinite, empty, factor, share in ((zero, one, 0.0, 1), (one, zero, 0.0, 1), (zero, zero, torch.inf, 0.5)):
         engine.start_step()
-        engine.backward(engine.model(batch_of(0, torch.float32)).prediction_b8.sum() * 0)
+        engine.backward(engine.model(batch_of(0, torch.float32)).prediction_b8.sum() * factor)
         assert engine.update(rate=1.0, decay=0.1, nonfinite=nonfinite, empty=empty).skipped
         after = engine.export_state()
         assert equal(flat(before), flat(after))
-        assert after.loss_scale == scale
+        assert after.loss_scale == LossScale.INITIAL * share
     engine.shutdown(clean=True)
+
+
+def test_the_loss_scale_goes_on_counting_its_good_steps_after_a_resume() -> None:
+    scale = LossScale(torch.device("cpu"))
+    good, bad, judged = torch.zeros((), dtype=torch.bool), torch.ones((), dtype=torch.bool), torch.ones(()) > 0
+    for _ in range(LossScale.INTERVAL - 3):
+        scale.update(good, judged)
+    resumed = LossScale(torch.device("cpu"))
+    resumed.restore(float(scale.value), scale.good_steps)
+    for overflowed, says, value, count in (
+        (good, judged, 1, LossScale.INTERVAL - 2),
+        (bad, ~judged, 1, LossScale.INTERVAL - 2),
+        (good, judged, 1, LossScale.INTERVAL - 1),
+        (good, judged, 2, 0),
+        (good, judged, 2, 1),
+        (bad, judged, 1, 0),
+    ):
+        resumed.update(overflowed, says)
+        assert (float(resumed.value), resumed.good_steps) == (LossScale.INITIAL * value, count)
+
+
+def test_a_state_holds_the_good_steps_of_fp16_only() -> None:
+    for precision, count in (("fp16", 3), ("fp32", 0)):
+        engine = make_engine(None, ADAMW, precision=precision)
+        for step in range(3):
+            train_step(engine, step)
+        state = engine.export_state()
+        assert state.loss_scale_good_steps == count
+        engine.import_state(
+            state.model,
+            state.optimizer,
+            state.optimizer_steps,
+            state.loss_scale,
+            loss_scale_good_steps=7 if count else 0,
+        )
+        assert engine.export_state().loss_scale_good_steps == (7 if count else 0)
+        engine.shutdown(clean=True)

@@ -1,7 +1,6 @@
 """What two ranks compute: equal to one process, equal under DDP and ZeRO, skipped together, resumed bit for bit."""
 
 import math
-import re
 import sys
 from typing import Any
 
@@ -52,6 +51,11 @@ def test_two_processes_equal_one_in_float64(main: dict[str, Any]) -> None:
 def test_buffers_are_bit_equal_on_all_ranks(ranks: list[dict[str, Any]]) -> None:
     assert int(ranks[0]["buffers"]["norm.num_batches_tracked"]) == 3
     assert equal(ranks[0]["buffers"], ranks[1]["buffers"])
+
+
+def test_buckets_are_laid_out_before_the_first_step(ranks: list[dict[str, Any]]) -> None:
+    """Else more than two ranks would add up the first step after a resume in another order; see the test on four."""
+    assert [rank["settled"] for rank in ranks] == [True, True]
 
 
 def test_only_rank_0_is_given_the_state(ranks: list[dict[str, Any]]) -> None:
@@ -113,6 +117,14 @@ def test_resume_is_bit_identical(main: dict[str, Any], stage: Any, precision: st
     assert all(value.dtype != torch.bfloat16 for value in found["end"].values())
 
 
+@pytest.mark.slow
+def test_resume_is_bit_identical_on_four_ranks() -> None:
+    """Where more than two add up, the order of a sum depends on where a gradient stands in a bucket."""
+    for stage, found in run_ranks(engine_cases.resuming_everywhere, 4, timeout_s=400.0)[0].items():
+        assert found["first"] == found["second"], stage
+        assert equal(found["end"], found["resumed"]), stage
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_precision_changes_the_numbers_a_little(main: dict[str, Any], stage: Any) -> None:
     exact = main[f"resuming {stage} fp32"]["first"][0][0]
@@ -132,12 +144,6 @@ def test_fp16_overflow_is_skipped_and_halves_the_scale(main: dict[str, Any], sta
     assert found["figures"][1] == pytest.approx(main["overflowing None"]["figures"][1], rel=1e-5)
 
 
-def test_lamb_under_zero_is_refused(ranks: list[dict[str, Any]]) -> None:
-    for rank in ranks:
-        assert "optim.name=lamb with engine.zero_stage=2" in rank["lamb"]
-        assert "trust ratio" in rank["lamb"]
-
-
 def test_state_crosses_engines_unchanged(main: dict[str, Any]) -> None:
     ddp, zero2, zero3, back = main["crossing"]["states"]
     assert equal(ddp, zero2)
@@ -153,8 +159,13 @@ def test_state_crosses_engines_unchanged(main: dict[str, Any]) -> None:
     assert float(ddp["odd.weight.steps"]) == 2
 
 
-@pytest.mark.parametrize("stage", [None, 0, 1, 2])
-def test_averaged_weights_are_the_same_with_and_without_zero(main: dict[str, Any], stage: int | None) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_averaged_weights_are_the_same_with_and_without_zero(
+    ranks: list[dict[str, Any]], main: dict[str, Any], stage: int | None
+) -> None:
+    for rank in ranks:
+        seen = rank[f"averaging {stage}"]
+        assert torch.allclose(seen["predicted"], seen["expected"], rtol=1e-5, atol=1e-6), "what is evaluated"
     found, plain = main[f"averaging {stage}"], main["averaging None"]
     assert equal(found["inside"], found["average"]), "what is evaluated and kept as the best is the average"
     assert equal(found["before"], found["after"]), "the weights come back bit for bit"
@@ -163,8 +174,3 @@ def test_averaged_weights_are_the_same_with_and_without_zero(main: dict[str, Any
     assert int(found["average"]["norm.num_batches_tracked"]) == 3
     assert distance(found["average"], plain["average"]) < 1e-5
     assert distance(found["end"], plain["end"]) < 1e-5
-
-
-def test_averaged_weights_and_zero_3_are_refused_together(main: dict[str, Any]) -> None:
-    said = main["average at stage 3"]
-    assert re.search(r"optim\.ema_decay with engine\.zero_stage=3.*use engine\.zero_stage 0, 1 or 2", said)

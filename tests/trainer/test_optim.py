@@ -53,6 +53,17 @@ def test_rate_is_the_formula() -> None:
     assert rates[-1] == pytest.approx(peak * 0.001)
 
 
+def test_the_peak_follows_the_global_batch_as_asked() -> None:
+    """At 256 windows all rules give `lr`; at 32k, 128 times as many, 128 times that, its root, or `lr`."""
+    rules: dict[Any, tuple[float, float]] = {"linear": (128, 0.25), "sqrt": (math.sqrt(128), 0.5), "none": (1, 1)}
+    for scaling, (large, small) in rules.items():
+        config = OptimConfig(lr=2e-4, lr_scaling=scaling)
+        assert rate_at(config, 0, 10, 256) == 2e-4
+        assert rate_at(config, 0, 10, 32768) == pytest.approx(2e-4 * large, rel=1e-12)
+        assert rate_at(config, 0, 10, 64) == pytest.approx(2e-4 * small, rel=1e-12)
+    assert OptimConfig().lr_scaling == "linear"
+
+
 def test_rate_without_warm_up_and_of_one_step() -> None:
     config = OptimConfig(lr=1.0)
     assert rate_at(config, 0, 10, 256) == 1.0

@@ -36,6 +36,8 @@ def parse(*words: str) -> FinetuneConfig:
         ([*SMAAT, "--model.smaat_width", "1"], r"model\.smaat_width is 1; it must be 2 or more"),
         (["--model.loss", "l1"], r"model\.loss.*mse_ssim.*l1"),
         (["--model.translaton", "mixer"], r"translaton.*nearest valid key is model\.translation"),
+        (["--run.dir", ""], r"run\.dir is ''; name the folder of the run"),
+        (["--run.dir", " \t"], r"run\.dir is ' \\t'; name the folder of the run"),
         (["--run.choose_by", "ssim"], r"run\.choose_by.*csi.*ssim"),
         (["--data.crop", "48"], r"data\.crop is 48; a multiple of 32"),
         (["--data.crop", "0"], r"data\.crop is 0; a multiple of 32"),

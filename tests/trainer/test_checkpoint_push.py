@@ -1,0 +1,237 @@
+"""The copy of a checkpoint to a second place has a time limit, and is a process that outlives nothing."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from data.storage import open_storage
+from models.manifest import CheckpointError
+from tests.conftest import REPOSITORY
+from tests.integration.fault_tasks import save_small
+from tests.s3_server import S3, s3, s3_server  # noqa: F401
+from trainer.checkpoint_command import main
+from trainer.checkpoint_push import push_within
+from trainer.checkpoint_store import CheckpointStore
+from trainer.checkpoint_transfer import finished_in, pull_latest
+
+_Found = TypeVar("_Found")
+
+
+@pytest.fixture
+def silent_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a store that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        held: list[socket.socket] = []
+
+        def accept() -> None:
+            try:
+                while True:
+                    held.append(server.accept()[0])
+            except OSError:
+                return
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
+        yield "s3://bucket/run"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in held:
+            connection.close()
+
+
+def test_a_store_that_never_answers_costs_the_deadline_and_is_named(tmp_path: Path, silent_store: str) -> None:
+    path = save_small(tmp_path, 1)
+    store = CheckpointStore(silent_store, push_deadline_s=4)
+    start_s = time.monotonic()
+    with pytest.raises(
+        CheckpointError, match=r"not copied to s3://bucket/run: cut off after 4 s \(run\.push_deadline_s"
+    ):
+        store.push(path, keep_last=2)
+    assert time.monotonic() - start_s < 60, "the storage's own deadline is 300 s"
+    assert store.newest_copy is None
+
+
+def test_a_copy_that_is_cut_off_is_a_warning_later_and_the_next_save_tries_again(
+    tmp_path: Path,
+    s3: S3,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url = f"{s3.url}/run"
+    store = CheckpointStore(url, push_deadline_s=30)
+    store.push(save_small(tmp_path, 1), keep_last=2)
+    slow = CheckpointStore(url, push_deadline_s=6)
+    assert slow.newest(tmp_path) == tmp_path / "checkpoints" / "step-00000001"
+    # The manifest is refused again and again, until the time is over: everything else has arrived.
+    s3.inject([{"match": "PUT .*MANIFEST", "times": -1, "do": "503"}])
+    with caplog.at_level(logging.INFO):
+        slow.push(save_small(tmp_path, 2), keep_last=2)
+    assert "step-00000002: not copied to" in caplog.text
+    assert "cut off after 6 s" in caplog.text
+    assert finished_in(open_storage(url)) == ["step-00000001"]
+    s3.inject([])
+    pulled = pull_latest(open_storage(url), tmp_path / "elsewhere")
+    assert pulled is not None
+    assert pulled.name == "step-00000001", "unfinished remains are no checkpoint"
+    store.push(save_small(tmp_path, 3), keep_last=2)
+    assert finished_in(open_storage(url)) == ["step-00000003", "step-00000001"]
+    assert not open_storage(url).names("checkpoints/step-00000002/"), "and they are removed"
+
+
+def test_the_copying_process_outlives_a_signal_but_not_its_parent(tmp_path: Path, silent_store: str) -> None:
+    """A job's SIGTERM goes to all its processes: the run saves then, and this is part of it."""
+    path = save_small(tmp_path, 1)
+    code = (
+        "from pathlib import Path; from trainer.checkpoint_push import push_within; "
+        f"push_within(300, url={silent_store!r}, folder=Path({str(path)!r}), keep_last=2, keep_every=None)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as parent:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        try:
+            child = wait_for(lambda: next((int(word) for word in children.read_text().split()), None))
+            # Connected to the store, it is past its start.
+            wait_for(lambda: any("socket" in str(link.readlink()) for link in links(child)) or None)
+            os.kill(child, signal.SIGTERM)
+            time.sleep(1)
+            assert is_alive(child)
+        finally:
+            parent.kill()
+        # Sooner than by a pipe that nobody reads, which it would notice when it has something to tell.
+        wait_for(lambda: None if is_alive(child) else True, seconds=15)
+
+
+def test_a_copy_that_breaks_down_is_told_and_not_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = save_small(tmp_path, 1)
+    order: dict[str, Any] = {"url": str(tmp_path / "store"), "folder": path, "keep_last": "two", "keep_every": None}
+    broken = push_within(60, **order)
+    assert broken.failure is not None
+    assert broken.failure.startswith("TypeError: ")
+    monkeypatch.setattr(sys, "executable", "/nothing/python")
+    ended = push_within(60, **order)
+    assert (ended.is_copied, ended.sent) == (False, ())
+    assert "no process could be started to copy it: " in str(ended.failure)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_signal_at_the_very_start_does_not_end_the_copying_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent before its first line of Python runs."""
+    start = subprocess.Popen
+
+    def started(*args: Any, **settings: Any) -> subprocess.Popen[bytes]:
+        process: subprocess.Popen[bytes] = start(*args, **settings)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
+            process.send_signal(number)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    path = save_small(tmp_path, 1)
+    pushed = push_within(60, url=str(tmp_path / "store"), folder=path, keep_last=2, keep_every=None)
+    assert (pushed.is_copied, pushed.failure) == (True, None)
+
+
+def links(process: int) -> list[Path]:
+    return list(Path(f"/proc/{process}/fd").iterdir())
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(look: Callable[[], _Found | None], seconds: float = 60) -> _Found:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if (found := look()) is not None:
+                return found
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def check_command(url: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ask about a store with two checkpoints, then with a damaged one."""
+    assert main(["list", url]) == 4
+    assert "no checkpoint there; expected an address that a run's run.checkpoint_url named" in capsys.readouterr().err
+    store = CheckpointStore(url)
+    for step in (1, 2):
+        store.push(save_small(folder, step), keep_last=2)
+    assert main(["list", url]) == main(["verify", url]) == main(["verify", f"{url}/checkpoints/step-00000001/"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("step-")]
+    assert [row[0] for row in rows] == [f"step-{step:08d}" for step in (2, 1, 2, 1, 1)]
+    assert [row[-1] for row in rows] == ["sizes", "sizes", "yes", "yes", "yes"]
+    assert main(["show", url]) == main(["show", f"{url}/checkpoints"]) == 0
+    shown = capsys.readouterr().out
+    assert "checkpoints/step-00000002" in shown
+    assert "model: 3 tensors, 900 values (float32)" in shown
+    name = "checkpoints/step-00000002/model.safetensors"
+    storage = open_storage(url)
+    whole = storage.read(name)
+    storage.write(name, bytes([whole[0] ^ 1]) + whole[1:])
+    assert main(["list", url]) == 0
+    assert main(["verify", url]) == main(["show", f"{url}/checkpoints/step-00000002"]) == 4
+    told = capsys.readouterr()
+    assert f"{name}: damaged" in told.err
+    assert "step-00000002" in next(line for line in told.out.splitlines() if line.endswith("NO"))
+    assert main(["show", url]) == 0
+    assert "checkpoints/step-00000001" in capsys.readouterr().out
+    storage.write(name, whole[:-1])
+    assert main(["list", url]) == 4
+
+
+def test_the_command_looks_into_a_folder_by_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_command(f"file://{tmp_path}/store", tmp_path, capsys)
+
+
+def test_the_command_looks_into_a_store(
+    tmp_path: Path,
+    s3: S3,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check_command(f"{s3.url}/run", tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("ftp://host/x", "ftp:// is not known"),
+        ("https://host/x", "cannot be listed"),
+        ("s3://bucket/x", "AWS_ACCESS_KEY_ID"),
+        ("nothing/here", "no checkpoint there"),
+    ],
+)
+def test_the_command_ends_cleanly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str, message: str
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    assert main(["verify", place]) == 4
+    assert message in capsys.readouterr().err
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    save_small(tmp_path, 1)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "trainer.checkpoint", "verify", str(tmp_path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "step-00000001" in ended.stdout

@@ -1,0 +1,46 @@
+"""Times and memory of steps, as the metrics tell them."""
+
+import pytest
+import torch
+
+from trainer.resources import Clock, Speed, StepTimes, device_name, memory_line, memory_table, resident_mb
+
+CPU = torch.device("cpu")
+
+
+def times(data_s: float, marks_s: list[float]) -> StepTimes:
+    return StepTimes(CPU, data_s, marks_s)
+
+
+def test_the_parts_of_a_step_add_up_and_boundaries_are_left_out() -> None:
+    speed = Speed(8)
+    speed.start(10, Clock(now_s=100.0, boundary_s=5.0))
+    speed.add(times(1.0, [0.0, 2.0, 2.5, 3.0]))
+    speed.add(times(0.0, [0.0, 4.0, 4.0, 5.5]))
+    line = speed.line(12, Clock(now_s=117.0, boundary_s=12.0))
+    assert line == {
+        "windows_per_s": 1.6, "step_time_s": 5.0, "data_wait_share": 0.1, "time/data_s": 0.5,
+        "time/forward_backward_s": 3.0, "time/update_s": 1.0, "time/other_s": 0.5,
+    }  # fmt: skip
+    assert speed.line(12, Clock(now_s=117.0, boundary_s=12.0)) == {}
+
+
+def test_marks_are_read_from_the_hosts_clock_on_a_cpu() -> None:
+    step = StepTimes(CPU, 0.0)
+    step.mark()
+    torch.randn(200, 200) @ torch.randn(200, 200)
+    step.mark()
+    assert step.part_s(0) > 0
+
+
+def test_the_sum_of_memory_tables_gives_the_largest() -> None:
+    own = resident_mb()
+    assert 10 < own < 100_000
+    tables = [memory_table(rank, 3, CPU) for rank in range(3)]
+    for rank, table in enumerate(tables):
+        assert (table > 0).tolist() == [place == rank for place in range(3)]
+    assert memory_line([3.0, 9.0, 5.0], 3) == {"memory/cpu_mb": 9.0}
+    assert memory_line([3.0, 9.0, 7.0, 1.0], 2) == {"memory/cpu_mb": 9.0, "memory/gpu_peak_mb": 7.0}
+    assert memory_line([], 3) == {}
+    assert sum(tables).max().item() == pytest.approx(own, rel=0.2)  # type: ignore[union-attr]
+    assert device_name(CPU) == "cpu"

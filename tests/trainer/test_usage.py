@@ -1,0 +1,71 @@
+"""What a run's attempts cost, whatever ended them, and what is said of a finished run."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer.summary import Summary, summarise, summary_lines, write_summary
+from trainer.usage import Usage
+
+
+def started(folder: Path, *, first_step: int = 0, ago_s: float = 0.0, processes: int = 4) -> Usage:
+    return Usage(
+        folder, processes=processes, device="cpu", first_step=first_step, started_s=time.monotonic() - ago_s
+    )  # fmt: skip
+
+
+def test_hours_of_all_attempts_are_added_up(tmp_path: Path) -> None:
+    started(tmp_path, ago_s=1800).end("stopped", 10)
+    killed = started(tmp_path, first_step=10, ago_s=900, processes=2)
+    killed.alive(12)
+    last = started(tmp_path, first_step=10, ago_s=3600)
+    last.end("done", 20)
+    assert last.device_hours == pytest.approx(4 * 0.5 + 2 * 0.25 + 4 * 1, rel=1e-2)
+    attempts = json.loads((tmp_path / "usage.json").read_text())
+    assert [entry["outcome"] for entry in attempts] == ["stopped", "killed", "done"]
+    assert [entry["first_step"] for entry in attempts] == [0, 10, 10]
+    # Not written again within ten seconds: a kill loses what came since.
+    assert [entry["last_step"] for entry in attempts] == [10, 10, 20]
+    assert all(entry["started_utc"] <= entry["ended_utc"] for entry in attempts)
+    assert "in 3 attempts (now 4 x cpu)" in last.told()
+
+
+def test_a_damaged_record_is_kept_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for content in ("{", '[{"outcome": "done"}]', '["x"]', "7", '[{"started_utc": 1}]'):
+        (tmp_path / "usage.json").write_text(content)
+        assert len(started(tmp_path).attempts) == 1
+        assert (tmp_path / "usage.json.damaged").read_text() == content
+    assert "device hours count from here" in caplog.text
+
+
+def test_a_record_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    usage = started(tmp_path / "missing")
+    usage.end("done", 1)
+    assert "was not written" in caplog.text
+    write_summary(tmp_path / "missing", summary_of(usage))
+
+
+def summary_of(usage: Usage) -> Summary:
+    return summarise(
+        usage, model="resnet18", parameters=11_300_000, data={"fingerprint": "ab" * 32, "source": "s", "licence": "l"},
+        steps=20, skipped_steps=2, metrics={"loss": float("nan"), "held_out_loss": 0.5}, versions={"torch": "2"},
+        trackers=["W&B: 3 lines were dropped"],
+    )  # fmt: skip
+
+
+def test_a_summary_is_strict_json_and_says_what_matters(tmp_path: Path) -> None:
+    usage = started(tmp_path, ago_s=3600)
+    usage.end("done", 20)
+    summary = summary_of(usage)
+    write_summary(tmp_path, summary)
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["metrics"] == {"loss": "nan", "held_out_loss": 0.5}
+    assert written["data"]["fingerprint"] == "ab" * 32
+    assert written["device_hours"] == pytest.approx(4, rel=1e-2)
+    lines = summary_lines(summary, usage)
+    assert lines["model"] == "resnet18, 11.3 million parameters"
+    assert lines["skipped"] == "2 of 20 steps"
+    assert lines["trackers"] == "W&B: 3 lines were dropped"
+    assert "4 device hours in 1 attempt" in lines["cost"]

@@ -1,0 +1,206 @@
+"""How the ranks of a run meet in one store, who has not come in time, and why the first of them ended."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Final
+
+from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+STALLED_CODE: Final = 7
+REQUEUE_CODE: Final = 75
+_VERDICT: Final = "verdict"
+_ARRIVED: Final = "arrived"
+_SHOWN_RANKS: Final = 8
+
+
+class RankEndedError(RuntimeError):
+    """What ends this rank together with another one, or for want of it.
+
+    Args:
+        text: Which rank, and why.
+        code: The exit code, the same on every rank.
+    """
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Why a run ends, as the first rank says that knows it; all others take it over.
+
+    Attributes:
+        rank: Who says it.
+        code: The exit code of all ranks.
+        text: The reason, with the rank that is at fault.
+    """
+
+    rank: int
+    code: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where a rank looks for the others.
+
+    Attributes:
+        rank: 0 to world_size - 1.
+        world_size: Ranks that are to come.
+        host: MASTER_ADDR.
+        port: MASTER_PORT.
+        launchers: Whether the launcher (torchrun, accelerate launch) holds the store, and not rank 0.
+        attempt: How often the launcher has started these ranks again.
+    """
+
+    rank: int
+    world_size: int
+    host: str
+    port: int
+    launchers: bool
+    attempt: str
+
+    @classmethod
+    def read(cls, rank: int, world_size: int, environment: Mapping[str, str]) -> "Address":
+        """Read what the launcher left in the environment; MASTER_ADDR and MASTER_PORT are there."""
+        return cls(
+            rank=rank,
+            world_size=world_size,
+            host=environment["MASTER_ADDR"],
+            port=int(environment["MASTER_PORT"]),
+            launchers=environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True),
+            attempt=environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
+        )
+
+    @property
+    def holder(self) -> str:
+        """Name who holds the store."""
+        who = "the launcher" if self.launchers else "rank 0"
+        return f"{who} at {self.host}:{self.port}"
+
+    def connect(self, timeout_s: float, *, may_host: bool) -> Store:
+        """Connect to the store; rank 0 opens it where `may_host` and no launcher has.
+
+        Raises:
+            DistNetworkError: Nobody answered in time, or the port is in use.
+        """
+        store = TCPStore(
+            self.host,
+            self.port,
+            is_master=may_host and self.rank == 0 and not self.launchers,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            multi_tenant=not self.launchers,
+        )
+        return PrefixStore(f"rainspark/{self.attempt}", store)
+
+
+def meet(address: Address, timeout_s: float, stop_asked: Callable[[], bool]) -> Store:
+    """Wait until all ranks have come to the store.
+
+    Args:
+        address: Where they meet.
+        timeout_s: Seconds to wait.
+        stop_asked: Whether this rank was told to stop; one that was ends the wait of all.
+
+    Returns:
+        The store, this rank's connection for the process group.
+
+    Raises:
+        RankEndedError: Ranks are missing after that time (they are named), or a rank was told to stop.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    store = _connected(address, timeout_s, stop_asked)
+    store.set(_presence(address.rank), os.uname().nodename)
+    num_arrived, pause_s = store.add(_ARRIVED, 1), 0.02
+    while num_arrived < address.world_size:
+        if (verdict := read_verdict(store)) is not None:
+            raise RankEndedError(verdict.text, verdict.code)
+        if stop_asked():
+            _leave(store, address, f"rank {address.rank}: told to stop before all ranks had come", REQUEUE_CODE)
+        if time.monotonic() > deadline_s:
+            _leave(store, address, _missing(store, address, timeout_s), STALLED_CODE)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 0.5)
+        num_arrived = store.add(_ARRIVED, 0)
+    return store
+
+
+def _connected(address: Address, timeout_s: float, stop_asked: Callable[[], bool]) -> Store:
+    """Connect in a thread of its own: a signal handler runs only where this one does not sit in the library."""
+    found: list[Store] = []
+    failure: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            found.append(address.connect(timeout_s, may_host=True))
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=connect, name="meeting", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+        if stop_asked() and thread.is_alive():
+            raise RankEndedError(f"told to stop before {address.holder} had answered", REQUEUE_CODE)
+    if not failure:
+        return found[0]
+    if not isinstance(failure[0], DistNetworkError):
+        raise failure[0]
+    if "EADDRINUSE" in str(failure[0]):
+        raise RankEndedError(
+            f"rank 0 cannot open port {address.port} of MASTER_PORT: it is in use on this machine; choose a free one "
+            "(--main_process_port of accelerate launch)", STALLED_CODE,
+        ) from failure[0]  # fmt: skip
+    raise RankEndedError(
+        f"rank {address.rank}: {address.holder} (MASTER_ADDR:MASTER_PORT) did not answer within {timeout_s:g} s "
+        "(engine.start_timeout_s): it was not started, or cannot be reached from this machine", STALLED_CODE,
+    ) from failure[0]  # fmt: skip
+
+
+def _leave(store: Store, address: Address, text: str, code: int) -> None:
+    verdict = declare(store, Verdict(rank=address.rank, code=code, text=text))
+    if address.rank == 0 and not address.launchers:
+        # The store goes with this process; the others read it twice a second.
+        time.sleep(2)
+    raise RankEndedError(verdict.text, verdict.code)
+
+
+def _missing(store: Store, address: Address, timeout_s: float) -> str:
+    missing = [rank for rank in range(address.world_size) if not store.check([_presence(rank)])]
+    return (
+        f"{len(missing)} of {address.world_size} ranks did not come within {timeout_s:g} s (engine.start_timeout_s): "
+        f"{shown_ranks(missing)}; their processes were not started, ended before, or cannot reach {address.holder}"
+    )
+
+
+def shown_ranks(ranks: list[int]) -> str:
+    """Name ranks, the first of them where there are many."""
+    names = ", ".join(str(rank) for rank in ranks[:_SHOWN_RANKS])
+    return f"{names} and {len(ranks) - _SHOWN_RANKS} more" if len(ranks) > _SHOWN_RANKS else names
+
+
+def _presence(rank: int) -> str:
+    return f"present/{rank}"
+
+
+def host_of(store: Store, rank: int) -> str:
+    """Name the machine of a rank that has come."""
+    return store.get(_presence(rank)).decode()
+
+
+def read_verdict(store: Store) -> Verdict | None:
+    """Read why the run ends, None while it does not."""
+    return Verdict(**json.loads(store.get(_VERDICT))) if store.check([_VERDICT]) else None
+
+
+def declare(store: Store, verdict: Verdict) -> Verdict:
+    """Say why the run ends, unless another rank has: the reason that counts comes back."""
+    return Verdict(**json.loads(store.compare_set(_VERDICT, "", json.dumps(asdict(verdict)))))

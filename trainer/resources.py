@@ -1,0 +1,147 @@
+"""What a step costs: where its time goes, and the memory of the ranks; nothing here waits for the device."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+MEGABYTE: Final = 1_000_000
+_PAGE_TABLE: Final = Path("/proc/self/status")
+_MEMORY: Final = ("memory/cpu_mb", "memory/gpu_peak_mb")
+
+
+@dataclass
+class StepTimes:
+    """When the parts of one step began and ended.
+
+    On a GPU the marks are events, which are read once the step's figures have arrived: the host runs ahead, and its
+    own clock says nothing.
+
+    Args:
+        device: Where the step is computed.
+        data_s: Seconds that the host waited for the step's data.
+    """
+
+    device: torch.device
+    data_s: float
+    _host_s: list[float] = field(default_factory=list)
+    _events: list[torch.cuda.Event] = field(default_factory=list)
+
+    def mark(self) -> None:
+        """End a part and begin the next: before the first forward, after the last backward pass, around the update."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            self._events.append(event)
+        else:
+            self._host_s.append(time.perf_counter())
+
+    def part_s(self, number: int) -> float:
+        """Give the seconds between two marks, part 0 lying between the first two; the device has come past both."""
+        if self._events:
+            return float(self._events[number].elapsed_time(self._events[number + 1])) / 1000
+        return self._host_s[number + 1] - self._host_s[number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """Host times when a step had been handed to the device.
+
+    Attributes:
+        now_s: Time.
+        boundary_s: Seconds spent in evaluations and saves so far.
+    """
+
+    now_s: float
+    boundary_s: float
+
+
+class Speed:
+    """Sums up the times of the steps between two lines of metrics.
+
+    Args:
+        global_batch: Windows an update.
+    """
+
+    def __init__(self, global_batch: int) -> None:
+        self.global_batch = global_batch
+        self._data_s = self._forward_backward_s = self._update_s = 0.0
+        self._before = Clock(now_s=time.perf_counter(), boundary_s=0.0)
+        self._step = 0
+
+    def start(self, step: int, clock: Clock) -> None:
+        """Begin to count after so many finished steps."""
+        self._before, self._step = clock, step
+        self._data_s = self._forward_backward_s = self._update_s = 0.0
+
+    def add(self, times: StepTimes) -> None:
+        """Take a step's times, once its figures have arrived."""
+        self._data_s += times.data_s
+        self._forward_backward_s += times.part_s(0)
+        self._update_s += times.part_s(2)
+
+    def line(self, finished: int, clock: Clock) -> dict[str, float]:
+        """Give this rank's times per step since the last line, and begin anew.
+
+        `time/data_s` is the host's wait for data, `time/forward_backward_s` and `time/update_s` are the device's, and
+        `time/other_s` is what is left of the step: copies, sums over ranks that are none of these, gaps. Where a GPU
+        computes while the host waits for data, the parts overlap.
+        """
+        num_steps = finished - self._step
+        spent_s = clock.now_s - self._before.now_s - (clock.boundary_s - self._before.boundary_s)
+        parts_s = self._data_s, self._forward_backward_s, self._update_s
+        self.start(finished, clock)
+        if spent_s <= 0 or num_steps <= 0:
+            return {}
+        return {
+            "windows_per_s": num_steps * self.global_batch / spent_s,
+            "step_time_s": spent_s / num_steps,
+            "data_wait_share": min(parts_s[0] / spent_s, 1.0),
+            "time/data_s": parts_s[0] / num_steps,
+            "time/forward_backward_s": parts_s[1] / num_steps,
+            "time/update_s": parts_s[2] / num_steps,
+            "time/other_s": max(spent_s - sum(parts_s), 0.0) / num_steps,
+        }
+
+
+def memory_table(rank: int, world_size: int, device: torch.device) -> Tensor:
+    """Give this rank's memory in a table of zeros: the sum over ranks is the table of all, and no maximum is asked for.
+
+    Args:
+        rank: This process.
+        world_size: All of them.
+        device: Where it computes.
+
+    Returns:
+        Megabytes, flat: resident memory of every rank, then, on a GPU, its peak of memory in tensors.
+    """
+    own = [resident_mb(), *([torch.cuda.max_memory_allocated(device) / MEGABYTE] if device.type == "cuda" else [])]
+    table = torch.zeros(len(own), world_size, dtype=torch.float64, device=device)
+    for kind, value in enumerate(own):
+        table[kind, rank].fill_(value)
+    return table.flatten()
+
+
+def memory_line(table: list[float], world_size: int) -> dict[str, float]:
+    """Give the metrics of a table of all ranks: the largest of each kind."""
+    kinds = [table[start : start + world_size] for start in range(0, len(table), world_size)]
+    return {name: max(values) for name, values in zip(_MEMORY, kinds, strict=False)}
+
+
+def resident_mb() -> float:
+    """Measure this process' resident memory in megabytes; 0 where the system does not tell."""
+    if sys.platform != "linux":
+        return 0.0
+    for line in _PAGE_TABLE.read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024 / MEGABYTE
+    return 0.0
+
+
+def device_name(device: torch.device) -> str:
+    """Name what a rank computes on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,146 @@
+"""What a run has cost: its attempts, those that were killed too, and their device hours."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+LOG = logging.getLogger(__name__)
+
+USAGE_FILE: Final = "usage.json"
+RUNNING: Final = "running"
+KILLED: Final = "killed"
+REWRITE_S: Final = 10.0
+SECONDS_AN_HOUR: Final = 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One start of a run, to its end or to the last that is known of it.
+
+    Attributes:
+        started_utc: When its first process was there.
+        ended_utc: When it ended; of one that was killed, when it was last known to be alive.
+        processes: How many there were, one a device.
+        device: What they computed on.
+        device_hours: Hours from start to end, times the processes.
+        first_step: Steps that were done when it started.
+        last_step: Steps that were done when it ended.
+        outcome: "done", "stopped", the cause that ended it ("settings", "data", "nonfinite", "checkpoint", "stalled",
+            "crash"), "killed" where nothing could be said, or "running".
+    """
+
+    started_utc: str
+    ended_utc: str
+    processes: int
+    device: str
+    device_hours: float
+    first_step: int
+    last_step: int
+    outcome: str
+
+
+class Usage:
+    """The attempts of a run, in a file of its folder; the main rank, which holds the folder, has one.
+
+    Args:
+        folder: Of the run.
+        processes: Of this attempt.
+        device: What they compute on.
+        first_step: Steps that are done.
+        started_s: When the attempt began, on this process' monotonic clock.
+    """
+
+    def __init__(self, folder: Path, *, processes: int, device: str, first_step: int, started_s: float) -> None:
+        self._path = folder / USAGE_FILE
+        self._started_s = started_s
+        self._written_s = -float("inf")
+        now_s = time.time()
+        self._now = Attempt(
+            started_utc=_utc(now_s - (time.monotonic() - started_s)), ended_utc=_utc(now_s), processes=processes,
+            device=device, device_hours=0.0, first_step=first_step, last_step=first_step, outcome=RUNNING,
+        )  # fmt: skip
+        self._before = [
+            replace(attempt, outcome=KILLED) if attempt.outcome == RUNNING else attempt for attempt in _read(self._path)
+        ]
+        self.alive(first_step)
+
+    def alive(self, step: int) -> None:
+        """Note that the run has come so far; written every 10 seconds at most."""
+        if time.monotonic() - self._written_s >= REWRITE_S:
+            self._note(step, RUNNING)
+
+    def end(self, outcome: str, step: int | None = None) -> None:
+        """Note how this attempt ends."""
+        self._note(self._now.last_step if step is None else step, outcome)
+
+    @property
+    def attempts(self) -> Sequence[Attempt]:
+        """All attempts, this one last."""
+        return [*self._before, self._now]
+
+    @property
+    def device_hours(self) -> float:
+        """Hours of all attempts."""
+        return sum(attempt.device_hours for attempt in self.attempts)
+
+    def told(self) -> str:
+        """Say what the run has cost so far."""
+        now, count = self._now, len(self._before) + 1
+        attempts = "1 attempt" if count == 1 else f"{count} attempts"
+        return f"{self.device_hours:.3g} device hours in {attempts} (now {now.processes} x {now.device})"
+
+    def _note(self, step: int, outcome: str) -> None:
+        spent_h = (time.monotonic() - self._started_s) / SECONDS_AN_HOUR
+        self._now = replace(
+            self._now, ended_utc=_utc(time.time()), device_hours=round(self._now.processes * spent_h, 6),
+            last_step=max(step, self._now.first_step), outcome=outcome,
+        )  # fmt: skip
+        self._written_s = time.monotonic()
+        try:
+            write_json(self._path, [asdict(attempt) for attempt in self.attempts])
+        except OSError as error:
+            # What a run costs is no reason to end it.
+            LOG.warning("%s was not written: %s", self._path, error)
+
+
+def _read(path: Path) -> list[Attempt]:
+    """Read the attempts so far; a file that is damaged is kept beside, and counting starts anew."""
+    if not path.exists():
+        return []
+    try:
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "started_utc": str, "ended_utc": str, "device": str, "outcome": str, "device_hours": (int, float),
+        }  # fmt: skip
+        attempts = [Attempt(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        for attempt in attempts:
+            if not all(isinstance(value, kinds.get(name, int)) for name, value in asdict(attempt).items()):
+                raise ValueError(f"an attempt is {attempt}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        LOG.warning("%s cannot be read (%s): kept as %s; device hours count from here", path, error, aside.name)
+        try:
+            path.replace(aside)
+        except OSError as failure:
+            LOG.warning("%s cannot be moved: %s", path, failure)
+        return []
+    return attempts
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a file in one move, so that a kill leaves the one before.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _utc(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
