@@ -1,0 +1,177 @@
+"""Checks of memory: what a rank needs on its device and on the machine, by the formula of trainer/memory.py."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from launch.doctor_findings import GIB, MIB, SETTINGS, Finding, Job, fail, guarded, number, ok, warn
+
+if TYPE_CHECKING:
+    from trainer.memory import ModelSize, RankMemory
+    from trainer.memory_trace import Activations
+    from trainer.windows import Windows
+
+PROCESS_BYTES: Final = 1 * GIB
+"""Interpreter, torch and DeepSpeed: 0.9 to 1.1 GiB measured on a CPU, of which ranks of a node share 0.4 GiB of pages.
+
+CUDA's libraries take more.
+"""
+DEVICE_RESERVE_BYTES: Final = int(1.5 * GIB)
+"""CUDA context, NCCL's buffers and convolution workspaces: an allowance, not measured here."""
+COMFORTABLE: Final = 0.9
+"""Above this share of a memory, fragmentation or a neighbour may end the run."""
+
+
+def count_model(job: Job) -> tuple["ModelSize | None", list[Finding]]:
+    """Count the model that the settings describe."""
+    size: ModelSize | None = None
+
+    def look() -> list[Finding]:
+        nonlocal size
+        size = model_size(job)
+        return [ok("model", f"{size.parameters / 1e6:.1f} million parameters, {size.trained / 1e6:.1f} trained")]
+
+    found = guarded("model", SETTINGS, look)
+    return size, found
+
+
+def model_size(job: Job) -> "ModelSize":
+    """Count the model without building its weights."""
+    import torch
+
+    from data.units import ModelSpace
+    from trainer.config import FinetuneConfig
+    from trainer.forecaster import build_nowcaster
+    from trainer.memory import size_of
+    from trainer.pretrain import build_model
+
+    config = job.config
+    given = config.model.space
+    with torch.device("meta"):
+        if isinstance(config, FinetuneConfig):
+            space = ModelSpace(kind=given.kind, scale_mmh=given.scale_mmh, clip_mmh=given.clip_mmh)
+            return size_of(build_nowcaster(config.model, space))
+        return size_of(build_model(config))
+
+
+def checkpoint_bytes(job: Job, size: "ModelSize") -> int:
+    """Count the bytes of one checkpoint: weights, moments, averages, all whole."""
+    from trainer.memory import num_moments, value_bytes
+
+    unit = value_bytes(job.config.engine)
+    weights = size.parameters * unit + size.buffer_bytes
+    averages = weights if job.config.optim.ema_decay is not None else 0
+    # state.json: the configuration, and a step count a parameter.
+    return weights + averages + num_moments(job.config.optim) * size.trained * unit + MIB
+
+
+def check_memory(
+    job: Job, windows: "Windows", size: "ModelSize", measured: "Activations | None" = None
+) -> list[Finding]:
+    """Estimate a rank's memory and compare it with what there is.
+
+    Args:
+        job: The run.
+        windows: Its archive.
+        size: Its model.
+        measured: Its activations; None to measure them.
+    """
+
+    def look() -> list[Finding]:
+        import torch
+
+        from trainer.memory import rank_memory
+        from trainer.memory_trace import measure_activations
+
+        data, engine = job.config.data, job.config.engine
+        part = max(data.micro // job.world_size, 1)
+        activations = measured or measure_activations(job.config, windows.index)
+        memory = rank_memory(
+            size,
+            job.config.optim,
+            engine,
+            world_size=job.world_size,
+            micro_steps=data.global_batch // data.micro,
+            activations=activations.of(part),
+        )
+        on_gpu = engine.device == "cuda" or (
+            engine.device == "auto" and (torch.cuda.is_available() or job.device_memory_gb is not None)
+        )
+        host = host_bytes(job, windows) + checkpoint_bytes(job, size) // job.ranks_per_node
+        if not on_gpu:
+            return [_describe(memory, part), _against_ram(job, host + memory.peak)]
+        return [_describe(memory, part), _against_device(job, memory), _against_ram(job, host)]
+
+    return guarded("memory", SETTINGS, look)
+
+
+def _describe(memory: "RankMemory", part: int) -> Finding:
+    names = ("weights", "master", "moments", "gradients", "average", "backward", "activations", "update")
+    parts = [f"{name} {getattr(memory, name) / GIB:.2f}" for name in names if getattr(memory, name)]
+    text = f"{memory.resident / GIB:.2f} GiB from step to step, {memory.peak / GIB:.2f} at the peak"
+    return ok("memory a rank", f"{text} with {number(part, 'window')} a forward ({', '.join(parts)})")
+
+
+def _against_device(job: Job, memory: "RankMemory") -> Finding:
+    import torch
+
+    name, there = "GPU", 0
+    if job.device_memory_gb is not None:
+        there = round(job.device_memory_gb * 1e9)
+    elif torch.cuda.is_available():
+        name, there = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
+    if there == 0:
+        return warn(
+            "device memory",
+            "there is no GPU here, and nobody said how much memory the job's have",
+            advice="add --device-memory-gb",
+        )
+    return _compared("device memory", memory.peak + DEVICE_RESERVE_BYTES, there, name, per_rank=True)
+
+
+def _against_ram(job: Job, per_rank: int) -> Finding:
+    needed = per_rank * job.ranks_per_node
+    whose = f"{number(job.ranks_per_node, 'rank')} a node"
+    return _compared("machine memory", needed, machine_bytes(), whose, per_rank=False)
+
+
+def _compared(what: str, needed: int, there: int, whose: str, *, per_rank: bool) -> Finding:
+    text = f"{needed / GIB:.2f} GiB needed, {there / GIB:.1f} there ({whose})"
+    advice = "lower data.micro_batch" + ("" if per_rank else " or data.decoded_mb, start fewer ranks a node")
+    advice += ", or set model.checkpoint_blocks, engine.zero_stage 1 to 3 or engine.precision bf16"
+    if needed > there:
+        return fail(what, text, SETTINGS, expected="less", advice=advice)
+    if needed > COMFORTABLE * there:
+        return warn(what, text, expected=f"{COMFORTABLE:.0%} of it at most", advice=advice)
+    return ok(what, text)
+
+
+def host_bytes(job: Job, windows: "Windows") -> int:
+    """Count what a rank holds on the host: itself, compressed and decoded frames, batches made ready."""
+    from data.batches import default_block_bytes, default_lanes
+
+    data, index = job.config.data, windows.index
+    lanes = data.lanes or default_lanes(data.micro)
+    block = default_block_bytes(data.global_batch, lanes) if data.block_mb is None else round(data.block_mb * 1e6)
+    largest = max(entry.num_bytes for entry in index.sequences)
+    own_lanes = max(1, -(-lanes // job.world_size))
+    # A block ends with the sequence that it began; the archive itself is the most that blocks can hold.
+    held = min(own_lanes * (block + largest), sum(entry.num_bytes for entry in index.sequences))
+    batch = max(data.global_batch // job.world_size, 1) * windows.train.window * index.rows * index.cols * 2
+    frames = sum(entry.num_frames for entry in index.sequences) * index.rows * index.cols * 2
+    decoded = min(round(data.decoded_mb * MIB), frames)
+    ahead = min(round(data.prefetch_mb * MIB), held)
+    return PROCESS_BYTES + held + ahead + decoded + (data.prefetch_steps + 3) * batch
+
+
+def machine_bytes() -> int:
+    """Give this machine's memory, or the share of it that a control group leaves to this process."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            whole = min(whole, int(text))
+    return whole

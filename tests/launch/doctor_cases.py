@@ -1,0 +1,51 @@
+"""What the doctor's tests share: a job to ask about, and places that really fail."""
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.doctor_findings import Finding, Job
+from tests.integration.runs import arguments
+from trainer.config import PretrainConfig, parse_config
+
+
+def job_of(shards: Path, run: Path, *, world_size: int = 1, **overrides: object) -> Job:
+    """Ask about the smallest run; `job__lead_s` and the like set fields of the job itself."""
+    own = {key.removeprefix("job__"): value for key, value in overrides.items() if key.startswith("job__")}
+    rest = {key: value for key, value in overrides.items() if not key.startswith("job__")}
+    fields: dict[str, Any] = {
+        "world_size": world_size, "ranks_per_node": world_size, "lead_s": 180.0, "sample": 4, "device_memory_gb": None,
+    }  # fmt: skip
+    config = parse_config(arguments(shards, run, **rest), PretrainConfig, prog="test")
+    return Job(config=config, **(fields | own))
+
+
+def levels(findings: Sequence[Finding]) -> list[str]:
+    """Give the levels, in order."""
+    return [finding.level for finding in findings]
+
+
+def failure(findings: Sequence[Finding]) -> Finding:
+    """Give the one failure among them."""
+    failures = [finding for finding in findings if finding.level == "FAIL"]
+    assert len(failures) == 1, [str(finding) for finding in findings]
+    return failures[0]
+
+
+@contextmanager
+def small_disk(folder: Path, options: str) -> Iterator[Path]:
+    """Mount a file system in memory; skips by name where that is not allowed."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting a tmpfs is not allowed here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
