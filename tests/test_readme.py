@@ -34,7 +34,7 @@ def test_a_command_names_what_exists(command: str) -> None:
 def test_every_setting_in_the_readme_exists() -> None:
     sources = "".join(
         path.read_text(encoding="utf-8")
-        for room in ("data", "models", "trainer")
+        for room in ("data", "models", "trainer", "launch")
         for path in (REPOSITORY / room).rglob("*.py")
     )
     known = {
@@ -44,12 +44,14 @@ def test_every_setting_in_the_readme_exists() -> None:
         # Settings of evaluate.py, options of the launchers and of the parser itself.
         *("split", "models", "report", "protocol", "num_processes", "num_cpu_threads_per_process"),
         *("help", "print_config"),
-        # The command of another tool.
-        "format",
+        # Commands of other tools.
+        *("format", "gpus-per-node", "cpus-per-gpu", "signal", "batch", "partition"),
+        # Options of the batch script.
+        *re.findall(r"--([a-z-]+)", (REPOSITORY / "launch" / "multinode.sh").read_text(encoding="utf-8")),
     }
     asked = set(re.findall(r"--([a-z][a-z_-]*(?:\.[a-z_]+)*)", README))
     assert asked <= known, asked - known
-    named = set(re.findall(r"`((?:data|run|optim|engine)\.[a-z_.]+)`", README))
+    named = set(re.findall(r"`((?:data|run|optim|engine|tracking)\.[a-z_.]+)`", README))
     assert named <= {*dotted_keys(PretrainConfig), *dotted_keys(FinetuneConfig)}, named
 
 
