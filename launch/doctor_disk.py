@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from data.transfer import make_durable
 from launch.doctor_findings import CHECKPOINT, GIB, MIB, SETTINGS, Finding, Job, fail, guarded, ok, warn
 
 CHECKPOINT_FILES: Final = 5
@@ -128,19 +129,11 @@ def _rename(trial: Path) -> None:
         file.write(b"rainspark")
         file.flush()
         os.fsync(file.fileno())
-    _sync(inside)
+    make_durable(inside)
     inside.rename(trial / "saved")
-    _sync(trial)
+    make_durable(trial)
     if (trial / "saved" / "file").read_bytes() != b"rainspark":
         raise OSError("a renamed file is not what was written")
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _lock(trial: Path) -> None:
@@ -237,9 +230,9 @@ def time_save(place: Path, checkpoint_bytes: int) -> float:
                 left -= file.write(block[:left])
             file.flush()
             os.fsync(file.fileno())
-        _sync(inside)
+        make_durable(inside)
         inside.rename(trial / "saved")
-        _sync(trial)
+        make_durable(trial)
         # The manifest's digest, and the proof that what was written is there.
         for _ in range(2):
             digest = hashlib.sha256()

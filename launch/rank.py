@@ -50,8 +50,9 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def extensions_folder(environment: Mapping[str, str]) -> Path:
     """Make the folder that this start builds torch extensions in, on this node alone.
 
-    A kill while DeepSpeed compiles leaves a lock file on which every later build in the folder waits for ever. Code is
-    loaded from there, so the folder must be this user's own.
+    Whoever compiles holds a lock: another start, or one that hangs; and with torch before 2.15 a kill leaves a lock
+    file on which every later build in the folder waits for ever. Code is loaded from there, so the folder must be this
+    user's own.
 
     Raises:
         LaunchError: Somebody else holds the name.

@@ -4,7 +4,6 @@ A thread cannot be ended: a store that hangs would hold up the save that a job's
 no torch, gets its order on standard input, tells on standard output what has arrived, and dies with its parent.
 """
 
-import ctypes
 import json
 import logging
 import os
@@ -18,9 +17,9 @@ from typing import Any, Final
 from data.storage import open_storage
 from models.manifest import MANIFEST_NAME, CheckpointError
 from trainer.checkpoint_transfer import push, store_errors
+from trainer.ending import end_with_parent
 
 _REPOSITORY: Final = Path(__file__).resolve().parents[1]
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _FOR_THE_RUN: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 """Signals that a scheduler sends to all processes of a job: the run saves then, and waits for the copy."""
 _LAST_WORDS_S: Final = 2.0
@@ -135,7 +134,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_RUN)
     order: dict[str, Any] = json.load(sys.stdin)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     if os.getppid() != order["parent"]:
         return 1
     logging.basicConfig(level=logging.WARNING, handlers=[_Teller()])

@@ -1,6 +1,8 @@
 """How a process ends: at once, whatever threads and exit hooks of libraries still wait for a server."""
 
+import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -13,6 +15,12 @@ from trainer.tracking_queue import THREAD_NAME
 
 LEAVE_S: Final = 10.0
 """Seconds that libraries' threads and exit hooks have after everything of ours is done."""
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when the one that started it dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def end_process(code: int) -> NoReturn:

@@ -1,6 +1,5 @@
 """What every entry point does around its work: exit codes, log lines, signals."""
 
-import ctypes
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from data.frames import DataError, printable
 from data.redaction import RedactingFormatter, redact
 from models.manifest import CheckpointError
 from models.weights import WeightsError
-from trainer.ending import end_process, flush_output, tell_thread_error
+from trainer.ending import end_process, end_with_parent, flush_output, tell_thread_error
 from trainer.engine import Engine, EngineError
 from trainer.loop import NonFiniteError
 from trainer.meeting import RankEndedError
@@ -57,7 +56,6 @@ CAUSES: tuple[tuple[type[Exception], ExitCode], ...] = (
 
 # A closed terminal (SIGHUP) is no reason to lose the steps since the last save.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopSignal:
@@ -133,7 +131,7 @@ def _launched_by_accelerate() -> bool:
 
 def _end_with_launcher() -> None:
     """Be told by SIGTERM when the launcher dies: of a SIGTERM of its own it dies without a word to its worker."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
 
 
 def set_up_logging(rank: int, level: int = logging.INFO) -> None:
