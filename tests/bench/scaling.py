@@ -63,59 +63,60 @@ def messages(work: Callable[[], None]) -> dict[str, int]:
     return dict(found)
 
 
-def measure(rank: int, world: int, together: Barrier, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """All variants, one after the other, on `world` connected processes and as many unconnected ones."""
+def measure(rank: int, world: int, stage: str, together: Barrier, given: dict[str, Any]) -> dict[str, Any]:
+    """One variant on `world` connected processes and as many unconnected ones."""
     connected = rank < world
     own = {"WORLD_SIZE": str(world)}
     if not connected:
         port = int(os.environ["MASTER_PORT"]) + rank
         own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": str(port)}
     os.environ |= own
-    results: dict[str, dict[str, Any]] = {}
     frames, positions = inputs(given["size"], given["windows"], torch.device("cpu"))
-    for stage in given["stages"]:
-        engine = Engine(engine_config(stage))
-        model = build(given["encoder"], given["width"])
-        engine.prepare(model, OptimConfig(), micro_batch=given["windows"] * engine.world_size)
-        engine.model.train()
+    engine = Engine(engine_config(stage))
+    engine.prepare(
+        build(given["encoder"], given["width"]), OptimConfig(), micro_batch=given["windows"] * engine.world_size
+    )
+    engine.model.train()
 
-        def step(engine: Engine = engine) -> None:
-            train(engine, frames, positions, 1, 0)
+    def step() -> None:
+        train(engine, frames, positions, 1, 0)
 
-        times = []
-        for _ in range(WARM_STEPS + given["rounds"]):
+    times = []
+    for _ in range(WARM_STEPS + given["rounds"]):
+        together.wait(TIMEOUT_S)
+        if not connected:
             together.wait(TIMEOUT_S)
-            if not connected:
-                together.wait(TIMEOUT_S)
-            began = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - began)
-            if connected:
-                together.wait(TIMEOUT_S)
-        results[stage] = {"step_s": times[WARM_STEPS:], "messages": messages(step)}
-        engine.shutdown(clean=True)
+        began = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - began)
+        if connected:
+            together.wait(TIMEOUT_S)
+    results = {"step_s": times[WARM_STEPS:], "messages": messages(step)}
+    engine.shutdown(clean=True)
     return results
 
 
-def report(world: int, given: argparse.Namespace, model_bytes: int) -> None:
-    """Measure one number of processes and print its lines."""
+def report(world: int, stage: str, given: argparse.Namespace, model_bytes: int) -> None:
+    """Measure one variant on one number of processes and print its line.
+
+    In processes of its own: DeepSpeed keeps groups of an engine that is gone, and a second one asks for them.
+    """
     count = world if world == 1 else 2 * world
     together = torch.multiprocessing.get_context("spawn").Barrier(count)
-    found = run_ranks(measure, count, world, together, vars(given), timeout_s=TIMEOUT_S, init_group=False)
-    for stage in given.stages:
-        # The slowest rank is what a step takes.
-        steps, apart = (
-            [max(times) for times in zip(*(rank[stage]["step_s"] for rank in ranks), strict=True)]
-            for ranks in (found[:world], found[-world:])
-        )
-        step_s, apart_s = statistics.median(steps), statistics.median(apart)
-        share = statistics.median(1 - own / step for own, step in zip(apart, steps, strict=True))
-        sent = found[0][stage]["messages"]
-        kinds = ", ".join(f"{name.strip('_')} {value / model_bytes:.2f}" for name, value in sorted(sent.items())
-                          if value > 0.001 * model_bytes)  # fmt: skip
-        print(f"| {world} | {stage} | {world * given.windows / step_s:.2f} | {given.windows / step_s:.2f} | "
-              f"{given.windows / apart_s:.2f} | {share:.0%} | {sum(sent.values()) / 1e6:.0f} | "
-              f"{kinds or 'none'} |", flush=True)  # fmt: skip
+    found = run_ranks(measure, count, world, stage, together, vars(given), timeout_s=TIMEOUT_S, init_group=False)
+    # The slowest rank is what a step takes.
+    steps, apart = (
+        [max(times) for times in zip(*(rank["step_s"] for rank in ranks), strict=True)]
+        for ranks in (found[:world], found[-world:])
+    )
+    step_s, apart_s = statistics.median(steps), statistics.median(apart)
+    share = statistics.median(1 - own / step for own, step in zip(apart, steps, strict=True))
+    sent = found[0]["messages"]
+    kinds = ", ".join(f"{name.strip('_')} {value / model_bytes:.2f}" for name, value in sorted(sent.items())
+                      if value > 0.001 * model_bytes)  # fmt: skip
+    print(f"| {world} | {stage} | {world * given.windows / step_s:.2f} | {given.windows / step_s:.2f} | "
+          f"{given.windows / apart_s:.2f} | {share:.0%} | {sum(sent.values()) / 1e6:.0f} | "
+          f"{kinds or 'none'} |", flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -139,7 +140,8 @@ def main() -> None:
           "messages a step, MB a rank | by operation, parameters = 1 |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|")
     for world in given.worlds:
-        report(world, given, model_bytes)
+        for stage in given.stages:
+            report(world, stage, given, model_bytes)
     print(f"load at the end {os.getloadavg()[0]:.1f}")
 
 
