@@ -14,15 +14,17 @@ $(READY): setup.py .ci/constraints.txt .ci/compiler
 	bash .ci/compiler
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --quiet --constraint .ci/constraints.txt --editable '.[all]'
+	# mypy finds the package by its name, whatever this folder is called.
+	mkdir -p .venv/src && ln -sfn ../.. .venv/src/rainspark
 	touch $@
 
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(BIN)/python -m data.sources.synthetic --out $(DEMO)/radar --hours 24 --seed 1 --size 192
-	$(BIN)/python -m data.pack knmi $(DEMO)/radar --out $(DEMO)/shards
+	$(BIN)/python -m rainspark.data.sources.synthetic --out $(DEMO)/radar --hours 24 --seed 1 --size 192
+	$(BIN)/python -m rainspark.data.pack knmi $(DEMO)/radar --out $(DEMO)/shards
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $$(nproc) trainer/pretrain.py --config configs/demo.yaml --data.shards $(DEMO)/shards --run.dir $(DEMO)/run
-	$(BIN)/python -m models.weights export $(DEMO)/run --out $(DEMO)/encoder.safetensors
+	$(BIN)/python -m rainspark.models.weights export $(DEMO)/run --out $(DEMO)/encoder.safetensors
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $$(nproc) trainer/finetune.py --config configs/demo_nowcast.yaml --data.shards $(DEMO)/shards \
 		--init_from $(DEMO)/run --run.dir $(DEMO)/nowcast

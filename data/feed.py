@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data.batches import BatchError
-from data.decode import Block, FrameCache
-from data.origin_frames import frame_bases
-from data.prefetch import Pipeline, StepArrays
-from data.quarantine import LostSequence, Quarantine
-from data.selection import WindowTable
-from data.sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
-from data.shards import Index
-from data.storage import Storage
+from .batches import BatchError
+from .decode import Block, FrameCache
+from .origin_frames import frame_bases
+from .prefetch import Pipeline, StepArrays
+from .quarantine import LostSequence, Quarantine
+from .selection import WindowTable
+from .sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
+from .shards import Index
+from .storage import Storage
 
 Run = tuple[SequenceReader, Pipeline, list[FrameCache]]
 """One iterator under way: what reads for it, what fills its steps, its decoded frames."""

@@ -1,4 +1,4 @@
-"""Download radar files: `python -m data.fetch knmi --dataset NAME --from DATE --to DATE --out FOLDER_OR_BUCKET`."""
+"""Download radar files: `python -m rainspark.data.fetch knmi --dataset NAME --from DATE --to DATE --out FOLDER_OR_BUCKET`."""
 
 import argparse
 import fcntl
@@ -16,14 +16,14 @@ from typing import Final
 
 from tqdm import tqdm
 
-from data.command import GOES_ON, run_command
-from data.download import Downloader, publish
-from data.frames import DataError
-from data.json_checks import shown
-from data.knmi_api import API_URL, DATASETS, KEY_ADVICE, KEY_VARIABLE, KnmiApi, Listing, RemoteFile
-from data.sequences import TimeSpan
-from data.storage import Storage, open_storage
-from data.web import AnswerError, StoppedError, Web
+from .command import GOES_ON, run_command
+from .download import Downloader, publish
+from .frames import DataError
+from .json_checks import shown
+from .knmi_api import API_URL, DATASETS, KEY_ADVICE, KEY_VARIABLE, KnmiApi, Listing, RemoteFile
+from .sequences import TimeSpan
+from .storage import Storage, open_storage
+from .web import AnswerError, StoppedError, Web
 
 PARTS_FOLDER: Final = ".fetching"
 MAX_FAILED_FILES: Final = 5
@@ -262,7 +262,7 @@ def _time(text: str, option: str, num_days: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data.fetch", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m rainspark.data.fetch", description=__doc__)
     knmi = parser.add_subparsers(dest="command", required=True).add_parser(
         "knmi", help=f"KNMI's Open Data API; the key comes from {KEY_VARIABLE}"
     )

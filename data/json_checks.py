@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
-from data.frames import Crop, DataError, Grid
+from .frames import Crop, DataError, Grid
 
 # Annotation -> the JSON type it is read from.
 JSON_TYPES: Final[Mapping[Any, tuple[type, ...]]] = {

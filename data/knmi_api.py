@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote
 
-from data.frames import DataError
-from data.json_checks import shown
-from data.sequences import TimeSpan
-from data.web import AnswerError, Web, shown_url
+from .frames import DataError
+from .json_checks import shown
+from .sequences import TimeSpan
+from .web import AnswerError, Web, shown_url
 
 API_URL: Final = "https://api.dataplatform.knmi.nl/open-data"
 KEY_VARIABLE: Final = "KNMI_API_KEY"

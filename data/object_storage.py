@@ -18,12 +18,12 @@ from typing import Any, BinaryIO, Final, TypeVar
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from data.frames import DataError
-from data.object_storage_access import Access, TimeLimits, open_access
-from data.object_storage_errors import RAISED_BY_OBSTORE, judge, judged, status_of
-from data.object_storage_reads import RangeReader, ReplacedError
-from data.retries import Retries, RetryPolicy, TransientError
-from data.transfer import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range
+from .frames import DataError
+from .object_storage_access import Access, TimeLimits, open_access
+from .object_storage_errors import RAISED_BY_OBSTORE, judge, judged, status_of
+from .object_storage_reads import RangeReader, ReplacedError
+from .retries import Retries, RetryPolicy, TransientError
+from .transfer import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range
 
 _Result = TypeVar("_Result")
 PART_BYTES: Final = 8 << 20

@@ -15,9 +15,9 @@ from urllib.parse import SplitResult, urlsplit
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
-from data.frames import DataError
-from data.redaction import redact
-from data.transfer import check_name
+from .frames import DataError
+from .redaction import redact
+from .transfer import check_name
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig

@@ -6,9 +6,9 @@ from typing import Final, TypeVar
 
 from obstore.exceptions import BaseError
 
-from data.frames import DamagedError, DataError
-from data.redaction import redact
-from data.retries import TransientError
+from .frames import DamagedError, DataError
+from .redaction import redact
+from .retries import TransientError
 
 RAISED_BY_OBSTORE: Final = (BaseError, OSError, ValueError)
 _Result = TypeVar("_Result")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 import obstore
 from obstore.exceptions import BaseError, PreconditionError
 
-from data.object_storage_errors import judged, status_of
-from data.retries import Retries, TransientError
-from data.transfer import Traffic, beyond_end
+from .object_storage_errors import judged, status_of
+from .retries import Retries, TransientError
+from .transfer import Traffic, beyond_end
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta

@@ -1,4 +1,4 @@
-"""Pack radar data into shards: `python -m data.pack knmi FILES --out SHARDS`, `python -m data.pack inspect SHARDS`."""
+"""Pack radar data into shards: `python -m rainspark.data.pack knmi FILES --out SHARDS`, `python -m rainspark.data.pack inspect SHARDS`."""
 
 import os
 import sys
@@ -12,14 +12,14 @@ from typing import Any, Final
 import blosc2
 from tqdm import tqdm
 
-from data.command import GOES_ON, run_command
-from data.contact_sheet import draw_contact_sheet
-from data.frames import DataError
-from data.origin_frames import with_rain_after
-from data.pack_command import parse_command
-from data.pack_state import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
-from data.shard_writer import PackedFrame, PlannedSequence, WrittenShard, pack_frame, write_shard
-from data.shards import (
+from .command import GOES_ON, run_command
+from .contact_sheet import draw_contact_sheet
+from .frames import DataError
+from .origin_frames import with_rain_after
+from .pack_command import parse_command
+from .pack_state import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
+from .shard_writer import PackedFrame, PlannedSequence, WrittenShard, pack_frame, write_shard
+from .shards import (
     INDEX_NAME,
     SCHEMA_VERSION,
     Index,
@@ -30,12 +30,12 @@ from data.shards import (
     load_index,
     signed,
 )
-from data.sources.source import MAX_COUNT, NO_ROUNDING, Rounding, Source
-from data.storage import Storage, open_storage
-from data.summary import sum_totals, summarise, totals_to_json
-from data.survey import MAX_BAD_HINT, Job, PackInput, PackOptions, Part, survey
-from data.tiling import Unit
-from data.units import MISSING_COUNT
+from .sources.source import MAX_COUNT, NO_ROUNDING, Rounding, Source
+from .storage import Storage, open_storage
+from .summary import sum_totals, summarise, totals_to_json
+from .survey import MAX_BAD_HINT, Job, PackInput, PackOptions, Part, survey
+from .tiling import Unit
+from .units import MISSING_COUNT
 
 NO_CHANGE_MMH: Final = 5e-5
 """Changes below this are those of floats that stand for the same number."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from data.frames import Crop, DataError, parse_crop
-from data.shards import MAX_CADENCE_S
-from data.sources.importer import ImporterSource
-from data.sources.knmi import KnmiSource
-from data.sources.odim import QUANTITIES, OdimSource, parse_zr
-from data.sources.smaat import GROUPS, SmaatSource
-from data.sources.source import Source
-from data.survey import MEGABYTE, WINDOW, PackInput, PackOptions
+from .frames import Crop, DataError, parse_crop
+from .shards import MAX_CADENCE_S
+from .sources.importer import ImporterSource
+from .sources.knmi import KnmiSource
+from .sources.odim import QUANTITIES, OdimSource, parse_zr
+from .sources.smaat import GROUPS, SmaatSource
+from .sources.source import Source
+from .survey import MEGABYTE, WINDOW, PackInput, PackOptions
 
 BETWEEN_SOURCES: Final = "+"
 EPILOG: Final = (
@@ -133,7 +133,7 @@ def _argument(text: str) -> tuple[str, str | float]:
 
 
 def _parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data.pack", description=description, epilog=EPILOG)
+    parser = argparse.ArgumentParser(prog="python -m rainspark.data.pack", description=description, epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
     knmi = commands.add_parser("knmi", help="KNMI HDF5 composites, also inside tars and zips")
     smaat = commands.add_parser("smaat", help="SmaAt-UNet's collected HDF5: frames, or ready windows as they are")

@@ -10,12 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from data.frames import DataError
-from data.shard_writer import PlannedSequence, WrittenShard
-from data.shards import parse_sequence_entry, parse_shard_entry
-from data.sources.source import Rounding
-from data.storage import Storage
-from data.summary import totals_from_json, totals_to_json
+from .frames import DataError
+from .shard_writer import PlannedSequence, WrittenShard
+from .shards import parse_sequence_entry, parse_shard_entry
+from .sources.source import Rounding
+from .storage import Storage
+from .summary import totals_from_json, totals_to_json
 
 STATE_FOLDER: Final = ".packing/"
 JOB_NAME: Final = STATE_FOLDER + "job.json"
@@ -69,7 +69,7 @@ def open_state(storage: Storage, digest: str, *, restart: bool) -> None:
 
     Args:
         storage: The folder that is packed into.
-        digest: SHA-256 of the options and input bytes (`data.survey.Job.digest`).
+        digest: SHA-256 of the options and input bytes (`rainspark.data.survey.Job.digest`).
         restart: Drop what another pack left, finished shards and all.
 
     Raises:

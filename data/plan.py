@@ -7,10 +7,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from data.batches import BatchError, SourceShare, check_batches, mix_sources
-from data.randomness import generator
-from data.selection import WindowTable
-from data.shards import Index
+from .batches import BatchError, SourceShare, check_batches, mix_sources
+from .randomness import generator
+from .selection import WindowTable
+from .shards import Index
 
 # A window weighs this much in a block at least, bytes. Dry frames compress to almost nothing, so that compressed bytes
 # alone would let a block grow until the frames of its sequences, decoded, fit in no cache.

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data.decode import Block, FrameCache
-from data.frames import DamagedError, DataError
-from data.quarantine import Quarantine
-from data.sequence_reader import ClosedError, SequenceReader
-from data.units import MISSING_COUNT
+from .decode import Block, FrameCache
+from .frames import DamagedError, DataError
+from .quarantine import Quarantine
+from .sequence_reader import ClosedError, SequenceReader
+from .units import MISSING_COUNT
 
 # Of small blocks, one ahead is not enough to keep a store busy; of large ones, it fills the budget.
 AHEAD_BLOCKS: Final = 4

@@ -4,8 +4,8 @@ import logging
 import threading
 from dataclasses import dataclass
 
-from data.frames import DamagedError
-from data.shards import Index
+from .frames import DamagedError
+from .shards import Index
 
 LOG = logging.getLogger(__name__)
 
@@ -73,6 +73,6 @@ class Quarantine:
         listed = "".join(f"\n  {one.reason}" for one in before)
         return DamagedError(
             f"{error}\nthis is sequence {len(before) + 1} lost by this process, and data.quarantine allows "
-            f"{self._budget}; repair the archive (python -m data.verify names all damage) or allow more; "
+            f"{self._budget}; repair the archive (python -m rainspark.data.verify names all damage) or allow more; "
             f"lost before:{listed}"
         )

@@ -1,4 +1,4 @@
-"""Pack shards anew, without the source files: `python -m data.reshard SHARDS... --out NEW [--shard-mb N]`."""
+"""Pack shards anew, without the source files: `python -m rainspark.data.reshard SHARDS... --out NEW [--shard-mb N]`."""
 
 import argparse
 import sys
@@ -10,19 +10,19 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from data.blosc_chunk import TYPE_BYTES, check_chunk
-from data.command import GOES_ON, run_command
-from data.decode import check_sequence
-from data.frames import DataError
-from data.json_checks import shown
-from data.origin_frames import with_rain_after
-from data.pack_state import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
-from data.reshard_plan import OpenArchive, ReshardJob, ReshardOptions, Segment, plan_reshard
-from data.shard_writer import PackedFrame, WrittenShard, write_shard
-from data.shards import INDEX_NAME, Index, check_shard_sizes, describe_archive, dump_index, load_index, signed
-from data.storage import Storage, open_storage
-from data.summary import RainTotals, summarise
-from data.survey import MEGABYTE
+from .blosc_chunk import TYPE_BYTES, check_chunk
+from .command import GOES_ON, run_command
+from .decode import check_sequence
+from .frames import DataError
+from .json_checks import shown
+from .origin_frames import with_rain_after
+from .pack_state import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
+from .reshard_plan import OpenArchive, ReshardJob, ReshardOptions, Segment, plan_reshard
+from .shard_writer import PackedFrame, WrittenShard, write_shard
+from .shards import INDEX_NAME, Index, check_shard_sizes, describe_archive, dump_index, load_index, signed
+from .storage import Storage, open_storage
+from .summary import RainTotals, summarise
+from .survey import MEGABYTE
 
 CACHE_BYTES: Final = 2**27
 
@@ -168,7 +168,7 @@ def _write(target: Storage, job: ReshardJob) -> Index:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
-    parser = argparse.ArgumentParser(prog="python -m data.reshard", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m rainspark.data.reshard", description=__doc__)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders or addresses of packed archives")
     parser.add_argument("--out", required=True, metavar="NEW", help="folder or address of the new archive")
     parser.add_argument("--shard-mb", type=int, default=256, help="size of a shard, about (256)")

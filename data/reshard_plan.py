@@ -8,18 +8,18 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import DataError, iso_time
-from data.json_checks import canonical, shown
-from data.origin_frames import ready_origins
-from data.origins import Origin
-from data.sequences import cut_run
-from data.shard_writer import PlannedSequence
-from data.shards import SCHEMA_VERSION, Index, SequenceEntry
-from data.sources.source import NO_ROUNDING, Rounding
-from data.storage import Storage
-from data.summary import rain_of, rounding_of, sum_totals, totals_to_json
-from data.survey import MEGABYTE, MIN_SHARDS
-from data.units import MISSING_COUNT
+from .frames import DataError, iso_time
+from .json_checks import canonical, shown
+from .origin_frames import ready_origins
+from .origins import Origin
+from .sequences import cut_run
+from .shard_writer import PlannedSequence
+from .shards import SCHEMA_VERSION, Index, SequenceEntry
+from .sources.source import NO_ROUNDING, Rounding
+from .storage import Storage
+from .summary import rain_of, rounding_of, sum_totals, totals_to_json
+from .survey import MEGABYTE, MIN_SHARDS
+from .units import MISSING_COUNT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import DataError
-from data.json_checks import shown
-from data.origin_frames import by_origin, frame_bases, frames_after, origin_frames, ready_origins, wet_counts
-from data.sequences import TimeSpan
-from data.shards import Index
+from .frames import DataError
+from .json_checks import shown
+from .origin_frames import by_origin, frame_bases, frames_after, origin_frames, ready_origins, wet_counts
+from .sequences import TimeSpan
+from .shards import Index
 
 Rule = Literal["strict", "smaat_compat"]
 Published = Literal["nl50", "nl20"]
@@ -160,7 +160,7 @@ def candidate_windows(index: Index, selection: Selection) -> Candidates:
     if not 1 <= window <= index.window:
         raise DataError(
             f"windows of {window} frames were asked for, but the shards were packed for windows of 1 to "
-            f"{index.window} frames; pack again, or python -m data.reshard, with --window {max(window, 1)}, or ask for "
+            f"{index.window} frames; pack again, or python -m rainspark.data.reshard, with --window {max(window, 1)}, or ask for "
             "shorter ones"
         )
     if not -window <= selection.target_frame < window:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from data.decode import check_sequence
-from data.frames import DamagedError, DataError
-from data.shards import Index, SequenceEntry
-from data.storage import Storage
+from .decode import check_sequence
+from .frames import DamagedError, DataError
+from .shards import Index, SequenceEntry
+from .storage import Storage
 
 RANGE_BYTES: Final = 8 * 2**20
 """Longest range that is asked of a store at once. tests/bench/storage.py: single sequences of 3 MB, 4, 8 and 16 MiB all

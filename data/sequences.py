@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import DataError, iso_time
-from data.units import MISSING_COUNT
+from .frames import DataError, iso_time
+from .units import MISSING_COUNT
 
 
 @dataclass(frozen=True, kw_only=True)

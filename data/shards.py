@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Final
 
-from data.frames import Crop, DamagedError, DataError, Grid
-from data.json_checks import as_float, canonical, demand, demand_distinct, parse_json, shown, typed
-from data.origins import Origin, check_origins, common, sources_of
-from data.storage import Storage
-from data.units import MISSING_COUNT
+from .frames import Crop, DamagedError, DataError, Grid
+from .json_checks import as_float, canonical, demand, demand_distinct, parse_json, shown, typed
+from .origins import Origin, check_origins, common, sources_of
+from .storage import Storage
+from .units import MISSING_COUNT
 
 INDEX_NAME: Final = "index.json"
 SCHEMA_VERSION: Final = 2
@@ -203,7 +203,7 @@ def load_index(storage: Storage) -> Index:
     if data is None:
         raise DataError(
             f"{where} is missing: no packed archive lies there, or packing it was not finished; "
-            "pack it (python -m data.pack), the same command goes on where it stopped"
+            "pack it (python -m rainspark.data.pack), the same command goes on where it stopped"
         )
     try:
         values = parse_json(data)

@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from data.frames import DamagedError, DataError
-from data.redaction import redact
-from data.transfer import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range, make_durable
+from .frames import DamagedError, DataError
+from .redaction import redact
+from .transfer import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range, make_durable
 
 URL_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MISTYPED = re.compile(r"[\s'\"]{0,3}(?:s3|gs|az|https?|file)\s{0,2}:", re.IGNORECASE)
@@ -105,7 +105,7 @@ def open_storage(
     if to_write and scheme.group(1).lower() in {"http", "https"}:
         raise DataError(f"{redact(text)}: a web server is only read; expected a folder, s3://, gs:// or az://")
     # Who reads a folder loads no network library.
-    from data.object_storage import open_store
+    from .object_storage import open_store
 
     return open_store(text, deadline_s=deadline_s, connections=connections)
 

@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data.batches import BatchError, check_batches, default_block_bytes, mix_sources
-from data.decode import Block
-from data.feed import BlockMaker, Feed
-from data.plan import LaneOrder, evaluation_plan, gather_blocks, order_lanes, run_numbers
-from data.prefetch import StepArrays
-from data.quarantine import LostSequence
-from data.selection import WindowTable
-from data.shards import Index
-from data.storage import Storage
-from data.units import MISSING_COUNT
+from .batches import BatchError, check_batches, default_block_bytes, mix_sources
+from .decode import Block
+from .feed import BlockMaker, Feed
+from .plan import LaneOrder, evaluation_plan, gather_blocks, order_lanes, run_numbers
+from .prefetch import StepArrays
+from .quarantine import LostSequence
+from .selection import WindowTable
+from .shards import Index
+from .storage import Storage
+from .units import MISSING_COUNT
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +76,7 @@ class Stream:
         micro_batch: Windows of one forward pass, over all ranks.
         lanes: Places in the archive that a micro-batch is read from.
         block_bytes: Compressed bytes that a lane shuffles together.
-        weights: Each source's share of the windows of every batch; None: as many as it has (`data.batches`).
+        weights: Each source's share of the windows of every batch; None: as many as it has (`rainspark.data.batches`).
         rank: This process.
         world_size: Number of processes.
         threads: Decoding threads.

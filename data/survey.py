@@ -8,15 +8,15 @@ from typing import Final, NoReturn
 
 from tqdm import tqdm
 
-from data.frames import Crop, DataError
-from data.origins import Origin, check_origins
-from data.sequences import find_runs
-from data.shard_writer import PlannedSequence
-from data.shards import SCHEMA_VERSION
-from data.sources.hdf5 import ChoiceError
-from data.sources.knmi import KnmiSource
-from data.sources.source import Found, FrameRef, Header, Source
-from data.tiling import Unit, around, beyond_tiles, cut_sequences, cut_tiles, spread_tiles
+from .frames import Crop, DataError
+from .origins import Origin, check_origins
+from .sequences import find_runs
+from .shard_writer import PlannedSequence
+from .shards import SCHEMA_VERSION
+from .sources.hdf5 import ChoiceError
+from .sources.knmi import KnmiSource
+from .sources.source import Found, FrameRef, Header, Source
+from .tiling import Unit, around, beyond_tiles, cut_sequences, cut_tiles, spread_tiles
 
 MIN_SHARDS: Final = 16
 MEGABYTE: Final = 1_000_000

@@ -5,9 +5,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
-from data.frames import Crop, DataError, Grid, iso_time
-from data.sequences import Run, cut_run, find_runs
-from data.shard_writer import PlannedSequence
+from .frames import Crop, DataError, Grid, iso_time
+from .sequences import Run, cut_run, find_runs
+from .shard_writer import PlannedSequence
 
 MAX_UNIT_BYTES: Final = 2**31
 """Frames of a unit, uncompressed; its compressed ones, about a tenth of that, are in memory at once."""
@@ -72,7 +72,7 @@ def cut_sequences(
     """Cut a source's frames into sequences, of origin 0 and with their times for keys.
 
     Raises:
-        DataError: As `data.sequences.find_runs`.
+        DataError: As `rainspark.data.sequences.find_runs`.
     """
     if windows is not None:
         pieces = [(run.first, run.num_frames, 1) for run in windows]

@@ -1,4 +1,4 @@
-"""Re-read an archive and report all that is wrong with it: `python -m data.verify SHARDS [--json]`."""
+"""Re-read an archive and report all that is wrong with it: `python -m rainspark.data.verify SHARDS [--json]`."""
 
 import argparse
 import hashlib
@@ -16,17 +16,17 @@ import blosc2
 import numpy as np
 from tqdm import tqdm
 
-from data.command import EXIT_BAD_DATA, run_command
-from data.decode import decode_frame, wrong_in_json
-from data.frames import DataError, iso_time
-from data.json_checks import shown
-from data.origin_frames import by_origin, ready_origins, with_rain_after
-from data.sequences import rain_fraction
-from data.shards import INDEX_NAME, Index, SequenceEntry, load_index, verify_sequence_bytes
-from data.storage import Storage, open_storage
-from data.summary import RainTotals, rounding_of, sum_totals, totals_to_json
-from data.transfer import PARTIAL_SUFFIX
-from data.units import MISSING_COUNT
+from .command import EXIT_BAD_DATA, run_command
+from .decode import decode_frame, wrong_in_json
+from .frames import DataError, iso_time
+from .json_checks import shown
+from .origin_frames import by_origin, ready_origins, with_rain_after
+from .sequences import rain_fraction
+from .shards import INDEX_NAME, Index, SequenceEntry, load_index, verify_sequence_bytes
+from .storage import Storage, open_storage
+from .summary import RainTotals, rounding_of, sum_totals, totals_to_json
+from .transfer import PARTIAL_SUFFIX
+from .units import MISSING_COUNT
 
 READ_BYTES: Final = 2**23
 END_BYTES: Final = 2 * tarfile.BLOCKSIZE
@@ -360,7 +360,7 @@ def _said_by(header: bytes) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 sound, 4 problems, 130 interrupted (argparse: 2, usage)."""
-    parser = argparse.ArgumentParser(prog="python -m data.verify", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m rainspark.data.verify", description=__doc__)
     parser.add_argument("shards", metavar="SHARDS", help="folder or address of a packed archive")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--threads", type=int, help="shards at once (as many as cores, four at most)")

@@ -1,4 +1,4 @@
-"""What a run would stumble over, said before the queue does: `python -m launch.doctor --config configs/x.yaml`.
+"""What a run would stumble over, said before the queue does: `python -m rainspark.launch.doctor --config configs/x.yaml`.
 
 Everything that the entry point takes may follow (`--data.shards S --run.dir R ...`). One line a finding: "ok", "warn"
 (it starts, and may not go as wished) or "FAIL"; the last line counts them. Exit code: 0 without a FAIL, else the first
@@ -15,18 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from launch import (
-    doctor_checkpoints,
-    doctor_data,
-    doctor_disk,
-    doctor_machine,
-    doctor_memory,
-    doctor_settings,
-)
-from launch.doctor_findings import CHECKPOINT, SETTINGS, Finding, Job, as_json, guarded, number
+from . import doctor_checkpoints
+from . import doctor_data
+from . import doctor_disk
+from . import doctor_machine
+from . import doctor_memory
+from . import doctor_settings
+from .doctor_findings import CHECKPOINT, SETTINGS, Finding, Job, as_json, guarded, number
 
 if TYPE_CHECKING:
-    from trainer.config import TrainingConfig
+    from ..trainer.config import TrainingConfig
 
 LEAD_S: Final = 180.0
 """Warning before the time limit where no batch script says another."""
@@ -44,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m launch.doctor", description=__doc__, allow_abbrev=False,
+        prog="python -m rainspark.launch.doctor", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--entry", choices=("pretrain", "finetune"), default="pretrain", help="what will be trained")
@@ -165,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(findings: Iterator[Finding], *, json_list: bool) -> int:
     """Write the findings as they come, and what they come to; returns the exit code."""
-    from data.frames import printable
+    from ..data.frames import printable
 
     code, told = 0, []
     for finding in findings:

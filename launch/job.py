@@ -1,6 +1,6 @@
 """The batch step of a training job: starts all ranks, forwards stop signals, requeues, starts again after a crash.
 
-`python -m launch.job --home REPOSITORY [--entry pretrain] [OPTIONS] -- WORDS OF THE TRAINING PROGRAM`, by
+`python -m rainspark.launch.job --home REPOSITORY [--entry pretrain] [OPTIONS] -- WORDS OF THE TRAINING PROGRAM`, by
 `launch/multinode.sh` and `launch/submit.py`. Needs Python and PyYAML, no torch: in a container only the ranks run.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from launch.launches import (
+from .launches import (
     MAX_CRASHES,
     REQUEUE,
     Ended,
@@ -30,7 +30,7 @@ from launch.launches import (
     outcome_of,
     warned_in_a_row,
 )
-from launch.slurm import (
+from .slurm import (
     CONFIG,
     Allocation,
     LaunchError,
@@ -42,8 +42,8 @@ from launch.slurm import (
     requeue,
     time_left_s,
 )
-from launch.step import StopRequests, run_step
-from launch.words import ENTRIES, complete, configurations, setting, split_words, with_config
+from .step import StopRequests, run_step
+from .words import ENTRIES, complete, configurations, setting, split_words, with_config
 
 LOG = logging.getLogger("launch")
 RUNTIMES: Final = ("apptainer", "singularity", "srun")
@@ -110,7 +110,7 @@ def read_job(argv: Sequence[str]) -> tuple[Job, Allocation]:
     Raises:
         LaunchError: Something is missing or wrong.
     """
-    options = parser("launch.job")
+    options = parser("rainspark.launch.job")
     options.add_argument("--home", type=Path, required=True)
     options.add_argument("--entry", choices=ENTRIES, default="pretrain")
     own, words = split_words(argv)
@@ -173,7 +173,7 @@ def srun_command(job: Job, allocation: Allocation) -> list[str]:
         assert job.runtime is not None
         inside = [job.runtime, "exec", *nv, "--pwd", here, "--bind", mounts(job, here), job.container]
     program = str(job.home / "trainer" / f"{job.entry}.py")
-    return [*command, *inside, job.python, "-m", "launch.rank", program, *job.words]
+    return [*command, *inside, job.python, "-m", "rainspark.launch.rank", program, *job.words]
 
 
 def mounts(job: Job, here: str) -> str:

@@ -99,4 +99,4 @@ command -v "$python" >/dev/null || die "--python: $python is no interpreter, see
 export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
 # In place of this shell: Slurm's signals to the batch step reach what handles them. (Bash before 4.4 takes an empty
 # array for one that is not set.)
-exec "$python" -u -m launch.job --home "$home" ${passed[@]+"${passed[@]}"} -- "$@"
+exec "$python" -u -m rainspark.launch.job --home "$home" ${passed[@]+"${passed[@]}"} -- "$@"

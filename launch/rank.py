@@ -1,6 +1,6 @@
 """Become one rank: what Slurm says of this task, in the words of torch, then the training program in its place.
 
-`srun python -m launch.rank PROGRAM ARGUMENTS...`. The program takes the process over, so that the srun task is the
+`srun python -m rainspark.launch.rank PROGRAM ARGUMENTS...`. The program takes the process over, so that the srun task is the
 rank: signals reach it without a launcher in between.
 """
 
@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from launch.slurm import CONFIG, LaunchError, counts_per_node
+from .slurm import CONFIG, LaunchError, counts_per_node
 
 # Longer than a start runs where sites limit jobs to a week; what it has built it has loaded long before.
 _KEPT_S: Final = 14 * 24 * 3600.0

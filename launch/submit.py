@@ -1,6 +1,6 @@
 """Submit a training job through Submitit: the same batch step, ranks and options as `sbatch launch/multinode.sh`.
 
-`python -m launch.submit pretrain --nodes 4 --gpus 8 --partition gpu --time 24:00 -- --config configs/x.yaml`.
+`python -m rainspark.launch.submit pretrain --nodes 4 --gpus 8 --partition gpu --time 24:00 -- --config configs/x.yaml`.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from launch.job import parser, run_submitted
-from launch.slurm import CONFIG, LaunchError
-from launch.words import DEFAULT_CONFIG, ENTRIES, complete, configurations, setting, split_words, with_config
+from .job import parser, run_submitted
+from .slurm import CONFIG, LaunchError
+from .words import DEFAULT_CONFIG, ENTRIES, complete, configurations, setting, split_words, with_config
 
 HOME: Final = Path(__file__).resolve().parents[1]
 _TIME: Final = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?")
@@ -60,7 +60,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         LaunchError: A value is out of its range.
     """
-    options = parser("launch.submit")
+    options = parser("rainspark.launch.submit")
     options.description = "Submit a training job."
     options.epilog = (
         "After -- : [CONFIG] [--key.sub VALUE ...] of the training program; CONFIG of pretrain is "
@@ -102,9 +102,9 @@ def check_settings(entry: str, words: Sequence[str]) -> str | None:
         LaunchError: It will refuse them.
     """
     try:
-        from trainer.config import FinetuneConfig, PretrainConfig, parse_config
-        from trainer.engine_launch import EngineError
-        from trainer.settings import ConfigError
+        from ..trainer.config import FinetuneConfig, PretrainConfig, parse_config
+        from ..trainer.engine_launch import EngineError
+        from ..trainer.settings import ConfigError
     except ImportError as error:
         return f"settings: not checked here ({error}); the job will"
     kind: Any = PretrainConfig if entry == "pretrain" else FinetuneConfig
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         submit(read_options(argv), os.environ)
     except LaunchError as error:
-        sys.stderr.write(f"launch.submit: {error}\n")
+        sys.stderr.write(f"rainspark.launch.submit: {error}\n")
         return CONFIG
     return 0
 

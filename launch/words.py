@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from launch.slurm import LaunchError
+from .slurm import LaunchError
 
 ENTRIES: Final = ("pretrain", "finetune")
 DEFAULT_CONFIG: Final = "configs/pretrain_resnet50.yaml"

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from models.decoder import Activation, LightDecoder
-from models.encoder import Encoder
-from models.norm import BatchNorm2d
-from models.patches import PATCH
+from .decoder import Activation, LightDecoder
+from .encoder import Encoder
+from .norm import BatchNorm2d
+from .patches import PATCH
 
 
 class Autoencoder(nn.Module):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.motion import DRIZZLE_MMH, NUM_FRAMES, displacements, estimate_motion, extrapolate, fill_missing
+from .motion import DRIZZLE_MMH, NUM_FRAMES, displacements, estimate_motion, extrapolate, fill_missing
 
 EXTRA_HINT: Final = "pip install 'rainspark[nowcast]'"
 

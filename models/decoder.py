@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from models.norm import BatchNorm2d, RunningStatistics, run_block
+from .norm import BatchNorm2d, RunningStatistics, run_block
 
 Activation = Literal["leaky_relu", "relu6"]
 

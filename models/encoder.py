@@ -8,8 +8,8 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from models.norm import BatchNorm2d, run_block
-from models.sparse import PackedBlock, PackedConv2d, PackedMaxPool2d, PatchLayout
+from .norm import BatchNorm2d, run_block
+from .sparse import PackedBlock, PackedConv2d, PackedMaxPool2d, PatchLayout
 
 ENCODERS = ("resnet18", "resnet26", "resnet34", "resnet50", "resnet101")
 STAGES = ("layer1", "layer2", "layer3", "layer4")

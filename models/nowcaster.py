@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
-from models.blend import Blend
-from models.decoder import Activation
-from models.encoder import Encoder
-from models.motion import MARGIN_PX, Carried, Space, advect, carry
-from models.patches import PATCH, pack, patch_moments, patchify, place_moments
-from models.sparse import PatchLayout
-from models.translation import IdentityTranslation, TranslationName, build_translation
+from .autoencoder import Autoencoder
+from .blend import Blend
+from .decoder import Activation
+from .encoder import Encoder
+from .motion import MARGIN_PX, Carried, Space, advect, carry
+from .patches import PATCH, pack, patch_moments, patchify, place_moments
+from .sparse import PatchLayout
+from .translation import IdentityTranslation, TranslationName, build_translation
 
 Head = Literal["patch", "direct", "residual", "advected"]
 Frozen = Literal["none", "encoder", "decoder", "both"]

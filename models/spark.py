@@ -8,11 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.autoencoder import Autoencoder
-from models.decoder import Activation
-from models.encoder import Encoder
-from models.patches import PATCH, patch_moments, patchify, unpatchify
-from models.sparse import PatchLayout
+from .autoencoder import Autoencoder
+from .decoder import Activation
+from .encoder import Encoder
+from .patches import PATCH, patch_moments, patchify, unpatchify
+from .sparse import PatchLayout
 
 Loss = Literal["masked", "all"]
 Mask = TypeVar("Mask", Tensor, npt.NDArray[np.bool_])

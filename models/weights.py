@@ -1,7 +1,7 @@
 """Weights in and out: published SparK / SpaT-SparK checkpoints and our own in, encoders for timm out.
 
-    python -m models.weights export RUN_OR_CHECKPOINT --out encoder.safetensors
-    python -m models.weights import CHECKPOINT.pth [--out model.safetensors]
+    python -m rainspark.models.weights export RUN_OR_CHECKPOINT --out encoder.safetensors
+    python -m rainspark.models.weights import CHECKPOINT.pth [--out model.safetensors]
 
 Nothing that is read here can run code: `.pth` files are read with `weights_only=True`, others are safetensors.
 """
@@ -20,9 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from models.encoder import timm_shapes
-from models.manifest import CheckpointError
-from models.weights_file import ENCODER_PREFIX, Weights, WeightsError, read_weights
+from .encoder import timm_shapes
+from .manifest import CheckpointError
+from .weights_file import ENCODER_PREFIX, Weights, WeightsError, read_weights
 
 __all__ = [
     "InitReport",
@@ -36,7 +36,7 @@ __all__ = [
     "write_safetensors",
 ]
 
-# (kind of block, blocks a stage) of the encoders in `models.encoder.ENCODERS`.
+# (kind of block, blocks a stage) of the encoders in `rainspark.models.encoder.ENCODERS`.
 ARCHITECTURES = {
     (2, (2, 2, 2, 2)): "resnet18",
     (3, (2, 2, 2, 2)): "resnet26",
@@ -251,7 +251,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code (4: weights that cannot be used)."""
-    parser = argparse.ArgumentParser(prog="python -m models.weights", description="Weights in and out.")
+    parser = argparse.ArgumentParser(prog="python -m rainspark.models.weights", description="Weights in and out.")
     commands = parser.add_subparsers(required=True)
     export = commands.add_parser("export", help="write the encoder of a run for timm.create_model")
     export.add_argument("source", type=Path, help="a run's folder, a checkpoint's folder, or a weights file")

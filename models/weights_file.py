@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from models.manifest import latest_verified, verify_folder
+from .manifest import latest_verified, verify_folder
 
 ENCODER_PREFIX = "sparse_encoder.sp_cnn."
 MODEL_FILE = "model.safetensors"

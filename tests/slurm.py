@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm import fields
+from rainspark.launch.slurm import fields
 
 LOCK = Path(tempfile.gettempdir()) / "rainspark-slurm-tests.lock"
 WAIT_S = 240.0

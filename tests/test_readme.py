@@ -6,8 +6,8 @@ import shlex
 
 import pytest
 
+from rainspark.trainer.config import FinetuneConfig, PretrainConfig, dotted_keys
 from tests.conftest import REPOSITORY
-from trainer.config import FinetuneConfig, PretrainConfig, dotted_keys
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)

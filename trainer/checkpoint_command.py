@@ -1,4 +1,4 @@
-"""Look at checkpoints: `python -m trainer.checkpoint list|verify|show PLACE`.
+"""Look at checkpoints: `python -m rainspark.trainer.checkpoint list|verify|show PLACE`.
 
 PLACE is a run's folder, its `checkpoints` folder or one checkpoint's; or an address (s3://, gs://, az://, file://) of a
 store that a run copies its checkpoints to, or of one checkpoint there: what `run.checkpoint_url` names. `list` tells
@@ -19,12 +19,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from data.frames import DataError, printable
-from data.redaction import redact
-from data.storage import URL_SCHEME, Storage, open_storage
-from models.manifest import MANIFEST_NAME, STEP_FOLDER, CheckpointError, step_folders, verify_folder
-from trainer.checkpoint import Loaded, checkpoints_of, load
-from trainer.checkpoint_transfer import finished_in, pull, pull_latest, verify_in
+from ..data.frames import DataError, printable
+from ..data.redaction import redact
+from ..data.storage import URL_SCHEME, Storage, open_storage
+from ..models.manifest import MANIFEST_NAME, STEP_FOLDER, CheckpointError, step_folders, verify_folder
+from .checkpoint import Loaded, checkpoints_of, load
+from .checkpoint_transfer import finished_in, pull, pull_latest, verify_in
 
 NOT_WHOLE: Final = 4
 _DEADLINE_S: Final = 60.0
@@ -44,7 +44,7 @@ class _Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when all that was asked for is whole, 4 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.checkpoint", description="Look at checkpoints.")
+    parser = argparse.ArgumentParser(prog="python -m rainspark.trainer.checkpoint", description="Look at checkpoints.")
     parser.add_argument("command", choices=("list", "verify", "show"))
     parser.add_argument("place", metavar="PLACE", help="a run, a checkpoint, or an address (s3://...) of either")
     arguments = parser.parse_args(argv)

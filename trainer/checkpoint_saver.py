@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from models.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
-from trainer.checkpoint import Loaded, TrainState, load, save
-from trainer.checkpoint_share import share
-from trainer.checkpoint_store import CheckpointStore
-from trainer.engine import Engine, EngineState
-from trainer.settings import RunConfig
+from ..models.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
+from .checkpoint import Loaded, TrainState, load, save
+from .checkpoint_share import share
+from .checkpoint_store import CheckpointStore
+from .engine import Engine, EngineState
+from .settings import RunConfig
 
 LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

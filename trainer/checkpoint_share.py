@@ -3,8 +3,8 @@
 import torch
 import torch.distributed as dist
 
-from trainer.checkpoint import Loaded
-from trainer.engine import Engine
+from .checkpoint import Loaded
+from .engine import Engine
 
 _Tensors = dict[str, torch.Tensor]
 

@@ -3,10 +3,10 @@
 import logging
 from pathlib import Path
 
-from data.storage import open_storage
-from models.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
-from trainer.checkpoint_push import push_within
-from trainer.checkpoint_transfer import finished_in, pull_latest, step_of, store_errors
+from ..data.storage import open_storage
+from ..models.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
+from .checkpoint_push import push_within
+from .checkpoint_transfer import finished_in, pull_latest, step_of, store_errors
 
 _logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from data.frames import DataError
-from data.storage import Storage
-from data.transfer import PARTIAL_SUFFIX, make_durable
-from models.manifest import (
+from ..data.frames import DataError
+from ..data.storage import Storage
+from ..data.transfer import PARTIAL_SUFFIX, make_durable
+from ..models.manifest import (
     CHECKPOINTS_FOLDER,
     MANIFEST_NAME,
     STEP_FOLDER,
@@ -28,7 +28,7 @@ from models.manifest import (
     step_folders,
     verify_folder,
 )
-from trainer.checkpoint_retention import LEAST_KEPT, steps_to_remove
+from .checkpoint_retention import LEAST_KEPT, steps_to_remove
 
 _BLOCK_BYTES: Final = 64 << 20
 _FETCHES: Final = 3

@@ -10,13 +10,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from data.frames import DataError
-from data.selection import WindowTable
-from data.shards import Index
-from data.storage import Storage
-from data.stream import Batch, evaluation_batches
-from data.units import MISSING_COUNT
-from models.baselines import (
+from ..data.frames import DataError
+from ..data.selection import WindowTable
+from ..data.shards import Index
+from ..data.storage import Storage
+from ..data.stream import Batch, evaluation_batches
+from ..data.units import MISSING_COUNT
+from ..models.baselines import (
     Advection,
     DampedExtrapolation,
     DampingFit,
@@ -25,9 +25,9 @@ from models.baselines import (
     Persistence,
     TrainingMean,
 )
-from trainer.evaluation_config import EvaluateConfig
-from trainer.forecaster import RunForecaster, load_forecaster
-from trainer.settings import ConfigError
+from .evaluation_config import EvaluateConfig
+from .forecaster import RunForecaster, load_forecaster
+from .settings import ConfigError
 
 BASELINES: Final = ("persistence", "advection", "extrapolation", "training_mean", "damped_extrapolation")
 FITTED: Final = ("training_mean", "damped_extrapolation")

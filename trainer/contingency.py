@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from trainer.fss import BoolArray, FloatArray, fss_sums
+from .fss import BoolArray, FloatArray, fss_sums
 
 RAIN_EDGES_MMH: Final = (0.1, 0.178, 0.316, 0.562, 1.0, 1.78, 3.16, 5.62, 10.0, 17.8, 31.6, 56.2, 100.0)
 """Bounds of the classes of rain rates, four a decade: narrower ones would be empty or doubled by KNMI's 0.12 mm/h."""

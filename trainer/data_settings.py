@@ -3,10 +3,10 @@
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 
-from data.frames import DataError
-from data.selection import Published, Rule, Selection, choose
-from data.sequences import TimeSpan
-from trainer.settings import ConfigError, at_least
+from ..data.frames import DataError
+from ..data.selection import Published, Rule, Selection, choose
+from ..data.sequences import TimeSpan
+from .settings import ConfigError, at_least
 
 _SIZES = {
     "block_mb": "megabytes",
@@ -25,7 +25,7 @@ class WindowsConfig:
     or by stated times. A window belongs to a part when all its frames do.
 
     Args:
-        shards: Where packed shards lie (`python -m data.pack`): a folder, or s3://, gs://, az:// or https://.
+        shards: Where packed shards lie (`python -m rainspark.data.pack`): a folder, or s3://, gs://, az:// or https://.
         source: Read only this source of a mixed archive. Null: all of them.
         weights: Share of each source's windows in every batch, '{"NAME": 0.5, "OTHER": 0.5}'. Null: as it has windows.
         select: `nl50`, `nl20`: the published selections, at least 50% or 20% of rainy pixels.

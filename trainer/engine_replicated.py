@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.averaging import Parts
-from trainer.optim import set_schedule
+from .averaging import Parts
+from .optim import set_schedule
 
 
 @dataclass(frozen=True)

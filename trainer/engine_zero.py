@@ -11,11 +11,11 @@ import torch.distributed as dist
 from accelerate import DeepSpeedPlugin
 from torch import Tensor, nn
 
-from trainer.averaging import Parts
-from trainer.engine_lamb import PartitionedLamb
-from trainer.engine_launch import EngineConfig, EngineError, Processes
-from trainer.engine_replicated import LossScale, UpdateResult
-from trainer.optim import counts_steps, fresh_state, set_schedule
+from .averaging import Parts
+from .engine_lamb import PartitionedLamb
+from .engine_launch import EngineConfig, EngineError, Processes
+from .engine_replicated import LossScale, UpdateResult
+from .optim import counts_steps, fresh_state, set_schedule
 
 # Elements of a reduction: DeepSpeed's default of 5e8 sets 2 GB aside before the first step.
 BUCKET_ELEMENTS = 50_000_000

@@ -15,16 +15,16 @@ from typing import NoReturn, TypeVar, cast
 
 import torch.distributed as dist
 
-from data.batches import BatchError
-from data.frames import DataError, printable
-from data.redaction import RedactingFormatter, redact
-from models.manifest import CheckpointError
-from models.weights import WeightsError
-from trainer.ending import end_process, end_with_parent, flush_output, tell_thread_error
-from trainer.engine import Engine, EngineError
-from trainer.loop import NonFiniteError
-from trainer.meeting import RankEndedError
-from trainer.settings import ConfigError
+from ..data.batches import BatchError
+from ..data.frames import DataError, printable
+from ..data.redaction import RedactingFormatter, redact
+from ..models.manifest import CheckpointError
+from ..models.weights import WeightsError
+from .ending import end_process, end_with_parent, flush_output, tell_thread_error
+from .engine import Engine, EngineError
+from .loop import NonFiniteError
+from .meeting import RankEndedError
+from .settings import ConfigError
 
 LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

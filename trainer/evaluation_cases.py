@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from trainer.contestants import WindowRain
-from trainer.evaluation_config import EvaluateConfig
-from trainer.evaluation_plan import Plan
-from trainer.forecast_pictures import Case
-from trainer.settings import ConfigError
+from .contestants import WindowRain
+from .evaluation_config import EvaluateConfig
+from .evaluation_plan import Plan
+from .forecast_pictures import Case
+from .settings import ConfigError
 
 FloatArray = npt.NDArray[np.float64]
 _WHY: Final = ("the most rain", "the largest change", "as much rain as the median")

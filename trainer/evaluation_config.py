@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from data.selection import Published, Rule
-from trainer.config import ConfigError, WindowsConfig, parse_config
-from trainer.verification import PUBLISHED_THRESHOLD_MMH, Settings
+from ..data.selection import Published, Rule
+from .config import ConfigError, WindowsConfig, parse_config
+from .verification import PUBLISHED_THRESHOLD_MMH, Settings
 
 Split = Literal["test", "validation", "train", "all"]
 LISTS: Final = ("models", "thresholds", "scales", "cases")
@@ -23,7 +23,7 @@ class ArchiveConfig:
     """The archive that is scored, and, where no run says how it was split in time, its split.
 
     Args:
-        shards: Where packed shards lie (`python -m data.pack`): a folder, or s3://, gs://, az:// or https://.
+        shards: Where packed shards lie (`python -m rainspark.data.pack`): a folder, or s3://, gs://, az:// or https://.
         source: Score only this source of a mixed archive.
         select: As in training: `nl50`, `nl20`, the published selections.
         select_rule: As in training: `strict` or `smaat_compat`.
@@ -172,7 +172,7 @@ def parse_evaluation(argv: Sequence[str]) -> EvaluateConfig:
     """Read the command line: `--config FILE`, `--key.sub value`, and lists as one value a word.
 
     Raises:
-        ConfigError: As `trainer.config.parse_config`.
+        ConfigError: As `rainspark.trainer.config.parse_config`.
     """
     return parse_config(gather_lists(argv), EvaluateConfig, prog="trainer/evaluate.py")
 

@@ -12,15 +12,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from data.storage import open_storage
-from trainer.animation import write_animation
-from trainer.contestants import FITTED
-from trainer.contingency import RAIN_EDGES_MMH
-from trainer.evaluation_config import EvaluateConfig
-from trainer.evaluation_page import read_markdown, write_page
-from trainer.evaluation_result import Evaluation, main_threshold
-from trainer.forecast_pictures import Case, forecast_beside_radar
-from trainer.score_pictures import (
+from ..data.storage import open_storage
+from .animation import write_animation
+from .contestants import FITTED
+from .contingency import RAIN_EDGES_MMH
+from .evaluation_config import EvaluateConfig
+from .evaluation_page import read_markdown, write_page
+from .evaluation_result import Evaluation, main_threshold
+from .forecast_pictures import Case, forecast_beside_radar
+from .score_pictures import (
     bias_against_lead,
     error_against_lead,
     fss_against_scale,
@@ -28,10 +28,10 @@ from trainer.score_pictures import (
     rain_rate_distribution,
     skill_against_lead,
 )
-from trainer.scores import CSV_NAME, JSON_NAME, MARKDOWN_NAME, write_scores
-from trainer.settings import ConfigError
-from trainer.significance import Interval, bootstrap
-from trainer.verification import Scores, compute
+from .scores import CSV_NAME, JSON_NAME, MARKDOWN_NAME, write_scores
+from .settings import ConfigError
+from .significance import Interval, bootstrap
+from .verification import Scores, compute
 
 ROWS_FOLDER: Final = "rows"
 PICTURES_FOLDER: Final = "pictures"

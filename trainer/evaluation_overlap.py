@@ -8,16 +8,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import DataError
-from data.sequences import TimeSpan
-from data.shards import Index
-from models.manifest import CheckpointError
-from models.weights import WeightsError
-from trainer.checkpoint import STATE_FILE, chosen_weights
-from trainer.evaluation_config import EvaluateConfig
-from trainer.forecaster import RunForecaster
-from trainer.settings import ConfigError
-from trainer.state import parse_state
+from ..data.frames import DataError
+from ..data.sequences import TimeSpan
+from ..data.shards import Index
+from ..models.manifest import CheckpointError
+from ..models.weights import WeightsError
+from .checkpoint import STATE_FILE, chosen_weights
+from .evaluation_config import EvaluateConfig
+from .forecaster import RunForecaster
+from .settings import ConfigError
+from .state import parse_state
 
 SYNTHETIC: Final = "synthetic storms"
 """The source that data.sources.knmi gives to made-up rain: its times and its grid are made up too."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from data.frames import iso_time
-from trainer.evaluation_result import Evaluation, main_threshold
-from trainer.html_report import Picture, Section, Table, write_report
-from trainer.score_pictures import USEFUL_BIAS
-from trainer.score_tables import mse_comparison
-from trainer.state import installed_versions
-from trainer.verification import Scores
+from ..data.frames import iso_time
+from .evaluation_result import Evaluation, main_threshold
+from .html_report import Picture, Section, Table, write_report
+from .score_pictures import USEFUL_BIAS
+from .score_tables import mse_comparison
+from .state import installed_versions
+from .verification import Scores
 
 _CELL_END: Final = re.compile(r"(?<!\\)\|")
 _NUMBER: Final = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
@@ -58,7 +58,7 @@ class MarkdownSection:
 
 
 def read_markdown(markdown: str) -> list[MarkdownSection]:
-    """Cut what `trainer.score_tables.markdown` writes at its headings of second order; what is before them is left."""
+    """Cut what `rainspark.trainer.score_tables.markdown` writes at its headings of second order; what is before them is left."""
     parts = re.split(r"^## ", markdown, flags=re.MULTILINE)[1:]
     return [MarkdownSection(heading=part.partition("\n")[0], text=part.partition("\n")[2]) for part in parts]
 

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import DataError, Grid
-from data.plan import evaluation_plan
-from data.selection import WindowTable, lost_to_gaps, select_windows
-from data.sequences import TimeSpan
-from data.shards import Index, of_source
-from data.storage import Storage
-from models.motion import LEVELS
-from trainer.contestants import FITTED, Entry, TrainingPart
-from trainer.data_settings import WindowsConfig
-from trainer.evaluation_config import SPLIT_KEYS, EvaluateConfig
-from trainer.evaluation_overlap import SYNTHETIC, Spans, listed, overlaps, recorded_spans
-from trainer.forecaster import RunForecaster
-from trainer.settings import ConfigError
-from trainer.verification import Settings, WindowId
-from trainer.windows import open_archive, split_archive
+from ..data.frames import DataError, Grid
+from ..data.plan import evaluation_plan
+from ..data.selection import WindowTable, lost_to_gaps, select_windows
+from ..data.sequences import TimeSpan
+from ..data.shards import Index, of_source
+from ..data.storage import Storage
+from ..models.motion import LEVELS
+from .contestants import FITTED, Entry, TrainingPart
+from .data_settings import WindowsConfig
+from .evaluation_config import SPLIT_KEYS, EvaluateConfig
+from .evaluation_overlap import SYNTHETIC, Spans, listed, overlaps, recorded_spans
+from .forecaster import RunForecaster
+from .settings import ConfigError
+from .verification import Settings, WindowId
+from .windows import open_archive, split_archive
 
 ADVECTION_PIXELS = 2 * LEVELS[0]
 LOG = logging.getLogger(__name__)

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.contestants import FITTED
-from trainer.evaluation_cases import Chosen
-from trainer.evaluation_config import EvaluateConfig
-from trainer.evaluation_plan import Plan
-from trainer.score_tables import References
-from trainer.significance import bootstrap
-from trainer.verification import PUBLISHED_THRESHOLD_MMH, Rows
+from .contestants import FITTED
+from .evaluation_cases import Chosen
+from .evaluation_config import EvaluateConfig
+from .evaluation_plan import Plan
+from .score_tables import References
+from .significance import bootstrap
+from .verification import PUBLISHED_THRESHOLD_MMH, Rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

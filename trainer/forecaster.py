@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.frames import DataError, Grid
-from data.units import ModelSpace
-from models.encoder import build_encoder
-from models.manifest import CheckpointError
-from models.matching import match_distribution
-from models.motion import advect, displacements, estimate_motion, fill_missing
-from models.nowcaster import Nowcaster
-from models.patches import PATCH
-from models.smaat_unet import SmaAtUNet
-from trainer.checkpoint import Loaded, best_checkpoint, load
-from trainer.config import ConfigError, FinetuneConfig, from_dict
-from trainer.settings import NowcastConfig
+from ..data.frames import DataError, Grid
+from ..data.units import ModelSpace
+from ..models.encoder import build_encoder
+from ..models.manifest import CheckpointError
+from ..models.matching import match_distribution
+from ..models.motion import advect, displacements, estimate_motion, fill_missing
+from ..models.nowcaster import Nowcaster
+from ..models.patches import PATCH
+from ..models.smaat_unet import SmaAtUNet
+from .checkpoint import Loaded, best_checkpoint, load
+from .config import ConfigError, FinetuneConfig, from_dict
+from .settings import NowcastConfig
 
 
 def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> Nowcaster | SmaAtUNet:
@@ -155,7 +155,7 @@ class RunForecaster:
         return Grid.from_json(self.data["grid"])
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int | None = None) -> Tensor:
-        """Forecast rain; see `models.baselines.Forecaster`. Frames are extended to whole patches and cut again.
+        """Forecast rain; see `rainspark.models.baselines.Forecaster`. Frames are extended to whole patches and cut again.
 
         Args:
             rain_mmh_bthw: Rain in mm/h, 0 where missing.

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.frames import DataError
-from data.origins import Origin
-from data.selection import WindowTable
-from data.stream import Batch, evaluation_batches
-from trainer.data_settings import WindowsConfig
-from trainer.engine import Engine
-from trainer.entry import on_all_ranks
-from trainer.windows import Windows, wettest
+from ..data.frames import DataError
+from ..data.origins import Origin
+from ..data.selection import WindowTable
+from ..data.stream import Batch, evaluation_batches
+from .data_settings import WindowsConfig
+from .engine import Engine
+from .entry import on_all_ranks
+from .windows import Windows, wettest
 
 LOG = logging.getLogger(__name__)
 EVALUATED = "held_out_loss"

@@ -9,11 +9,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import Crop, DataError, Frame, Grid, iso_time
-from data.sources import knmi
-from data.sources.knmi import FileRef
-from data.units import MISSING_COUNT
-from trainer.projection import PolarStereographic
+from ..data.frames import Crop, DataError, Frame, Grid, iso_time
+from ..data.sources import knmi
+from ..data.sources.knmi import FileRef
+from ..data.units import MISSING_COUNT
+from .projection import PolarStereographic
 
 PIXEL_TOLERANCE: Final = 1e-3
 """Offsets are float32 in files: a thousandth of a pixel is rounding, more is another grid."""
@@ -57,7 +57,7 @@ def read_latest(paths: Iterable[Path], *, grid: Grid, cadence_s: int, frames_in:
 
     Raises:
         DataError: Too few files, a gap, another cadence, another grid, a frame without any measurement, files of
-            two products, or what `data.sources.knmi` refuses: two of one time, a damaged one.
+            two products, or what `rainspark.data.sources.knmi` refuses: two of one time, a damaged one.
     """
     given = knmi.scan(paths)
     refs = given[-frames_in:]

@@ -10,32 +10,32 @@ from typing import IO, Generic, TypeVar, cast
 import torch
 from torch import nn
 
-from data.frames import DataError
-from data.shards import Index
-from data.stream import Stream
-from data.units import ModelSpace
-from models.manifest import CheckpointError, latest_verified
-from models.patches import PATCH
-from models.weights import InitReport
-from trainer.checkpoint import Loaded, TrainState, check_resume, chosen_weights, installed_versions
-from trainer.checkpoint_saver import Saver
-from trainer.config import FinetuneConfig, PretrainConfig, as_dict, as_yaml
-from trainer.ending import say_out
-from trainer.engine import Engine, EngineState
-from trainer.entry import ExitCode, StopSignal, on_all_ranks, outcome_of, tell_ranks
-from trainer.heartbeat import WAITING
-from trainer.held_out import HeldOut
-from trainer.loop import Hooks, Loop
-from trainer.meeting import RankEndedError
-from trainer.progress import Progress
-from trainer.resources import device_name
-from trainer.run_folder import check_name, evaluation_is_owed, hold, told, writing
-from trainer.summary import summarise, summary_lines, write_summary
-from trainer.tasks import Task
-from trainer.tracking import METRICS_FILE, Trackers, open_trackers
-from trainer.tracking_services import ways_to_look
-from trainer.usage import Usage
-from trainer.windows import Windows, introduce, open_stream, open_windows
+from ..data.frames import DataError
+from ..data.shards import Index
+from ..data.stream import Stream
+from ..data.units import ModelSpace
+from ..models.manifest import CheckpointError, latest_verified
+from ..models.patches import PATCH
+from ..models.weights import InitReport
+from .checkpoint import Loaded, TrainState, check_resume, chosen_weights, installed_versions
+from .checkpoint_saver import Saver
+from .config import FinetuneConfig, PretrainConfig, as_dict, as_yaml
+from .ending import say_out
+from .engine import Engine, EngineState
+from .entry import ExitCode, StopSignal, on_all_ranks, outcome_of, tell_ranks
+from .heartbeat import WAITING
+from .held_out import HeldOut
+from .loop import Hooks, Loop
+from .meeting import RankEndedError
+from .progress import Progress
+from .resources import device_name
+from .run_folder import check_name, evaluation_is_owed, hold, told, writing
+from .summary import summarise, summary_lines, write_summary
+from .tasks import Task
+from .tracking import METRICS_FILE, Trackers, open_trackers
+from .tracking_services import ways_to_look
+from .usage import Usage
+from .windows import Windows, introduce, open_stream, open_windows
 
 LOG = logging.getLogger(__name__)
 SKIPPED = "skipped_steps"

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.frames import DataError
-from data.stream import Batch, Stream
-from trainer.engine import Engine
-from trainer.optim import OptimConfig, average_decay_at, decay_at, rate_at
-from trainer.resources import Clock, Speed, StepTimes, memory_line, memory_table
-from trainer.settings import RunConfig
-from trainer.tasks import Task
+from ..data.frames import DataError
+from ..data.stream import Batch, Stream
+from .engine import Engine
+from .optim import OptimConfig, average_decay_at, decay_at, rate_at
+from .resources import Clock, Speed, StepTimes, memory_line, memory_table
+from .settings import RunConfig
+from .tasks import Task
 
 LOG = logging.getLogger(__name__)
 
@@ -358,7 +358,7 @@ class Loop:
         if num_lost := int(stats.get("windows_lost", 0)):
             remedy = (
                 f"this rank has lost {num_lost} windows of {int(stats['quarantined'])} damaged sequences to "
-                "data.quarantine, which the log names: repair the archive (python -m data.verify names all damage)"
+                "data.quarantine, which the log names: repair the archive (python -m rainspark.data.verify names all damage)"
             )
         raise DataError(
             f"no window of {self._empty_in_a_row} steps in a row, up to step {pending.step + 1}, held a valid pixel to "

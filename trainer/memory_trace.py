@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from data.shards import Index
-from data.stream import Batch
-from data.units import ModelSpace
-from trainer import finetune, pretrain
-from trainer.config import FinetuneConfig, TrainingConfig
-from trainer.engine_launch import AUTOCAST_DTYPES
-from trainer.engine_replicated import Forward
-from trainer.forecaster import build_nowcaster
-from trainer.tasks import Task
+from ..data.shards import Index
+from ..data.stream import Batch
+from ..data.units import ModelSpace
+from .config import FinetuneConfig, TrainingConfig
+from .engine_launch import AUTOCAST_DTYPES
+from .engine_replicated import Forward
+from .forecaster import build_nowcaster
+from .tasks import Task
+from .training import finetuning as finetune
+from .training import pretraining as pretrain
 
 _MARK: Final = "rainspark mark: "
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.selection import WindowTable
-from data.stream import Batch
-from data.units import ModelSpace
-from trainer.config import FinetuneConfig
-from trainer.engine import Engine
-from trainer.forecast_pictures import Case, forecast_beside_radar
-from trainer.forecaster import forecast_whole, rain_of
-from trainer.held_out import EVALUATED, HeldOut
-from trainer.nowcast_task import Frames, NowcastTask
-from trainer.windows import Windows
+from ..data.selection import WindowTable
+from ..data.stream import Batch
+from ..data.units import ModelSpace
+from .config import FinetuneConfig
+from .engine import Engine
+from .forecast_pictures import Case, forecast_beside_radar
+from .forecaster import forecast_whole, rain_of
+from .held_out import EVALUATED, HeldOut
+from .nowcast_task import Frames, NowcastTask
+from .windows import Windows
 
 THRESHOLDS_MMH = (0.5, 1.0, 2.0)
 """Events of the scores while training; trainer/evaluate.py has all of them."""

@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data.randomness import generator
-from data.stream import Batch
-from data.units import MISSING_COUNT, ModelSpace
-from models import losses
-from models.event_loss import event_loss
-from models.patches import PATCH
-from trainer.tasks import (
+from ..data.randomness import generator
+from ..data.stream import Batch
+from ..data.units import MISSING_COUNT, ModelSpace
+from ..models import losses
+from ..models.event_loss import event_loss
+from ..models.patches import PATCH
+from .tasks import (
     Places,
     PreparedBatch,
     StepOutput,
@@ -57,7 +57,7 @@ class NowcastTask:
         space: The model's space.
         frames_in: Past frames.
         frames_out: Future frames.
-        loss: See `trainer.settings.NowcastConfig`.
+        loss: See `rainspark.trainer.settings.NowcastConfig`.
         mask_ratio: Share of the patches that are hidden while training.
         crop: Side of the random square that training windows are cut to, None for whole frames.
         depth_rates: Drop probability of each residual branch; empty without stochastic depth.

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from trainer.settings import RunConfig
+from .settings import RunConfig
 
 LOG = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from models.manifest import CheckpointError
-from trainer.held_out import EVALUATED
-from trainer.settings import ConfigError
-from trainer.tracking import METRICS_FILE
+from ..models.manifest import CheckpointError
+from .held_out import EVALUATED
+from .settings import ConfigError
+from .tracking import METRICS_FILE
 
 LOG = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from trainer.contingency import SCORE_AXES
-from trainer.significance import Interval, bootstrap, day_text, paired_difference
-from trainer.verification import (
+from .contingency import SCORE_AXES
+from .significance import Interval, bootstrap, day_text, paired_difference
+from .verification import (
     PUBLISHED_THRESHOLD_MMH,
     PublishedProtocol,
     Rows,

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from data.storage import open_storage
-from trainer.contingency import RAIN_EDGES_MMH, SCORE_AXES
-from trainer.score_tables import ModelScores, References, markdown, mse_comparison
-from trainer.settings import ConfigError
-from trainer.significance import NUM_DRAWS, Interval, check_comparable, day_text
-from trainer.verification import Rows, Settings
+from ..data.storage import open_storage
+from .contingency import RAIN_EDGES_MMH, SCORE_AXES
+from .score_tables import ModelScores, References, markdown, mse_comparison
+from .settings import ConfigError
+from .significance import NUM_DRAWS, Interval, check_comparable, day_text
+from .verification import Rows, Settings
 
 JSON_NAME: Final = "scores.json"
 CSV_NAME: Final = "scores.csv"

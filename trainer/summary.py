@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.usage import Usage, write_json
+from .usage import Usage, write_json
 
 LOG = logging.getLogger(__name__)
 

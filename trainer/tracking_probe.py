@@ -2,9 +2,9 @@
 
 import threading
 
-from data.redaction import redact
-from data.web import knock
-from trainer.tracking_queue import THREAD_NAME
+from ..data.redaction import redact
+from ..data.web import knock
+from .tracking_queue import THREAD_NAME
 
 
 def ask(address: str, seconds: float) -> None:

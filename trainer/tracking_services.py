@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
-from data.redaction import looks_secret, redact
-from trainer.tracking_probe import ask
-from trainer.tracking_queue import Tracker, describe
-from trainer.tracking_run import ServiceRun
+from ..data.redaction import looks_secret, redact
+from .tracking_probe import ask
+from .tracking_queue import Tracker, describe
+from .tracking_run import ServiceRun
 
 _logger = logging.getLogger(__name__)
 

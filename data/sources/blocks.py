@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import DataError
-from data.sources import hdf5
+from ..frames import DataError
+from . import hdf5
 
 MAX_CHUNKS: Final = 2**24
 CACHED_BYTES: Final = 2**26

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, NoReturn
 
-from data.frames import DataError
-from data.redaction import redact
-from data.sources import archives
-from data.sources.archives import Member
+from ..frames import DataError
+from ..redaction import redact
+from . import archives
+from .archives import Member
 
 ARCHIVE_ENDINGS: Final = (".tar", ".zip")
 COMPRESSED_ENDINGS: Final = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")

@@ -20,11 +20,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import Crop, DataError, Grid
-from data.sources.files import COMPRESSED_ENDINGS, Place, digest_of, files_of
-from data.sources.hdf5 import MAX_PIXELS
-from data.sources.odim import ZR
-from data.sources.source import (
+from ..frames import Crop, DataError, Grid
+from .files import COMPRESSED_ENDINGS, Place, digest_of, files_of
+from .hdf5 import MAX_PIXELS
+from .odim import ZR
+from .source import (
     QUANTUM_MMH,
     FileRef,
     Found,
@@ -47,7 +47,7 @@ SQUARE: Final = 0.01
 
 @dataclass(kw_only=True)
 class ImporterSource:
-    """Files that an importer of pysteps reads, for packing (`data.sources.source.Source`).
+    """Files that an importer of pysteps reads, for packing (`rainspark.data.sources.source.Source`).
 
     Attributes:
         importer: The importer's name as pysteps.io.get_method knows it, such as mrms_grib.

@@ -16,12 +16,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import Crop, DataError, Frame, Grid
-from data.sources import hdf5
-from data.sources.files import Place, find
-from data.sources.source import FileRef as FileRef
-from data.sources.source import Found, FrameRef, Header, Reading, Surveyed, in_time_order
-from data.units import MISSING_COUNT, SCALES_MMH
+from ..frames import Crop, DataError, Frame, Grid
+from ..units import MISSING_COUNT, SCALES_MMH
+from . import hdf5
+from .files import Place, find
+from .source import FileRef as FileRef
+from .source import Found, FrameRef, Header, Reading, Surveyed, in_time_order
 
 FILE_NAME: Final = re.compile(r"RAD_NL\d+_\w*?(\d{12})(?:_\w+)?\.h5", re.ASCII)
 FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf")
@@ -49,7 +49,7 @@ SYNTHETIC_LICENCE: Final = "CC0-1.0, synthetic"
 
 
 class KnmiSource:
-    """KNMI composites for packing (`data.sources.source.Source`)."""
+    """KNMI composites for packing (`rainspark.data.sources.source.Source`)."""
 
     @property
     def settings(self) -> str:

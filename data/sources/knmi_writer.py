@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from data.sources.knmi import MONTHS, SYNTHETIC_GROUP
-from data.units import MISSING_COUNT
+from ..units import MISSING_COUNT
+from .knmi import MONTHS, SYNTHETIC_GROUP
 
 CADENCE_S: Final = 300
 KNMI_ROWS: Final = 765

@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import pyproj
 
-from data.frames import Crop, DataError, Grid, iso_time
-from data.sources import hdf5
-from data.sources.files import Place, find
-from data.sources.source import (
+from ..frames import Crop, DataError, Grid, iso_time
+from ..units import MISSING_COUNT
+from . import hdf5
+from .files import Place, find
+from .source import (
     QUANTUM_MMH,
     FileRef,
     Found,
@@ -35,7 +36,6 @@ from data.sources.source import (
     in_time_order,
     requantise,
 )
-from data.units import MISSING_COUNT
 
 FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf", ".hd5", "-hd5")
 """The last one is that of the German weather service's composites, composite_hx_20231114_1200-hd5."""
@@ -88,7 +88,7 @@ def parse_zr(text: str) -> ZR:
 
 @dataclass(frozen=True, kw_only=True)
 class OdimSource:
-    """ODIM_H5 composites for packing (`data.sources.source.Source`).
+    """ODIM_H5 composites for packing (`rainspark.data.sources.source.Source`).
 
     Attributes:
         quantity: RATE, ACRR or DBZH; None for the only one of these that a file holds.

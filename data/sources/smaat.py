@@ -17,14 +17,14 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import Crop, DataError, Grid, iso_time
-from data.sequences import Run
-from data.sources import hdf5
-from data.sources.blocks import BlockReader
-from data.sources.files import files_of
-from data.sources.knmi import ALWAYS_MISSING, LICENCE, PRODUCT_TIME, parse_product_time
-from data.sources.source import Found, FrameRef, Header, Reading, Rounding, Surveyed
-from data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT, NL50_MAX_MM_5MIN
+from ..frames import Crop, DataError, Grid, iso_time
+from ..sequences import Run
+from ..units import KNMI_MMH_PER_COUNT, MISSING_COUNT, NL50_MAX_MM_5MIN
+from . import hdf5
+from .blocks import BlockReader
+from .files import files_of
+from .knmi import ALWAYS_MISSING, LICENCE, PRODUCT_TIME, parse_product_time
+from .source import Found, FrameRef, Header, Reading, Rounding, Surveyed
 
 GROUPS: Final = ("train", "test")
 FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf")
@@ -60,7 +60,7 @@ class CollectedRef:
 
 @dataclass(kw_only=True)
 class SmaatSource:
-    """SmaAt-UNet's collected HDF5 for packing (`data.sources.source.Source`).
+    """SmaAt-UNet's collected HDF5 for packing (`rainspark.data.sources.source.Source`).
 
     Attributes:
         group: Which group to take: train, test or both.

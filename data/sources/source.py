@@ -9,10 +9,10 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import Crop, DataError, Grid
-from data.sequences import Run
-from data.sources.files import Place
-from data.units import MISSING_COUNT
+from ..frames import Crop, DataError, Grid
+from ..sequences import Run
+from ..units import MISSING_COUNT
+from .files import Place
 
 QUANTUM_MMH: Final = 0.01
 """mm/h a count of sources that are requantised (DESIGN.md, Units)."""

@@ -1,4 +1,4 @@
-"""Moving storms in KNMI's file format: `python -m data.sources.synthetic --out FOLDER --hours 6`.
+"""Moving storms in KNMI's file format: `python -m rainspark.data.sources.synthetic --out FOLDER --hours 6`.
 
 For demos and tests, and, with `--event-hours`, to train on before there is much radar of one's own.
 
@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from data.frames import DataError
-from data.randomness import generator
-from data.sources.knmi_writer import CADENCE_S, file_name, write_knmi_file
-from data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT
+from ..frames import DataError
+from ..randomness import generator
+from ..units import KNMI_MMH_PER_COUNT, MISSING_COUNT
+from .knmi_writer import CADENCE_S, file_name, write_knmi_file
 
 __all__ = ["Event", "Weather", "events", "file_name", "iterate_storms", "main", "storms", "write_knmi_file"]
 
@@ -288,7 +288,9 @@ def _range(text: str) -> tuple[float, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 4 for sizes or a folder that cannot be."""
-    parser = argparse.ArgumentParser(prog="python -m data.sources.synthetic", description="Write moving storms.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rainspark.data.sources.synthetic", description="Write moving storms."
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
     parser.add_argument("--hours", type=float, default=6, help="length of the series (6)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal storms (0)")

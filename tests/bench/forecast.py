@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from data.sources.synthetic import storms
-from data.units import KNMI_MMH_PER_COUNT, ModelSpace
-from models.baselines import Advection, Extrapolation
-from trainer.forecaster import build_nowcaster, rain_of
-from trainer.settings import NowcastConfig
+from rainspark.data.sources.synthetic import storms
+from rainspark.data.units import KNMI_MMH_PER_COUNT, ModelSpace
+from rainspark.models.baselines import Advection, Extrapolation
+from rainspark.trainer.forecaster import build_nowcaster, rain_of
+from rainspark.trainer.settings import NowcastConfig
 
 SPACE = ModelSpace(kind="log", scale_mmh=1.0)
 RUNS = {

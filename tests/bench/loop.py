@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from data.stream import Batch
+from rainspark.data.stream import Batch
+from rainspark.trainer.config import PretrainConfig, parse_config
+from rainspark.trainer.engine import Engine
+from rainspark.trainer.entry import StopSignal
+from rainspark.trainer.loop import Hooks, Loop
+from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import make_shards
-from trainer.config import PretrainConfig, parse_config
-from trainer.engine import Engine
-from trainer.entry import StopSignal
-from trainer.loop import Hooks, Loop
-from trainer.pretrain import Pretraining
 
 
 class _Repeated:

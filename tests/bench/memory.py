@@ -1,8 +1,8 @@
 """Memory a rank, measured and as the formula says: `python -m tests.bench.memory [--encoders NAME] [--worlds 1 2 4]`.
 
 Every line is a fresh set of processes that train a few steps through the real engine. On the CPU torch's
-allocations are followed one by one (exact; `trainer.memory_trace`); on a GPU the figures are torch.cuda's. "predicted"
-is `trainer.memory.rank_memory`, with activations measured on one process.
+allocations are followed one by one (exact; `rainspark.trainer.memory_trace`); on a GPU the figures are torch.cuda's. "predicted"
+is `rainspark.trainer.memory.rank_memory`, with activations measured on one process.
 """
 
 import argparse
@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.encoder import build_encoder
-from models.masking import visible_positions
-from models.spark import SparK
+from rainspark.models.encoder import build_encoder
+from rainspark.models.masking import visible_positions
+from rainspark.models.spark import SparK
+from rainspark.trainer.engine import Engine, EngineConfig
+from rainspark.trainer.memory import RankMemory, rank_memory, size_of
+from rainspark.trainer.memory_trace import mark, traced
+from rainspark.trainer.optim import OptimConfig
 from tests.distributed import run_ranks
-from trainer.engine import Engine, EngineConfig
-from trainer.memory import RankMemory, rank_memory, size_of
-from trainer.memory_trace import mark, traced
-from trainer.optim import OptimConfig
 
 FRAMES = 12
 STAGES = ("ddp", "0", "1", "2", "3")

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.encoder import build_encoder
-from models.masking import visible_positions
-from models.spark import SparK
-from models.sparse import PatchLayout
+from rainspark.models.encoder import build_encoder
+from rainspark.models.masking import visible_positions
+from rainspark.models.spark import SparK
+from rainspark.models.sparse import PatchLayout
 from tests.models.masked_dense import MaskedDense
 
 GRID = (9, 9)

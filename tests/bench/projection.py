@@ -8,7 +8,7 @@ import argparse
 import math
 from dataclasses import dataclass
 
-from models.norm import BatchNorm2d
+from rainspark.models.norm import BatchNorm2d
 from tests.bench.memory import build
 
 FLOAT_BYTES = 4

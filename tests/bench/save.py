@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 import trainer.checkpoint as checkpoint
+from rainspark.trainer.config import PretrainConfig, parse_config
+from rainspark.trainer.engine import Engine
+from rainspark.trainer.entry import StopSignal
+from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import arguments, make_shards
-from trainer.config import PretrainConfig, parse_config
-from trainer.engine import Engine
-from trainer.entry import StopSignal
-from trainer.pretrain import Pretraining
 
 MODELS = (("resnet18", 128), ("resnet18", 768), ("resnet50", 768), ("resnet101", 768))
 PARTS = {"_write": "write", "verify_folder": "verify", "_prune": "prune"}

@@ -26,10 +26,10 @@ import torch
 import torch.multiprocessing
 from torch.profiler import ProfilerActivity, profile
 
+from rainspark.trainer.engine import Engine
+from rainspark.trainer.optim import OptimConfig
 from tests.bench.memory import STAGES, build, engine_config, inputs, train
 from tests.distributed import run_ranks
-from trainer.engine import Engine
-from trainer.optim import OptimConfig
 
 PREFIX = "c10d::"
 FLOAT_BYTES = 4

@@ -25,11 +25,11 @@ from typing import Any
 import obstore
 from obstore.store import S3Store
 
-from data.selection import Selection, WindowTable, select_windows
-from data.sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
-from data.shards import Index
-from data.storage import Storage, open_storage
-from data.stream import Stream
+from rainspark.data.selection import Selection, WindowTable, select_windows
+from rainspark.data.sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
+from rainspark.data.shards import Index
+from rainspark.data.storage import Storage, open_storage
+from rainspark.data.stream import Stream
 from tests.bench.data import BATCH, MAX_FRAMES, WINDOW, frames_to_pack, long_runs, sparse
 from tests.data.archives import PackedArchive, pack_archive
 from tests.s3_server import ACCESS_KEY, REPOSITORY, SECRET_KEY, free_port
@@ -253,7 +253,7 @@ def windows_per_s(
 
 def cached(storage: Storage, index: Index, folder: Path) -> Storage:
     """Keep shards of a store on local disk."""
-    from data.cache import CachedStorage
+    from rainspark.data.cache import CachedStorage
 
     files = {shard.name: (shard.num_bytes, shard.sha256) for shard in index.shards}
     return CachedStorage(storage, folder, 10**12, files)

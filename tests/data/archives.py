@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data.frames import Crop, Grid
-from data.origin_frames import with_rain_after
-from data.origins import Origin
-from data.selection import WindowTable
-from data.sequences import cut_run
-from data.shard_writer import PackedFrame, PlannedSequence, pack_frame, write_shard
-from data.shards import Index, SequenceEntry, ShardEntry, describe_archive, dump_index, signed
-from data.storage import Storage, open_storage
+from rainspark.data.frames import Crop, Grid
+from rainspark.data.origin_frames import with_rain_after
+from rainspark.data.origins import Origin
+from rainspark.data.selection import WindowTable
+from rainspark.data.sequences import cut_run
+from rainspark.data.shard_writer import PackedFrame, PlannedSequence, pack_frame, write_shard
+from rainspark.data.shards import Index, SequenceEntry, ShardEntry, describe_archive, dump_index, signed
+from rainspark.data.storage import Storage, open_storage
 
 DAY_S = 86400
 CADENCE_S = 300

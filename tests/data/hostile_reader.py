@@ -20,18 +20,20 @@ from typing import Any
 
 import torch
 
-from data import pack, reshard, verify
-from data.frames import DataError
-from data.selection import Selection, select_windows
-from data.shards import load_index
-from data.storage import open_storage
-from data.stream import evaluation_batches
-from models import weights
-from models.manifest import CheckpointError
-from trainer.checkpoint import load
-from trainer.config import PretrainConfig, parse_config
-from trainer.settings import ConfigError
-from trainer.verification import Rows
+from rainspark.data import pack
+from rainspark.data import reshard
+from rainspark.data import verify
+from rainspark.data.frames import DataError
+from rainspark.data.selection import Selection, select_windows
+from rainspark.data.shards import load_index
+from rainspark.data.storage import open_storage
+from rainspark.data.stream import evaluation_batches
+from rainspark.models import weights
+from rainspark.models.manifest import CheckpointError
+from rainspark.trainer.checkpoint import load
+from rainspark.trainer.config import PretrainConfig, parse_config
+from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.verification import Rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS_A_SAMPLE = 40

@@ -20,8 +20,8 @@ import h5py
 import numpy as np
 import torch
 
-from data.shards import Index, dump_index, signed
-from models.manifest import write_manifest
+from rainspark.data.shards import Index, dump_index, signed
+from rainspark.models.manifest import write_manifest
 from tests.data.radar_files import (
     FIRST_S,
     change,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.frames import DataError
-from data.storage import LocalStorage
+from rainspark.data.frames import DataError
+from rainspark.data.storage import LocalStorage
 
 TRIES = 4
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data.decode import check_sequence, decode_frame
-from data.origin_frames import with_rain_after
-from data.origins import Origin
-from data.shard_writer import PackedFrame, PlannedSequence, pack_frame, write_shard
-from data.shards import Index, describe_archive, dump_index, signed
-from data.storage import Storage, open_storage
-from data.summary import sum_totals, totals_to_json
+from rainspark.data.decode import check_sequence, decode_frame
+from rainspark.data.origin_frames import with_rain_after
+from rainspark.data.origins import Origin
+from rainspark.data.shard_writer import PackedFrame, PlannedSequence, pack_frame, write_shard
+from rainspark.data.shards import Index, describe_archive, dump_index, signed
+from rainspark.data.storage import Storage, open_storage
+from rainspark.data.summary import sum_totals, totals_to_json
 from tests.data.archives import CADENCE_S, FIRST_S, whole_origin
 
 Frames = dict[int, npt.NDArray[np.uint16]]

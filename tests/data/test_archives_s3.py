@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from data.knmi_api import times_of_name
-from data.reshard import reshard
-from data.reshard_plan import ReshardOptions
-from data.storage import Storage, open_storage
-from data.verify import verify
+from rainspark.data.knmi_api import times_of_name
+from rainspark.data.reshard import reshard
+from rainspark.data.reshard_plan import ReshardOptions
+from rainspark.data.storage import Storage, open_storage
+from rainspark.data.verify import verify
 from tests.data.knmi_server import Knmi, running
 from tests.data.radar_files import digests
 from tests.data.sound_archives import small_archive

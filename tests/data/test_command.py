@@ -2,8 +2,8 @@
 
 import pytest
 
-from data.command import EXIT_BAD_DATA, EXIT_INTERRUPTED, GOES_ON, run_command
-from data.frames import DataError
+from rainspark.data.command import EXIT_BAD_DATA, EXIT_INTERRUPTED, GOES_ON, run_command
+from rainspark.data.frames import DataError
 
 
 def test_a_commands_own_code_is_given_back(capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from data.frames import Crop, DataError
-from data.pack import main
-from data.sources.importer import ImporterSource
-from data.sources.knmi import KnmiSource
-from data.sources.odim import ZR, OdimSource
-from data.sources.source import Source
+from rainspark.data.frames import Crop, DataError
+from rainspark.data.pack import main
+from rainspark.data.sources.importer import ImporterSource
+from rainspark.data.sources.knmi import KnmiSource
+from rainspark.data.sources.odim import ZR, OdimSource
+from rainspark.data.sources.source import Source
 from tests.data.radar_files import write_series
 
 pytest.importorskip("pysteps", reason="pysteps (extra nowcast) is not installed")
@@ -91,7 +91,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "x_202001010000.bin").write_bytes(b"field")
 
     def read(answer: Any, zr: ZR | None = None) -> Any:
-        monkeypatch.setattr("data.sources.importer._pysteps_method", lambda _: lambda _, **__: answer)
+        monkeypatch.setattr("rainspark.data.sources.importer._pysteps_method", lambda _: lambda _, **__: answer)
         source = ImporterSource(importer="any", time_pattern="x_%Y%m%d%H%M.bin", zr=zr)
         (ref,) = source.scan([tmp_path]).refs
         return source.survey(ref).header, source.read(ref, WHOLE)
@@ -155,7 +155,7 @@ def test_a_package_that_an_importer_lacks_is_asked_for(tmp_path: Path, monkeypat
     def read(*_: Any, **__: Any) -> Any:
         raise ModuleNotFoundError("No module named 'pygrib'")
 
-    monkeypatch.setattr("data.sources.importer._pysteps_method", lambda _: read)
+    monkeypatch.setattr("rainspark.data.sources.importer._pysteps_method", lambda _: read)
     source = ImporterSource(importer="mrms_grib", time_pattern="x_%Y%m%d%H%M.bin")
     with pytest.raises(DataError, match="No module named 'pygrib'; install the package that it asks for"):
         source.survey(source.scan([tmp_path]).refs[0])

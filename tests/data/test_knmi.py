@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from data.frames import Crop, DataError
-from data.sources.knmi import read, read_header, scan
-from data.sources.synthetic import file_name, write_knmi_file
+from rainspark.data.frames import Crop, DataError
+from rainspark.data.sources.knmi import read, read_header, scan
+from rainspark.data.sources.synthetic import file_name, write_knmi_file
 from tests.data.radar_files import change, drop_attribute, random_counts, replace_image, set_attribute, write_series
 
 TIME_S = 1_282_780_800

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data.frames import DataError
-from data.pack import main
-from data.sources.knmi import scan
+from rainspark.data.frames import DataError
+from rainspark.data.pack import main
+from rainspark.data.sources.knmi import scan
 from tests.data.radar_files import closed_folder, without_rights, write_series
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from data.frames import Crop, DataError
-from data.sources.knmi import KnmiSource
-from data.sources.odim import OdimSource
-from data.sources.smaat import SmaatSource
-from data.sources.source import Header, Source
-from data.sources.synthetic import file_name, write_knmi_file
-from data.survey import PackOptions, survey
+from rainspark.data.frames import Crop, DataError
+from rainspark.data.sources.knmi import KnmiSource
+from rainspark.data.sources.odim import OdimSource
+from rainspark.data.sources.smaat import SmaatSource
+from rainspark.data.sources.source import Header, Source
+from rainspark.data.sources.synthetic import file_name, write_knmi_file
+from rainspark.data.survey import PackOptions, survey
 from tests.data.radar_files import (
     FIRST_S,
     odim_name,

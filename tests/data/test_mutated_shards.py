@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.frames import DataError
-from data.randomness import generator
-from data.selection import Selection, select_windows
-from data.shards import Index, dump_index, load_index, signed
-from data.storage import open_storage
-from data.stream import Batch, Stream, evaluation_batches
-from data.verify import verify
+from rainspark.data.frames import DataError
+from rainspark.data.randomness import generator
+from rainspark.data.selection import Selection, select_windows
+from rainspark.data.shards import Index, dump_index, load_index, signed
+from rainspark.data.storage import open_storage
+from rainspark.data.stream import Batch, Stream, evaluation_batches
+from rainspark.data.verify import verify
 from tests.data.archives import whole_origin
 from tests.data.sound_archives import Windows, pack_frames, small_archive, some_frames, windows_of
 

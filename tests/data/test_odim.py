@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.frames import Crop, DataError
-from data.sources.odim import ZR, OdimSource, parse_zr
-from data.sources.source import Header, Reading, requantise
+from rainspark.data.frames import Crop, DataError
+from rainspark.data.sources.odim import ZR, OdimSource, parse_zr
+from rainspark.data.sources.source import Header, Reading, requantise
 from tests.data.radar_files import (
     LAEA,
     change,

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from data.frames import Crop, DataError
-from data.pack import pack, write_archive
-from data.storage import open_storage
-from data.summary import run_lengths
-from data.survey import PackOptions, survey
+from rainspark.data.frames import Crop, DataError
+from rainspark.data.pack import pack, write_archive
+from rainspark.data.storage import open_storage
+from rainspark.data.summary import run_lengths
+from rainspark.data.survey import PackOptions, survey
 from tests.data.radar_files import change, random_counts, replace_image, set_attribute, write_series
 
 OPTIONS = PackOptions(crop=Crop(row0=2, row1=10, col0=1, col1=9), window=4, max_frames=9)

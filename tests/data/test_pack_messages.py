@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.frames import DataError
-from data.pack import main, pack
-from data.sources.odim import OdimSource
-from data.sources.smaat import SmaatSource
-from data.survey import PackOptions
+from rainspark.data.frames import DataError
+from rainspark.data.pack import main, pack
+from rainspark.data.sources.odim import OdimSource
+from rainspark.data.sources.smaat import SmaatSource
+from rainspark.data.survey import PackOptions
 from tests.data.radar_files import (
     FIRST_S,
     odim_name,

@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from data.frames import DataError
-from data.pack import main, pack
-from data.pack_state import dump_record
-from data.shard_writer import WrittenShard
-from data.summary import RainTotals, totals_from_json
-from data.survey import PackOptions, survey
+from rainspark.data.frames import DataError
+from rainspark.data.pack import main, pack
+from rainspark.data.pack_state import dump_record
+from rainspark.data.shard_writer import WrittenShard
+from rainspark.data.summary import RainTotals, totals_from_json
+from rainspark.data.survey import PackOptions, survey
 from tests.data.radar_files import CROP, OPTIONS, digests, write_series
 
 
 def start_pack(radar: Path, out: Path, **limits: Any) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "data.pack", "knmi", str(radar), "--out", str(out)]
+    command = [sys.executable, "-m", "rainspark.data.pack", "knmi", str(radar), "--out", str(out)]
     options = ["--crop", str(CROP), "--window", "4", "--frames", "9"]
     return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **limits)
 
@@ -227,7 +227,17 @@ def test_ctrl_c_stops_with_a_word_and_can_go_on(tmp_path: Path) -> None:
     radar, out, records = tmp_path / "radar", tmp_path / "out", tmp_path / "out" / ".packing"
     # Enough work that much of it is left when the first shard is seen finished.
     write_series(radar, range(36), size=(600, 600))
-    command = [sys.executable, "-m", "data.pack", "knmi", str(radar), "--out", str(out), "--window=1", "--frames=3"]
+    command = [
+        sys.executable,
+        "-m",
+        "rainspark.data.pack",
+        "knmi",
+        str(radar),
+        "--out",
+        str(out),
+        "--window=1",
+        "--frames=3",
+    ]
 
     def slow_and_open_to_signals() -> None:
         os.nice(19)

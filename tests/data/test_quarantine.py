@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.frames import DamagedError, DataError
-from data.plan import plan
-from data.selection import Selection, WindowTable, select_windows
-from data.shards import Index, signed
-from data.storage import LocalStorage, Storage
-from data.stream import Batch, Stream, evaluation_batches
+from rainspark.data.frames import DamagedError, DataError
+from rainspark.data.plan import plan
+from rainspark.data.selection import Selection, WindowTable, select_windows
+from rainspark.data.shards import Index, signed
+from rainspark.data.storage import LocalStorage, Storage
+from rainspark.data.stream import Batch, Stream, evaluation_batches
 from tests.data.archives import PackedArchive, pack_archive, random_runs
 from tests.data.remote_folder import RemoteFolder
 

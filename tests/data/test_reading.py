@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import feed, sequence_reader
-from data.batches import BatchError
-from data.frames import DataError
-from data.selection import Selection, select_windows
-from data.sequence_reader import SequenceReader
-from data.storage import Storage
-from data.stream import Batch, Stream, evaluation_batches
+from rainspark.data import feed
+from rainspark.data import sequence_reader
+from rainspark.data.batches import BatchError
+from rainspark.data.frames import DataError
+from rainspark.data.selection import Selection, select_windows
+from rainspark.data.sequence_reader import SequenceReader
+from rainspark.data.storage import Storage
+from rainspark.data.stream import Batch, Stream, evaluation_batches
 from tests.data.archives import PackedArchive, pack_archive, random_runs
 from tests.data.remote_folder import Damage, RemoteFolder
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from data.redaction import HIDDEN, redact
+from rainspark.data.redaction import HIDDEN, redact
 
 SECRETS = st.text("ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz0123456789", min_size=24, max_size=40)
 AROUND = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40)

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.command import EXIT_BAD_DATA
-from data.frames import DataError
-from data.origin_frames import ready_origins
-from data.origins import Origin
-from data.reshard import main, reshard
-from data.reshard_plan import ReshardOptions
-from data.sequences import cut_run
-from data.shards import Index, dump_index, load_index, of_source, signed
-from data.storage import open_storage
-from data.verify import verify
+from rainspark.data.command import EXIT_BAD_DATA
+from rainspark.data.frames import DataError
+from rainspark.data.origin_frames import ready_origins
+from rainspark.data.origins import Origin
+from rainspark.data.reshard import main, reshard
+from rainspark.data.reshard_plan import ReshardOptions
+from rainspark.data.sequences import cut_run
+from rainspark.data.shards import Index, dump_index, load_index, of_source, signed
+from rainspark.data.storage import open_storage
+from rainspark.data.verify import verify
 from tests.data.archives import whole_origin
 from tests.data.radar_files import digests
 from tests.data.sound_archives import Windows, pack_frames, small_archive, some_frames, windows_of

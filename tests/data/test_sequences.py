@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.frames import DataError
-from data.sequences import cut_run, find_runs, rain_fraction, split_spans
+from rainspark.data.frames import DataError
+from rainspark.data.sequences import cut_run, find_runs, rain_fraction, split_spans
 
 CADENCE_S = 300
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from data.frames import Crop, DataError, Grid
-from data.origins import Origin
-from data.shards import (
+from rainspark.data.frames import Crop, DataError, Grid
+from rainspark.data.origins import Origin
+from rainspark.data.shards import (
     Index,
     SequenceEntry,
     ShardEntry,
@@ -22,7 +22,7 @@ from data.shards import (
     signed,
     verify_sequence_bytes,
 )
-from data.storage import open_storage
+from rainspark.data.storage import open_storage
 
 
 def small_index() -> Index:

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.contact_sheet import read_frame
-from data.frames import Crop, DataError
-from data.pack import main, pack
-from data.shards import load_index
-from data.sources.blocks import BlockReader
-from data.sources.smaat import SmaatSource, parse_time
-from data.storage import open_storage
-from data.survey import PackOptions
+from rainspark.data.contact_sheet import read_frame
+from rainspark.data.frames import Crop, DataError
+from rainspark.data.pack import main, pack
+from rainspark.data.shards import load_index
+from rainspark.data.sources.blocks import BlockReader
+from rainspark.data.sources.smaat import SmaatSource, parse_time
+from rainspark.data.storage import open_storage
+from rainspark.data.survey import PackOptions
 from tests.data.radar_files import FIRST_S, digests, random_counts, write_collected
 
 WHOLE = Crop(row0=0, row1=12, col0=0, col1=10)

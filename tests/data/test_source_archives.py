@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.frames import DataError
-from data.pack import pack
-from data.sources import archives
-from data.sources.files import find
-from data.sources.knmi import read, scan
+from rainspark.data.frames import DataError
+from rainspark.data.pack import pack
+from rainspark.data.sources import archives
+from rainspark.data.sources.files import find
+from rainspark.data.sources.knmi import read, scan
 from tests.data.radar_files import NUMBERS, OPTIONS, digests, random_counts, write_archive, write_series
 
 NAME = "RAD_NL25_RAP_5min_202001010000.h5"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data.frames import DataError
-from data.storage import open_storage
+from rainspark.data.frames import DataError
+from rainspark.data.storage import open_storage
 from tests.data.radar_files import closed_folder, without_rights
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.decode import check_sequence
-from data.frames import Crop, DataError, Grid
-from data.plan import plan
-from data.selection import Selection, select_windows
-from data.shards import Index, dump_index, load_index, signed
-from data.stream import Stream, evaluation_batches
+from rainspark.data.decode import check_sequence
+from rainspark.data.frames import Crop, DataError, Grid
+from rainspark.data.plan import plan
+from rainspark.data.selection import Selection, select_windows
+from rainspark.data.shards import Index, dump_index, load_index, signed
+from rainspark.data.stream import Stream, evaluation_batches
 from tests.data.archives import PackedArchive, pack_archive, random_runs
 
 ROWS, COLS, WINDOW = 12, 16, 4

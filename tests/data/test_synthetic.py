@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.sequences import find_runs
-from data.sources.knmi import read, scan
-from data.sources.knmi_writer import file_name, write_knmi_file
-from data.sources.synthetic import events, main, storms
-from models.motion import estimate_motion
+from rainspark.data.sequences import find_runs
+from rainspark.data.sources.knmi import read, scan
+from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
+from rainspark.data.sources.synthetic import events, main, storms
+from rainspark.models.motion import estimate_motion
 
 
 def wet_shares(counts_thw: npt.NDArray[np.uint16]) -> npt.NDArray[np.float64]:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.frames import DataError
-from data.pack import pack
-from data.selection import Selection, select_windows
-from data.sources.synthetic import file_name, write_knmi_file
-from data.storage import open_storage
-from data.stream import evaluation_batches
-from data.survey import PackOptions
+from rainspark.data.frames import DataError
+from rainspark.data.pack import pack
+from rainspark.data.selection import Selection, select_windows
+from rainspark.data.sources.synthetic import file_name, write_knmi_file
+from rainspark.data.storage import open_storage
+from rainspark.data.stream import evaluation_batches
+from rainspark.data.survey import PackOptions
 from tests.data.radar_files import FIRST_S, random_counts, write_series
 
 SIZE = (4, 5)

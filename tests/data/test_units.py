@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.units import (
+from rainspark.data.units import (
     KNMI_MMH_PER_COUNT,
     NL50_MAX_MM_5MIN,
     ModelSpace,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from data.command import EXIT_BAD_DATA
-from data.frames import DataError
-from data.origin_frames import with_rain_after
-from data.shards import Index, dump_index, signed
-from data.summary import summarise
-from data.verify import Report, main, verify
+from rainspark.data.command import EXIT_BAD_DATA
+from rainspark.data.frames import DataError
+from rainspark.data.origin_frames import with_rain_after
+from rainspark.data.shards import Index, dump_index, signed
+from rainspark.data.summary import summarise
+from rainspark.data.verify import Report, main, verify
 from tests.data.archives import whole_origin
 from tests.data.sound_archives import pack_frames, small_archive, some_frames
 

@@ -8,14 +8,14 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.stream import Batch
-from models.manifest import latest_verified
+from rainspark.data.stream import Batch
+from rainspark.models.manifest import latest_verified
+from rainspark.trainer.checkpoint import save
+from rainspark.trainer.config import PretrainConfig, parse_config
+from rainspark.trainer.engine import Engine, EngineState
+from rainspark.trainer.entry import StopSignal
+from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import train
-from trainer.checkpoint import save
-from trainer.config import PretrainConfig, parse_config
-from trainer.engine import Engine, EngineState
-from trainer.entry import StopSignal
-from trainer.pretrain import Pretraining
 
 Seen = dict[str, list[list[int]]]
 """By step, [place in the global batch, window] of what a rank was given, in its order."""

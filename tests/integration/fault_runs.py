@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.manifest import step_folders
-from tests.integration import nowcast_runs, runs
-from trainer.engine import Engine, UpdateResult
-from trainer.finetune import Finetuning
-from trainer.pretrain import Pretraining
-from trainer.tasks import PreparedBatch, StepOutput
+from rainspark.models.manifest import step_folders
+from rainspark.trainer.engine import Engine, UpdateResult
+from rainspark.trainer.tasks import PreparedBatch, StepOutput
+from rainspark.trainer.training.finetuning import Finetuning
+from rainspark.trainer.training.pretraining import Pretraining
+from tests.integration import nowcast_runs
+from tests.integration import runs
 
 KINDS = ("input", "loss", "infinite loss", "gradient", "infinite gradient")
 

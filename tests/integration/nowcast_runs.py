@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from models.manifest import latest_verified
+from rainspark.models.manifest import latest_verified
+from rainspark.trainer.config import FinetuneConfig
+from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.training.finetuning import Finetuning
 from tests.integration import runs
-from trainer.config import FinetuneConfig
-from trainer.entry import ExitCode
-from trainer.finetune import Finetuning
 
 Change = Callable[[Finetuning], None]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from data.frames import DataError
-from data.stream import Batch
-from models.manifest import CheckpointError
-from trainer.engine import EngineError
-from trainer.entry import ExitCode, run_process
-from trainer.pretrain import Pretraining, main
+from rainspark.data.frames import DataError
+from rainspark.data.stream import Batch
+from rainspark.models.manifest import CheckpointError
+from rainspark.trainer.engine import EngineError
+from rainspark.trainer.entry import ExitCode, run_process
+from rainspark.trainer.training.pretraining import Pretraining, main
 
 SLEEP_S = 3600.0
 

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file
 
-from data.sources.synthetic import main as write_storms
-from models.manifest import latest_verified
-from trainer.config import FinetuneConfig, PretrainConfig, parse_config
-from trainer.engine import Engine
-from trainer.entry import STOP_SIGNALS, ExitCode, StopSignal
-from trainer.finetune import Finetuning
-from trainer.pretrain import Pretraining
+from rainspark.data.sources.synthetic import main as write_storms
+from rainspark.models.manifest import latest_verified
+from rainspark.trainer.config import FinetuneConfig, PretrainConfig, parse_config
+from rainspark.trainer.engine import Engine
+from rainspark.trainer.entry import STOP_SIGNALS, ExitCode, StopSignal
+from rainspark.trainer.training.finetuning import Finetuning
+from rainspark.trainer.training.pretraining import Pretraining
 
 TIMES = ("windows_per_s", "step_time_s", "data_wait_share", "time/", "memory/")
 
@@ -27,7 +27,7 @@ _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 
 def make_shards(folder: Path, *, hours: float = 5, size: int = 64) -> Path:
     """Write a few hours of synthetic storms and pack them; return the shards' folder."""
-    from data.pack import main as pack
+    from rainspark.data.pack import main as pack
 
     write_storms(["--out", str(folder / "radar"), "--hours", str(hours), "--seed", "3", "--size", str(size)])
     pack(["knmi", str(folder / "radar"), "--out", str(folder / "shards")])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from models.manifest import MANIFEST_NAME, step_folders
+from rainspark.models.manifest import MANIFEST_NAME, step_folders
+from rainspark.trainer.checkpoint import load
+from rainspark.trainer.entry import ExitCode, run_entry
 from tests.integration.fault_tasks import arguments
 from tests.integration.nowcast_runs import train
 from tests.integration.runs import make_shards, tensors
-from trainer.checkpoint import load
-from trainer.entry import ExitCode, run_entry
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.frames import DataError
-from data.pack import main as pack
-from data.shards import load_index
-from data.storage import open_storage
-from data.stream import Batch
-from data.units import MISSING_COUNT
+from rainspark.data.frames import DataError
+from rainspark.data.pack import main as pack
+from rainspark.data.shards import load_index
+from rainspark.data.storage import open_storage
+from rainspark.data.stream import Batch
+from rainspark.data.units import MISSING_COUNT
+from rainspark.trainer.entry import ExitCode, run_entry
+from rainspark.trainer.training.pretraining import Pretraining
 from tests.distributed import run_ranks
 from tests.integration.runs import arguments, make_shards, metrics, train, train_many
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
-from trainer.entry import ExitCode, run_entry
-from trainer.pretrain import Pretraining
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from data.frames import DataError
-from data.pack import main as pack
-from data.shards import load_index
-from data.storage import open_storage
+from rainspark.data.frames import DataError
+from rainspark.data.pack import main as pack
+from rainspark.data.shards import load_index
+from rainspark.data.storage import open_storage
+from rainspark.trainer.entry import ExitCode
 from tests.distributed import run_ranks
 from tests.integration.runs import arguments, make_shards, train, train_many
-from trainer.entry import ExitCode
 
 COUNTS = {"bytes_read", "requests", "store_bytes_read", "store_requests", "retries", "wait_s", "stall_s"}
 LOST = {"quarantined", "windows_lost"}

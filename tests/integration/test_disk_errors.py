@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data.storage import open_storage
-from models.manifest import latest_verified, step_folders, verify_folder
+from rainspark.data.storage import open_storage
+from rainspark.models.manifest import latest_verified, step_folders, verify_folder
+from rainspark.trainer.checkpoint import load
+from rainspark.trainer.checkpoint_transfer import finished_in, pull_latest, push, verify_in
 from tests.fault_server import AFTER, FAIL, KILL, SHORT, TORN, Fault, FaultServer
 from tests.integration.fault_tasks import (
     arguments,
@@ -20,8 +22,6 @@ from tests.integration.fault_tasks import (
     train_under,
 )
 from tests.integration.runs import make_shards
-from trainer.checkpoint import load
-from trainer.checkpoint_transfer import finished_in, pull_latest, push, verify_in
 
 KILLED, REFUSED = -9, 6
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)

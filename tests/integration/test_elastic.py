@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from rainspark.trainer.config import PretrainConfig, parse_config
+from rainspark.trainer.windows import open_stream, open_windows
 from tests.distributed import run_ranks
 from tests.integration.elastic_runs import Seen, both, in_order, saved_hashes
 from tests.integration.runs import arguments, make_shards, tensors
-from trainer.config import PretrainConfig, parse_config
-from trainer.windows import open_stream, open_windows
 
 STEPS, STOP = 5, 3
 # The loop reads a stop one step after it came.

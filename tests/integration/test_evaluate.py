@@ -19,16 +19,17 @@ import numpy as np
 import pytest
 import torch
 
-from data.pack import main as pack
-from data.sources.synthetic import file_name, write_knmi_file
-from models.manifest import latest_verified
+from rainspark.data.pack import main as pack
+from rainspark.data.sources.synthetic import file_name, write_knmi_file
+from rainspark.models.manifest import latest_verified
+from rainspark.trainer.checkpoint import load, save
+from rainspark.trainer.entry import ExitCode, run_entry
+from rainspark.trainer.evaluation.evaluating import INTERRUPTED, Evaluating, main
+from rainspark.trainer.verification import Rows, select
 from tests.conftest import REPOSITORY
 from tests.distributed import run_ranks
-from tests.integration import nowcast_runs, runs
-from trainer.checkpoint import load, save
-from trainer.entry import ExitCode, run_entry
-from trainer.evaluate import INTERRUPTED, Evaluating, main
-from trainer.verification import Rows, select
+from tests.integration import nowcast_runs
+from tests.integration import runs
 
 THRESHOLDS = (0.1, 0.5, 2.0)
 SPLIT = {"data__validation_share": 0.2, "data__test_share": 0.3, "data__guard_h": 0.25, "run__steps": 2}

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from rainspark.trainer.config import PretrainConfig, dotted_keys, parse_config
+from rainspark.trainer.engine import Engine
+from rainspark.trainer.entry import StopSignal
+from rainspark.trainer.optim import decay_at, rate_at
+from rainspark.trainer.training.pretraining import Pretraining
+from rainspark.trainer.windows import open_stream, open_windows
 from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments, metrics, tensors, train
-from trainer.config import PretrainConfig, dotted_keys, parse_config
-from trainer.engine import Engine
-from trainer.entry import StopSignal
-from trainer.optim import decay_at, rate_at
-from trainer.pretrain import Pretraining
-from trainer.windows import open_stream, open_windows
 
 SHORT = {"run__steps": 3, "run__evaluate_every": 2, "optim__warmup_steps": 1, "data__lanes": 1}
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from data.stream import Batch
-from models.manifest import CheckpointError, step_folders, write_manifest
+from rainspark.data.stream import Batch
+from rainspark.models.manifest import CheckpointError, step_folders, write_manifest
+from rainspark.trainer.checkpoint import load
+from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.nowcast_task import NowcastBatch
+from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.training.finetuning import Finetuning
 from tests.distributed import run_ranks
 from tests.integration.nowcast_runs import arguments, stored, train, train_many
 from tests.integration.runs import make_shards, metrics
-from trainer.checkpoint import load
-from trainer.entry import ExitCode
-from trainer.finetune import Finetuning
-from trainer.nowcast_task import NowcastBatch
-from trainer.settings import ConfigError
 
 # With everything that a resume has to bring back: averages, layer decay, crop, mask, stochastic depth, motion.
 FULL: dict[str, object] = {

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from rainspark.trainer.config import FinetuneConfig, dotted_keys, parse_config
+from rainspark.trainer.engine import Engine
+from rainspark.trainer.entry import ExitCode, StopSignal
+from rainspark.trainer.training.finetuning import Finetuning
 from tests.integration import runs
 from tests.integration.nowcast_runs import arguments, stored, train
 from tests.integration.runs import metrics
 from tests.integration.test_fields import CHANGES as PRETRAINING
 from tests.integration.test_fields import ELSEWHERE as PRETRAINING_ELSEWHERE
-from trainer.config import FinetuneConfig, dotted_keys, parse_config
-from trainer.engine import Engine
-from trainer.entry import ExitCode, StopSignal
-from trainer.finetune import Finetuning
 
 SHORT: dict[str, object] = {"run__steps": 2, "run__evaluate_every": 1, "data__lanes": 1}
 

@@ -8,20 +8,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.units import ModelSpace
-from models.manifest import latest_verified, step_folders
-from models.weights import WeightsError
+from rainspark.data.units import ModelSpace
+from rainspark.models.manifest import latest_verified, step_folders
+from rainspark.models.weights import WeightsError
+from rainspark.trainer.checkpoint import load
+from rainspark.trainer.config import FinetuneConfig, PretrainConfig, parse_config
+from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.forecaster import build_nowcaster, load_forecaster
+from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.training.finetuning import Finetuning
 from tests.conftest import REPOSITORY
 from tests.integration import runs
 from tests.integration.nowcast_runs import arguments, train
 from tests.integration.runs import make_shards
 from tests.models.published import load_inputs, write_published
-from trainer.checkpoint import load
-from trainer.config import FinetuneConfig, PretrainConfig, parse_config
-from trainer.entry import ExitCode
-from trainer.finetune import Finetuning
-from trainer.forecaster import build_nowcaster, load_forecaster
-from trainer.settings import ConfigError
 
 CONFIGS = REPOSITORY / "configs"
 

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.frames import iso_time
-from data.sequences import TimeSpan
-from data.stream import Batch, evaluation_batches
+from rainspark.data.frames import iso_time
+from rainspark.data.sequences import TimeSpan
+from rainspark.data.stream import Batch, evaluation_batches
+from rainspark.trainer.checkpoint import load
+from rainspark.trainer.config import FinetuneConfig, parse_config
+from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.forecaster import load_forecaster
+from rainspark.trainer.training.finetuning import Finetuning
+from rainspark.trainer.windows import Windows, open_stream, open_windows
 from tests.integration.nowcast_runs import arguments, train
 from tests.integration.runs import make_shards
-from trainer.checkpoint import load
-from trainer.config import FinetuneConfig, parse_config
-from trainer.entry import ExitCode
-from trainer.finetune import Finetuning
-from trainer.forecaster import load_forecaster
-from trainer.windows import Windows, open_stream, open_windows
 
 WINDOW, EPOCHS = 7, 3
 Frame = tuple[int, str]

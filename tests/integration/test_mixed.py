@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.frames import DataError
-from models.manifest import CheckpointError
+from rainspark.data.frames import DataError
+from rainspark.models.manifest import CheckpointError
+from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.evaluation.evaluating import main as evaluate
+from rainspark.trainer.forecaster import load_forecaster
+from rainspark.trainer.settings import ConfigError
 from tests.data.mixed import pack_mixed
 from tests.integration import nowcast_runs
 from tests.integration.runs import arguments, metrics, train
 from tests.integration.test_fields import plan
-from trainer.entry import ExitCode
-from trainer.evaluate import main as evaluate
-from trainer.forecaster import load_forecaster
-from trainer.settings import ConfigError
 
 HALVES = '{"Fine": 0.5, "KNMI": 0.5}'
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rainspark.trainer.entry import ExitCode
 from tests.distributed import run_ranks
 from tests.integration.runs import arguments, make_shards, metrics, tensors, train, train_many
-from trainer.entry import ExitCode
 
 
 @pytest.fixture(scope="module")

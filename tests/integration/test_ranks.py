@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from rainspark.trainer.entry import ExitCode
 from tests.fault_server import Ended, FaultServer, fault_server
 from tests.integration import rank_tasks
 from tests.integration.runs import arguments, make_shards
-from trainer.entry import ExitCode
 
 CRASH, STALLED, REQUEUE, KILLED = int(ExitCode.CRASH), int(ExitCode.STALLED), int(ExitCode.REQUEUE), -9
 TIMEOUT_S = 10

@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 import pytest
 
+from rainspark.trainer.entry import ExitCode, run_entry
+from rainspark.trainer.training.pretraining import main
 from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments
-from trainer.entry import ExitCode, run_entry
-from trainer.pretrain import main
 
 SECRETS = {
     name: f"canary{number:02}Zx9{'q7Lm'[number % 4]}" + "0a1b2c3d4e5f6g7h8i9j0k1l2m3n"
@@ -206,7 +206,7 @@ def test_two_ranks_of_slurm_with_all_services(shards: Path, tmp_path: Path, zero
     with _process_list() as seen:
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-m", "launch.rank", str(REPOSITORY / "trainer" / "pretrain.py"), *argv],
+                [sys.executable, "-m", "rainspark.launch.rank", str(REPOSITORY / "trainer" / "pretrain.py"), *argv],
                 cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 env={
                     **environment, "SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_LOCALID": str(rank),

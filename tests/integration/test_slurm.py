@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from rainspark.trainer.entry import ExitCode
 from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments, make_shards, tensors
 from tests.slurm import Cluster, processes_of, start_cluster, wait_until  # noqa: F401
-from trainer.entry import ExitCode
 
 pytestmark = pytest.mark.slow
 
@@ -117,11 +117,19 @@ def listening(node: str, port: int) -> Iterator[None]:
 
 
 class Submitted(Job):
-    """A job of `python -m launch.submit`, with a GPU (a stand-in) on each node."""
+    """A job of `python -m rainspark.launch.submit`, with a GPU (a stand-in) on each node."""
 
     def submit(self) -> None:
         options = ["--nodes", "2", "--gpus", "1", "--time", "1:00", "--signal-s", "30", "--partition", "gpu"]
-        command = [sys.executable, "-m", "launch.submit", "pretrain", *options, "--folder", str(self.folder / "jobs")]
+        command = [
+            sys.executable,
+            "-m",
+            "rainspark.launch.submit",
+            "pretrain",
+            *options,
+            "--folder",
+            str(self.folder / "jobs"),
+        ]
         said = self.cluster.call(*command, "--", *self.words, cwd=self.folder, PYTHONPATH=str(REPOSITORY))
         self.id = re.findall(r"^job +(\d+)$", said, re.MULTILINE)[0]
         assert f"run     {self.run}" in said

@@ -35,7 +35,7 @@ def start(step: int, tmp_path: Path) -> subprocess.Popen[str]:
         # The compiler's driver, ninja, is installed beside Python.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }  # fmt: skip
-    command = [sys.executable, "-m", "launch.rank", str(tmp_path / "program.py"), str(tmp_path / "slow.cpp")]
+    command = [sys.executable, "-m", "rainspark.launch.rank", str(tmp_path / "program.py"), str(tmp_path / "slow.cpp")]
     return subprocess.Popen(
         command, env={**kept, **task}, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.PIPE, text=True
     )  # fmt: skip

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models.manifest import latest_verified
+from rainspark.models.manifest import latest_verified
+from rainspark.trainer.config import PretrainConfig, as_dict, parse_config
 from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments, make_shards
 from tests.slurm import processes_of, running
-from trainer.config import PretrainConfig, as_dict, parse_config
 
 
 @pytest.mark.parametrize("per_node", [1, pytest.param(2, marks=pytest.mark.slow)])

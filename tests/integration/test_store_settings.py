@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from data.frames import DataError
-from data.storage import LocalStorage, open_storage
+from rainspark.data.frames import DataError
+from rainspark.data.storage import LocalStorage, open_storage
+from rainspark.trainer.config import PretrainConfig, parse_config
+from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.windows import Windows, open_windows
 from tests.integration.runs import arguments, make_shards, metrics, train
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
-from trainer.config import PretrainConfig, parse_config
-from trainer.entry import ExitCode
-from trainer.settings import ConfigError
-from trainer.windows import Windows, open_windows
 
 SHORT = {"run__steps": 3, "run__evaluate_every": 3, "optim__warmup_steps": 1}
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from rainspark.trainer import lifecycle
+from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.tracking import Trackers
+from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import arguments, make_shards, tensors, train
-from trainer import lifecycle
-from trainer.entry import ExitCode
-from trainer.pretrain import Pretraining
-from trainer.tracking import Trackers
 
 PARTS = ("data", "forward_backward", "update", "other")
 

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rainspark.trainer.entry import ExitCode
 from tests.conftest import REPOSITORY
 from tests.integration.nowcast_runs import arguments as nowcast_arguments
 from tests.integration.runs import arguments, metrics
 from tests.tracker_server import tracker_server
 from tests.trainer.tracked import read_back
-from trainer.entry import ExitCode
 
 SHORT: dict[str, object] = {
     "run__steps": 6, "run__evaluate_every": 3, "optim__warmup_steps": 1, "tracking__tensorboard": "true",

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from rainspark.trainer.entry import ExitCode, run_entry
+from rainspark.trainer.training.pretraining import Pretraining, main
 from tests.distributed import RankError, run_ranks
 from tests.integration.runs import arguments, make_shards, metrics, tensors, train, train_many
-from trainer.entry import ExitCode, run_entry
-from trainer.pretrain import Pretraining, main
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from launch.doctor_findings import Finding, Job
+from rainspark.launch.doctor_findings import Finding, Job
+from rainspark.trainer.config import PretrainConfig, parse_config
 from tests.integration.runs import arguments
-from trainer.config import PretrainConfig, parse_config
 
 
 def job_of(shards: Path, run: Path, *, world_size: int = 1, **overrides: object) -> Job:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.job import Job, choose_runtime, main, mounts, srun_command, step_environment
-from launch.slurm import (
+from rainspark.launch.job import Job, choose_runtime, main, mounts, srun_command, step_environment
+from rainspark.launch.slurm import (
     FIRST_PORT,
     NUM_PORTS,
     Allocation,
@@ -24,10 +24,10 @@ from launch.slurm import (
     read_allocation,
     seconds,
 )
-from launch.step import StopRequests
-from launch.words import complete, configurations, setting, with_config
+from rainspark.launch.step import StopRequests
+from rainspark.launch.words import complete, configurations, setting, with_config
+from rainspark.trainer.config import PretrainConfig, parse_config
 from tests.conftest import REPOSITORY
-from trainer.config import PretrainConfig, parse_config
 
 
 def allocation(**changes: object) -> Allocation:
@@ -57,7 +57,7 @@ def test_ranks_and_their_cpus(asked: int | None, gpus: int, tasks: int | None, r
     ]  # fmt: skip
     assert ("--gpu-bind=none" in command) == (gpus > 0)
     assert "--kill-on-bad-exit=1" in command
-    assert command[-6:] == ["/py", "-m", "launch.rank", "/repo/trainer/pretrain.py", "--config", "c d.yaml"]
+    assert command[-6:] == ["/py", "-m", "rainspark.launch.rank", "/repo/trainer/pretrain.py", "--config", "c d.yaml"]
 
 
 def test_only_the_ranks_run_in_the_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_only_the_ranks_run_in_the_container(monkeypatch: pytest.MonkeyPatch, tm
     assert command[at : at + 8] == [
         "apptainer", "exec", "--nv", "--pwd", str(tmp_path), "--bind", bound, "image.sif",
     ]  # fmt: skip
-    assert command[at + 8 :][:3] == ["python3", "-m", "launch.rank"]
+    assert command[at + 8 :][:3] == ["python3", "-m", "rainspark.launch.rank"]
     assert "--nv" not in srun_command(inside, allocation())
     command = srun_command(job(container="user/image:1", runtime="srun"), allocation())
     assert "--container-image=user/image:1" in command
@@ -182,8 +182,8 @@ def test_every_start_has_a_port_of_its_own_that_nobody_listens_on(
         process.communicate(timeout=30)
     assert choose_port("7", 1) == ports[0]
     assert listening_ports(tmp_path) == set()
-    monkeypatch.setattr("launch.slurm.NUM_PORTS", 1)
-    monkeypatch.setattr("launch.slurm.listening_ports", lambda _: {FIRST_PORT})
+    monkeypatch.setattr("rainspark.launch.slurm.NUM_PORTS", 1)
+    monkeypatch.setattr("rainspark.launch.slurm.listening_ports", lambda _: {FIRST_PORT})
     with pytest.raises(LaunchError, match="is taken"):
         choose_port("7", 1)
 

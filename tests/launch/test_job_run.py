@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.job import Supervisor, read_job
-from launch.launches import Launches
-from launch.step import StopRequests
-from models.manifest import write_manifest
+from rainspark.launch.job import Supervisor, read_job
+from rainspark.launch.launches import Launches
+from rainspark.launch.step import StopRequests
+from rainspark.models.manifest import write_manifest
 from tests.conftest import REPOSITORY
 from tests.slurm import wait_until
 
@@ -60,8 +60,8 @@ class Slurm:
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("PATH", f"{self.bin}:{os.environ['PATH']}")
         for name in ("_SETTLE_S", "_LOOK_S"):
-            monkeypatch.setattr(f"launch.job.{name}", 0.01)
-        monkeypatch.setattr("launch.step._POLL_S", 0.1)
+            monkeypatch.setattr(f"rainspark.launch.job.{name}", 0.01)
+        monkeypatch.setattr("rainspark.launch.step._POLL_S", 0.1)
 
     def says(self, **lines: list[str]) -> None:
         for name, some in lines.items():
@@ -236,7 +236,7 @@ def test_it_waits_for_a_node_that_is_away_and_counts_no_crash(slurm: Slurm, capl
 def test_a_job_that_is_cancelled_while_a_node_is_away_does_not_come_back(
     slurm: Slurm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("launch.job._WHOLE_AGAIN_S", 0.0)
+    monkeypatch.setattr("rainspark.launch.job._WHOLE_AGAIN_S", 0.0)
     slurm.says(srun=[KILLED], sinfo=["node1 down"], record=[RUNNING, CANCELLED])
     assert slurm.run() == 75
     assert slurm.calls() == {"hosts": 1, "srun": 1, "record": 2, "sinfo": 2}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.step import FirstExit, StopRequests, run_step
+from rainspark.launch.step import FirstExit, StopRequests, run_step
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_stop_signal_reaches_the_ranks_as_one_that_srun_forwards(tmp_path: Pat
 
 
 def test_ranks_that_did_not_hear_the_first_signal_get_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.step._AGAIN_S", 0.2)
+    monkeypatch.setattr("rainspark.launch.step._AGAIN_S", 0.2)
     command = program(
         tmp_path,
         """

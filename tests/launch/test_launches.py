@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from launch import launches
-from launch.launches import (
+from rainspark.launch import launches
+from rainspark.launch.launches import (
     LAUNCHES_FILE,
     NO_CHECKPOINT,
     Ended,
@@ -19,8 +19,8 @@ from launch.launches import (
     outcome_of,
     warned_in_a_row,
 )
-from models.manifest import write_manifest
-from trainer.entry import ExitCode
+from rainspark.models.manifest import write_manifest
+from rainspark.trainer.entry import ExitCode
 
 
 def ended(code: int, *, told: bool = False, running: bool = True, nodes_out: tuple[str, ...] = ()) -> Ended:

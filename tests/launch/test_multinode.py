@@ -85,7 +85,18 @@ def test_slurm_runs_a_copy_that_finds_the_repository_and_passes_the_words_on(tmp
     assert done.returncode == 0, done.stderr
     path, _, *given = done.stdout.splitlines()
     assert path == f"{REPOSITORY}:/mine"
-    own = ["-u", "-m", "launch.job", "--home", str(REPOSITORY), "--entry", "finetune", "--ranks-per-node", "4", "--"]
+    own = [
+        "-u",
+        "-m",
+        "rainspark.launch.job",
+        "--home",
+        str(REPOSITORY),
+        "--entry",
+        "finetune",
+        "--ranks-per-node",
+        "4",
+        "--",
+    ]
     assert given == [*own, "x y.yaml", "--modules", "not ours"]
 
 

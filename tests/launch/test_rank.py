@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.rank import extensions_folder, rank_environment
-from launch.slurm import LaunchError
+from rainspark.launch.rank import extensions_folder, rank_environment
+from rainspark.launch.slurm import LaunchError
+from rainspark.trainer.engine_launch import Place, read_place
 from tests.conftest import REPOSITORY
-from trainer.engine_launch import Place, read_place
 
 TASK = {
     "SLURM_PROCID": "5", "SLURM_NTASKS": "7", "SLURM_LOCALID": "1", "SLURM_NODEID": "2", "SLURM_JOB_ID": "99",
@@ -31,7 +31,7 @@ def become(tmp_path: Path, words: list[str], **more: str) -> subprocess.Complete
         """)
     )
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "OMP", "TORCH"))}
-    command = [sys.executable, "-m", "launch.rank", str(program), *words]
+    command = [sys.executable, "-m", "rainspark.launch.rank", str(program), *words]
     return subprocess.run(
         command, env={**kept, **TASK, "TMPDIR": str(tmp_path), **more}, cwd=REPOSITORY, capture_output=True, text=True,
         check=False, timeout=60,
@@ -55,7 +55,7 @@ def test_the_program_is_the_process_that_was_started(tmp_path: Path) -> None:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
     program = tmp_path / "program.py"
     program.write_text("import os; print(os.getpid())")
-    command = [sys.executable, "-m", "launch.rank", str(program)]
+    command = [sys.executable, "-m", "rainspark.launch.rank", str(program)]
     environment = {**kept, **TASK, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         text, _ = process.communicate(timeout=60)

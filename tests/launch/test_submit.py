@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.job import run_submitted
-from launch.slurm import LaunchError
-from launch.submit import job_words, main, read_minutes, read_options, say_minutes
+from rainspark.launch.job import run_submitted
+from rainspark.launch.slurm import LaunchError
+from rainspark.launch.submit import job_words, main, read_minutes, read_options, say_minutes
 from tests.conftest import REPOSITORY
 
 BASE = ["pretrain", "--time", "24:00"]
@@ -132,7 +132,7 @@ def test_where_torch_is_missing_the_settings_are_left_to_the_job(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("submitit")
-    monkeypatch.setitem(sys.modules, "trainer.config", None)
+    monkeypatch.setitem(sys.modules, "rainspark.trainer.config", None)
     assert "settings: not checked here" in dry_run(capsys, *BASE, *WORDS)
 
 
@@ -142,13 +142,13 @@ def test_what_submitit_carries_is_a_name_and_words() -> None:
 
     asked = read_options([*BASE, *WORDS])
     carried = pickle.dumps(DelayedSubmission(run_submitted, job_words(asked, asked.words)))
-    assert b"launch.job" in carried
+    assert b"rainspark.launch.job" in carried
     assert len(carried) < 2000
 
 
 def test_the_command_of_the_readme_starts_as_a_program() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "launch.submit", "--help"], cwd=REPOSITORY, env=dict(os.environ), capture_output=True,
+        [sys.executable, "-m", "rainspark.launch.submit", "--help"], cwd=REPOSITORY, env=dict(os.environ), capture_output=True,
         text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

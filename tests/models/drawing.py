@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.masking import visible_positions
+from rainspark.models.masking import visible_positions
 
 
 def draw_positions(images: int, grid_hw: tuple[int, int], ratio: float, seed: int = 0) -> Tensor:

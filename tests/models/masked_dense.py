@@ -1,7 +1,7 @@
 """The slow definition of the sparse encoder: dense maps multiplied by the mask (SparK `encoder.py`).
 
 Used by tests and benchmarks, and written on its own: it runs timm's network module by module, with no code of
-`models.sparse` in it.
+`rainspark.models.sparse` in it.
 """
 
 from typing import Any, Literal, cast

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.motion import MARGIN_PX, Carried, advect, carry, displacements, extrapolate, fill_missing
+from rainspark.models.motion import MARGIN_PX, Carried, advect, carry, displacements, extrapolate, fill_missing
 from tests.models.drawing import draw
 from tests.models.storm_cells import SIZE, Field, Tenths, circle, far, moving
 

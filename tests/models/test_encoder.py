@@ -8,9 +8,9 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from models.encoder import ENCODERS, build_encoder, depth_rates, pack_network
-from models.norm import BatchNorm2d
-from models.sparse import PatchLayout
+from rainspark.models.encoder import ENCODERS, build_encoder, depth_rates, pack_network
+from rainspark.models.norm import BatchNorm2d
+from rainspark.models.sparse import PatchLayout
 from tests.models.drawing import draw, relative, shake
 
 
@@ -103,7 +103,7 @@ def test_average_pooled_shortcut_is_covered() -> None:
     frames = draw(2, 3, 64, 64)
     expected = network(frames)
     pack_network(network, "resnet18 with avg_down")
-    from models.encoder import Encoder
+    from rainspark.models.encoder import Encoder
 
     layout = PatchLayout.from_positions(torch.arange(4).expand(2, 4), (2, 2))
     found = Encoder(network, "resnet18", 3, 0.0).forward_packed(frames, layout)

@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.event_loss import AREA_WEIGHT, EVENT_WEIGHTS, EVENTS_MMH, OFFSET_MMH, SMOOTHING_PX, SOFTNESS, event_loss
-from models.losses import mse
+from rainspark.models.event_loss import (
+    AREA_WEIGHT,
+    EVENT_WEIGHTS,
+    EVENTS_MMH,
+    OFFSET_MMH,
+    SMOOTHING_PX,
+    SOFTNESS,
+    event_loss,
+)
+from rainspark.models.losses import mse
 from tests.models.drawing import draw
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.losses import mse, mse_ssim, rain_weights, spectral, ssim, weighted
+from rainspark.models.losses import mse, mse_ssim, rain_weights, spectral, ssim, weighted
 from tests.models.drawing import draw
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]

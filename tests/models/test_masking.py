@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.masking import num_visible, visible_positions
+from rainspark.models.masking import num_visible, visible_positions
 
 GRIDS = st.tuples(st.integers(1, 12), st.integers(1, 12))
 RATIOS = st.floats(0.0, 0.999)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from models.motion import estimate_motion
+from rainspark.models.motion import estimate_motion
 from tests.models.drawing import draw
 from tests.models.storm_cells import SIZE, cells, circle, far, moving, rain_of
 

@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.decoder import LightDecoder
-from models.encoder import build_encoder
-from models.norm import BatchNorm2d, synchronise
-from models.spark import SparK
+from rainspark.models.decoder import LightDecoder
+from rainspark.models.encoder import build_encoder
+from rainspark.models.norm import BatchNorm2d, synchronise
+from rainspark.models.spark import SparK
 from tests.distributed import run_ranks
 from tests.models.drawing import draw, draw_positions, relative, shake
 

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.encoder import build_encoder, depth_rates
-from models.motion import MARGIN_PX, Carried, advect, carry
-from models.norm import BatchNorm2d
-from models.nowcaster import ForecastModel, Frozen, Head, Nowcaster
-from models.patches import pack, patchify, unpatchify
-from models.spark import SparK
-from models.sparse import PatchLayout
-from models.translation import MixerTranslation, TranslationName
-from models.weights import WeightsError, init_from
+from rainspark.models.encoder import build_encoder, depth_rates
+from rainspark.models.motion import MARGIN_PX, Carried, advect, carry
+from rainspark.models.norm import BatchNorm2d
+from rainspark.models.nowcaster import ForecastModel, Frozen, Head, Nowcaster
+from rainspark.models.patches import pack, patchify, unpatchify
+from rainspark.models.spark import SparK
+from rainspark.models.sparse import PatchLayout
+from rainspark.models.translation import MixerTranslation, TranslationName
+from rainspark.models.weights import WeightsError, init_from
 from tests.models.drawing import draw, draw_positions, relative, shake
 from tests.models.storm_cells import Tenths
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.decoder import Activation
-from models.encoder import build_encoder
-from models.spark import Loss, SparK, num_terms
-from models.weights import init_from
+from rainspark.models.decoder import Activation
+from rainspark.models.encoder import build_encoder
+from rainspark.models.spark import Loss, SparK, num_terms
+from rainspark.models.weights import init_from
 from tests.models.published import load_inputs, write_published
 
 LOSSES: dict[str, Loss] = {"recon_loss": "masked", "l2_loss": "all"}

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.encoder import build_encoder
-from models.losses import mse
-from models.nowcaster import Nowcaster
-from models.translation import TranslationName
-from models.weights import init_from
+from rainspark.models.encoder import build_encoder
+from rainspark.models.losses import mse
+from rainspark.models.nowcaster import Nowcaster
+from rainspark.models.translation import TranslationName
+from rainspark.models.weights import init_from
 from tests.models.published import load_inputs, write_published
 
 TRANSLATIONS: dict[str, TranslationName] = {"identity": "identity", "linearA": "linear"}

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.norm import BatchNorm2d
-from models.nowcaster import ForecastModel
-from models.smaat_unet import Attention, DoubleConv, SmaAtUNet
+from rainspark.models.norm import BatchNorm2d
+from rainspark.models.nowcaster import ForecastModel
+from rainspark.models.smaat_unet import Attention, DoubleConv, SmaAtUNet
 from tests.models.drawing import draw, relative, shake
 
 

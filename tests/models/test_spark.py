@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.encoder import build_encoder
-from models.spark import Loss, SparK, SparKOutput, counted_patches, num_terms
+from rainspark.models.encoder import build_encoder
+from rainspark.models.spark import Loss, SparK, SparKOutput, counted_patches, num_terms
 from tests.models.drawing import draw, draw_positions, relative, shake
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.encoder import Encoder, build_encoder, depth_rates
-from models.sparse import NEIGHBOURS, PatchLayout
+from rainspark.models.encoder import Encoder, build_encoder, depth_rates
+from rainspark.models.sparse import NEIGHBOURS, PatchLayout
 from tests.models.drawing import draw, draw_positions, relative, shake
 from tests.models.masked_dense import MaskedDense, mask_at
 

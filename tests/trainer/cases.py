@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ImageColor
 
-from data.palette import MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH
-from trainer.forecast_pictures import NONFINITE_COLOUR, Case
+from rainspark.data.palette import MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH
+from rainspark.trainer.forecast_pictures import NONFINITE_COLOUR, Case
 
 ROWS, COLS = 40, 32
 

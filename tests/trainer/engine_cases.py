@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.norm import BatchNorm2d
-from trainer.engine import Engine, EngineConfig, EngineState
-from trainer.optim import OptimConfig
+from rainspark.models.norm import BatchNorm2d
+from rainspark.trainer.engine import Engine, EngineConfig, EngineState
+from rainspark.trainer.optim import OptimConfig
 
 BATCH = 8
 STEPS = 20

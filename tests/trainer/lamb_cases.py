@@ -8,9 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from rainspark.trainer.engine import Engine, EngineConfig, EngineState
+from rainspark.trainer.optim import OptimConfig
 from tests.trainer.engine_cases import STAGES, equal, flat, skipping
-from trainer.engine import Engine, EngineConfig, EngineState
-from trainer.optim import OptimConfig
 
 WINDOWS = 12
 STEPS = 8

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageColor
 
-from data.palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS
+from rainspark.data.palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS
+from rainspark.trainer.animation import FORECAST_MS, RADAR_MS, REST_MS, animation_frames, write_animation, write_gif
 from tests.trainer.cases import field, make_case, shares
-from trainer.animation import FORECAST_MS, RADAR_MS, REST_MS, animation_frames, write_animation, write_gif
 
 
 def _read(path: Path) -> tuple[list[npt.NDArray[np.uint8]], list[int]]:

@@ -18,8 +18,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.manifest import latest_verified, read_manifest, step_folders, verify_folder, write_manifest
-from trainer.checkpoint import (
+from rainspark.models.manifest import latest_verified, read_manifest, step_folders, verify_folder, write_manifest
+from rainspark.trainer.checkpoint import (
     CheckpointError,
     TrainState,
     best_checkpoint,
@@ -29,7 +29,7 @@ from trainer.checkpoint import (
     load,
     save,
 )
-from trainer.checkpoint_command import main
+from rainspark.trainer.checkpoint_command import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG: dict[str, Any] = {

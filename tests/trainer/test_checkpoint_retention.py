@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.storage import LocalStorage
-from models.manifest import latest_verified, step_folders
+from rainspark.data.storage import LocalStorage
+from rainspark.models.manifest import latest_verified, step_folders
+from rainspark.trainer.checkpoint_retention import steps_to_remove
+from rainspark.trainer.checkpoint_transfer import finished_in, push
 from tests.integration.fault_tasks import save_small
-from trainer.checkpoint_retention import steps_to_remove
-from trainer.checkpoint_transfer import finished_in, push
 
 _steps = st.sets(st.integers(1, 60), min_size=1, max_size=14)
 _every = st.none() | st.integers(1, 12)

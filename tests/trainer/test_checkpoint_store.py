@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.storage import LocalStorage, Storage
-from models.manifest import MANIFEST_NAME, CheckpointError, latest_verified, verify_folder, write_manifest
-from trainer.checkpoint_store import CheckpointStore
-from trainer.checkpoint_transfer import pull_latest, push
+from rainspark.data.storage import LocalStorage, Storage
+from rainspark.models.manifest import MANIFEST_NAME, CheckpointError, latest_verified, verify_folder, write_manifest
+from rainspark.trainer.checkpoint_store import CheckpointStore
+from rainspark.trainer.checkpoint_transfer import pull_latest, push
 
 
 def make_checkpoint(run: Path, step: int, content: bytes = b"weights") -> Path:

@@ -8,9 +8,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rainspark.trainer.config import (
+    ConfigError,
+    FinetuneConfig,
+    PretrainConfig,
+    as_dict,
+    as_yaml,
+    dotted_keys,
+    parse_config,
+)
+from rainspark.trainer.entry import ExitCode, run_entry
 from tests.conftest import REPOSITORY
-from trainer.config import ConfigError, FinetuneConfig, PretrainConfig, as_dict, as_yaml, dotted_keys, parse_config
-from trainer.entry import ExitCode, run_entry
 
 NEEDED = ["--data.shards", "s", "--run.dir", "r"]
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from models.manifest import CheckpointError
+from rainspark.models.manifest import CheckpointError
+from rainspark.trainer.engine import Engine, EngineConfig, EngineError
+from rainspark.trainer.engine_launch import Place, check_clipping, check_launcher, read_place
+from rainspark.trainer.engine_replicated import LossScale
+from rainspark.trainer.optim import OptimConfig
 from tests.trainer.engine_cases import ADAMW, SGD, batch_of, equal, flat, make_engine, train_step
-from trainer.engine import Engine, EngineConfig, EngineError
-from trainer.engine_launch import Place, check_clipping, check_launcher, read_place
-from trainer.engine_replicated import LossScale
-from trainer.optim import OptimConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAMB = OptimConfig(name="lamb", lr=1e-3, clip_norm=1.0)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.plan import plan
-from data.selection import Selection, select_windows
+from rainspark.data.plan import plan
+from rainspark.data.selection import Selection, select_windows
+from rainspark.trainer.engine import Engine, EngineConfig
+from rainspark.trainer.optim import OptimConfig
 from tests.data.archives import index_in_memory
-from trainer.engine import Engine, EngineConfig
-from trainer.optim import OptimConfig
 
 GLOBAL_BATCH, MICRO_BATCH = 32768, 32
 MICRO_STEPS = GLOBAL_BATCH // MICRO_BATCH

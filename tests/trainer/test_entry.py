@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from data.batches import BatchError
-from data.frames import DataError
-from models.manifest import CheckpointError
+from rainspark.data.batches import BatchError
+from rainspark.data.frames import DataError
+from rainspark.models.manifest import CheckpointError
+from rainspark.trainer.config import ConfigError
+from rainspark.trainer.entry import STOP_SIGNALS, ExitCode, StopSignal, run_entry, start_other_processes
+from rainspark.trainer.loop import NonFiniteError
 from tests.conftest import REPOSITORY
-from trainer.config import ConfigError
-from trainer.entry import STOP_SIGNALS, ExitCode, StopSignal, run_entry, start_other_processes
-from trainer.loop import NonFiniteError
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from torch import nn
 
-from data.frames import Crop, Grid
-from data.sequences import TimeSpan
-from data.shards import Index, load_index
-from data.storage import open_storage
+from rainspark.data.frames import Crop, Grid
+from rainspark.data.sequences import TimeSpan
+from rainspark.data.shards import Index, load_index
+from rainspark.data.storage import open_storage
+from rainspark.trainer.checkpoint import save
+from rainspark.trainer.config import FinetuneConfig, PretrainConfig, TrainingConfig, as_dict, parse_config
+from rainspark.trainer.evaluation_config import EvaluateConfig, parse_evaluation
+from rainspark.trainer.evaluation_overlap import SYNTHETIC, ancestors, overlaps
+from rainspark.trainer.evaluation_plan import _place_caveats
+from rainspark.trainer.forecaster import RunForecaster
+from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.state import TrainState
 from tests.integration import runs
-from trainer.checkpoint import save
-from trainer.config import FinetuneConfig, PretrainConfig, TrainingConfig, as_dict, parse_config
-from trainer.evaluation_config import EvaluateConfig, parse_evaluation
-from trainer.evaluation_overlap import SYNTHETIC, ancestors, overlaps
-from trainer.evaluation_plan import _place_caveats
-from trainer.forecaster import RunForecaster
-from trainer.settings import ConfigError
-from trainer.state import TrainState
 
 HOUR = 3600
 FIRST_S = np.arange(100 * HOUR, 102 * HOUR, 300)

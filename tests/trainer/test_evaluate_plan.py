@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.sequences import TimeSpan
-from data.stream import Batch
-from trainer.contestants import BASELINES, read_entries, windows_of
-from trainer.data_settings import WindowsConfig
-from trainer.evaluation_config import LISTS, ArchiveConfig, EvaluateConfig, gather_lists, parse_evaluation
-from trainer.evaluation_overlap import meets
-from trainer.settings import ConfigError
+from rainspark.data.sequences import TimeSpan
+from rainspark.data.stream import Batch
+from rainspark.trainer.contestants import BASELINES, read_entries, windows_of
+from rainspark.trainer.data_settings import WindowsConfig
+from rainspark.trainer.evaluation_config import LISTS, ArchiveConfig, EvaluateConfig, gather_lists, parse_evaluation
+from rainspark.trainer.evaluation_overlap import meets
+from rainspark.trainer.settings import ConfigError
 
 BASE = ["--data.shards", "S", "--out", "O"]
 

@@ -11,20 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from data.frames import Grid
-from data.sources import knmi
-from data.sources.synthetic import file_name as name_of
-from data.sources.synthetic import iterate_storms, write_knmi_file
-from data.units import MISSING_COUNT, ModelSpace
-from trainer.checkpoint import save
-from trainer.config import FinetuneConfig, as_dict
-from trainer.data_settings import NowcastDataConfig
-from trainer.entry import ExitCode, run_entry
-from trainer.forecast import main, make_forecast, write_outputs
-from trainer.forecaster import build_nowcaster, load_forecaster
-from trainer.loop import NonFiniteError
-from trainer.settings import NowcastConfig, NowcastRunConfig
-from trainer.state import TrainState
+from rainspark.data.frames import Grid
+from rainspark.data.sources import knmi
+from rainspark.data.sources.synthetic import file_name as name_of
+from rainspark.data.sources.synthetic import iterate_storms, write_knmi_file
+from rainspark.data.units import MISSING_COUNT, ModelSpace
+from rainspark.trainer.checkpoint import save
+from rainspark.trainer.config import FinetuneConfig, as_dict
+from rainspark.trainer.data_settings import NowcastDataConfig
+from rainspark.trainer.entry import ExitCode, run_entry
+from rainspark.trainer.forecaster import build_nowcaster, load_forecaster
+from rainspark.trainer.forecasting.outputs import main, make_forecast, write_outputs
+from rainspark.trainer.loop import NonFiniteError
+from rainspark.trainer.settings import NowcastConfig, NowcastRunConfig
+from rainspark.trainer.state import TrainState
 
 SIZE = 64
 FRAMES_IN, FRAMES_OUT = 3, 2

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 
-from data.palette import RAIN_COLOURS
+from rainspark.data.palette import RAIN_COLOURS
+from rainspark.trainer.forecast_pictures import forecast_beside_radar, forecast_frames, scale_bar, shortened
 from tests.trainer.cases import COLS, ROWS, field, make_case, shares
-from trainer.forecast_pictures import forecast_beside_radar, forecast_frames, scale_bar, shortened
 
 
 def _read(path: Path) -> npt.NDArray[np.uint8]:

@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.frames import DataError
-from data.units import ModelSpace
-from models.manifest import CheckpointError, step_folders, write_manifest
-from models.motion import advect, displacements, estimate_motion, fill_missing
+from rainspark.data.frames import DataError
+from rainspark.data.units import ModelSpace
+from rainspark.models.manifest import CheckpointError, step_folders, write_manifest
+from rainspark.models.motion import advect, displacements, estimate_motion, fill_missing
+from rainspark.trainer.checkpoint import load
+from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.forecaster import RunForecaster, build_nowcaster, load_forecaster, rain_of
+from rainspark.trainer.settings import ConfigError, NowcastConfig, SpaceConfig
 from tests.integration import runs
 from tests.integration.nowcast_runs import arguments, train
 from tests.integration.runs import make_shards
-from trainer.checkpoint import load
-from trainer.entry import ExitCode
-from trainer.forecaster import RunForecaster, build_nowcaster, load_forecaster, rain_of
-from trainer.settings import ConfigError, NowcastConfig, SpaceConfig
 
 FRAMES_IN, FRAMES_OUT = 4, 3
 

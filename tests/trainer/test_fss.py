@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.fss import fss_sums
+from rainspark.trainer.fss import fss_sums
 
 Bools = npt.NDArray[np.bool_]
 

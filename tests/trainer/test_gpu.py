@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.stream import Batch
+from rainspark.data.stream import Batch
+from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.loop import Loop
 from tests.integration.runs import arguments, make_shards, metrics, train
-from trainer.entry import ExitCode
-from trainer.loop import Loop
 
 pytestmark = pytest.mark.gpu
 

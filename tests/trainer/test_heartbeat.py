@@ -11,10 +11,10 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import Store
 
+from rainspark.trainer.heartbeat import WAITING, Heartbeat
+from rainspark.trainer.meeting import Address, RankEndedError, Verdict, declare, meet, read_verdict, shown_ranks
+from rainspark.trainer.rank_table import Seen, name_late, silent_ranks
 from tests.distributed import _free_port
-from trainer.heartbeat import WAITING, Heartbeat
-from trainer.meeting import Address, RankEndedError, Verdict, declare, meet, read_verdict, shown_ranks
-from trainer.rank_table import Seen, name_late, silent_ranks
 
 HOST = os.uname().nodename
 

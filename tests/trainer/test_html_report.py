@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.frames import DataError
-from trainer.html_report import SCORE_NOTES, Picture, Section, Table, write_report
+from rainspark.data.frames import DataError
+from rainspark.trainer.html_report import SCORE_NOTES, Picture, Section, Table, write_report
 
 ATTACK = "<script>alert('x')</script>\"&$"
 

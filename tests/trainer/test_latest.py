@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.frames import Crop, DataError, Grid
-from data.sources import knmi
-from data.sources.synthetic import file_name, write_knmi_file
-from data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT
+from rainspark.data.frames import Crop, DataError, Grid
+from rainspark.data.sources import knmi
+from rainspark.data.sources.synthetic import file_name, write_knmi_file
+from rainspark.data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT
+from rainspark.trainer.latest import find_crop, read_latest
 from tests.data.radar_files import FIRST_S, change, random_counts, set_attribute, write_series
-from trainer.latest import find_crop, read_latest
 
 SIZE = (24, 20)
 CROP = Crop(row0=4, row1=20, col0=2, col1=18)

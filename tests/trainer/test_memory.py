@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from rainspark.trainer.engine import Engine, EngineConfig
+from rainspark.trainer.engine_zero import BUCKET_ELEMENTS
+from rainspark.trainer.memory import ModelSize, rank_memory, size_of
+from rainspark.trainer.memory_trace import mark, traced
+from rainspark.trainer.optim import OptimConfig
 from tests.distributed import run_ranks
-from trainer.engine import Engine, EngineConfig
-from trainer.engine_zero import BUCKET_ELEMENTS
-from trainer.memory import ModelSize, rank_memory, size_of
-from trainer.memory_trace import mark, traced
-from trainer.optim import OptimConfig
 
 RANKS = 2
 WINDOWS = 2

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 from pyproj import CRS, Transformer
 
-from data.frames import DataError, Grid
-from trainer.netcdf import Provenance, write_forecast
-from trainer.projection import pixel_centres_m
+from rainspark.data.frames import DataError, Grid
+from rainspark.trainer.netcdf import Provenance, write_forecast
+from rainspark.trainer.projection import pixel_centres_m
 
 GRID = Grid(
     rows=5, cols=4, pixel_km=1.0, x0_km=225.0, y0_km=-3934.0,

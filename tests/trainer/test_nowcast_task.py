@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.stream import Batch
-from data.units import MISSING_COUNT, ModelSpace
-from models.encoder import build_encoder, depth_rates
-from models.nowcaster import Nowcaster
-from trainer.nowcast_task import NowcastTask
+from rainspark.data.stream import Batch
+from rainspark.data.units import MISSING_COUNT, ModelSpace
+from rainspark.models.encoder import build_encoder, depth_rates
+from rainspark.models.nowcaster import Nowcaster
+from rainspark.trainer.nowcast_task import NowcastTask
 
 SPACE = ModelSpace(kind="log", scale_mmh=0.5, clip_mmh=None)
 FRAMES_IN, FRAMES_OUT = 3, 2

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.encoder import build_encoder
-from models.nowcaster import Nowcaster
-from trainer.optim import (
+from rainspark.models.encoder import build_encoder
+from rainspark.models.nowcaster import Nowcaster
+from rainspark.trainer.optim import (
     Lamb,
     OptimConfig,
     average_decay_at,

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageColor
 
-from data.palette import DRY_COLOUR, MASKED_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
-from trainer.report import reconstruction_picture
+from rainspark.data.palette import DRY_COLOUR, MASKED_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
+from rainspark.trainer.report import reconstruction_picture
 
 
 def _arguments(frames: int = 2, rows: int = 64, cols: int = 96, **changes: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.resources import Clock, Speed, StepTimes, device_name, memory_line, memory_table, resident_mb
+from rainspark.trainer.resources import Clock, Speed, StepTimes, device_name, memory_line, memory_table, resident_mb
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from models.manifest import CheckpointError
-from trainer.run_folder import check_name, hold, told, writing
-from trainer.settings import ConfigError
+from rainspark.models.manifest import CheckpointError
+from rainspark.trainer.run_folder import check_name, hold, told, writing
+from rainspark.trainer.settings import ConfigError
 
 
 @pytest.mark.parametrize("folder", [Path("/proc/run"), Path("/dev/null/run")])

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from trainer.score_pictures import (
+from rainspark.trainer.score_pictures import (
     USEFUL_BIAS,
     bias_against_lead,
     error_against_lead,

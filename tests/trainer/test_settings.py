@@ -7,10 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.sequences import TimeSpan
-from trainer.config import FinetuneConfig, PretrainConfig, as_dict, as_yaml, dotted_keys, from_dict, parse_config
-from trainer.data_settings import WindowsConfig, parse_span
-from trainer.settings import ConfigError, NowcastConfig
+from rainspark.data.sequences import TimeSpan
+from rainspark.trainer.config import (
+    FinetuneConfig,
+    PretrainConfig,
+    as_dict,
+    as_yaml,
+    dotted_keys,
+    from_dict,
+    parse_config,
+)
+from rainspark.trainer.data_settings import WindowsConfig, parse_span
+from rainspark.trainer.settings import ConfigError, NowcastConfig
 
 NEEDED = ["--data.shards", "s", "--run.dir", "r"]
 SMAAT = ["--model.name", "smaat_unet"]

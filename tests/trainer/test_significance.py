@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.frames import DataError
-from trainer.settings import ConfigError
-from trainer.significance import bootstrap, draw_days, paired_difference
-from trainer.verification import Rows, Settings, WindowId, compute, merge, score_window, select
+from rainspark.data.frames import DataError
+from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.significance import bootstrap, draw_days, paired_difference
+from rainspark.trainer.verification import Rows, Settings, WindowId, compute, merge, score_window, select
 
 SMALL = Settings(leads_min=(5, 10), thresholds_mmh=(0.5, 8.0), scales_px=(1, 3))
 MIDNIGHT_S = 1_600_041_600  # 2020-09-14 00:00 UTC

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from data.randomness import generator
-from data.stream import Batch
-from data.units import MISSING_COUNT, ModelSpace
-from models.encoder import build_encoder
-from models.spark import SparK
-from trainer.tasks import PretrainTask, turn
+from rainspark.data.randomness import generator
+from rainspark.data.stream import Batch
+from rainspark.data.units import MISSING_COUNT, ModelSpace
+from rainspark.models.encoder import build_encoder
+from rainspark.models.spark import SparK
+from rainspark.trainer.tasks import PretrainTask, turn
 
 LOG_SPACE = ModelSpace(kind="log", scale_mmh=1.0, clip_mmh=None)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.tracking import Trackers, TrackingConfig
+from rainspark.trainer.tracking_queue import QueuedTracker, Tracker
 from tests.conftest import REPOSITORY
-from trainer.settings import ConfigError
-from trainer.tracking import Trackers, TrackingConfig
-from trainer.tracking_queue import QueuedTracker, Tracker
 
 
 class _Keeps:

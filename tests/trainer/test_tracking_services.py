@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rainspark.trainer.tracking import Trackers
+from rainspark.trainer.tracking_probe import ask
+from rainspark.trainer.tracking_run import IDS_FILE, RunIds, ServiceRun
+from rainspark.trainer.tracking_services import SERVICES, prepare, ways_to_look
 from tests.conftest import REPOSITORY
 from tests.tracker_server import tracker_server
 from tests.trainer.tracked import read_back
-from trainer.tracking import Trackers
-from trainer.tracking_probe import ask
-from trainer.tracking_run import IDS_FILE, RunIds, ServiceRun
-from trainer.tracking_services import SERVICES, prepare, ways_to_look
 
 LOGGING = """
 import json, logging, sys

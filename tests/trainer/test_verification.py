@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from data.frames import DataError
-from trainer.contingency import RAIN_EDGES_MMH
-from trainer.settings import ConfigError
-from trainer.verification import (
+from rainspark.data.frames import DataError
+from rainspark.trainer.contingency import RAIN_EDGES_MMH
+from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.verification import (
     FIELDS,
     Rows,
     Settings,

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.frames import DataError
-from data.selection import WindowTable
-from data.sequences import TimeSpan
-from data.shards import Index, dump_index, load_index, signed
-from data.storage import open_storage
+from rainspark.data.frames import DataError
+from rainspark.data.selection import WindowTable
+from rainspark.data.sequences import TimeSpan
+from rainspark.data.shards import Index, dump_index, load_index, signed
+from rainspark.data.storage import open_storage
+from rainspark.trainer.data_settings import NowcastDataConfig, WindowsConfig
+from rainspark.trainer.windows import Windows, introduce, open_stream, open_windows, wettest
 from tests.data.mixed import pack_mixed
 from tests.integration.runs import make_shards
-from trainer.data_settings import NowcastDataConfig, WindowsConfig
-from trainer.windows import Windows, introduce, open_stream, open_windows, wettest
 
 WINDOW = 5
 DAY_S = 86_400

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.selection import WindowTable
-from data.stream import Batch
-from models.spark import SparK, SparKOutput
-from trainer.data_settings import WindowsConfig
-from trainer.engine import Engine
-from trainer.held_out import EVALUATED, HeldOut
-from trainer.report import reconstruction_picture
-from trainer.tasks import PretrainTask
-from trainer.windows import Windows
+from ...data.selection import WindowTable
+from ...data.stream import Batch
+from ...models.spark import SparK, SparKOutput
+from ..data_settings import WindowsConfig
+from ..engine import Engine
+from ..held_out import EVALUATED, HeldOut
+from ..report import reconstruction_picture
+from ..tasks import PretrainTask
+from ..windows import Windows
 
 NUM_SHOWN_FRAMES = 4
 NOT_PREDICTED = "(the mean and spread of each patch are the radar's; the network predicts what is in it)"

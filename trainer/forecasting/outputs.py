@@ -1,0 +1,214 @@
+"""The next hour from the latest radar files: `python trainer/forecast.py --run RUN --input FILES --out DIR`."""
+
+import argparse
+import io
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...data.frames import DataError, Grid, iso_time
+from ...data.storage import open_storage
+from ..animation import write_animation
+from ..entry import ExitCode, set_up_logging
+from ..forecast_pictures import Case, forecast_frames
+from ..forecaster import RunForecaster, load_forecaster
+from ..latest import Latest, read_latest
+from ..loop import NonFiniteError
+from ..netcdf import Provenance, write_forecast
+from ..settings import ConfigError
+
+LOG = logging.getLogger(__name__)
+FRAMES_FOLDER = "frames"
+ANIMATION_NAME = "forecast.gif"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """A forecast and what it was made from.
+
+    Attributes:
+        rain_mmh_thw: Rain in mm/h, float32 (leads, rows, cols); NaN where no radar saw the pixel in any input frame.
+        num_nonfinite: Pixels that the radar saw and the model gave no finite number for, over all leads.
+        latest: The radar frames.
+        cadence_s: Seconds between leads.
+        model: The model's name.
+    """
+
+    rain_mmh_thw: npt.NDArray[np.float32]
+    num_nonfinite: int
+    latest: Latest
+    cadence_s: int
+    model: str
+
+    @property
+    def reference_time_s(self) -> int:
+        """End of the last radar frame, epoch seconds UTC."""
+        return self.latest.end_times_s[-1]
+
+
+def make_forecast(forecaster: RunForecaster, paths: Sequence[Path]) -> Forecast:
+    """Read the latest files and run the model.
+
+    Raises:
+        DataError: The input does not fit the run; see `rainspark.trainer.latest.read_latest`.
+        NonFiniteError: The model gives no finite number anywhere.
+    """
+    cadence_s = forecaster.data.get("cadence_s")
+    if not isinstance(cadence_s, int):
+        raise DataError(f"{forecaster.name}: the run records no cadence_s ({cadence_s!r}); train it again")
+    latest = read_latest(paths, grid=forecaster.grid, cadence_s=cadence_s, frames_in=forecaster.frames_in)
+    rain_bthw = torch.from_numpy(latest.rain_mmh_thw)[None]
+    valid_bthw: Tensor | None = torch.from_numpy(latest.valid_thw)[None]
+    if latest.valid_thw.all():
+        valid_bthw = None
+    output_bthw = forecaster.forecast(rain_bthw, valid_bthw, forecaster.frames_out)
+    rain_thw: npt.NDArray[np.float32] = output_bthw[0].float().cpu().numpy()
+    seen_hw = latest.valid_thw.any(axis=0)
+    bad_thw = ~np.isfinite(rain_thw) & seen_hw
+    if bad_thw[:, seen_hw].all():
+        raise NonFiniteError(
+            f"{forecaster.name}: not one pixel of the forecast is a finite number; nothing was written"
+        )
+    return Forecast(
+        rain_mmh_thw=np.where(seen_hw, rain_thw, np.float32(np.nan)),
+        num_nonfinite=int(bad_thw.sum()),
+        latest=latest,
+        cadence_s=cadence_s,
+        model=forecaster.name,
+    )
+
+
+def write_outputs(
+    forecast: Forecast, out: Path, *, grid: Grid, command: str, institution: str, pictures: bool = True
+) -> list[Path]:
+    """Write the NetCDF file, then the frames and the animation.
+
+    Args:
+        forecast: What to write.
+        out: Folder; made if need be.
+        grid: Where the pixels lie.
+        command: Goes into the file's history.
+        institution: Goes into the file.
+        pictures: Also draw.
+
+    Returns:
+        What was written, in that order; the folder of the frames stands for them.
+
+    Raises:
+        DataError: Something cannot be written.
+    """
+    latest = forecast.latest
+    stamp = datetime.fromtimestamp(forecast.reference_time_s, UTC).strftime("%Y%m%d%H%M")
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    netcdf = out / f"forecast_{stamp}.nc"
+    write_forecast(
+        netcdf,
+        rain_mmh_thw=forecast.rain_mmh_thw,
+        reference_time_s=forecast.reference_time_s,
+        cadence_s=forecast.cadence_s,
+        grid=grid,
+        provenance=Provenance(
+            model=f"{forecast.model} (Rainspark {_version()})",
+            source=latest.source,
+            licence=latest.licence,
+            history=f"{now}: {command}",
+            institution=institution,
+        ),
+    )
+    if not pictures:
+        return [netcdf]
+    case = Case(
+        radar_mmh_thw=latest.rain_mmh_thw,
+        radar_valid_thw=latest.valid_thw,
+        forecasts_mmh={forecast.model: forecast.rain_mmh_thw},
+        reference_time_s=forecast.reference_time_s,
+        cadence_s=forecast.cadence_s,
+        pixel_km=grid.pixel_km,
+    )
+    title = f"{forecast.model}: forecast from {case.clock(0)}"
+    storage = open_storage(out / FRAMES_FOLDER)
+    for lead, picture in enumerate(forecast_frames(case, forecast.model, title), start=1):
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, format="PNG")
+        storage.write(f"forecast_{stamp}_{lead * forecast.cadence_s // 60:03d}min.png", buffer.getvalue())
+    write_animation(out / ANIMATION_NAME, case, title)
+    return [netcdf, out / FRAMES_FOLDER, out / ANIMATION_NAME]
+
+
+def main(argv: Sequence[str] | None = None) -> ExitCode:
+    """Parse, read, forecast, write.
+
+    Args:
+        argv: Command line without the program's name.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(given)
+    set_up_logging(0, logging.WARNING)
+    if options.out.exists() and not options.out.is_dir():
+        raise DataError(f"--out {options.out} is a file; expected a folder to write to: choose another name")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this machine has no CUDA device that torch can use; leave the option out")
+    started = time.perf_counter()
+    forecaster = load_forecaster(options.run, name=options.name, device=options.device)
+    loaded = time.perf_counter()
+    forecast = make_forecast(forecaster, options.input)
+    made = time.perf_counter()
+    written = write_outputs(
+        forecast,
+        options.out,
+        grid=forecaster.grid,
+        command=shlex.join(["python", "trainer/forecast.py", *given]),
+        institution=options.institution,
+        pictures=not options.no_pictures,
+    )
+    ended = time.perf_counter()
+    first_s, last_s = forecast.reference_time_s, forecast.reference_time_s
+    first_s += forecast.cadence_s
+    last_s += forecast.cadence_s * len(forecast.rain_mmh_thw)
+    lines = [
+        f"{forecast.model}: {iso_time(first_s)} to {iso_time(last_s)} from {len(forecast.latest.files)} radar files"
+    ]
+    lines += [f"  {path}" for path in written]
+    lines.append(
+        f"loading {loaded - started:.1f} s, reading and forecasting {made - loaded:.1f} s, writing {ended - made:.1f} s"
+    )
+    if forecast.num_nonfinite:
+        lines.append(
+            f"warning: {forecast.num_nonfinite} pixels of the forecast are no finite number: missing in the file, "
+            "green in the pictures"
+        )
+    sys.stdout.write("\n".join(lines) + "\n")
+    return ExitCode.DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trainer/forecast.py", description="Forecast from the latest radar files.", allow_abbrev=False
+    )
+    parser.add_argument("--run", required=True, type=Path, help="folder of a fine-tuning run, or of a checkpoint")
+    parser.add_argument("--input", required=True, nargs="+", type=Path, help="KNMI HDF5 files or folders of them")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write to; made if need be")
+    parser.add_argument("--name", help="the model's name in file and pictures (the run folder's name)")
+    parser.add_argument("--institution", default="not stated", help="goes into the NetCDF file (not stated)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the model runs (cpu)")
+    parser.add_argument("--no-pictures", action="store_true", help="write the NetCDF file only")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("rainspark")
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,311 @@
+"""Train a nowcaster: `accelerate launch trainer/finetune.py --config configs/x.yaml --data.shards S --run.dir R`."""
+
+import logging
+import math
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...data.frames import DataError
+from ...data.sequences import TimeSpan
+from ...data.shards import Index
+from ...data.units import ModelSpace
+from ...models.encoder import depth_rates
+from ...models.manifest import MANIFEST_NAME, CheckpointError, step_folders
+from ...models.masking import num_visible
+from ...models.nowcaster import Nowcaster
+from ...models.patches import PATCH
+from ...models.smaat_unet import SmaAtUNet
+from ...models.weights import InitReport, init_from
+from ..checkpoint import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
+from ..command import run_training
+from ..config import ConfigError, FinetuneConfig, as_dict
+from ..engine import Engine
+from ..entry import ExitCode, StopSignal
+from ..forecaster import build_nowcaster
+from ..held_out import EVALUATED
+from ..lifecycle import TrainingRun
+from ..nowcast_evaluation import NONFINITE, NowcastHeldOut
+from ..nowcast_task import NowcastTask
+from ..state import TrainState, parse_state
+
+LOG = logging.getLogger(__name__)
+CHOICES = {"csi": ("held_out_csi", 1), "mse": ("held_out_mse", -1), "loss": (EVALUATED, -1)}
+"""The metric of each way to choose the best checkpoint, and whether more of it is better (1) or less (-1)."""
+KEPT_BEST = 2
+COUNTER = ".num_batches_tracked"
+LAST_LAYER = {"spat_spark": "dense_decoder.proj.", "smaat_unet": "proj."}
+"""Beginning of the names of the layer that follows the number of frames to forecast."""
+
+
+class Finetuning(TrainingRun[FinetuneConfig]):
+    """One fine-tuning run, built from its configuration; every rank has one.
+
+    Args:
+        config: The run.
+        engine: Started processes.
+        stop: Tells whether this rank was asked to stop.
+    """
+
+    model: Nowcaster | SmaAtUNet
+    task: NowcastTask
+
+    def __init__(self, config: FinetuneConfig, engine: Engine, stop: StopSignal) -> None:
+        self.best: tuple[int, float] | None = None
+        super().__init__(config, engine, stop, window=config.model.frames_in + config.model.frames_out)
+
+    def build_model(self) -> Nowcaster | SmaAtUNet:
+        """Build the nowcaster."""
+        return build_nowcaster(self.config.model, self.space)
+
+    def build_task(self) -> NowcastTask:
+        """Build the forecast's loss."""
+        return build_task(self.config, self.model, self.space)
+
+    def build_held_out(self) -> NowcastHeldOut:
+        """Build the validation scores and their picture."""
+        return NowcastHeldOut(self.config, self.engine, self.windows, task=self.task, space=self.space)
+
+    def check_frames(self, index: Index) -> None:
+        """Refuse frames that the model cannot take, before it is built.
+
+        Raises:
+            DataError: Frames that are smaller than the crop, or without one no whole number of patches.
+            ConfigError: A mask ratio that hides no patch of so few.
+        """
+        crop, mask_ratio = self.config.data.crop, self.config.model.mask_ratio
+        rows, cols = index.rows, index.cols
+        frames = f"{self.config.data.shards}: frames of {rows} x {cols} pixels"
+        if crop is not None and crop > min(rows, cols):
+            raise DataError(f"{frames}, data.crop is {crop}; crop to {min(rows, cols) // PATCH * PATCH} or less")
+        if crop is None and (rows % PATCH or cols % PATCH):
+            raise DataError(
+                f"{frames}; the nowcaster trains on sides that are multiples of {PATCH}: set data.crop (to "
+                f"{min(rows, cols) // PATCH * PATCH} or less), or pack with such a crop"
+            )
+        grid_hw = (crop or rows) // PATCH, (crop or cols) // PATCH
+        if mask_ratio > 0 and num_visible(grid_hw, mask_ratio) == grid_hw[0] * grid_hw[1]:
+            raise ConfigError(
+                f"model.mask_ratio {mask_ratio} hides none of the {grid_hw[0]} x {grid_hw[1]} patches of a training "
+                "window: raise it, or set it to 0"
+            )
+
+    def start_from(self, source: Path) -> InitReport:
+        """Take over a pretrained run's, a nowcaster's or a published checkpoint's weights.
+
+        The decoder's last layer stays as it was made where the checkpoint's stood for something else, or for other
+        frames: a forecast's `residual` is no patch of normalised rain, even in the same shape.
+
+        Raises:
+            ConfigError: That layer would be frozen as it was made, or the weights have seen the test part.
+        """
+        config, last = self.config.model, LAST_LAYER[self.config.model.name]
+        origin = _state_beside(source)
+        if origin is not None:
+            self._compare_with(origin, source)
+        fresh = {name: tensor.clone() for name, tensor in self.model.state_dict().items() if name.startswith(last)}
+        report = init_from(self.model, source, may_differ=(last,))
+        if isinstance(self.model, Nowcaster) and _head_of(origin) != config.head:
+            self.model.load_state_dict(fresh, strict=False)
+            started_anew = tuple(name for name in report.loaded if name in fresh)
+            report = replace(
+                report,
+                loaded=tuple(name for name in report.loaded if name not in fresh),
+                missing=report.missing + started_anew,
+                unused=report.unused + started_anew,
+            )
+        self._check_frozen(report)
+        return report
+
+    def _compare_with(self, origin: TrainState, source: Path) -> None:
+        """Compare what tensors do not say: which frames they have seen, in which space, before which activation."""
+        own, theirs = as_dict(self.config)["model"], origin.config.get("model", {})
+        for key in ("space", "decoder_activation"):
+            if key in theirs and theirs[key] != own[key]:
+                LOG.warning(
+                    "init_from: %s was trained with model.%s %s, and this run has %s: its features stand for other "
+                    "values; set model.%s alike unless that is meant",
+                    source, key, theirs[key], own[key], key,
+                )  # fmt: skip
+        if origin.data.get("source") != self.windows.index.source:
+            return
+        trained = [TimeSpan(**span) for span in origin.data.get("spans", {}).get("train", ())]
+        for part in ("validation", "test"):
+            shared = [
+                (span, seen)
+                for span in self.windows.spans[part]
+                for seen in trained
+                if span.start_s < seen.stop_s and seen.start_s < span.stop_s
+            ]
+            if not shared:
+                continue
+            own_span, seen_span = shared[0]
+            what = f"init_from: {source} was trained on {seen_span}, and the {part} part of this run is {own_span}"
+            if part == "test":
+                raise ConfigError(
+                    f"{what}: a score there would say how well it remembers. Start from a run that held it out (the "
+                    "same data.test_share, validation_share and guard_h), or state another data.test_times"
+                )
+            LOG.warning("%s: the best checkpoint is chosen on frames that its weights have seen", what)
+
+    def _check_frozen(self, report: InitReport) -> None:
+        """Refuse to freeze what the checkpoint does not give."""
+        config, parts = self.config.model, {"encoder": ("sparse_encoder.",), "decoder": ("dense_decoder.", "densify_")}
+        if config.mask_ratio > 0:
+            parts["decoder"] += ("mask_tokens.",)
+        frozen = [part for part in parts if config.freeze in (part, "both")]
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        unset = [
+            name
+            for name in report.missing
+            for part in frozen
+            if name.startswith(parts[part]) and name not in trained and not name.endswith(COUNTER)
+        ]
+        if unset:
+            raise ConfigError(
+                f"model.freeze is {config.freeze}, but {report.source} gives no weights for {', '.join(unset[:3])} "
+                f"({len(unset)} tensors): they would stay as they were drawn; freeze less, or start from another"
+            )
+
+    def title(self) -> str:
+        """Name the model."""
+        config = self.config.model
+        if config.name == "smaat_unet":
+            return f"SmaAt-UNet, {config.frames_in} frames in, {config.frames_out} out"
+        frozen = "" if config.freeze == "none" else f", frozen: {config.freeze}"
+        return (
+            f"{config.encoder}, translation {config.translation}, head {config.head}, {config.frames_in} frames in, "
+            f"{config.frames_out} out{frozen}"
+        )
+
+    def resumed(self, saved: Loaded | None) -> None:
+        """Take up the best checkpoint so far; a later one than the step that is gone on from was of another future."""
+        config = self.config
+        if saved is None and config.model.freeze != "none" and config.init_from is None:
+            raise ConfigError(
+                f"model.freeze is {config.model.freeze}, but there is no init_from: what is frozen would stay as it "
+                "was drawn; set init_from, or freeze nothing"
+            )
+        if self.windows.held_out is None:
+            LOG.info("nothing is held out: no checkpoint is chosen as the best, and the last one counts")
+        step = 0 if saved is None else saved.state.step
+        self.best = self.on_main(lambda: self._best_until(step))
+
+    def _best_until(self, step: int) -> tuple[int, float] | None:
+        chosen = [path for number, path in step_folders(self._best_folder) if number <= step]
+        if not chosen:
+            return None
+        state, name = load(chosen[0]).state, CHOICES[self.config.run.choose_by][0]
+        value = state.metrics.get(name)
+        if not isinstance(value, float):
+            raise CheckpointError(
+                f"{chosen[0]}: does not record {name}, by which it was chosen; remove {self.folder / BEST_FOLDER} to "
+                "go on without it"
+            )
+        before, now = state.config["data"]["evaluation_windows"], self.config.data.evaluation_windows
+        if before != now:
+            raise CheckpointError(
+                f"{chosen[0]}: chosen on data.evaluation_windows {before}, and {now} are asked for: the two cannot be "
+                "compared; set it back, or choose a new run.dir and --init_from this run"
+            )
+        return state.step, value
+
+    @property
+    def _best_folder(self) -> Path:
+        return self.folder / BEST_FOLDER / CHECKPOINTS_FOLDER
+
+    def discard_after(self, step: int) -> None:
+        """Remove the best checkpoints of an abandoned future."""
+        for number, path in step_folders(self._best_folder):
+            if number > step:
+                shutil.rmtree(path)
+
+    def evaluated(self, finished: int, metrics: dict[str, float]) -> None:
+        """Keep the evaluated weights where they are the best so far on the validation part."""
+        name, sign = CHOICES[self.config.run.choose_by]
+        value = metrics.get(name, math.nan)
+        if metrics.get(NONFINITE):
+            LOG.warning("step %d: %d forecast values are no number; not the best", finished, metrics[NONFINITE])
+            return
+        if metrics and not math.isfinite(value):
+            LOG.warning(
+                "step %d: %s is %s (no rain in the validation part?); no checkpoint can be chosen by it",
+                finished, name, value,
+            )  # fmt: skip
+        if not math.isfinite(value) or (self.best is not None and sign * value <= sign * self.best[1]):
+            return
+        # The average stands in the model's place while it is evaluated, and that is what was judged.
+        exported = self.engine.export_state()
+        state = replace(
+            self.state_of(finished),
+            metrics={key: figure for key, figure in metrics.items() if math.isfinite(figure)},
+        )
+        # A run that is killed goes on from its last checkpoint: what was the best then has to be there still.
+        newer = sum(number > self.saver.last_saved for number, _ in step_folders(self._best_folder))
+        folder, keep_last = self.folder / BEST_FOLDER, KEPT_BEST + newer
+        self.on_main(lambda: save(folder, state, exported.model, {}, keep_last=keep_last))
+        self.best = (finished, value)
+        LOG.info("step %d: the best so far, %s %.4f", finished, name, value)
+
+    def places(self) -> dict[str, str]:
+        """Say where the best checkpoint is, and what to do with it."""
+        places = super().places()
+        if self.best is not None:
+            step, value = self.best
+            name = CHOICES[self.config.run.choose_by][0]
+            places["best"] = f"{self.folder / BEST_FOLDER} (step {step}, {name} {value:.4f})"
+        sources = self.windows.index.sources
+        mixed = len(sources) > 1 or self.config.data.source is not None
+        places["score it"] = (
+            f"python trainer/evaluate.py --data.shards {shlex.quote(self.config.data.shards)} "
+            f"{f'--data.source {shlex.quote(sources[0])} ' if mixed else ''}--split validation "
+            f"--models {shlex.quote(str(self.folder))} persistence --out {shlex.quote(str(self.folder / 'scores'))}"
+        )
+        return places
+
+
+def build_task(config: FinetuneConfig, model: Nowcaster | SmaAtUNet, space: ModelSpace) -> NowcastTask:
+    """Build the loss of a model's forecasts."""
+    return NowcastTask(
+        space,
+        frames_in=config.model.frames_in,
+        frames_out=config.model.frames_out,
+        loss=config.model.loss,
+        mask_ratio=config.model.mask_ratio,
+        crop=config.data.crop,
+        depth_rates=depth_rates(model.sparse_encoder) if isinstance(model, Nowcaster) else (),
+        augment=config.data.augment,
+        seed=config.seed,
+        dtype=torch.float64 if config.engine.precision == "fp64" else torch.float32,
+    )
+
+
+def _state_beside(source: Path) -> TrainState | None:
+    """Read the state of the checkpoint that a file of weights belongs to; None for a file that stands alone."""
+    state = source.parent / STATE_FILE
+    if not (state.is_file() and source.parent.joinpath(MANIFEST_NAME).is_file()):
+        return None
+    return parse_state(state, state.read_bytes())
+
+
+def _head_of(origin: TrainState | None) -> str:
+    """Tell what the decoder's output stood for in the model of some weights.
+
+    A nowcaster's state says it. Pretraining gives normalised patches, which is the published head, and so do the
+    published files.
+    """
+    head: str = "patch" if origin is None else origin.config.get("model", {}).get("head", "patch")
+    return head
+
+
+def main(argv: Sequence[str] | None = None) -> ExitCode:
+    """Parse, build, run.
+
+    Args:
+        argv: Command line without the program's name.
+    """
+    return run_training(Finetuning, FinetuneConfig, argv, prog="trainer/finetune.py")
