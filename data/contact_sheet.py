@@ -10,7 +10,7 @@ from .decode import decode_frame
 from .frames import iso_time
 from .palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
 from .shards import Index, SequenceEntry, verify_sequence_bytes
-from .storage import Storage
+from .store.storage import Storage
 from .units import MISSING_COUNT
 
 if TYPE_CHECKING:

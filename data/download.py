@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, Final
 
 from .frames import DataError
 from .knmi_api import RemoteFile
-from .storage import Storage
-from .transfer import PARTIAL_SUFFIX, make_durable
+from .store.names import PARTIAL_SUFFIX, make_durable
+from .store.storage import Storage
 from .web import AnswerError, Body, FaultError, Web
 
 COPY_BYTES: Final = 2**23

@@ -18,7 +18,7 @@ from .quarantine import LostSequence, Quarantine
 from .selection import WindowTable
 from .sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
 from .shards import Index
-from .storage import Storage
+from .store.storage import Storage
 
 Run = tuple[SequenceReader, Pipeline, list[FrameCache]]
 """One iterator under way: what reads for it, what fills its steps, its decoded frames."""

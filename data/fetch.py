@@ -22,7 +22,7 @@ from .frames import DataError
 from .json_checks import shown
 from .knmi_api import API_URL, DATASETS, KEY_ADVICE, KEY_VARIABLE, KnmiApi, Listing, RemoteFile
 from .sequences import TimeSpan
-from .storage import Storage, open_storage
+from .store.storage import Storage, open_storage
 from .web import AnswerError, StoppedError, Web
 
 PARTS_FOLDER: Final = ".fetching"

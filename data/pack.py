@@ -31,7 +31,7 @@ from .shards import (
     signed,
 )
 from .sources.source import MAX_COUNT, NO_ROUNDING, Rounding, Source
-from .storage import Storage, open_storage
+from .store.storage import Storage, open_storage
 from .summary import sum_totals, summarise, totals_to_json
 from .survey import MAX_BAD_HINT, Job, PackInput, PackOptions, Part, survey
 from .tiling import Unit

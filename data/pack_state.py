@@ -14,7 +14,7 @@ from .frames import DataError
 from .shard_writer import PlannedSequence, WrittenShard
 from .shards import parse_sequence_entry, parse_shard_entry
 from .sources.source import Rounding
-from .storage import Storage
+from .store.storage import Storage
 from .summary import totals_from_json, totals_to_json
 
 STATE_FOLDER: Final = ".packing/"

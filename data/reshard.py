@@ -20,7 +20,7 @@ from .pack_state import close_state, dump_record, held, kept_shard, open_state, 
 from .reshard_plan import OpenArchive, ReshardJob, ReshardOptions, Segment, plan_reshard
 from .shard_writer import PackedFrame, WrittenShard, write_shard
 from .shards import INDEX_NAME, Index, check_shard_sizes, describe_archive, dump_index, load_index, signed
-from .storage import Storage, open_storage
+from .store.storage import Storage, open_storage
 from .summary import RainTotals, summarise
 from .survey import MEGABYTE
 

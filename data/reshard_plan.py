@@ -16,7 +16,7 @@ from .sequences import cut_run
 from .shard_writer import PlannedSequence
 from .shards import SCHEMA_VERSION, Index, SequenceEntry
 from .sources.source import NO_ROUNDING, Rounding
-from .storage import Storage
+from .store.storage import Storage
 from .summary import rain_of, rounding_of, sum_totals, totals_to_json
 from .survey import MEGABYTE, MIN_SHARDS
 from .units import MISSING_COUNT

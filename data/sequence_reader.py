@@ -11,7 +11,7 @@ from typing import Final
 from .decode import check_sequence
 from .frames import DamagedError, DataError
 from .shards import Index, SequenceEntry
-from .storage import Storage
+from .store.storage import Storage
 
 RANGE_BYTES: Final = 8 * 2**20
 """Longest range that is asked of a store at once. tests/bench/storage.py: single sequences of 3 MB, 4, 8 and 16 MiB all

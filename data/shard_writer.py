@@ -16,7 +16,7 @@ from .json_checks import canonical
 from .sequences import rain_fraction
 from .shards import NO_FRAME_AFTER, SCHEMA_VERSION, SequenceEntry, ShardEntry
 from .sources.source import NO_ROUNDING, Rounding
-from .storage import Storage
+from .store.storage import Storage
 from .summary import RainTotals, sum_totals
 from .units import MISSING_COUNT
 

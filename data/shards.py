@@ -9,7 +9,7 @@ from typing import Any, Final
 from .frames import Crop, DamagedError, DataError, Grid
 from .json_checks import as_float, canonical, demand, demand_distinct, parse_json, shown, typed
 from .origins import Origin, check_origins, common, sources_of
-from .storage import Storage
+from .store.storage import Storage
 from .units import MISSING_COUNT
 
 INDEX_NAME: Final = "index.json"

@@ -21,7 +21,7 @@ from .prefetch import StepArrays
 from .quarantine import LostSequence
 from .selection import WindowTable
 from .shards import Index
-from .storage import Storage
+from .store.storage import Storage
 from .units import MISSING_COUNT
 
 

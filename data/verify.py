@@ -23,9 +23,9 @@ from .json_checks import shown
 from .origin_frames import by_origin, ready_origins, with_rain_after
 from .sequences import rain_fraction
 from .shards import INDEX_NAME, Index, SequenceEntry, load_index, verify_sequence_bytes
-from .storage import Storage, open_storage
+from .store.names import PARTIAL_SUFFIX
+from .store.storage import Storage, open_storage
 from .summary import RainTotals, rounding_of, sum_totals, totals_to_json
-from .transfer import PARTIAL_SUFFIX
 from .units import MISSING_COUNT
 
 READ_BYTES: Final = 2**23

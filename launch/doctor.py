@@ -15,12 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from . import doctor_checkpoints
-from . import doctor_data
-from . import doctor_disk
-from . import doctor_machine
-from . import doctor_memory
-from . import doctor_settings
+from . import doctor_checkpoints, doctor_data, doctor_disk, doctor_machine, doctor_memory, doctor_settings
 from .doctor_findings import CHECKPOINT, SETTINGS, Finding, Job, as_json, guarded, number
 
 if TYPE_CHECKING:

@@ -61,7 +61,7 @@ def _resume(job: Job, windows: "Windows", newest: Path) -> list[Finding]:
 def check_second_place(job: Job) -> list[Finding]:
     """Write, read and delete a small file in the checkpoints' second place, and look what lies there."""
     from ..data.frames import DataError
-    from ..data.storage import open_storage
+    from ..data.store.storage import open_storage
     from ..trainer.checkpoint_transfer import finished_in
 
     run = job.config.run

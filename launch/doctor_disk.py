@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ..data.transfer import make_durable
+from ..data.store.names import make_durable
 from .doctor_findings import CHECKPOINT, GIB, MIB, SETTINGS, Finding, Job, fail, guarded, ok, warn
 
 CHECKPOINT_FILES: Final = 5

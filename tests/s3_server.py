@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from rainspark.data.randomness import generator
-from rainspark.data.storage import open_storage
+from rainspark.data.store.storage import open_storage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ACCESS_KEY, SECRET_KEY = "AKTEST", "SKTEST"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..data.palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS
-from ..data.storage import open_storage
+from ..data.store.storage import open_storage
 from .forecast_pictures import NONFINITE_COLOUR, Case, Stage, forecast_label, shortened
 
 RADAR_MS: Final = 180

@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from ..data.transfer import make_durable
+from ..data.store.names import make_durable
 from ..models.manifest import (
     CHECKPOINTS_FOLDER,
     MANIFEST_NAME,

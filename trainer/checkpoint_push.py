@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ..data.storage import open_storage
+from ..data.store.storage import open_storage
 from ..models.manifest import MANIFEST_NAME, CheckpointError
 from .checkpoint_transfer import push, store_errors
 from .ending import end_with_parent

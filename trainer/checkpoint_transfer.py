@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..data.frames import DataError
-from ..data.storage import Storage
-from ..data.transfer import PARTIAL_SUFFIX, make_durable
+from ..data.store.names import PARTIAL_SUFFIX, make_durable
+from ..data.store.storage import Storage
 from ..models.manifest import (
     CHECKPOINTS_FOLDER,
     MANIFEST_NAME,

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..data.storage import open_storage
+from ..data.store.storage import open_storage
 from .animation import write_animation
 from .contestants import FITTED
 from .contingency import RAIN_EDGES_MMH

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.frames import Grid
-from ..data.storage import open_storage
+from ..data.store.storage import open_storage
 from .projection import PolarStereographic, pixel_centres_m
 
 CONVENTIONS: Final = "CF-1.8"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..data.storage import open_storage
+from ..data.store.storage import open_storage
 from .contingency import RAIN_EDGES_MMH, SCORE_AXES
 from .score_tables import ModelScores, References, markdown, mse_comparison
 from .settings import ConfigError

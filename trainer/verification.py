@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.frames import DataError
-from ..data.storage import open_storage
+from ..data.store.storage import open_storage
 from ..data.units import INTERVALS_AN_HOUR
 from .contingency import RAIN_EDGES_MMH, SCORE_AXES, count_lead, scores_of_sums
 from .fss import FloatArray

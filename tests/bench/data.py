@@ -19,8 +19,7 @@ import numpy.typing as npt
 from rainspark.data.batches import default_block_bytes
 from rainspark.data.frames import parse_crop
 from rainspark.data.selection import Selection, WindowTable, select_windows
-from rainspark.data.sources import knmi
-from rainspark.data.sources import synthetic
+from rainspark.data.sources import knmi, synthetic
 from rainspark.data.stream import Stream
 from tests.data.archives import PackedArchive, pack_archive
 

@@ -28,7 +28,7 @@ from obstore.store import S3Store
 from rainspark.data.selection import Selection, WindowTable, select_windows
 from rainspark.data.sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
 from rainspark.data.shards import Index
-from rainspark.data.storage import Storage, open_storage
+from rainspark.data.store.storage import Storage, open_storage
 from rainspark.data.stream import Stream
 from tests.bench.data import BATCH, MAX_FRAMES, WINDOW, frames_to_pack, long_runs, sparse
 from tests.data.archives import PackedArchive, pack_archive
@@ -253,7 +253,7 @@ def windows_per_s(
 
 def cached(storage: Storage, index: Index, folder: Path) -> Storage:
     """Keep shards of a store on local disk."""
-    from rainspark.data.cache import CachedStorage
+    from rainspark.data.store.cache import CachedStorage
 
     files = {shard.name: (shard.num_bytes, shard.sha256) for shard in index.shards}
     return CachedStorage(storage, folder, 10**12, files)

@@ -15,7 +15,7 @@ from rainspark.data.selection import WindowTable
 from rainspark.data.sequences import cut_run
 from rainspark.data.shard_writer import PackedFrame, PlannedSequence, pack_frame, write_shard
 from rainspark.data.shards import Index, SequenceEntry, ShardEntry, describe_archive, dump_index, signed
-from rainspark.data.storage import Storage, open_storage
+from rainspark.data.store.storage import Storage, open_storage
 
 DAY_S = 86400
 CADENCE_S = 300

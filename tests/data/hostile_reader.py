@@ -20,13 +20,11 @@ from typing import Any
 
 import torch
 
-from rainspark.data import pack
-from rainspark.data import reshard
-from rainspark.data import verify
+from rainspark.data import pack, reshard, verify
 from rainspark.data.frames import DataError
 from rainspark.data.selection import Selection, select_windows
 from rainspark.data.shards import load_index
-from rainspark.data.storage import open_storage
+from rainspark.data.store.storage import open_storage
 from rainspark.data.stream import evaluation_batches
 from rainspark.models import weights
 from rainspark.models.manifest import CheckpointError

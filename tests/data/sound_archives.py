@@ -12,7 +12,7 @@ from rainspark.data.origin_frames import with_rain_after
 from rainspark.data.origins import Origin
 from rainspark.data.shard_writer import PackedFrame, PlannedSequence, pack_frame, write_shard
 from rainspark.data.shards import Index, describe_archive, dump_index, signed
-from rainspark.data.storage import Storage, open_storage
+from rainspark.data.store.storage import Storage, open_storage
 from rainspark.data.summary import sum_totals, totals_to_json
 from tests.data.archives import CADENCE_S, FIRST_S, whole_origin
 

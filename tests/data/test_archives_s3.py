@@ -6,7 +6,7 @@ from typing import Any
 from rainspark.data.knmi_api import times_of_name
 from rainspark.data.reshard import reshard
 from rainspark.data.reshard_plan import ReshardOptions
-from rainspark.data.storage import Storage, open_storage
+from rainspark.data.store.storage import Storage, open_storage
 from rainspark.data.verify import verify
 from tests.data.knmi_server import Knmi, running
 from tests.data.radar_files import digests

@@ -21,7 +21,7 @@ from rainspark.data.shards import Index, load_index
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import OdimSource
 from rainspark.data.sources.source import FrameRef, Reading
-from rainspark.data.storage import open_storage
+from rainspark.data.store.storage import open_storage
 from rainspark.data.summary import rain_of
 from rainspark.data.survey import PackInput, PackOptions, survey
 from rainspark.data.tiling import cut_tiles

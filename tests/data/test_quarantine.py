@@ -14,10 +14,10 @@ from rainspark.data.frames import DamagedError, DataError
 from rainspark.data.plan import plan
 from rainspark.data.selection import Selection, WindowTable, select_windows
 from rainspark.data.shards import Index, signed
-from rainspark.data.storage import LocalStorage, Storage
+from rainspark.data.store.storage import LocalStorage, Storage
 from rainspark.data.stream import Batch, Stream, evaluation_batches
 from tests.data.archives import PackedArchive, pack_archive, random_runs
-from tests.data.remote_folder import RemoteFolder
+from tests.data.store.remote_folder import RemoteFolder
 
 ROWS, COLS, WINDOW, STEPS = 12, 16, 4, 9
 SIZES: dict[str, Any] = {"seed": 5, "global_batch": 12, "micro_batch": 12, "lanes": 6, "block_bytes": 30_000}

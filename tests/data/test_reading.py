@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data import feed
-from rainspark.data import sequence_reader
+from rainspark.data import feed, sequence_reader
 from rainspark.data.batches import BatchError
 from rainspark.data.frames import DataError
 from rainspark.data.selection import Selection, select_windows
 from rainspark.data.sequence_reader import SequenceReader
-from rainspark.data.storage import Storage
+from rainspark.data.store.storage import Storage
 from rainspark.data.stream import Batch, Stream, evaluation_batches
 from tests.data.archives import PackedArchive, pack_archive, random_runs
-from tests.data.remote_folder import Damage, RemoteFolder
+from tests.data.store.remote_folder import Damage, RemoteFolder
 
 ROWS, COLS, WINDOW = 12, 16, 4
 SIZES: dict[str, Any] = {

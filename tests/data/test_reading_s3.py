@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rainspark.data.cache import CachedStorage
 from rainspark.data.frames import DataError
 from rainspark.data.plan import plan
 from rainspark.data.selection import Selection, select_windows
 from rainspark.data.shards import load_index
-from rainspark.data.storage import Storage, open_storage
+from rainspark.data.store.cache import CachedStorage
+from rainspark.data.store.storage import Storage, open_storage
 from rainspark.data.stream import Batch, Stream
 from tests.data.archives import PackedArchive, pack_archive, random_runs
 from tests.s3_server import S3, s3, s3_server  # noqa: F401

@@ -17,7 +17,7 @@ from rainspark.data.reshard import main, reshard
 from rainspark.data.reshard_plan import ReshardOptions
 from rainspark.data.sequences import cut_run
 from rainspark.data.shards import Index, dump_index, load_index, of_source, signed
-from rainspark.data.storage import open_storage
+from rainspark.data.store.storage import open_storage
 from rainspark.data.verify import verify
 from tests.data.archives import whole_origin
 from tests.data.radar_files import digests

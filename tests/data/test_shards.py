@@ -22,7 +22,7 @@ from rainspark.data.shards import (
     signed,
     verify_sequence_bytes,
 )
-from rainspark.data.storage import open_storage
+from rainspark.data.store.storage import open_storage
 
 
 def small_index() -> Index:

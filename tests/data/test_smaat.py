@@ -19,7 +19,7 @@ from rainspark.data.pack import main, pack
 from rainspark.data.shards import load_index
 from rainspark.data.sources.blocks import BlockReader
 from rainspark.data.sources.smaat import SmaatSource, parse_time
-from rainspark.data.storage import open_storage
+from rainspark.data.store.storage import open_storage
 from rainspark.data.survey import PackOptions
 from tests.data.radar_files import FIRST_S, digests, random_counts, write_collected
 

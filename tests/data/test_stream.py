@@ -15,7 +15,7 @@ from rainspark.data.plan import plan
 from rainspark.data.selection import Selection, WindowTable, select_windows
 from rainspark.data.stream import Batch, Stream, evaluation_batches
 from tests.data.archives import PackedArchive, pack_archive, random_runs
-from tests.data.remote_folder import RemoteFolder
+from tests.data.store.remote_folder import RemoteFolder
 
 ROWS, COLS, WINDOW = 12, 16, 4
 FRAME_MB = ROWS * COLS * 2 / 2**20

@@ -14,8 +14,7 @@ from rainspark.trainer.engine import Engine, UpdateResult
 from rainspark.trainer.tasks import PreparedBatch, StepOutput
 from rainspark.trainer.training.finetuning import Finetuning
 from rainspark.trainer.training.pretraining import Pretraining
-from tests.integration import nowcast_runs
-from tests.integration import runs
+from tests.integration import nowcast_runs, runs
 
 KINDS = ("input", "loss", "infinite loss", "gradient", "infinite gradient")
 

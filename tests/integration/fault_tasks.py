@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from rainspark.data.storage import open_storage
+from rainspark.data.store.storage import open_storage
 from rainspark.trainer.checkpoint import Loaded, TrainState, save
 from rainspark.trainer.checkpoint_share import share
 from rainspark.trainer.checkpoint_transfer import pull_latest, push
@@ -21,8 +21,7 @@ from rainspark.trainer.engine import Engine, EngineConfig
 from rainspark.trainer.entry import ExitCode, run_entry, set_up_logging
 from rainspark.trainer.lifecycle import TrainingRun
 from tests.fault_server import Fault, disarm
-from tests.integration import nowcast_runs
-from tests.integration import runs
+from tests.integration import nowcast_runs, runs
 
 COLLECTIVES = (
     "all_reduce", "broadcast", "broadcast_object_list", "all_gather_object", "barrier", "all_gather", "reduce",

@@ -10,7 +10,7 @@ import pytest
 from rainspark.data.frames import DataError
 from rainspark.data.pack import main as pack
 from rainspark.data.shards import load_index
-from rainspark.data.storage import open_storage
+from rainspark.data.store.storage import open_storage
 from rainspark.trainer.entry import ExitCode
 from tests.distributed import run_ranks
 from tests.integration.runs import arguments, make_shards, train, train_many

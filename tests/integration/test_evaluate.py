@@ -28,8 +28,7 @@ from rainspark.trainer.evaluation.evaluating import INTERRUPTED, Evaluating, mai
 from rainspark.trainer.verification import Rows, select
 from tests.conftest import REPOSITORY
 from tests.distributed import run_ranks
-from tests.integration import nowcast_runs
-from tests.integration import runs
+from tests.integration import nowcast_runs, runs
 
 THRESHOLDS = (0.1, 0.5, 2.0)
 SPLIT = {"data__validation_share": 0.2, "data__test_share": 0.3, "data__guard_h": 0.25, "run__steps": 2}

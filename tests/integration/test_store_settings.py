@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.data.storage import LocalStorage, open_storage
+from rainspark.data.store.storage import LocalStorage, open_storage
 from rainspark.trainer.config import PretrainConfig, parse_config
 from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.settings import ConfigError

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from rainspark.data.storage import open_storage
+from rainspark.data.store.storage import open_storage
 from rainspark.models.manifest import CheckpointError
 from rainspark.trainer.checkpoint_command import main
 from rainspark.trainer.checkpoint_push import push_within

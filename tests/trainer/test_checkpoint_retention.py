@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.storage import LocalStorage
+from rainspark.data.store.storage import LocalStorage
 from rainspark.models.manifest import latest_verified, step_folders
 from rainspark.trainer.checkpoint_retention import steps_to_remove
 from rainspark.trainer.checkpoint_transfer import finished_in, push

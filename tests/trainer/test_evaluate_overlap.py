@@ -11,7 +11,7 @@ from torch import nn
 from rainspark.data.frames import Crop, Grid
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards import Index, load_index
-from rainspark.data.storage import open_storage
+from rainspark.data.store.storage import open_storage
 from rainspark.trainer.checkpoint import save
 from rainspark.trainer.config import FinetuneConfig, PretrainConfig, TrainingConfig, as_dict, parse_config
 from rainspark.trainer.evaluation_config import EvaluateConfig, parse_evaluation

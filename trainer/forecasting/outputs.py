@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...data.frames import DataError, Grid, iso_time
-from ...data.storage import open_storage
+from ...data.store.storage import open_storage
 from ..animation import write_animation
 from ..entry import ExitCode, set_up_logging
 from ..forecast_pictures import Case, forecast_frames

@@ -16,9 +16,9 @@ from ..command import run_training
 from ..config import PretrainConfig
 from ..engine import Engine
 from ..entry import ExitCode, StopSignal
-from .pretrain_held_out import PretrainHeldOut
 from ..lifecycle import TrainingRun
 from ..tasks import PretrainTask
+from .pretrain_held_out import PretrainHeldOut
 
 
 class Pretraining(TrainingRun[PretrainConfig]):

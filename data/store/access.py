@@ -15,9 +15,9 @@ from urllib.parse import SplitResult, urlsplit
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
-from .frames import DataError
-from .redaction import redact
-from .transfer import check_name
+from ..frames import DataError
+from ..redaction import redact
+from .names import check_name
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -57,7 +57,7 @@ class Access:
 
     Attributes:
         url: Its address, as messages name it.
-        client: Sends every request once: what is repeated, and when, is decided by data/retries.py.
+        client: Sends every request once: what is repeated, and when, is decided by data/store/retries.py.
         writer: The same for writes: while a body is sent, no byte comes back, and that is no silence.
         uploader: Repeats the parts of a large upload by itself: one failed part of a hundred must not cost all of them.
         read_only: A web server: it cannot be listed either.

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from .frames import DataError
-from .redaction import redact
-from .transfer import Traffic
+from ..frames import DataError
+from ..redaction import redact
+from .names import Traffic
 
 _Result = TypeVar("_Result")
 _logger = logging.getLogger(__name__)

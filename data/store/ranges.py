@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 import obstore
 from obstore.exceptions import BaseError, PreconditionError
 
-from .object_storage_errors import judged, status_of
+from .errors import judged, status_of
+from .names import Traffic, beyond_end
 from .retries import Retries, TransientError
-from .transfer import Traffic, beyond_end
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta

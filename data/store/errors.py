@@ -6,8 +6,8 @@ from typing import Final, TypeVar
 
 from obstore.exceptions import BaseError
 
-from .frames import DamagedError, DataError
-from .redaction import redact
+from ..frames import DamagedError, DataError
+from ..redaction import redact
 from .retries import TransientError
 
 RAISED_BY_OBSTORE: Final = (BaseError, OSError, ValueError)
@@ -70,7 +70,7 @@ def status_of(error: Exception) -> int | None:
 
 
 def judged(place: str, action: str, attempt: Callable[[int], _Result]) -> Callable[[int], _Result]:
-    """Wrap an attempt of data/retries.py, so that obstore's errors leave it judged."""
+    """Wrap an attempt of data/store/retries.py, so that obstore's errors leave it judged."""
 
     def wrapped(failures: int) -> _Result:
         try:

@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from rainspark.data.frames import DamagedError, DataError
-from rainspark.data.object_storage import ObjectStorage, open_store
-from rainspark.data.retries import RetryPolicy
+from rainspark.data.store.object_store import ObjectStorage, open_store
+from rainspark.data.store.retries import RetryPolicy
 
 HTML = b"<html><body>Welcome! Please log in.</body></html>"
 BYTES = bytes(range(256)) * 100
@@ -166,7 +166,7 @@ def test_an_object_that_no_file_can_be_called_is_told(s3_at: Callable[[str], Obj
 def test_a_large_upload_is_tried_again_after_the_deadline_of_small_ones(
     s3_at: Callable[[str], ObjectStorage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rainspark.data.object_storage._UPLOAD_BYTES_PER_S", 1.0)
+    monkeypatch.setattr("rainspark.data.store.object_store._UPLOAD_BYTES_PER_S", 1.0)
     num_refused = 0
 
     def answer(_path: str, _headers: dict[str, str]) -> Reply:

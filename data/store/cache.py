@@ -18,9 +18,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from .frames import DamagedError, DataError
+from ..frames import DamagedError, DataError
+from .names import PARTIAL_SUFFIX, beyond_end, check_range
 from .storage import Storage
-from .transfer import PARTIAL_SUFFIX, beyond_end, check_range
 
 _FETCH_BYTES: Final = 32 << 20
 """Bytes asked for at once; the store splits them into ranges that come at the same time."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rainspark.data.frames import DataError
-from rainspark.data.storage import LocalStorage
+from rainspark.data.store.storage import LocalStorage
 
 TRIES = 4
 

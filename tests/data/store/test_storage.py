@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.data.storage import open_storage
+from rainspark.data.store.storage import open_storage
 from tests.data.radar_files import closed_folder, without_rights
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.data.cache import CachedStorage
 from rainspark.data.frames import DataError
 from rainspark.data.randomness import generator
-from rainspark.data.storage import LocalStorage
+from rainspark.data.store.cache import CachedStorage
+from rainspark.data.store.storage import LocalStorage
 from tests.data.radar_files import without_rights
 
 SHARD_BYTES = 100_000
@@ -211,7 +211,7 @@ def test_room_that_others_fetch_into_is_waited_for(archive: Archive) -> None:
 
 
 def test_room_that_never_comes_is_told(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rainspark.data.cache._LONGEST_WAIT_S", 0.3)
+    monkeypatch.setattr("rainspark.data.store.cache._LONGEST_WAIT_S", 0.3)
     cache, path = archive.cache(num_shards=1), archive.folder / f".{'a' * 64}.1-0.partial"
     with path.open("xb") as fetched:
         fcntl.flock(fetched, fcntl.LOCK_EX)

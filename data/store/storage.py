@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from .frames import DamagedError, DataError
-from .redaction import redact
-from .transfer import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range, make_durable
+from ..frames import DamagedError, DataError
+from ..redaction import redact
+from .names import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range, make_durable
 
 URL_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MISTYPED = re.compile(r"[\s'\"]{0,3}(?:s3|gs|az|https?|file)\s{0,2}:", re.IGNORECASE)
@@ -79,7 +79,7 @@ def open_storage(
 ) -> Storage:
     """Open a folder, an object store, or files on a web server.
 
-    Credentials and endpoint of a store come from the usual environment variables, see data/object_storage.py.
+    Credentials and endpoint of a store come from the usual environment variables, see data/store/object_store.py.
 
     Args:
         url: A path, or an address: file://, s3://, gs://, az://, https:// (read only, cannot be listed). http:// is
@@ -105,7 +105,7 @@ def open_storage(
     if to_write and scheme.group(1).lower() in {"http", "https"}:
         raise DataError(f"{redact(text)}: a web server is only read; expected a folder, s3://, gs:// or az://")
     # Who reads a folder loads no network library.
-    from .object_storage import open_store
+    from .object_store import open_store
 
     return open_store(text, deadline_s=deadline_s, connections=connections)
 

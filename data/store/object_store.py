@@ -1,7 +1,7 @@
 """Files in an object store (S3, Google, Azure) or on a web server: ranged reads, whole writes, nothing lost on the way.
 
 One request is one try: obstore's own retries hide what happens, give up a busy store after seconds and are not refilled
-by progress, so they are off, and data/retries.py decides. What was received before a connection broke is kept and the
+by progress, so they are off, and data/store/retries.py decides. What was received before a connection broke is kept and the
 rest is asked for, of the same version of the object (ETag), so that no byte is missing, doubled or of another version.
 """
 
@@ -18,12 +18,12 @@ from typing import Any, BinaryIO, Final, TypeVar
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from .frames import DataError
-from .object_storage_access import Access, TimeLimits, open_access
-from .object_storage_errors import RAISED_BY_OBSTORE, judge, judged, status_of
-from .object_storage_reads import RangeReader, ReplacedError
+from ..frames import DataError
+from .access import Access, TimeLimits, open_access
+from .errors import RAISED_BY_OBSTORE, judge, judged, status_of
+from .names import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range
+from .ranges import RangeReader, ReplacedError
 from .retries import Retries, RetryPolicy, TransientError
-from .transfer import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range
 
 _Result = TypeVar("_Result")
 PART_BYTES: Final = 8 << 20
@@ -50,7 +50,7 @@ def open_store(
             deadline.
 
     Raises:
-        DataError: See data/object_storage_access.py.
+        DataError: See data/store/access.py.
     """
     if not (0 < deadline_s < math.inf) or connections < 1:
         raise DataError(f"{url}: deadline {deadline_s} s, {connections} connections; expected both above 0")
@@ -61,7 +61,7 @@ def open_store(
 
 
 class ObjectStorage:
-    """A store, opened; see data/storage.py for what its methods promise.
+    """A store, opened; see data/store/storage.py for what its methods promise.
 
     Args:
         access: Clients of the store.

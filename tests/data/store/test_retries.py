@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rainspark.data.frames import DataError
-from rainspark.data.retries import Retries, RetryBudget, RetryPolicy, TransientError
-from rainspark.data.transfer import Traffic
+from rainspark.data.store.names import Traffic
+from rainspark.data.store.retries import Retries, RetryBudget, RetryPolicy, TransientError
 
 QUICK = RetryPolicy(deadline_s=1.0, try_s=0.1, first_wait_s=0.001, longest_wait_s=0.01)
 
