@@ -2,8 +2,8 @@
 
 import threading
 
+from ..data.fetch.web import knock
 from ..data.redaction import redact
-from ..data.web import knock
 from .tracking_queue import THREAD_NAME
 
 

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from rainspark.data.knmi_api import times_of_name
+from rainspark.data.fetch.knmi_api import times_of_name
 from rainspark.data.reshard import reshard
 from rainspark.data.reshard_plan import ReshardOptions
 from rainspark.data.store.storage import Storage, open_storage
 from rainspark.data.verify import verify
-from tests.data.knmi_server import Knmi, running
+from tests.data.fetch.knmi_server import Knmi, running
+from tests.data.fetch.test_fetch import DAYS, WANTED, day_name, day_tar, fetch
 from tests.data.radar_files import digests
 from tests.data.sound_archives import small_archive
-from tests.data.test_fetch import DAYS, WANTED, day_name, day_tar, fetch
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 
 FAULTS: list[dict[str, Any]] = [

@@ -16,13 +16,13 @@ from typing import Final
 
 from tqdm import tqdm
 
-from .command import GOES_ON, run_command
+from ..command import GOES_ON, run_command
+from ..frames import DataError
+from ..json_checks import shown
+from ..sequences import TimeSpan
+from ..store.storage import Storage, open_storage
 from .download import Downloader, publish
-from .frames import DataError
-from .json_checks import shown
 from .knmi_api import API_URL, DATASETS, KEY_ADVICE, KEY_VARIABLE, KnmiApi, Listing, RemoteFile
-from .sequences import TimeSpan
-from .store.storage import Storage, open_storage
 from .web import AnswerError, StoppedError, Web
 
 PARTS_FOLDER: Final = ".fetching"

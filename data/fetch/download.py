@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from .frames import DataError
+from ..frames import DataError
+from ..store.names import PARTIAL_SUFFIX, make_durable
+from ..store.storage import Storage
 from .knmi_api import RemoteFile
-from .store.names import PARTIAL_SUFFIX, make_durable
-from .store.storage import Storage
 from .web import AnswerError, Body, FaultError, Web
 
 COPY_BYTES: Final = 2**23

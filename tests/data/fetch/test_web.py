@@ -2,8 +2,8 @@
 
 import pytest
 
+from rainspark.data.fetch.web import StoppedError, Web, check_address
 from rainspark.data.frames import DataError
-from rainspark.data.web import StoppedError, Web, check_address
 
 
 def web(url: str) -> Web:

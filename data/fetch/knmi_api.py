@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote
 
-from .frames import DataError
-from .json_checks import shown
-from .sequences import TimeSpan
+from ..frames import DataError
+from ..json_checks import shown
+from ..sequences import TimeSpan
 from .web import AnswerError, Web, shown_url
 
 API_URL: Final = "https://api.dataplatform.knmi.nl/open-data"

@@ -19,8 +19,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import requests
 import urllib3
 
-from .frames import DataError
-from .json_checks import shown
+from ..frames import DataError
+from ..json_checks import shown
 
 CONNECT_TIMEOUT_S: Final = 20.0
 READ_TIMEOUT_S: Final = 30.0
