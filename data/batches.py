@@ -10,7 +10,7 @@ import numpy.typing as npt
 from .frames import DataError
 from .json_checks import shown
 from .selection import WindowTable
-from .shards import Index
+from .shards.index import Index
 
 # Lanes a micro-batch is laid out on by default: every world size that divides 16 then reads each sequence once.
 MAX_DEFAULT_LANES = 16

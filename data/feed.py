@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 
 from .batches import BatchError
-from .decode import Block, FrameCache
-from .origin_frames import frame_bases
 from .prefetch import Pipeline, StepArrays
 from .quarantine import LostSequence, Quarantine
 from .selection import WindowTable
 from .sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
-from .shards import Index
+from .shards.decode import Block, FrameCache
+from .shards.index import Index
+from .shards.timeline import frame_bases
 from .store.storage import Storage
 
 Run = tuple[SequenceReader, Pipeline, list[FrameCache]]

@@ -13,13 +13,11 @@ import blosc2
 from tqdm import tqdm
 
 from .command import GOES_ON, run_command
-from .contact_sheet import draw_contact_sheet
 from .frames import DataError
-from .origin_frames import with_rain_after
 from .pack_command import parse_command
 from .pack_state import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
-from .shard_writer import PackedFrame, PlannedSequence, WrittenShard, pack_frame, write_shard
-from .shards import (
+from .shards.contact_sheet import draw_contact_sheet
+from .shards.index import (
     INDEX_NAME,
     SCHEMA_VERSION,
     Index,
@@ -30,9 +28,11 @@ from .shards import (
     load_index,
     signed,
 )
+from .shards.summary import sum_totals, summarise, totals_to_json
+from .shards.timeline import with_rain_after
+from .shards.writer import PackedFrame, PlannedSequence, WrittenShard, pack_frame, write_shard
 from .sources.source import MAX_COUNT, NO_ROUNDING, Rounding, Source
 from .store.storage import Storage, open_storage
-from .summary import sum_totals, summarise, totals_to_json
 from .survey import MAX_BAD_HINT, Job, PackInput, PackOptions, Part, survey
 from .tiling import Unit
 from .units import MISSING_COUNT

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from .frames import Crop, DataError, parse_crop
-from .shards import MAX_CADENCE_S
+from .shards.index import MAX_CADENCE_S
 from .sources.importer import ImporterSource
 from .sources.knmi import KnmiSource
 from .sources.odim import QUANTITIES, OdimSource, parse_zr

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from .frames import DataError
-from .shard_writer import PlannedSequence, WrittenShard
-from .shards import parse_sequence_entry, parse_shard_entry
+from .shards.index import parse_sequence_entry, parse_shard_entry
+from .shards.summary import totals_from_json, totals_to_json
+from .shards.writer import PlannedSequence, WrittenShard
 from .sources.source import Rounding
 from .store.storage import Storage
-from .summary import totals_from_json, totals_to_json
 
 STATE_FOLDER: Final = ".packing/"
 JOB_NAME: Final = STATE_FOLDER + "job.json"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from .batches import BatchError, SourceShare, check_batches, mix_sources
 from .randomness import generator
 from .selection import WindowTable
-from .shards import Index
+from .shards.index import Index
 
 # A window weighs this much in a block at least, bytes. Dry frames compress to almost nothing, so that compressed bytes
 # alone would let a block grow until the frames of its sequences, decoded, fit in no cache.

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .decode import Block, FrameCache
 from .frames import DamagedError, DataError
 from .quarantine import Quarantine
 from .sequence_reader import ClosedError, SequenceReader
+from .shards.decode import Block, FrameCache
 from .units import MISSING_COUNT
 
 # Of small blocks, one ahead is not enough to keep a store busy; of large ones, it fills the budget.

@@ -5,7 +5,7 @@ import threading
 from dataclasses import dataclass
 
 from .frames import DamagedError
-from .shards import Index
+from .shards.index import Index
 
 LOG = logging.getLogger(__name__)
 

@@ -10,18 +10,18 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from .blosc_chunk import TYPE_BYTES, check_chunk
 from .command import GOES_ON, run_command
-from .decode import check_sequence
 from .frames import DataError
 from .json_checks import shown
-from .origin_frames import with_rain_after
 from .pack_state import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
 from .reshard_plan import OpenArchive, ReshardJob, ReshardOptions, Segment, plan_reshard
-from .shard_writer import PackedFrame, WrittenShard, write_shard
-from .shards import INDEX_NAME, Index, check_shard_sizes, describe_archive, dump_index, load_index, signed
+from .shards.chunk import TYPE_BYTES, check_chunk
+from .shards.decode import check_sequence
+from .shards.index import INDEX_NAME, Index, check_shard_sizes, describe_archive, dump_index, load_index, signed
+from .shards.summary import RainTotals, summarise
+from .shards.timeline import with_rain_after
+from .shards.writer import PackedFrame, WrittenShard, write_shard
 from .store.storage import Storage, open_storage
-from .summary import RainTotals, summarise
 from .survey import MEGABYTE
 
 CACHE_BYTES: Final = 2**27

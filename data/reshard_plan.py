@@ -10,14 +10,14 @@ import numpy.typing as npt
 
 from .frames import DataError, iso_time
 from .json_checks import canonical, shown
-from .origin_frames import ready_origins
-from .origins import Origin
 from .sequences import cut_run
-from .shard_writer import PlannedSequence
-from .shards import SCHEMA_VERSION, Index, SequenceEntry
+from .shards.index import SCHEMA_VERSION, Index, SequenceEntry
+from .shards.origins import Origin
+from .shards.summary import rain_of, rounding_of, sum_totals, totals_to_json
+from .shards.timeline import ready_origins
+from .shards.writer import PlannedSequence
 from .sources.source import NO_ROUNDING, Rounding
 from .store.storage import Storage
-from .summary import rain_of, rounding_of, sum_totals, totals_to_json
 from .survey import MEGABYTE, MIN_SHARDS
 from .units import MISSING_COUNT
 

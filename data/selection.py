@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from .frames import DataError
 from .json_checks import shown
-from .origin_frames import by_origin, frame_bases, frames_after, origin_frames, ready_origins, wet_counts
 from .sequences import TimeSpan
-from .shards import Index
+from .shards.index import Index
+from .shards.timeline import by_origin, frame_bases, frames_after, origin_frames, ready_origins, wet_counts
 
 Rule = Literal["strict", "smaat_compat"]
 Published = Literal["nl50", "nl20"]

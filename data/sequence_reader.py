@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .decode import check_sequence
 from .frames import DamagedError, DataError
-from .shards import Index, SequenceEntry
+from .shards.decode import check_sequence
+from .shards.index import Index, SequenceEntry
 from .store.storage import Storage
 
 RANGE_BYTES: Final = 8 * 2**20

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 
 from .batches import BatchError, check_batches, default_block_bytes, mix_sources
-from .decode import Block
 from .feed import BlockMaker, Feed
 from .plan import LaneOrder, evaluation_plan, gather_blocks, order_lanes, run_numbers
 from .prefetch import StepArrays
 from .quarantine import LostSequence
 from .selection import WindowTable
-from .shards import Index
+from .shards.decode import Block
+from .shards.index import Index
 from .store.storage import Storage
 from .units import MISSING_COUNT
 

@@ -9,10 +9,10 @@ from typing import Final, NoReturn
 from tqdm import tqdm
 
 from .frames import Crop, DataError
-from .origins import Origin, check_origins
 from .sequences import find_runs
-from .shard_writer import PlannedSequence
-from .shards import SCHEMA_VERSION
+from .shards.index import SCHEMA_VERSION
+from .shards.origins import Origin, check_origins
+from .shards.writer import PlannedSequence
 from .sources.hdf5 import ChoiceError
 from .sources.knmi import KnmiSource
 from .sources.source import Found, FrameRef, Header, Source

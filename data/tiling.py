@@ -7,7 +7,7 @@ from typing import Final
 
 from .frames import Crop, DataError, Grid, iso_time
 from .sequences import Run, cut_run, find_runs
-from .shard_writer import PlannedSequence
+from .shards.writer import PlannedSequence
 
 MAX_UNIT_BYTES: Final = 2**31
 """Frames of a unit, uncompressed; its compressed ones, about a tenth of that, are in memory at once."""

@@ -17,15 +17,15 @@ import numpy as np
 from tqdm import tqdm
 
 from .command import EXIT_BAD_DATA, run_command
-from .decode import decode_frame, wrong_in_json
 from .frames import DataError, iso_time
 from .json_checks import shown
-from .origin_frames import by_origin, ready_origins, with_rain_after
 from .sequences import rain_fraction
-from .shards import INDEX_NAME, Index, SequenceEntry, load_index, verify_sequence_bytes
+from .shards.decode import decode_frame, wrong_in_json
+from .shards.index import INDEX_NAME, Index, SequenceEntry, load_index, verify_sequence_bytes
+from .shards.summary import RainTotals, rounding_of, sum_totals, totals_to_json
+from .shards.timeline import by_origin, ready_origins, with_rain_after
 from .store.names import PARTIAL_SUFFIX
 from .store.storage import Storage, open_storage
-from .summary import RainTotals, rounding_of, sum_totals, totals_to_json
 from .units import MISSING_COUNT
 
 READ_BYTES: Final = 2**23

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from .doctor_findings import DATA, GIB, SETTINGS, Finding, Job, fail, guarded, number, ok, warn
 
 if TYPE_CHECKING:
-    from ..data.shards import SequenceEntry
+    from ..data.shards.index import SequenceEntry
     from ..trainer.windows import Windows
 
 GIGABYTE: Final = 1_000_000_000
@@ -94,7 +94,7 @@ def check_sample(job: Job, windows: "Windows") -> list[Finding]:
 
 def _sizes(windows: "Windows") -> list[Finding]:
     """Compare the shards' lengths; of a store, where each is a request, the sample alone is looked at."""
-    from ..data.shards import check_shard_sizes
+    from ..data.shards.index import check_shard_sizes
 
     if windows.storage.folder is None:
         return []
@@ -109,7 +109,7 @@ def _sizes(windows: "Windows") -> list[Finding]:
 def _read(windows: "Windows", entry: "SequenceEntry") -> None:
     import numpy as np
 
-    from ..data.decode import check_sequence, decode_frame
+    from ..data.shards.decode import check_sequence, decode_frame
 
     index = windows.index
     data = windows.storage.read_checked(

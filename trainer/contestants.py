@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.frames import DataError
 from ..data.selection import WindowTable
-from ..data.shards import Index
+from ..data.shards.index import Index
 from ..data.store.storage import Storage
 from ..data.stream import Batch, evaluation_batches
 from ..data.units import MISSING_COUNT

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..data.frames import DataError
 from ..data.sequences import TimeSpan
-from ..data.shards import Index
+from ..data.shards.index import Index
 from ..models.manifest import CheckpointError
 from ..models.weights import WeightsError
 from .checkpoint import STATE_FILE, chosen_weights

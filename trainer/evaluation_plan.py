@@ -13,7 +13,7 @@ from ..data.frames import DataError, Grid
 from ..data.plan import evaluation_plan
 from ..data.selection import WindowTable, lost_to_gaps, select_windows
 from ..data.sequences import TimeSpan
-from ..data.shards import Index, of_source
+from ..data.shards.index import Index, of_source
 from ..data.store.storage import Storage
 from ..models.motion import LEVELS
 from .contestants import FITTED, Entry, TrainingPart

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ..data.frames import DataError
-from ..data.origins import Origin
 from ..data.selection import WindowTable
+from ..data.shards.origins import Origin
 from ..data.stream import Batch, evaluation_batches
 from .data_settings import WindowsConfig
 from .engine import Engine

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..data.frames import DataError
-from ..data.shards import Index
+from ..data.shards.index import Index
 from ..data.stream import Stream
 from ..data.units import ModelSpace
 from ..models.manifest import CheckpointError, latest_verified

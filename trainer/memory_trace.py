@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..data.shards import Index
+from ..data.shards.index import Index
 from ..data.stream import Batch
 from ..data.units import ModelSpace
 from .config import FinetuneConfig, TrainingConfig

@@ -12,7 +12,7 @@ from ..data.batches import check_batches, default_block_bytes, default_lanes
 from ..data.frames import DataError
 from ..data.selection import WindowTable, lost_to_gaps, select_windows
 from ..data.sequences import TimeSpan, split_spans
-from ..data.shards import Index, load_index, of_source
+from ..data.shards.index import Index, load_index, of_source
 from ..data.store.cache import CachedStorage
 from ..data.store.storage import Storage, open_storage
 from ..data.stream import Stream

@@ -27,7 +27,7 @@ from obstore.store import S3Store
 
 from rainspark.data.selection import Selection, WindowTable, select_windows
 from rainspark.data.sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
-from rainspark.data.shards import Index
+from rainspark.data.shards.index import Index
 from rainspark.data.store.storage import Storage, open_storage
 from rainspark.data.stream import Stream
 from tests.bench.data import BATCH, MAX_FRAMES, WINDOW, frames_to_pack, long_runs, sparse

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rainspark.data.frames import Crop, Grid
-from rainspark.data.origin_frames import with_rain_after
-from rainspark.data.origins import Origin
 from rainspark.data.selection import WindowTable
 from rainspark.data.sequences import cut_run
-from rainspark.data.shard_writer import PackedFrame, PlannedSequence, pack_frame, write_shard
-from rainspark.data.shards import Index, SequenceEntry, ShardEntry, describe_archive, dump_index, signed
+from rainspark.data.shards.index import Index, SequenceEntry, ShardEntry, describe_archive, dump_index, signed
+from rainspark.data.shards.origins import Origin
+from rainspark.data.shards.timeline import with_rain_after
+from rainspark.data.shards.writer import PackedFrame, PlannedSequence, pack_frame, write_shard
 from rainspark.data.store.storage import Storage, open_storage
 
 DAY_S = 86400

@@ -23,7 +23,7 @@ import torch
 from rainspark.data import pack, reshard, verify
 from rainspark.data.frames import DataError
 from rainspark.data.selection import Selection, select_windows
-from rainspark.data.shards import load_index
+from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.data.stream import evaluation_batches
 from rainspark.models import weights

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import torch
 
-from rainspark.data.shards import Index, dump_index, signed
+from rainspark.data.shards.index import Index, dump_index, signed
 from rainspark.models.manifest import write_manifest
 from tests.data.radar_files import (
     FIRST_S,

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rainspark.data.origin_frames import with_rain_after
 from rainspark.data.sequences import cut_run
-from rainspark.data.shard_writer import PlannedSequence, pack_frame, write_shard
-from rainspark.data.shards import SCHEMA_VERSION, Index, SequenceEntry, describe_archive, dump_index, signed
+from rainspark.data.shards.index import SCHEMA_VERSION, Index, SequenceEntry, describe_archive, dump_index, signed
+from rainspark.data.shards.summary import sum_totals, totals_to_json
+from rainspark.data.shards.timeline import with_rain_after
+from rainspark.data.shards.writer import PlannedSequence, pack_frame, write_shard
 from rainspark.data.store.storage import open_storage
-from rainspark.data.summary import sum_totals, totals_to_json
 from rainspark.data.units import MISSING_COUNT
 from tests.data.archives import CADENCE_S, FIRST_S, PackedArchive, index_in_memory, whole_origin
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rainspark.data.decode import check_sequence, decode_frame
-from rainspark.data.origin_frames import with_rain_after
-from rainspark.data.origins import Origin
-from rainspark.data.shard_writer import PackedFrame, PlannedSequence, pack_frame, write_shard
-from rainspark.data.shards import Index, describe_archive, dump_index, signed
+from rainspark.data.shards.decode import check_sequence, decode_frame
+from rainspark.data.shards.index import Index, describe_archive, dump_index, signed
+from rainspark.data.shards.origins import Origin
+from rainspark.data.shards.summary import sum_totals, totals_to_json
+from rainspark.data.shards.timeline import with_rain_after
+from rainspark.data.shards.writer import PackedFrame, PlannedSequence, pack_frame, write_shard
 from rainspark.data.store.storage import Storage, open_storage
-from rainspark.data.summary import sum_totals, totals_to_json
 from tests.data.archives import CADENCE_S, FIRST_S, whole_origin
 
 Frames = dict[int, npt.NDArray[np.uint16]]

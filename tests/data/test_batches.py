@@ -13,7 +13,7 @@ from rainspark.data.batches import BatchError, deal_lanes, mix_sources, spread_l
 from rainspark.data.frames import DataError
 from rainspark.data.plan import order_lanes, plan
 from rainspark.data.selection import Selection, WindowTable, select_windows
-from rainspark.data.shards import Index
+from rainspark.data.shards.index import Index
 from tests.data.archives import index_in_memory
 from tests.data.mixed import mixed_index, two_sources
 

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pytest
 import webdataset
 
-from rainspark.data.contact_sheet import draw_contact_sheet, read_frame
 from rainspark.data.frames import Crop, DataError
 from rainspark.data.pack import main, pack
-from rainspark.data.shards import Index, dump_index, load_index, signed, verify_sequence_bytes
+from rainspark.data.shards.contact_sheet import draw_contact_sheet, read_frame
+from rainspark.data.shards.index import Index, dump_index, load_index, signed, verify_sequence_bytes
+from rainspark.data.shards.summary import RainTotals, count_windows, run_lengths, summarise
 from rainspark.data.store.storage import open_storage
-from rainspark.data.summary import RainTotals, count_windows, run_lengths, summarise
 from rainspark.data.survey import PackOptions
 from tests.data.radar_files import CROP, FIRST_S, NUMBERS, OPTIONS, digests, random_counts, write_series
 

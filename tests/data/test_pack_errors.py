@@ -12,8 +12,8 @@ import pytest
 
 from rainspark.data.frames import Crop, DataError
 from rainspark.data.pack import pack, write_archive
+from rainspark.data.shards.summary import run_lengths
 from rainspark.data.store.storage import open_storage
-from rainspark.data.summary import run_lengths
 from rainspark.data.survey import PackOptions, survey
 from tests.data.radar_files import change, random_counts, replace_image, set_attribute, write_series
 

@@ -19,8 +19,8 @@ import pytest
 from rainspark.data.frames import DataError
 from rainspark.data.pack import main, pack
 from rainspark.data.pack_state import dump_record
-from rainspark.data.shard_writer import WrittenShard
-from rainspark.data.summary import RainTotals, totals_from_json
+from rainspark.data.shards.summary import RainTotals, totals_from_json
+from rainspark.data.shards.writer import WrittenShard
 from rainspark.data.survey import PackOptions, survey
 from tests.data.radar_files import CROP, OPTIONS, digests, write_series
 

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.data.contact_sheet import draw_contact_sheet, read_frame
 from rainspark.data.frames import Crop, DataError, Grid
 from rainspark.data.pack import main, pack
-from rainspark.data.shards import Index, load_index
+from rainspark.data.shards.contact_sheet import draw_contact_sheet, read_frame
+from rainspark.data.shards.index import Index, load_index
+from rainspark.data.shards.summary import rain_of
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import OdimSource
 from rainspark.data.sources.source import FrameRef, Reading
 from rainspark.data.store.storage import open_storage
-from rainspark.data.summary import rain_of
 from rainspark.data.survey import PackInput, PackOptions, survey
 from rainspark.data.tiling import cut_tiles
 from tests.data.radar_files import (

@@ -15,7 +15,7 @@ from rainspark.data.frames import DataError
 from rainspark.data.plan import MIN_WINDOW_BYTES, evaluation_plan, order_lanes, plan
 from rainspark.data.selection import Selection, WindowTable, select_windows
 from rainspark.data.sequences import TimeSpan
-from rainspark.data.shards import Index
+from rainspark.data.shards.index import Index
 from tests.data.archives import CADENCE_S, DAY_S, FIRST_S, index_in_memory
 
 

@@ -9,7 +9,7 @@ import pytest
 from rainspark.data.frames import DataError
 from rainspark.data.plan import plan
 from rainspark.data.selection import Selection, select_windows
-from rainspark.data.shards import load_index
+from rainspark.data.shards.index import load_index
 from rainspark.data.store.cache import CachedStorage
 from rainspark.data.store.storage import Storage, open_storage
 from rainspark.data.stream import Batch, Stream

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from rainspark.data.command import EXIT_BAD_DATA
 from rainspark.data.frames import DataError
-from rainspark.data.origin_frames import ready_origins
-from rainspark.data.origins import Origin
 from rainspark.data.reshard import main, reshard
 from rainspark.data.reshard_plan import ReshardOptions
 from rainspark.data.sequences import cut_run
-from rainspark.data.shards import Index, dump_index, load_index, of_source, signed
+from rainspark.data.shards.index import Index, dump_index, load_index, of_source, signed
+from rainspark.data.shards.origins import Origin
+from rainspark.data.shards.timeline import ready_origins
 from rainspark.data.store.storage import open_storage
 from rainspark.data.verify import verify
 from tests.data.archives import whole_origin

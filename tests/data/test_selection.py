@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from rainspark.data.count import main
 from rainspark.data.frames import DataError
-from rainspark.data.origin_frames import with_rain_after
 from rainspark.data.selection import Published, Rule, Selection, choose, lost_to_gaps, select_windows
 from rainspark.data.sequences import TimeSpan, find_runs
-from rainspark.data.shards import Index, dump_index, signed
+from rainspark.data.shards.index import Index, dump_index, signed
+from rainspark.data.shards.timeline import with_rain_after
 from rainspark.data.store.storage import open_storage
 from tests.data.archives import CADENCE_S, FIRST_S, index_in_memory, whole_origin
 from tests.data.mixed import mixed_index

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.data.contact_sheet import read_frame
 from rainspark.data.frames import Crop, DataError
 from rainspark.data.pack import main, pack
-from rainspark.data.shards import load_index
+from rainspark.data.shards.contact_sheet import read_frame
+from rainspark.data.shards.index import load_index
 from rainspark.data.sources.blocks import BlockReader
 from rainspark.data.sources.smaat import SmaatSource, parse_time
 from rainspark.data.store.storage import open_storage

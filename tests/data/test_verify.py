@@ -12,9 +12,9 @@ import pytest
 
 from rainspark.data.command import EXIT_BAD_DATA
 from rainspark.data.frames import DataError
-from rainspark.data.origin_frames import with_rain_after
-from rainspark.data.shards import Index, dump_index, signed
-from rainspark.data.summary import summarise
+from rainspark.data.shards.index import Index, dump_index, signed
+from rainspark.data.shards.summary import summarise
+from rainspark.data.shards.timeline import with_rain_after
 from rainspark.data.verify import Report, main, verify
 from tests.data.archives import whole_origin
 from tests.data.sound_archives import pack_frames, small_archive, some_frames

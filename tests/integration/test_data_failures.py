@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from rainspark.data.frames import DataError
 from rainspark.data.pack import main as pack
-from rainspark.data.shards import load_index
+from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.data.stream import Batch
 from rainspark.data.units import MISSING_COUNT

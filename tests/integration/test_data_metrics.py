@@ -9,7 +9,7 @@ import pytest
 
 from rainspark.data.frames import DataError
 from rainspark.data.pack import main as pack
-from rainspark.data.shards import load_index
+from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.trainer.entry import ExitCode
 from tests.distributed import run_ranks

@@ -10,7 +10,7 @@ from torch import nn
 
 from rainspark.data.frames import Crop, Grid
 from rainspark.data.sequences import TimeSpan
-from rainspark.data.shards import Index, load_index
+from rainspark.data.shards.index import Index, load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.trainer.checkpoint import save
 from rainspark.trainer.config import FinetuneConfig, PretrainConfig, TrainingConfig, as_dict, parse_config

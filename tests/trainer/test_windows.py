@@ -11,7 +11,7 @@ import pytest
 from rainspark.data.frames import DataError
 from rainspark.data.selection import WindowTable
 from rainspark.data.sequences import TimeSpan
-from rainspark.data.shards import Index, dump_index, load_index, signed
+from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.store.storage import open_storage
 from rainspark.trainer.data_settings import NowcastDataConfig, WindowsConfig
 from rainspark.trainer.windows import Windows, introduce, open_stream, open_windows, wettest

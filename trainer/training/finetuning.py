@@ -12,7 +12,7 @@ import torch
 
 from ...data.frames import DataError
 from ...data.sequences import TimeSpan
-from ...data.shards import Index
+from ...data.shards.index import Index
 from ...data.units import ModelSpace
 from ...models.encoder import depth_rates
 from ...models.manifest import MANIFEST_NAME, CheckpointError, step_folders

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ...data.shards import Index
+from ...data.shards.index import Index
 from ...data.units import ModelSpace
 from ...models.encoder import build_encoder, depth_rates
 from ...models.patches import PATCH

@@ -12,7 +12,7 @@ import pytest
 from rainspark.data.frames import DataError
 from rainspark.data.pack import pack
 from rainspark.data.randomness import generator
-from rainspark.data.shards import load_index
+from rainspark.data.shards.index import load_index
 from rainspark.data.store.object_store import PART_BYTES, ObjectStorage, open_store
 from rainspark.data.store.storage import open_storage
 from rainspark.data.survey import PackOptions

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from rainspark.data.frames import Crop, DataError, Grid
-from rainspark.data.origins import Origin
-from rainspark.data.shards import (
+from rainspark.data.shards.index import (
     Index,
     SequenceEntry,
     ShardEntry,
@@ -22,6 +21,7 @@ from rainspark.data.shards import (
     signed,
     verify_sequence_bytes,
 )
+from rainspark.data.shards.origins import Origin
 from rainspark.data.store.storage import open_storage
 
 

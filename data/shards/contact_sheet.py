@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from ..frames import iso_time
+from ..palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
+from ..store.storage import Storage
+from ..units import MISSING_COUNT
 from .decode import decode_frame
-from .frames import iso_time
-from .palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
-from .shards import Index, SequenceEntry, verify_sequence_bytes
-from .store.storage import Storage
-from .units import MISSING_COUNT
+from .index import Index, SequenceEntry, verify_sequence_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,14 +11,14 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from .frames import iso_time
-from .json_checks import canonical
-from .sequences import rain_fraction
-from .shards import NO_FRAME_AFTER, SCHEMA_VERSION, SequenceEntry, ShardEntry
-from .sources.source import NO_ROUNDING, Rounding
-from .store.storage import Storage
+from ..frames import iso_time
+from ..json_checks import canonical
+from ..sequences import rain_fraction
+from ..sources.source import NO_ROUNDING, Rounding
+from ..store.storage import Storage
+from ..units import MISSING_COUNT
+from .index import NO_FRAME_AFTER, SCHEMA_VERSION, SequenceEntry, ShardEntry
 from .summary import RainTotals, sum_totals
-from .units import MISSING_COUNT
 
 # Level 5: on 288 x 288 KNMI frames 15.3 kB in 2.2 ms; level 7 saves 5% for four times the time, decoding is equal.
 ZSTD_LEVEL: Final = 5

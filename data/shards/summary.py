@@ -8,13 +8,13 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from .frames import DataError, iso_time
-from .json_checks import shown
-from .palette import RAIN_LEVELS_MMH
-from .sequences import Gap
-from .shards import Index, of_source
-from .sources.source import NO_ROUNDING, Rounding
-from .units import MISSING_COUNT
+from ..frames import DataError, iso_time
+from ..json_checks import shown
+from ..palette import RAIN_LEVELS_MMH
+from ..sequences import Gap
+from ..sources.source import NO_ROUNDING, Rounding
+from ..units import MISSING_COUNT
+from .index import Index, of_source
 
 RAIN_SHARES: Final = (0.0, 0.2, 0.5)
 """Least rain fractions of a window's last frame that are counted: all, NL-20, NL-50."""

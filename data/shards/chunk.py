@@ -1,14 +1,14 @@
 """The header of a stored frame: read and compared before Blosc2 itself sees the buffer.
 
 A Blosc2 buffer may ask for more than its bytes: code that a filter or codec runs, data that lie elsewhere (lazy
-chunks), pixels left as the memory was. Only what `rainspark.data.shard_writer.pack_frame` writes is let through. Layout: Blosc
+chunks), pixels left as the memory was. Only what `rainspark.data.shards.writer.pack_frame` writes is let through. Layout: Blosc
 Chunk Format, README_CHUNK_FORMAT.rst of c-blosc2 (header of 32 bytes, little endian; blocks section).
 """
 
 import struct
 from typing import Any, Final
 
-from .frames import DataError
+from ..frames import DataError
 
 HEADER: Final = struct.Struct("<BBBBiii6sBB6sBB")
 """version, versionlz, flags, typesize, nbytes, blocksize, cbytes, filter codes, codec, its meta, filter meta, reserved,

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Final
 
-from .frames import Crop, DamagedError, DataError, Grid
-from .json_checks import as_float, canonical, demand, demand_distinct, parse_json, shown, typed
+from ..frames import Crop, DamagedError, DataError, Grid
+from ..json_checks import as_float, canonical, demand, demand_distinct, parse_json, shown, typed
+from ..store.storage import Storage
+from ..units import MISSING_COUNT
 from .origins import Origin, check_origins, common, sources_of
-from .store.storage import Storage
-from .units import MISSING_COUNT
 
 INDEX_NAME: Final = "index.json"
 SCHEMA_VERSION: Final = 2

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-from .frames import Crop, DataError, Grid
-from .json_checks import demand, shown, typed
-from .units import SCALES_MMH
+from ..frames import Crop, DataError, Grid
+from ..json_checks import demand, shown, typed
+from ..units import SCALES_MMH
 
 _Value = TypeVar("_Value")
 

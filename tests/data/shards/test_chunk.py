@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rainspark.data.blosc_chunk import HEADER, check_chunk
 from rainspark.data.frames import DataError
-from rainspark.data.shard_writer import pack_frame
+from rainspark.data.shards.chunk import HEADER, check_chunk
+from rainspark.data.shards.writer import pack_frame
 
 ROWS, COLS = 24, 32
 FRAME = (np.arange(ROWS * COLS, dtype=np.uint16) % 97).reshape(ROWS, COLS)

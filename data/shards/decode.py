@@ -10,9 +10,9 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from .blosc_chunk import check_chunk
-from .frames import DataError, iso_time
-from .shards import Index, SequenceEntry, describe_archive, verify_sequence_bytes
+from ..frames import DataError, iso_time
+from .chunk import check_chunk
+from .index import Index, SequenceEntry, describe_archive, verify_sequence_bytes
 
 # In the place of "where in the block's order this frame is read next" when it is not.
 NEVER = np.iinfo(np.int64).max

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from .shards import NO_FRAME_AFTER, Index, SequenceEntry
+from .index import NO_FRAME_AFTER, Index, SequenceEntry
 
 NO_TIME_S = np.iinfo(np.int64).max
 """Time of the frame after the last one."""
