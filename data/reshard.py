@@ -13,8 +13,9 @@ from tqdm import tqdm
 from .command import GOES_ON, run_command
 from .frames import DataError
 from .json_checks import shown
-from .pack_state import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
-from .reshard_plan import OpenArchive, ReshardJob, ReshardOptions, Segment, plan_reshard
+from .pack.recut import OpenArchive, ReshardJob, ReshardOptions, Segment, plan_reshard
+from .pack.resume import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
+from .pack.survey import MEGABYTE
 from .shards.chunk import TYPE_BYTES, check_chunk
 from .shards.decode import check_sequence
 from .shards.index import INDEX_NAME, Index, check_shard_sizes, describe_archive, dump_index, load_index, signed
@@ -22,7 +23,6 @@ from .shards.summary import RainTotals, summarise
 from .shards.timeline import with_rain_after
 from .shards.writer import PackedFrame, WrittenShard, write_shard
 from .store.storage import Storage, open_storage
-from .survey import MEGABYTE
 
 CACHE_BYTES: Final = 2**27
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from rainspark.data import pack, reshard, verify
+from rainspark.data import reshard, verify
 from rainspark.data.frames import DataError
+from rainspark.data.pack import archive as pack
 from rainspark.data.selection import Selection, select_windows
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage

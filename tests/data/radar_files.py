@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pyproj
 
 from rainspark.data.frames import Crop
+from rainspark.data.pack.survey import PackOptions
 from rainspark.data.sources.knmi import MONTHS
 from rainspark.data.sources.synthetic import file_name, write_knmi_file
-from rainspark.data.survey import PackOptions
 
 FIRST_S = 1_577_836_800 - 600
 """31 December 2019, 23:50 UTC: series of three frames and more cross the new year."""

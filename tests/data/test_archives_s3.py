@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from rainspark.data.fetch.knmi_api import times_of_name
+from rainspark.data.pack.recut import ReshardOptions
 from rainspark.data.reshard import reshard
-from rainspark.data.reshard_plan import ReshardOptions
 from rainspark.data.store.storage import Storage, open_storage
 from rainspark.data.verify import verify
 from tests.data.fetch.knmi_server import Knmi, running

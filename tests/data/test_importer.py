@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from rainspark.data.frames import Crop, DataError
-from rainspark.data.pack import main
+from rainspark.data.pack.archive import main
 from rainspark.data.sources.importer import ImporterSource
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import ZR, OdimSource

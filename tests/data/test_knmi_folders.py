@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.data.pack import main
+from rainspark.data.pack.archive import main
 from rainspark.data.sources.knmi import scan
 from tests.data.radar_files import closed_folder, without_rights, write_series
 

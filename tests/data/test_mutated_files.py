@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pytest
 
 from rainspark.data.frames import Crop, DataError
+from rainspark.data.pack.survey import PackOptions, survey
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import OdimSource
 from rainspark.data.sources.smaat import SmaatSource
 from rainspark.data.sources.source import Header, Source
 from rainspark.data.sources.synthetic import file_name, write_knmi_file
-from rainspark.data.survey import PackOptions, survey
 from tests.data.radar_files import (
     FIRST_S,
     odim_name,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from rainspark.data.command import EXIT_BAD_DATA
 from rainspark.data.frames import DataError
+from rainspark.data.pack.recut import ReshardOptions
 from rainspark.data.reshard import main, reshard
-from rainspark.data.reshard_plan import ReshardOptions
 from rainspark.data.sequences import cut_run
 from rainspark.data.shards.index import Index, dump_index, load_index, of_source, signed
 from rainspark.data.shards.origins import Origin

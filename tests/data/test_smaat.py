@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rainspark.data.frames import Crop, DataError
-from rainspark.data.pack import main, pack
+from rainspark.data.pack.archive import main, pack
+from rainspark.data.pack.survey import PackOptions
 from rainspark.data.shards.contact_sheet import read_frame
 from rainspark.data.shards.index import load_index
 from rainspark.data.sources.blocks import BlockReader
 from rainspark.data.sources.smaat import SmaatSource, parse_time
 from rainspark.data.store.storage import open_storage
-from rainspark.data.survey import PackOptions
 from tests.data.radar_files import FIRST_S, digests, random_counts, write_collected
 
 WHOLE = Crop(row0=0, row1=12, col0=0, col1=10)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.data.pack import pack
+from rainspark.data.pack.archive import pack
 from rainspark.data.sources import archives
 from rainspark.data.sources.files import find
 from rainspark.data.sources.knmi import read, scan

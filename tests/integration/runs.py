@@ -27,7 +27,7 @@ _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 
 def make_shards(folder: Path, *, hours: float = 5, size: int = 64) -> Path:
     """Write a few hours of synthetic storms and pack them; return the shards' folder."""
-    from rainspark.data.pack import main as pack
+    from rainspark.data.pack.archive import main as pack
 
     write_storms(["--out", str(folder / "radar"), "--hours", str(hours), "--seed", "3", "--size", str(size)])
     pack(["knmi", str(folder / "radar"), "--out", str(folder / "shards")])

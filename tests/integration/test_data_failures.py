@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rainspark.data.frames import DataError
-from rainspark.data.pack import main as pack
+from rainspark.data.pack.archive import main as pack
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.data.stream import Batch

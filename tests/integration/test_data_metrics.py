@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.data.pack import main as pack
+from rainspark.data.pack.archive import main as pack
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.trainer.entry import ExitCode

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from rainspark.data.pack import main as pack
+from rainspark.data.pack.archive import main as pack
 from rainspark.data.sources.synthetic import file_name, write_knmi_file
 from rainspark.models.manifest import latest_verified
 from rainspark.trainer.checkpoint import load, save

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.data.pack import pack
+from rainspark.data.pack.archive import pack
+from rainspark.data.pack.survey import PackOptions
 from rainspark.data.randomness import generator
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.object_store import PART_BYTES, ObjectStorage, open_store
 from rainspark.data.store.storage import open_storage
-from rainspark.data.survey import PackOptions
 from tests.data.radar_files import write_series
 from tests.s3_server import S3, fault_rules, s3, s3_server  # noqa: F401
 

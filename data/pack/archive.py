@@ -12,12 +12,10 @@ from typing import Any, Final
 import blosc2
 from tqdm import tqdm
 
-from .command import GOES_ON, run_command
-from .frames import DataError
-from .pack_command import parse_command
-from .pack_state import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
-from .shards.contact_sheet import draw_contact_sheet
-from .shards.index import (
+from ..command import GOES_ON, run_command
+from ..frames import DataError
+from ..shards.contact_sheet import draw_contact_sheet
+from ..shards.index import (
     INDEX_NAME,
     SCHEMA_VERSION,
     Index,
@@ -28,14 +26,16 @@ from .shards.index import (
     load_index,
     signed,
 )
-from .shards.summary import sum_totals, summarise, totals_to_json
-from .shards.timeline import with_rain_after
-from .shards.writer import PackedFrame, PlannedSequence, WrittenShard, pack_frame, write_shard
-from .sources.source import MAX_COUNT, NO_ROUNDING, Rounding, Source
-from .store.storage import Storage, open_storage
+from ..shards.summary import sum_totals, summarise, totals_to_json
+from ..shards.timeline import with_rain_after
+from ..shards.writer import PackedFrame, PlannedSequence, WrittenShard, pack_frame, write_shard
+from ..sources.source import MAX_COUNT, NO_ROUNDING, Rounding, Source
+from ..store.storage import Storage, open_storage
+from ..units import MISSING_COUNT
+from .options import parse_command
+from .resume import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
 from .survey import MAX_BAD_HINT, Job, PackInput, PackOptions, Part, survey
 from .tiling import Unit
-from .units import MISSING_COUNT
 
 NO_CHANGE_MMH: Final = 5e-5
 """Changes below this are those of floats that stand for the same number."""

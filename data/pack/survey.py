@@ -8,14 +8,14 @@ from typing import Final, NoReturn
 
 from tqdm import tqdm
 
-from .frames import Crop, DataError
-from .sequences import find_runs
-from .shards.index import SCHEMA_VERSION
-from .shards.origins import Origin, check_origins
-from .shards.writer import PlannedSequence
-from .sources.hdf5 import ChoiceError
-from .sources.knmi import KnmiSource
-from .sources.source import Found, FrameRef, Header, Source
+from ..frames import Crop, DataError
+from ..sequences import find_runs
+from ..shards.index import SCHEMA_VERSION
+from ..shards.origins import Origin, check_origins
+from ..shards.writer import PlannedSequence
+from ..sources.hdf5 import ChoiceError
+from ..sources.knmi import KnmiSource
+from ..sources.source import Found, FrameRef, Header, Source
 from .tiling import Unit, around, beyond_tiles, cut_sequences, cut_tiles, spread_tiles
 
 MIN_SHARDS: Final = 16

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rainspark.data.frames import Crop, DataError, Grid
-from rainspark.data.pack import main, pack
+from rainspark.data.pack.archive import main, pack
+from rainspark.data.pack.survey import PackInput, PackOptions, survey
+from rainspark.data.pack.tiling import cut_tiles
 from rainspark.data.shards.contact_sheet import draw_contact_sheet, read_frame
 from rainspark.data.shards.index import Index, load_index
 from rainspark.data.shards.summary import rain_of
@@ -23,8 +25,6 @@ from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import OdimSource
 from rainspark.data.sources.source import FrameRef, Reading
 from rainspark.data.store.storage import open_storage
-from rainspark.data.survey import PackInput, PackOptions, survey
-from rainspark.data.tiling import cut_tiles
 from tests.data.radar_files import (
     FIRST_S,
     change,
@@ -111,7 +111,7 @@ def test_a_frame_is_read_once_for_all_its_tiles(domain: Path, tmp_path: Path, mo
         return real(source, ref, crop)
 
     monkeypatch.setattr(OdimSource, "read", counted)
-    monkeypatch.setattr("rainspark.data.survey.MIN_SHARDS", 2)
+    monkeypatch.setattr("rainspark.data.pack.survey.MIN_SHARDS", 2)
     index = pack([domain], tmp_path / "out", TILES, source=OdimSource())
     # Frames 3 and 6 stand in two sequences each.
     assert len(read) == len(NUMBERS) + 2
@@ -235,7 +235,7 @@ def test_a_killed_pack_of_tiles_goes_on_to_the_same_bytes(domain: Path, tmp_path
     out = tmp_path / "out"
     wanted = out / ".packing" / (f"shard-{num_finished - 1:05d}.json" if num_finished else "job.json")
     options = ["--tile", "16", "--window", "2", "--frames", "4"]
-    command = [sys.executable, "-m", "rainspark.data.pack", "odim", str(domain), "--out", str(out), *options]
+    command = [sys.executable, "-m", "rainspark.data.pack.archive", "odim", str(domain), "--out", str(out), *options]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from rainspark.data.frames import Crop, DataError
-from rainspark.data.pack import pack, write_archive
+from rainspark.data.pack.archive import pack, write_archive
+from rainspark.data.pack.survey import PackOptions, survey
 from rainspark.data.shards.summary import run_lengths
 from rainspark.data.store.storage import open_storage
-from rainspark.data.survey import PackOptions, survey
 from tests.data.radar_files import change, random_counts, replace_image, set_attribute, write_series
 
 OPTIONS = PackOptions(crop=Crop(row0=2, row1=10, col0=1, col1=9), window=4, max_frames=9)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
-from .frames import Crop, DataError, Grid, iso_time
-from .sequences import Run, cut_run, find_runs
-from .shards.writer import PlannedSequence
+from ..frames import Crop, DataError, Grid, iso_time
+from ..sequences import Run, cut_run, find_runs
+from ..shards.writer import PlannedSequence
 
 MAX_UNIT_BYTES: Final = 2**31
 """Frames of a unit, uncompressed; its compressed ones, about a tenth of that, are in memory at once."""

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from .frames import Crop, DataError, parse_crop
-from .shards.index import MAX_CADENCE_S
-from .sources.importer import ImporterSource
-from .sources.knmi import KnmiSource
-from .sources.odim import QUANTITIES, OdimSource, parse_zr
-from .sources.smaat import GROUPS, SmaatSource
-from .sources.source import Source
+from ..frames import Crop, DataError, parse_crop
+from ..shards.index import MAX_CADENCE_S
+from ..sources.importer import ImporterSource
+from ..sources.knmi import KnmiSource
+from ..sources.odim import QUANTITIES, OdimSource, parse_zr
+from ..sources.smaat import GROUPS, SmaatSource
+from ..sources.source import Source
 from .survey import MEGABYTE, WINDOW, PackInput, PackOptions
 
 BETWEEN_SOURCES: Final = "+"

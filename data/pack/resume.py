@@ -10,12 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from .frames import DataError
-from .shards.index import parse_sequence_entry, parse_shard_entry
-from .shards.summary import totals_from_json, totals_to_json
-from .shards.writer import PlannedSequence, WrittenShard
-from .sources.source import Rounding
-from .store.storage import Storage
+from ..frames import DataError
+from ..shards.index import parse_sequence_entry, parse_shard_entry
+from ..shards.summary import totals_from_json, totals_to_json
+from ..shards.writer import PlannedSequence, WrittenShard
+from ..sources.source import Rounding
+from ..store.storage import Storage
 
 STATE_FOLDER: Final = ".packing/"
 JOB_NAME: Final = STATE_FOLDER + "job.json"
@@ -69,7 +69,7 @@ def open_state(storage: Storage, digest: str, *, restart: bool) -> None:
 
     Args:
         storage: The folder that is packed into.
-        digest: SHA-256 of the options and input bytes (`rainspark.data.survey.Job.digest`).
+        digest: SHA-256 of the options and input bytes (`rainspark.data.pack.survey.Job.digest`).
         restart: Drop what another pack left, finished shards and all.
 
     Raises:

@@ -17,12 +17,12 @@ import pytest
 import webdataset
 
 from rainspark.data.frames import Crop, DataError
-from rainspark.data.pack import main, pack
+from rainspark.data.pack.archive import main, pack
+from rainspark.data.pack.survey import PackOptions
 from rainspark.data.shards.contact_sheet import draw_contact_sheet, read_frame
 from rainspark.data.shards.index import Index, dump_index, load_index, signed, verify_sequence_bytes
 from rainspark.data.shards.summary import RainTotals, count_windows, run_lengths, summarise
 from rainspark.data.store.storage import open_storage
-from rainspark.data.survey import PackOptions
 from tests.data.radar_files import CROP, FIRST_S, NUMBERS, OPTIONS, digests, random_counts, write_series
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.data.pack import main, pack
+from rainspark.data.pack.archive import main, pack
+from rainspark.data.pack.survey import PackOptions
 from rainspark.data.sources.odim import OdimSource
 from rainspark.data.sources.smaat import SmaatSource
-from rainspark.data.survey import PackOptions
 from tests.data.radar_files import (
     FIRST_S,
     odim_name,
