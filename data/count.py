@@ -10,10 +10,10 @@ import numpy as np
 
 from .command import run_command
 from .json_checks import shown
-from .selection import PUBLISHED_TARGET, Selection, candidate_windows, choose, lost_to_gaps
 from .shards.index import Index, load_index, of_source
 from .shards.timeline import ready_origins
 from .store.storage import open_storage
+from .windows.selection import PUBLISHED_TARGET, Selection, candidate_windows, choose, lost_to_gaps
 
 THRESHOLDS: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Least rain fractions of the table that is printed where none is chosen."""

@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .batches import BatchError, check_batches, default_block_bytes, mix_sources
 from .feed import BlockMaker, Feed
-from .plan import LaneOrder, evaluation_plan, gather_blocks, order_lanes, run_numbers
 from .prefetch import StepArrays
 from .quarantine import LostSequence
-from .selection import WindowTable
 from .shards.decode import Block
 from .shards.index import Index
 from .store.storage import Storage
 from .units import MISSING_COUNT
+from .windows.mixing import BatchError, check_batches, default_block_bytes, mix_sources
+from .windows.plan import LaneOrder, evaluation_plan, gather_blocks, order_lanes, run_numbers
+from .windows.selection import WindowTable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +76,7 @@ class Stream:
         micro_batch: Windows of one forward pass, over all ranks.
         lanes: Places in the archive that a micro-batch is read from.
         block_bytes: Compressed bytes that a lane shuffles together.
-        weights: Each source's share of the windows of every batch; None: as many as it has (`rainspark.data.batches`).
+        weights: Each source's share of the windows of every batch; None: as many as it has (`rainspark.data.windows.mixing`).
         rank: This process.
         world_size: Number of processes.
         threads: Decoding threads.

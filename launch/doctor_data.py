@@ -16,7 +16,7 @@ GIGABYTE: Final = 1_000_000_000
 
 def check_archive(job: Job) -> tuple["Windows | None", list[Finding]]:
     """Open the archive as a run does: credentials, index, split, frames that the model takes."""
-    from ..data.batches import BatchError
+    from ..data.windows.mixing import BatchError
     from ..trainer.settings import ConfigError
     from ..trainer.windows import open_windows
 

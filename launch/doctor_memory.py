@@ -148,7 +148,7 @@ def _compared(what: str, needed: int, there: int, whose: str, *, per_rank: bool)
 
 def host_bytes(job: Job, windows: "Windows") -> int:
     """Count what a rank holds on the host: itself, compressed and decoded frames, batches made ready."""
-    from ..data.batches import default_block_bytes, default_lanes
+    from ..data.windows.mixing import default_block_bytes, default_lanes
 
     data, index = job.config.data, windows.index
     lanes = data.lanes or default_lanes(data.micro)

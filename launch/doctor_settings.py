@@ -49,7 +49,7 @@ def check_launcher(config: "TrainingConfig") -> list[Finding]:
 
 def check_batches(job: Job) -> list[Finding]:
     """Work out what each rank gets of a batch, and which numbers of ranks work."""
-    from ..data.batches import default_lanes
+    from ..data.windows.mixing import default_lanes
 
     data, ranks = job.config.data, job.world_size
     lanes = data.lanes or default_lanes(data.micro)

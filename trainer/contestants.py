@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..data.frames import DataError
-from ..data.selection import WindowTable
 from ..data.shards.index import Index
 from ..data.store.storage import Storage
 from ..data.stream import Batch, evaluation_batches
 from ..data.units import MISSING_COUNT
+from ..data.windows.selection import WindowTable
 from ..models.baselines import (
     Advection,
     DampedExtrapolation,

@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 
 from ..data.frames import DataError
-from ..data.selection import Published, Rule, Selection, choose
 from ..data.sequences import TimeSpan
+from ..data.windows.selection import Published, Rule, Selection, choose
 from .settings import ConfigError, at_least
 
 _SIZES = {

@@ -15,9 +15,9 @@ from typing import NoReturn, TypeVar, cast
 
 import torch.distributed as dist
 
-from ..data.batches import BatchError
 from ..data.frames import DataError, printable
 from ..data.redaction import RedactingFormatter, redact
+from ..data.windows.mixing import BatchError
 from ..models.manifest import CheckpointError
 from ..models.weights import WeightsError
 from .ending import end_process, end_with_parent, flush_output, tell_thread_error

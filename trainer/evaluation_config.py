@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from ..data.selection import Published, Rule
+from ..data.windows.selection import Published, Rule
 from .config import ConfigError, WindowsConfig, parse_config
 from .verification import PUBLISHED_THRESHOLD_MMH, Settings
 

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.frames import DataError, Grid
-from ..data.plan import evaluation_plan
-from ..data.selection import WindowTable, lost_to_gaps, select_windows
 from ..data.sequences import TimeSpan
 from ..data.shards.index import Index, of_source
 from ..data.store.storage import Storage
+from ..data.windows.plan import evaluation_plan
+from ..data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from ..models.motion import LEVELS
 from .contestants import FITTED, Entry, TrainingPart
 from .data_settings import WindowsConfig

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ..data.frames import DataError
-from ..data.selection import WindowTable
 from ..data.shards.origins import Origin
 from ..data.stream import Batch, evaluation_batches
+from ..data.windows.selection import WindowTable
 from .data_settings import WindowsConfig
 from .engine import Engine
 from .entry import on_all_ranks

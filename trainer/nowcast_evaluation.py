@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.selection import WindowTable
 from ..data.stream import Batch
 from ..data.units import ModelSpace
+from ..data.windows.selection import WindowTable
 from .config import FinetuneConfig
 from .engine import Engine
 from .forecast_pictures import Case, forecast_beside_radar

@@ -16,11 +16,11 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from rainspark.data.batches import default_block_bytes
 from rainspark.data.frames import parse_crop
-from rainspark.data.selection import Selection, WindowTable, select_windows
 from rainspark.data.sources import knmi, synthetic
 from rainspark.data.stream import Stream
+from rainspark.data.windows.mixing import default_block_bytes
+from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import PackedArchive, pack_archive
 
 WINDOW, MAX_FRAMES, ROWS, COLS = 24, 144, 288, 288

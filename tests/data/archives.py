@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rainspark.data.frames import Crop, Grid
-from rainspark.data.selection import WindowTable
 from rainspark.data.sequences import cut_run
 from rainspark.data.shards.index import Index, SequenceEntry, ShardEntry, describe_archive, dump_index, signed
 from rainspark.data.shards.origins import Origin
 from rainspark.data.shards.timeline import with_rain_after
 from rainspark.data.shards.writer import PackedFrame, PlannedSequence, pack_frame, write_shard
 from rainspark.data.store.storage import Storage, open_storage
+from rainspark.data.windows.selection import WindowTable
 
 DAY_S = 86400
 CADENCE_S = 300

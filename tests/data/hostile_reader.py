@@ -23,10 +23,10 @@ import torch
 from rainspark.data import reshard, verify
 from rainspark.data.frames import DataError
 from rainspark.data.pack import archive as pack
-from rainspark.data.selection import Selection, select_windows
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.data.stream import evaluation_batches
+from rainspark.data.windows.selection import Selection, select_windows
 from rainspark.models import weights
 from rainspark.models.manifest import CheckpointError
 from rainspark.trainer.checkpoint import load

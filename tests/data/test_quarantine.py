@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from rainspark.data.frames import DamagedError, DataError
-from rainspark.data.plan import plan
-from rainspark.data.selection import Selection, WindowTable, select_windows
 from rainspark.data.shards.index import Index, signed
 from rainspark.data.store.storage import LocalStorage, Storage
 from rainspark.data.stream import Batch, Stream, evaluation_batches
+from rainspark.data.windows.plan import plan
+from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import PackedArchive, pack_archive, random_runs
 from tests.data.store.remote_folder import RemoteFolder
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rainspark.data import feed, sequence_reader
-from rainspark.data.batches import BatchError
 from rainspark.data.frames import DataError
-from rainspark.data.selection import Selection, select_windows
 from rainspark.data.sequence_reader import SequenceReader
 from rainspark.data.store.storage import Storage
 from rainspark.data.stream import Batch, Stream, evaluation_batches
+from rainspark.data.windows.mixing import BatchError
+from rainspark.data.windows.selection import Selection, select_windows
 from tests.data.archives import PackedArchive, pack_archive, random_runs
 from tests.data.store.remote_folder import Damage, RemoteFolder
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.data.plan import plan
-from rainspark.data.selection import Selection, select_windows
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.cache import CachedStorage
 from rainspark.data.store.storage import Storage, open_storage
 from rainspark.data.stream import Batch, Stream
+from rainspark.data.windows.plan import plan
+from rainspark.data.windows.selection import Selection, select_windows
 from tests.data.archives import PackedArchive, pack_archive, random_runs
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 

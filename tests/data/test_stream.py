@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.batches import BatchError
 from rainspark.data.feed import BlockMaker
-from rainspark.data.plan import plan
-from rainspark.data.selection import Selection, WindowTable, select_windows
 from rainspark.data.stream import Batch, Stream, evaluation_batches
+from rainspark.data.windows.mixing import BatchError
+from rainspark.data.windows.plan import plan
+from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import PackedArchive, pack_archive, random_runs
 from tests.data.store.remote_folder import RemoteFolder
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rainspark.data.plan import plan
-from rainspark.data.selection import Selection, select_windows
+from rainspark.data.windows.plan import plan
+from rainspark.data.windows.selection import Selection, select_windows
 from rainspark.trainer.engine import Engine, EngineConfig
 from rainspark.trainer.optim import OptimConfig
 from tests.data.archives import index_in_memory

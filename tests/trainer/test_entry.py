@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from rainspark.data.batches import BatchError
 from rainspark.data.frames import DataError
+from rainspark.data.windows.mixing import BatchError
 from rainspark.models.manifest import CheckpointError
 from rainspark.trainer.config import ConfigError
 from rainspark.trainer.entry import STOP_SIGNALS, ExitCode, StopSignal, run_entry, start_other_processes

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.data.selection import WindowTable
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.store.storage import open_storage
+from rainspark.data.windows.selection import WindowTable
 from rainspark.trainer.data_settings import NowcastDataConfig, WindowsConfig
 from rainspark.trainer.windows import Windows, introduce, open_stream, open_windows, wettest
 from tests.data.mixed import pack_mixed

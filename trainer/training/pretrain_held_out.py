@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.selection import WindowTable
 from ...data.stream import Batch
+from ...data.windows.selection import WindowTable
 from ...models.spark import SparK, SparKOutput
 from ..data_settings import WindowsConfig
 from ..engine import Engine

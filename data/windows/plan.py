@@ -7,10 +7,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from .batches import BatchError, SourceShare, check_batches, mix_sources
-from .randomness import generator
+from ..randomness import generator
+from ..shards.index import Index
+from .mixing import BatchError, SourceShare, check_batches, mix_sources
 from .selection import WindowTable
-from .shards.index import Index
 
 # A window weighs this much in a block at least, bytes. Dry frames compress to almost nothing, so that compressed bytes
 # alone would let a block grow until the frames of its sequences, decoded, fit in no cache.

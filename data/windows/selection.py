@@ -7,11 +7,11 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .frames import DataError
-from .json_checks import shown
-from .sequences import TimeSpan
-from .shards.index import Index
-from .shards.timeline import by_origin, frame_bases, frames_after, origin_frames, ready_origins, wet_counts
+from ..frames import DataError
+from ..json_checks import shown
+from ..sequences import TimeSpan
+from ..shards.index import Index
+from ..shards.timeline import by_origin, frame_bases, frames_after, origin_frames, ready_origins, wet_counts
 
 Rule = Literal["strict", "smaat_compat"]
 Published = Literal["nl50", "nl20"]

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.batches import BatchError, check_batches, default_block_bytes, default_lanes
 from rainspark.data.frames import DataError
-from rainspark.data.plan import MIN_WINDOW_BYTES, evaluation_plan, order_lanes, plan
-from rainspark.data.selection import Selection, WindowTable, select_windows
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index
+from rainspark.data.windows.mixing import BatchError, check_batches, default_block_bytes, default_lanes
+from rainspark.data.windows.plan import MIN_WINDOW_BYTES, evaluation_plan, order_lanes, plan
+from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import CADENCE_S, DAY_S, FIRST_S, index_in_memory
 
 

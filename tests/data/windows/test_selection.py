@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from rainspark.data.count import main
 from rainspark.data.frames import DataError
-from rainspark.data.selection import Published, Rule, Selection, choose, lost_to_gaps, select_windows
 from rainspark.data.sequences import TimeSpan, find_runs
 from rainspark.data.shards.index import Index, dump_index, signed
 from rainspark.data.shards.timeline import with_rain_after
 from rainspark.data.store.storage import open_storage
+from rainspark.data.windows.selection import Published, Rule, Selection, choose, lost_to_gaps, select_windows
 from tests.data.archives import CADENCE_S, FIRST_S, index_in_memory, whole_origin
 from tests.data.mixed import mixed_index
 from tests.data.sound_archives import pack_frames, some_frames

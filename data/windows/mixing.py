@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .frames import DataError
-from .json_checks import shown
+from ..frames import DataError
+from ..json_checks import shown
+from ..shards.index import Index
 from .selection import WindowTable
-from .shards.index import Index
 
 # Lanes a micro-batch is laid out on by default: every world size that divides 16 then reads each sequence once.
 MAX_DEFAULT_LANES = 16

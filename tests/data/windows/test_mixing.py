@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.batches import BatchError, deal_lanes, mix_sources, spread_lanes
 from rainspark.data.frames import DataError
-from rainspark.data.plan import order_lanes, plan
-from rainspark.data.selection import Selection, WindowTable, select_windows
 from rainspark.data.shards.index import Index
+from rainspark.data.windows.mixing import BatchError, deal_lanes, mix_sources, spread_lanes
+from rainspark.data.windows.plan import order_lanes, plan
+from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import index_in_memory
 from tests.data.mixed import mixed_index, two_sources
 
