@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.frames import DataError
 from ..data.shards.index import Index
 from ..data.store.storage import Storage
-from ..data.stream import Batch, evaluation_batches
+from ..data.stream.stream import Batch, evaluation_batches
 from ..data.units import MISSING_COUNT
 from ..data.windows.selection import WindowTable
 from ..models.baselines import (

@@ -12,7 +12,7 @@ import torch
 
 from ..data.frames import DataError
 from ..data.shards.origins import Origin
-from ..data.stream import Batch, evaluation_batches
+from ..data.stream.stream import Batch, evaluation_batches
 from ..data.windows.selection import WindowTable
 from .data_settings import WindowsConfig
 from .engine import Engine

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data.frames import DataError
 from ..data.shards.index import Index
-from ..data.stream import Stream
+from ..data.stream.stream import Stream
 from ..data.units import ModelSpace
 from ..models.manifest import CheckpointError, latest_verified
 from ..models.patches import PATCH

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.frames import DataError
-from ..data.stream import Batch, Stream
+from ..data.stream.stream import Batch, Stream
 from .engine import Engine
 from .optim import OptimConfig, average_decay_at, decay_at, rate_at
 from .resources import Clock, Speed, StepTimes, memory_line, memory_table

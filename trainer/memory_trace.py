@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..data.shards.index import Index
-from ..data.stream import Batch
+from ..data.stream.stream import Batch
 from ..data.units import ModelSpace
 from .config import FinetuneConfig, TrainingConfig
 from .engine_launch import AUTOCAST_DTYPES

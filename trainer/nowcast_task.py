@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.randomness import generator
-from ..data.stream import Batch
+from ..data.stream.stream import Batch
 from ..data.units import MISSING_COUNT, ModelSpace
 from ..models import losses
 from ..models.event_loss import event_loss

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.randomness import generator
-from ..data.stream import Batch
+from ..data.stream.stream import Batch
 from ..data.units import MISSING_COUNT, ModelSpace
 from ..models.masking import visible_positions
 from ..models.spark import SparK, SparKOutput, counted_patches, num_terms

@@ -13,7 +13,7 @@ from ..data.sequences import TimeSpan, split_spans
 from ..data.shards.index import Index, load_index, of_source
 from ..data.store.cache import CachedStorage
 from ..data.store.storage import Storage, open_storage
-from ..data.stream import Stream
+from ..data.stream.stream import Stream
 from ..data.windows.mixing import check_batches, default_block_bytes, default_lanes
 from ..data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from .data_settings import WindowsConfig

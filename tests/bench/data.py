@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from rainspark.data.frames import parse_crop
 from rainspark.data.sources import knmi, synthetic
-from rainspark.data.stream import Stream
+from rainspark.data.stream.stream import Stream
 from rainspark.data.windows.mixing import default_block_bytes
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import PackedArchive, pack_archive

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rainspark.data.stream import Batch
+from rainspark.data.stream.stream import Batch
 from rainspark.trainer.config import PretrainConfig, parse_config
 from rainspark.trainer.engine import Engine
 from rainspark.trainer.entry import StopSignal

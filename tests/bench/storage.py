@@ -25,10 +25,10 @@ from typing import Any
 import obstore
 from obstore.store import S3Store
 
-from rainspark.data.sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
 from rainspark.data.shards.index import Index
 from rainspark.data.store.storage import Storage, open_storage
-from rainspark.data.stream import Stream
+from rainspark.data.stream.reading import RANGE_BYTES, STORE_READERS, SequenceReader
+from rainspark.data.stream.stream import Stream
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.bench.data import BATCH, MAX_FRAMES, WINDOW, frames_to_pack, long_runs, sparse
 from tests.data.archives import PackedArchive, pack_archive

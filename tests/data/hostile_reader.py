@@ -25,7 +25,7 @@ from rainspark.data.frames import DataError
 from rainspark.data.pack import archive as pack
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
-from rainspark.data.stream import evaluation_batches
+from rainspark.data.stream.stream import evaluation_batches
 from rainspark.data.windows.selection import Selection, select_windows
 from rainspark.models import weights
 from rainspark.models.manifest import CheckpointError

@@ -16,7 +16,7 @@ from rainspark.data.pack.archive import pack
 from rainspark.data.pack.survey import PackOptions
 from rainspark.data.sources.synthetic import file_name, write_knmi_file
 from rainspark.data.store.storage import open_storage
-from rainspark.data.stream import evaluation_batches
+from rainspark.data.stream.stream import evaluation_batches
 from rainspark.data.windows.selection import Selection, select_windows
 from tests.data.radar_files import FIRST_S, random_counts, write_series
 

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rainspark.data.stream import Batch
+from rainspark.data.stream.stream import Batch
 from rainspark.models.manifest import latest_verified
 from rainspark.trainer.checkpoint import save
 from rainspark.trainer.config import PretrainConfig, parse_config

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rainspark.data.frames import DataError
-from rainspark.data.stream import Batch
+from rainspark.data.stream.stream import Batch
 from rainspark.models.manifest import CheckpointError
 from rainspark.trainer.engine import EngineError
 from rainspark.trainer.entry import ExitCode, run_process

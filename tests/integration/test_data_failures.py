@@ -14,7 +14,7 @@ from rainspark.data.frames import DataError
 from rainspark.data.pack.archive import main as pack
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
-from rainspark.data.stream import Batch
+from rainspark.data.stream.stream import Batch
 from rainspark.data.units import MISSING_COUNT
 from rainspark.trainer.entry import ExitCode, run_entry
 from rainspark.trainer.training.pretraining import Pretraining

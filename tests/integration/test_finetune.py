@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from rainspark.data.stream import Batch
+from rainspark.data.stream.stream import Batch
 from rainspark.models.manifest import CheckpointError, step_folders, write_manifest
 from rainspark.trainer.checkpoint import load
 from rainspark.trainer.entry import ExitCode

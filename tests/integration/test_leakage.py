@@ -11,7 +11,7 @@ import pytest
 
 from rainspark.data.frames import iso_time
 from rainspark.data.sequences import TimeSpan
-from rainspark.data.stream import Batch, evaluation_batches
+from rainspark.data.stream.stream import Batch, evaluation_batches
 from rainspark.trainer.checkpoint import load
 from rainspark.trainer.config import FinetuneConfig, parse_config
 from rainspark.trainer.entry import ExitCode

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rainspark.data.sequences import TimeSpan
-from rainspark.data.stream import Batch
+from rainspark.data.stream.stream import Batch
 from rainspark.trainer.contestants import BASELINES, read_entries, windows_of
 from rainspark.trainer.data_settings import WindowsConfig
 from rainspark.trainer.evaluation_config import LISTS, ArchiveConfig, EvaluateConfig, gather_lists, parse_evaluation

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rainspark.data.stream import Batch
+from rainspark.data.stream.stream import Batch
 from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.loop import Loop
 from tests.integration.runs import arguments, make_shards, metrics, train

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.stream import Batch
+from rainspark.data.stream.stream import Batch
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.models.encoder import build_encoder, depth_rates
 from rainspark.models.nowcaster import Nowcaster

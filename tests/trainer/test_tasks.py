@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rainspark.data.randomness import generator
-from rainspark.data.stream import Batch
+from rainspark.data.stream.stream import Batch
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.models.encoder import build_encoder
 from rainspark.models.spark import SparK

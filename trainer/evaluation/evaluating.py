@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...data.frames import DataError
-from ...data.stream import evaluation_batches
+from ...data.stream.stream import evaluation_batches
 from ...models.baselines import Forecaster
 from ..contestants import (
     Entry,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.stream import Batch
+from ...data.stream.stream import Batch
 from ...data.windows.selection import WindowTable
 from ...models.spark import SparK, SparKOutput
 from ..data_settings import WindowsConfig

@@ -16,7 +16,7 @@ from rainspark.data.frames import DataError
 from rainspark.data.randomness import generator
 from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.store.storage import open_storage
-from rainspark.data.stream import Batch, Stream, evaluation_batches
+from rainspark.data.stream.stream import Batch, Stream, evaluation_batches
 from rainspark.data.verify import verify
 from rainspark.data.windows.selection import Selection, select_windows
 from tests.data.archives import whole_origin

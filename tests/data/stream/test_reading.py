@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data import feed, sequence_reader
 from rainspark.data.frames import DataError
-from rainspark.data.sequence_reader import SequenceReader
 from rainspark.data.store.storage import Storage
-from rainspark.data.stream import Batch, Stream, evaluation_batches
+from rainspark.data.stream import feed
+from rainspark.data.stream import reading as sequence_reader
+from rainspark.data.stream.reading import SequenceReader
+from rainspark.data.stream.stream import Batch, Stream, evaluation_batches
 from rainspark.data.windows.mixing import BatchError
 from rainspark.data.windows.selection import Selection, select_windows
 from tests.data.archives import PackedArchive, pack_archive, random_runs

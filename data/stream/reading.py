@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .frames import DamagedError, DataError
-from .shards.decode import check_sequence
-from .shards.index import Index, SequenceEntry
-from .store.storage import Storage
+from ..frames import DamagedError, DataError
+from ..shards.decode import check_sequence
+from ..shards.index import Index, SequenceEntry
+from ..store.storage import Storage
 
 RANGE_BYTES: Final = 8 * 2**20
 """Longest range that is asked of a store at once. tests/bench/storage.py: single sequences of 3 MB, 4, 8 and 16 MiB all

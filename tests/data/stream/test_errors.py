@@ -12,7 +12,7 @@ import pytest
 from rainspark.data.frames import Crop, DataError, Grid
 from rainspark.data.shards.decode import check_sequence
 from rainspark.data.shards.index import Index, dump_index, load_index, signed
-from rainspark.data.stream import Stream, evaluation_batches
+from rainspark.data.stream.stream import Stream, evaluation_batches
 from rainspark.data.windows.plan import plan
 from rainspark.data.windows.selection import Selection, select_windows
 from tests.data.archives import PackedArchive, pack_archive, random_runs

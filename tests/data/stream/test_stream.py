@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.feed import BlockMaker
-from rainspark.data.stream import Batch, Stream, evaluation_batches
+from rainspark.data.stream.feed import BlockMaker
+from rainspark.data.stream.stream import Batch, Stream, evaluation_batches
 from rainspark.data.windows.mixing import BatchError
 from rainspark.data.windows.plan import plan
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows

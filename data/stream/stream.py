@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..shards.decode import Block
+from ..shards.index import Index
+from ..store.storage import Storage
+from ..units import MISSING_COUNT
+from ..windows.mixing import BatchError, check_batches, default_block_bytes, mix_sources
+from ..windows.plan import LaneOrder, evaluation_plan, gather_blocks, order_lanes, run_numbers
+from ..windows.selection import WindowTable
+from .cutting import StepArrays
 from .feed import BlockMaker, Feed
-from .prefetch import StepArrays
 from .quarantine import LostSequence
-from .shards.decode import Block
-from .shards.index import Index
-from .store.storage import Storage
-from .units import MISSING_COUNT
-from .windows.mixing import BatchError, check_batches, default_block_bytes, mix_sources
-from .windows.plan import LaneOrder, evaluation_plan, gather_blocks, order_lanes, run_numbers
-from .windows.selection import WindowTable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

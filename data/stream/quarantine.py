@@ -4,8 +4,8 @@ import logging
 import threading
 from dataclasses import dataclass
 
-from .frames import DamagedError
-from .shards.index import Index
+from ..frames import DamagedError
+from ..shards.index import Index
 
 LOG = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .frames import DamagedError, DataError
+from ..frames import DamagedError, DataError
+from ..shards.decode import Block, FrameCache
+from ..units import MISSING_COUNT
 from .quarantine import Quarantine
-from .sequence_reader import ClosedError, SequenceReader
-from .shards.decode import Block, FrameCache
-from .units import MISSING_COUNT
+from .reading import ClosedError, SequenceReader
 
 # Of small blocks, one ahead is not enough to keep a store busy; of large ones, it fills the budget.
 AHEAD_BLOCKS: Final = 4

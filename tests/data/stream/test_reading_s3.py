@@ -10,7 +10,7 @@ from rainspark.data.frames import DataError
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.cache import CachedStorage
 from rainspark.data.store.storage import Storage, open_storage
-from rainspark.data.stream import Batch, Stream
+from rainspark.data.stream.stream import Batch, Stream
 from rainspark.data.windows.plan import plan
 from rainspark.data.windows.selection import Selection, select_windows
 from tests.data.archives import PackedArchive, pack_archive, random_runs

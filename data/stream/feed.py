@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .prefetch import Pipeline, StepArrays
+from ..shards.decode import Block, FrameCache
+from ..shards.index import Index
+from ..shards.timeline import frame_bases
+from ..store.storage import Storage
+from ..windows.mixing import BatchError
+from ..windows.selection import WindowTable
+from .cutting import Pipeline, StepArrays
 from .quarantine import LostSequence, Quarantine
-from .sequence_reader import RANGE_BYTES, STORE_READERS, SequenceReader
-from .shards.decode import Block, FrameCache
-from .shards.index import Index
-from .shards.timeline import frame_bases
-from .store.storage import Storage
-from .windows.mixing import BatchError
-from .windows.selection import WindowTable
+from .reading import RANGE_BYTES, STORE_READERS, SequenceReader
 
 Run = tuple[SequenceReader, Pipeline, list[FrameCache]]
 """One iterator under way: what reads for it, what fills its steps, its decoded frames."""

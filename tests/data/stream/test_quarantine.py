@@ -13,7 +13,7 @@ import pytest
 from rainspark.data.frames import DamagedError, DataError
 from rainspark.data.shards.index import Index, signed
 from rainspark.data.store.storage import LocalStorage, Storage
-from rainspark.data.stream import Batch, Stream, evaluation_batches
+from rainspark.data.stream.stream import Batch, Stream, evaluation_batches
 from rainspark.data.windows.plan import plan
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import PackedArchive, pack_archive, random_runs
