@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def check_checkpoints(job: Job, windows: "Windows") -> list[Finding]:
     """Verify the newest checkpoint of the run's folder, and say whether a run would go on from it."""
-    from ..models.manifest import CheckpointError, latest_verified, step_folders, verify_folder
+    from ..models.weights.manifest import CheckpointError, latest_verified, step_folders, verify_folder
     from ..trainer.checkpoint import CHECKPOINTS_FOLDER
 
     folder = Path(job.config.run.dir) / CHECKPOINTS_FOLDER

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ..models.manifest import CheckpointError, read_manifest, step_folders
+from ..models.weights.manifest import CheckpointError, read_manifest, step_folders
 
 LAUNCHES_FILE: Final = "launches.jsonl"
 MAX_CRASHES: Final = 3

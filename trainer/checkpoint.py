@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..data.store.names import make_durable
-from ..models.manifest import (
+from ..models.weights.manifest import (
     CHECKPOINTS_FOLDER,
     MANIFEST_NAME,
     STEP_FOLDER,

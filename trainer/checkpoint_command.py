@@ -22,7 +22,7 @@ from typing import Final
 from ..data.frames import DataError, printable
 from ..data.redaction import redact
 from ..data.store.storage import URL_SCHEME, Storage, open_storage
-from ..models.manifest import MANIFEST_NAME, STEP_FOLDER, CheckpointError, step_folders, verify_folder
+from ..models.weights.manifest import MANIFEST_NAME, STEP_FOLDER, CheckpointError, step_folders, verify_folder
 from .checkpoint import Loaded, checkpoints_of, load
 from .checkpoint_transfer import finished_in, pull, pull_latest, verify_in
 

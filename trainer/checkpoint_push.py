@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..data.store.storage import open_storage
-from ..models.manifest import MANIFEST_NAME, CheckpointError
+from ..models.weights.manifest import MANIFEST_NAME, CheckpointError
 from .checkpoint_transfer import push, store_errors
 from .ending import end_with_parent
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from ..models.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
+from ..models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
 from .checkpoint import Loaded, TrainState, load, save
 from .checkpoint_share import share
 from .checkpoint_store import CheckpointStore

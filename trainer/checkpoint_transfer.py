@@ -18,7 +18,7 @@ from typing import Any, Final
 from ..data.frames import DataError
 from ..data.store.names import PARTIAL_SUFFIX, make_durable
 from ..data.store.storage import Storage
-from ..models.manifest import (
+from ..models.weights.manifest import (
     CHECKPOINTS_FOLDER,
     MANIFEST_NAME,
     STEP_FOLDER,

@@ -16,7 +16,7 @@ from ..data.store.storage import Storage
 from ..data.stream.stream import Batch, evaluation_batches
 from ..data.units import MISSING_COUNT
 from ..data.windows.selection import WindowTable
-from ..models.baselines import (
+from ..models.nowcasting.baselines import (
     Advection,
     DampedExtrapolation,
     DampingFit,

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..models.manifest import CheckpointError
 from ..models.norm import synchronise
+from ..models.weights.manifest import CheckpointError
 from .averaging import Average
 from .engine_lamb import PartitionedLamb
 from .engine_launch import AUTOCAST_DTYPES, EngineConfig, EngineError, Processes, check_clipping

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from ..data.frames import DataError, printable
 from ..data.redaction import RedactingFormatter, redact
 from ..data.windows.mixing import BatchError
-from ..models.manifest import CheckpointError
-from ..models.weights import WeightsError
+from ..models.weights.manifest import CheckpointError
+from ..models.weights.transfer import WeightsError
 from .ending import end_process, end_with_parent, flush_output, tell_thread_error
 from .engine import Engine, EngineError
 from .loop import NonFiniteError

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from ..data.frames import DataError
 from ..data.sequences import TimeSpan
 from ..data.shards.index import Index
-from ..models.manifest import CheckpointError
-from ..models.weights import WeightsError
+from ..models.weights.manifest import CheckpointError
+from ..models.weights.transfer import WeightsError
 from .checkpoint import STATE_FILE, chosen_weights
 from .evaluation_config import EvaluateConfig
 from .forecaster import RunForecaster

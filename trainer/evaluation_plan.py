@@ -15,7 +15,7 @@ from ..data.shards.index import Index, of_source
 from ..data.store.storage import Storage
 from ..data.windows.plan import evaluation_plan
 from ..data.windows.selection import WindowTable, lost_to_gaps, select_windows
-from ..models.motion import LEVELS
+from ..models.nowcasting.motion import LEVELS
 from .contestants import FITTED, Entry, TrainingPart
 from .data_settings import WindowsConfig
 from .evaluation_config import SPLIT_KEYS, EvaluateConfig

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ..data.frames import DataError, Grid
 from ..data.units import ModelSpace
 from ..models.encoder import build_encoder
-from ..models.manifest import CheckpointError
-from ..models.matching import match_distribution
-from ..models.motion import advect, displacements, estimate_motion, fill_missing
-from ..models.nowcaster import Nowcaster
+from ..models.nowcasting.matching import match_distribution
+from ..models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
+from ..models.nowcasting.nowcaster import Nowcaster
+from ..models.nowcasting.smaat_unet import SmaAtUNet
 from ..models.patches import PATCH
-from ..models.smaat_unet import SmaAtUNet
+from ..models.weights.manifest import CheckpointError
 from .checkpoint import Loaded, best_checkpoint, load
 from .config import ConfigError, FinetuneConfig, from_dict
 from .settings import NowcastConfig
@@ -155,7 +155,7 @@ class RunForecaster:
         return Grid.from_json(self.data["grid"])
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int | None = None) -> Tensor:
-        """Forecast rain; see `rainspark.models.baselines.Forecaster`. Frames are extended to whole patches and cut again.
+        """Forecast rain; see `rainspark.models.nowcasting.baselines.Forecaster`. Frames are extended to whole patches and cut again.
 
         Args:
             rain_mmh_bthw: Rain in mm/h, 0 where missing.

@@ -14,9 +14,9 @@ from ..data.frames import DataError
 from ..data.shards.index import Index
 from ..data.stream.stream import Stream
 from ..data.units import ModelSpace
-from ..models.manifest import CheckpointError, latest_verified
 from ..models.patches import PATCH
-from ..models.weights import InitReport
+from ..models.weights.manifest import CheckpointError, latest_verified
+from ..models.weights.transfer import InitReport
 from .checkpoint import Loaded, TrainState, check_resume, chosen_weights, installed_versions
 from .checkpoint_saver import Saver
 from .config import FinetuneConfig, PretrainConfig, as_dict, as_yaml

@@ -13,7 +13,7 @@ from ..data.randomness import generator
 from ..data.stream.stream import Batch
 from ..data.units import MISSING_COUNT, ModelSpace
 from ..models import losses
-from ..models.event_loss import event_loss
+from ..models.nowcasting.event_loss import event_loss
 from ..models.patches import PATCH
 from .tasks import (
     Places,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from ..models.manifest import CheckpointError
+from ..models.weights.manifest import CheckpointError
 from .held_out import EVALUATED
 from .settings import ConfigError
 from .tracking import METRICS_FILE

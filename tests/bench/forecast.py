@@ -18,7 +18,7 @@ import torch
 
 from rainspark.data.sources.synthetic import storms
 from rainspark.data.units import KNMI_MMH_PER_COUNT, ModelSpace
-from rainspark.models.baselines import Advection, Extrapolation
+from rainspark.models.nowcasting.baselines import Advection, Extrapolation
 from rainspark.trainer.forecaster import build_nowcaster, rain_of
 from rainspark.trainer.settings import NowcastConfig
 

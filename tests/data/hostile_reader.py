@@ -27,8 +27,8 @@ from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.data.stream.stream import evaluation_batches
 from rainspark.data.windows.selection import Selection, select_windows
-from rainspark.models import weights
-from rainspark.models.manifest import CheckpointError
+from rainspark.models.weights import transfer as weights
+from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.checkpoint import load
 from rainspark.trainer.config import PretrainConfig, parse_config
 from rainspark.trainer.settings import ConfigError

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from rainspark.data.shards.index import Index, dump_index, signed
-from rainspark.models.manifest import write_manifest
+from rainspark.models.weights.manifest import write_manifest
 from tests.data.radar_files import (
     FIRST_S,
     change,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rainspark.data.stream.stream import Batch
-from rainspark.models.manifest import latest_verified
+from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.checkpoint import save
 from rainspark.trainer.config import PretrainConfig, parse_config
 from rainspark.trainer.engine import Engine, EngineState

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rainspark.models.manifest import step_folders
+from rainspark.models.weights.manifest import step_folders
 from rainspark.trainer.engine import Engine, UpdateResult
 from rainspark.trainer.tasks import PreparedBatch, StepOutput
 from rainspark.trainer.training.finetuning import Finetuning

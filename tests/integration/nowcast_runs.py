@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from rainspark.models.manifest import latest_verified
+from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.config import FinetuneConfig
 from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.training.finetuning import Finetuning

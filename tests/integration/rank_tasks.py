@@ -11,7 +11,7 @@ import torch
 
 from rainspark.data.frames import DataError
 from rainspark.data.stream.stream import Batch
-from rainspark.models.manifest import CheckpointError
+from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.engine import EngineError
 from rainspark.trainer.entry import ExitCode, run_process
 from rainspark.trainer.training.pretraining import Pretraining, main

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.models.manifest import MANIFEST_NAME, step_folders
+from rainspark.models.weights.manifest import MANIFEST_NAME, step_folders
 from rainspark.trainer.checkpoint import load
 from rainspark.trainer.entry import ExitCode, run_entry
 from tests.integration.fault_tasks import arguments

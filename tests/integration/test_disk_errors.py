@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rainspark.data.store.storage import open_storage
-from rainspark.models.manifest import latest_verified, step_folders, verify_folder
+from rainspark.models.weights.manifest import latest_verified, step_folders, verify_folder
 from rainspark.trainer.checkpoint import load
 from rainspark.trainer.checkpoint_transfer import finished_in, pull_latest, push, verify_in
 from tests.fault_server import AFTER, FAIL, KILL, SHORT, TORN, Fault, FaultServer

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rainspark.data.stream.stream import Batch
-from rainspark.models.manifest import CheckpointError, step_folders, write_manifest
+from rainspark.models.weights.manifest import CheckpointError, step_folders, write_manifest
 from rainspark.trainer.checkpoint import load
 from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.nowcast_task import NowcastBatch

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from rainspark.data.units import ModelSpace
-from rainspark.models.manifest import latest_verified, step_folders
-from rainspark.models.weights import WeightsError
+from rainspark.models.weights.manifest import latest_verified, step_folders
+from rainspark.models.weights.transfer import WeightsError
 from rainspark.trainer.checkpoint import load
 from rainspark.trainer.config import FinetuneConfig, PretrainConfig, parse_config
 from rainspark.trainer.entry import ExitCode

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rainspark.data.randomness import generator
-from rainspark.models.manifest import latest_verified
+from rainspark.models.weights.manifest import latest_verified
 from tests.fault_server import AFTER, KILL, TORN, Ended, Fault, FaultServer
 from tests.integration.fault_tasks import arguments, train_under
 from tests.integration.runs import make_shards

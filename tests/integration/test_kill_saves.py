@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rainspark.models.manifest import latest_verified, step_folders
+from rainspark.models.weights.manifest import latest_verified, step_folders
 from tests.fault_server import AFTER, KILL, TORN, Ended, Fault, FaultServer
 from tests.integration.fault_tasks import arguments, train_under
 from tests.integration.runs import arguments as pretraining_arguments

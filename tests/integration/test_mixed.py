@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.models.manifest import CheckpointError
+from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.evaluation.evaluating import main as evaluate
 from rainspark.trainer.forecaster import load_forecaster

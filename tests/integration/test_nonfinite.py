@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rainspark.models.manifest import step_folders
+from rainspark.models.weights.manifest import step_folders
 from tests.distributed import run_ranks
 from tests.integration import nowcast_runs
 from tests.integration.fault_runs import KINDS, Fault, checkpoints, train_watched

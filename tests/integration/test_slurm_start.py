@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rainspark.models.manifest import latest_verified
+from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.config import PretrainConfig, as_dict, parse_config
 from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments, make_shards

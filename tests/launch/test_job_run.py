@@ -12,7 +12,7 @@ import pytest
 from rainspark.launch.job import Supervisor, read_job
 from rainspark.launch.launches import Launches
 from rainspark.launch.step import StopRequests
-from rainspark.models.manifest import write_manifest
+from rainspark.models.weights.manifest import write_manifest
 from tests.conftest import REPOSITORY
 from tests.slurm import wait_until
 

@@ -19,7 +19,7 @@ from rainspark.launch.launches import (
     outcome_of,
     warned_in_a_row,
 )
-from rainspark.models.manifest import write_manifest
+from rainspark.models.weights.manifest import write_manifest
 from rainspark.trainer.entry import ExitCode
 
 

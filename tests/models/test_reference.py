@@ -12,7 +12,7 @@ import torch
 from rainspark.models.decoder import Activation
 from rainspark.models.encoder import build_encoder
 from rainspark.models.spark import Loss, SparK, num_terms
-from rainspark.models.weights import init_from
+from rainspark.models.weights.transfer import init_from
 from tests.models.published import load_inputs, write_published
 
 LOSSES: dict[str, Loss] = {"recon_loss": "masked", "l2_loss": "all"}

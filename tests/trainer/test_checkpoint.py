@@ -18,7 +18,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rainspark.models.manifest import latest_verified, read_manifest, step_folders, verify_folder, write_manifest
+from rainspark.models.weights.manifest import (
+    latest_verified,
+    read_manifest,
+    step_folders,
+    verify_folder,
+    write_manifest,
+)
 from rainspark.trainer.checkpoint import (
     CheckpointError,
     TrainState,

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pytest
 
 from rainspark.data.store.storage import open_storage
-from rainspark.models.manifest import CheckpointError
+from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.checkpoint_command import main
 from rainspark.trainer.checkpoint_push import push_within
 from rainspark.trainer.checkpoint_store import CheckpointStore

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rainspark.data.store.storage import LocalStorage
-from rainspark.models.manifest import latest_verified, step_folders
+from rainspark.models.weights.manifest import latest_verified, step_folders
 from rainspark.trainer.checkpoint_retention import steps_to_remove
 from rainspark.trainer.checkpoint_transfer import finished_in, push
 from tests.integration.fault_tasks import save_small

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from rainspark.data.store.storage import LocalStorage, Storage
-from rainspark.models.manifest import MANIFEST_NAME, CheckpointError, latest_verified, verify_folder, write_manifest
+from rainspark.models.weights.manifest import (
+    MANIFEST_NAME,
+    CheckpointError,
+    latest_verified,
+    verify_folder,
+    write_manifest,
+)
 from rainspark.trainer.checkpoint_store import CheckpointStore
 from rainspark.trainer.checkpoint_transfer import pull_latest, push
 

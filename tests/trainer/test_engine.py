@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rainspark.models.manifest import CheckpointError
+from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.engine import Engine, EngineConfig, EngineError
 from rainspark.trainer.engine_launch import Place, check_clipping, check_launcher, read_place
 from rainspark.trainer.engine_replicated import LossScale

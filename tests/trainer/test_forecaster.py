@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from rainspark.data.frames import DataError
 from rainspark.data.units import ModelSpace
-from rainspark.models.manifest import CheckpointError, step_folders, write_manifest
-from rainspark.models.motion import advect, displacements, estimate_motion, fill_missing
+from rainspark.models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
+from rainspark.models.weights.manifest import CheckpointError, step_folders, write_manifest
 from rainspark.trainer.checkpoint import load
 from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.forecaster import RunForecaster, build_nowcaster, load_forecaster, rain_of

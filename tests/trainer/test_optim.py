@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rainspark.models.encoder import build_encoder
-from rainspark.models.nowcaster import Nowcaster
+from rainspark.models.nowcasting.nowcaster import Nowcaster
 from rainspark.trainer.optim import (
     Lamb,
     OptimConfig,

@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...data.frames import DataError
 from ...data.stream.stream import evaluation_batches
-from ...models.baselines import Forecaster
+from ...models.nowcasting.baselines import Forecaster
 from ..contestants import (
     Entry,
     WindowRain,

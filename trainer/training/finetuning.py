@@ -15,12 +15,12 @@ from ...data.sequences import TimeSpan
 from ...data.shards.index import Index
 from ...data.units import ModelSpace
 from ...models.encoder import depth_rates
-from ...models.manifest import MANIFEST_NAME, CheckpointError, step_folders
 from ...models.masking import num_visible
-from ...models.nowcaster import Nowcaster
+from ...models.nowcasting.nowcaster import Nowcaster
+from ...models.nowcasting.smaat_unet import SmaAtUNet
 from ...models.patches import PATCH
-from ...models.smaat_unet import SmaAtUNet
-from ...models.weights import InitReport, init_from
+from ...models.weights.manifest import MANIFEST_NAME, CheckpointError, step_folders
+from ...models.weights.transfer import InitReport, init_from
 from ..checkpoint import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
 from ..command import run_training
 from ..config import ConfigError, FinetuneConfig, as_dict

@@ -11,7 +11,7 @@ from ...data.units import ModelSpace
 from ...models.encoder import build_encoder, depth_rates
 from ...models.patches import PATCH
 from ...models.spark import SparK
-from ...models.weights import InitReport, init_from
+from ...models.weights.transfer import InitReport, init_from
 from ..command import run_training
 from ..config import PretrainConfig
 from ..engine import Engine

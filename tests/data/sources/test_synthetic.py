@@ -15,7 +15,7 @@ from rainspark.data.sequences import find_runs
 from rainspark.data.sources.knmi import read, scan
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
 from rainspark.data.sources.synthetic import events, main, storms
-from rainspark.models.motion import estimate_motion
+from rainspark.models.nowcasting.motion import estimate_motion
 
 
 def wet_shares(counts_thw: npt.NDArray[np.uint16]) -> npt.NDArray[np.float64]:

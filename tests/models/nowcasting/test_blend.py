@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rainspark.models.blend import SMOOTHING_PX, Blend, _smooth
+from rainspark.models.nowcasting.blend import SMOOTHING_PX, Blend, _smooth
 
 
 def gaussian_mean(field: np.ndarray, deviation: float) -> np.ndarray:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rainspark.models.encoder import build_encoder
-from rainspark.models.manifest import CheckpointError, write_manifest
 from rainspark.models.spark import SparK
-from rainspark.models.weights import WeightsError, architecture_of, init_from, main, read_weights
+from rainspark.models.weights.manifest import CheckpointError, write_manifest
+from rainspark.models.weights.transfer import WeightsError, architecture_of, init_from, main, read_weights
 from tests.models.drawing import draw, relative, shake
 
 
@@ -121,7 +121,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "rainspark.models.weights",
+        "rainspark.models.weights.transfer",
         "import",
         str(tmp_path / "evil.pth"),
         "--out",

@@ -8,9 +8,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rainspark.models.motion import MARGIN_PX, Carried, advect, carry, displacements, extrapolate, fill_missing
+from rainspark.models.nowcasting.motion import (
+    MARGIN_PX,
+    Carried,
+    advect,
+    carry,
+    displacements,
+    extrapolate,
+    fill_missing,
+)
 from tests.models.drawing import draw
-from tests.models.storm_cells import SIZE, Field, Tenths, circle, far, moving
+from tests.models.nowcasting.storm_cells import SIZE, Field, Tenths, circle, far, moving
 
 
 def _sampled(field: Field, x: float, y: float) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rainspark.models.manifest import (
+from rainspark.models.weights.manifest import (
     MANIFEST_NAME,
     CheckpointError,
     latest_verified,

@@ -6,7 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from .losses import measured
+from ..losses import measured
 
 EVENTS_MMH: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Thresholds of the verification."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .norm import BatchNorm2d, RunningStatistics, run_block
+from ..norm import BatchNorm2d, RunningStatistics, run_block
 
 KERNELS_PER_CHANNEL = 2
 """Depthwise kernels for each input channel: Trebing et al., section 3."""
@@ -19,7 +19,7 @@ STRIDE = 16
 
 
 class SmaAtUNet(nn.Module):
-    """Past frames to future frames in model space; the call is that of `rainspark.models.nowcaster.ForecastModel`.
+    """Past frames to future frames in model space; the call is that of `rainspark.models.nowcasting.nowcaster.ForecastModel`.
 
     Args:
         frames_in: past frames.

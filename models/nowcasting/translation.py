@@ -6,7 +6,7 @@ from typing import Literal, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .norm import BatchNorm2d, RunningStatistics, run_block
+from ..norm import BatchNorm2d, RunningStatistics, run_block
 
 TranslationName = Literal["identity", "linear", "mixer"]
 MIXER_WIDTH = 256

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rainspark.models.norm import BatchNorm2d
-from rainspark.models.nowcaster import ForecastModel
-from rainspark.models.smaat_unet import Attention, DoubleConv, SmaAtUNet
+from rainspark.models.nowcasting.nowcaster import ForecastModel
+from rainspark.models.nowcasting.smaat_unet import Attention, DoubleConv, SmaAtUNet
 from tests.models.drawing import draw, relative, shake
 
 

@@ -9,9 +9,9 @@ import torch
 
 from rainspark.models.encoder import build_encoder
 from rainspark.models.losses import mse
-from rainspark.models.nowcaster import Nowcaster
-from rainspark.models.translation import TranslationName
-from rainspark.models.weights import init_from
+from rainspark.models.nowcasting.nowcaster import Nowcaster
+from rainspark.models.nowcasting.translation import TranslationName
+from rainspark.models.weights.transfer import init_from
 from tests.models.published import load_inputs, write_published
 
 TRANSLATIONS: dict[str, TranslationName] = {"identity": "identity", "linearA": "linear"}

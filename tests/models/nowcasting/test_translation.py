@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rainspark.models.norm import BatchNorm2d
-from rainspark.models.translation import MixerTranslation, TranslationName, build_translation
+from rainspark.models.nowcasting.translation import MixerTranslation, TranslationName, build_translation
 from tests.models.drawing import draw, relative, shake
 
 CHANNELS = (48, 24, 12, 6)

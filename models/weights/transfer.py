@@ -20,9 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .encoder import timm_shapes
+from ..encoder import timm_shapes
+from .files import ENCODER_PREFIX, Weights, WeightsError, read_weights
 from .manifest import CheckpointError
-from .weights_file import ENCODER_PREFIX, Weights, WeightsError, read_weights
 
 __all__ = [
     "InitReport",

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rainspark.models.event_loss import (
+from rainspark.models.losses import mse
+from rainspark.models.nowcasting.event_loss import (
     AREA_WEIGHT,
     EVENT_WEIGHTS,
     EVENTS_MMH,
@@ -17,7 +18,6 @@ from rainspark.models.event_loss import (
     SOFTNESS,
     event_loss,
 )
-from rainspark.models.losses import mse
 from tests.models.drawing import draw
 
 

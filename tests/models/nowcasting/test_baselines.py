@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.models.baselines import (
+from rainspark.models.nowcasting.baselines import (
     Advection,
     DampedExtrapolation,
     DampingFit,

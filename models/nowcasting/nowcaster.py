@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autoencoder import Autoencoder
+from ..autoencoder import Autoencoder
+from ..decoder import Activation
+from ..encoder import Encoder
+from ..patches import PATCH, pack, patch_moments, patchify, place_moments
+from ..sparse import PatchLayout
 from .blend import Blend
-from .decoder import Activation
-from .encoder import Encoder
 from .motion import MARGIN_PX, Carried, Space, advect, carry
-from .patches import PATCH, pack, patch_moments, patchify, place_moments
-from .sparse import PatchLayout
 from .translation import IdentityTranslation, TranslationName, build_translation
 
 Head = Literal["patch", "direct", "residual", "advected"]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rainspark.models.matching import match_distribution
+from rainspark.models.nowcasting.matching import match_distribution
 
 Field = npt.NDArray[np.float64]
 

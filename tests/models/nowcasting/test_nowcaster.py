@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rainspark.models.encoder import build_encoder, depth_rates
-from rainspark.models.motion import MARGIN_PX, Carried, advect, carry
 from rainspark.models.norm import BatchNorm2d
-from rainspark.models.nowcaster import ForecastModel, Frozen, Head, Nowcaster
+from rainspark.models.nowcasting.motion import MARGIN_PX, Carried, advect, carry
+from rainspark.models.nowcasting.nowcaster import ForecastModel, Frozen, Head, Nowcaster
+from rainspark.models.nowcasting.translation import MixerTranslation, TranslationName
 from rainspark.models.patches import pack, patchify, unpatchify
 from rainspark.models.spark import SparK
 from rainspark.models.sparse import PatchLayout
-from rainspark.models.translation import MixerTranslation, TranslationName
-from rainspark.models.weights import WeightsError, init_from
+from rainspark.models.weights.transfer import WeightsError, init_from
 from tests.models.drawing import draw, draw_positions, relative, shake
-from tests.models.storm_cells import Tenths
+from tests.models.nowcasting.storm_cells import Tenths
 
 HEADS: tuple[Head, ...] = ("patch", "direct", "residual", "advected")
 TRANSLATIONS: tuple[TranslationName, ...] = ("identity", "linear", "mixer")

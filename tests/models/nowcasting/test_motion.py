@@ -8,9 +8,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rainspark.models.motion import estimate_motion
+from rainspark.models.nowcasting.motion import estimate_motion
 from tests.models.drawing import draw
-from tests.models.storm_cells import SIZE, cells, circle, far, moving, rain_of
+from tests.models.nowcasting.storm_cells import SIZE, cells, circle, far, moving, rain_of
 
 
 @settings(max_examples=40, deadline=None)
