@@ -19,7 +19,7 @@ from . import doctor_checkpoints, doctor_data, doctor_disk, doctor_machine, doct
 from .doctor_findings import CHECKPOINT, SETTINGS, Finding, Job, as_json, guarded, number
 
 if TYPE_CHECKING:
-    from ..trainer.config import TrainingConfig
+    from ..trainer.settings.parse import TrainingConfig
 
 LEAD_S: Final = 180.0
 """Warning before the time limit where no batch script says another."""

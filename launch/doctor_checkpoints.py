@@ -43,7 +43,7 @@ def check_checkpoints(job: Job, windows: "Windows") -> list[Finding]:
 def _resume(job: Job, windows: "Windows", newest: Path) -> list[Finding]:
     """Compare a checkpoint with the settings as a resume does."""
     from ..trainer.checkpoint import STATE_FILE
-    from ..trainer.config import as_dict
+    from ..trainer.settings.parse import as_dict
     from ..trainer.state import check_resume, parse_state
     from ..trainer.windows import open_stream
 

@@ -17,7 +17,7 @@ GIGABYTE: Final = 1_000_000_000
 def check_archive(job: Job) -> tuple["Windows | None", list[Finding]]:
     """Open the archive as a run does: credentials, index, split, frames that the model takes."""
     from ..data.windows.mixing import BatchError
-    from ..trainer.settings import ConfigError
+    from ..trainer.settings.model import ConfigError
     from ..trainer.windows import open_windows
 
     windows: Windows | None = None
@@ -44,7 +44,7 @@ def check_archive(job: Job) -> tuple["Windows | None", list[Finding]]:
 
 def window_of(job: Job) -> int:
     """Give the frames of a window."""
-    from ..trainer.config import FinetuneConfig
+    from ..trainer.settings.parse import FinetuneConfig
 
     config = job.config
     if isinstance(config, FinetuneConfig):
@@ -55,7 +55,7 @@ def window_of(job: Job) -> int:
 def _unfit(job: Job, rows: int, cols: int) -> Finding | None:
     """Refuse frames that no whole number of patches makes up, as the entry point does."""
     from ..models.patches import PATCH
-    from ..trainer.config import FinetuneConfig
+    from ..trainer.settings.parse import FinetuneConfig
 
     crop = job.config.data.crop if isinstance(job.config, FinetuneConfig) else None
     if crop is not None and crop > min(rows, cols):

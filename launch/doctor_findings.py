@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    from ..trainer.config import TrainingConfig
+    from ..trainer.settings.parse import TrainingConfig
 
 SETTINGS: Final = 3
 DATA: Final = 4

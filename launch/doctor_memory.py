@@ -40,9 +40,9 @@ def model_size(job: Job) -> "ModelSize":
     import torch
 
     from ..data.units import ModelSpace
-    from ..trainer.config import FinetuneConfig
     from ..trainer.forecaster import build_nowcaster
     from ..trainer.memory import size_of
+    from ..trainer.settings.parse import FinetuneConfig
     from ..trainer.training.pretraining import build_model
 
     config = job.config

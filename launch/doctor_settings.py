@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .doctor_findings import SETTINGS, Finding, Job, fail, guarded, number, ok, warn
 
 if TYPE_CHECKING:
-    from ..trainer.config import TrainingConfig
+    from ..trainer.settings.parse import TrainingConfig
     from ..trainer.windows import Windows
 
 
@@ -18,7 +18,7 @@ def check_settings(argv: Sequence[str], entry: str) -> tuple["TrainingConfig | N
         argv: `--config FILE` and overrides.
         entry: "pretrain" or "finetune".
     """
-    from ..trainer.config import FinetuneConfig, PretrainConfig, parse_config
+    from ..trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config
 
     config: TrainingConfig | None = None
 

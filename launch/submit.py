@@ -102,9 +102,9 @@ def check_settings(entry: str, words: Sequence[str]) -> str | None:
         LaunchError: It will refuse them.
     """
     try:
-        from ..trainer.config import FinetuneConfig, PretrainConfig, parse_config
         from ..trainer.engine_launch import EngineError
-        from ..trainer.settings import ConfigError
+        from ..trainer.settings.model import ConfigError
+        from ..trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config
     except ImportError as error:
         return f"settings: not checked here ({error}); the job will"
     kind: Any = PretrainConfig if entry == "pretrain" else FinetuneConfig

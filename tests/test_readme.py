@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from rainspark.trainer.config import FinetuneConfig, PretrainConfig, dotted_keys
+from rainspark.trainer.settings.parse import FinetuneConfig, PretrainConfig, dotted_keys
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

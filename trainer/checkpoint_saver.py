@@ -12,7 +12,7 @@ from .checkpoint import Loaded, TrainState, load, save
 from .checkpoint_share import share
 from .checkpoint_store import CheckpointStore
 from .engine import Engine, EngineState
-from .settings import RunConfig
+from .settings.model import RunConfig
 
 LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from .config import FinetuneConfig, PretrainConfig, parse_config
 from .engine import Engine
 from .entry import ExitCode, StopSignal, set_up_logging, settle, start_other_processes
 from .lifecycle import TrainingRun
+from .settings.parse import FinetuneConfig, PretrainConfig, parse_config
 
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 

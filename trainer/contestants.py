@@ -27,7 +27,7 @@ from ..models.nowcasting.baselines import (
 )
 from .evaluation_config import EvaluateConfig
 from .forecaster import RunForecaster, load_forecaster
-from .settings import ConfigError
+from .settings.model import ConfigError
 
 BASELINES: Final = ("persistence", "advection", "extrapolation", "training_mean", "damped_extrapolation")
 FITTED: Final = ("training_mean", "damped_extrapolation")

@@ -24,7 +24,7 @@ from .ending import end_process, end_with_parent, flush_output, tell_thread_erro
 from .engine import Engine, EngineError
 from .loop import NonFiniteError
 from .meeting import RankEndedError
-from .settings import ConfigError
+from .settings.model import ConfigError
 
 LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

@@ -13,7 +13,7 @@ from .contestants import WindowRain
 from .evaluation_config import EvaluateConfig
 from .evaluation_plan import Plan
 from .forecast_pictures import Case
-from .settings import ConfigError
+from .settings.model import ConfigError
 
 FloatArray = npt.NDArray[np.float64]
 _WHY: Final = ("the most rain", "the largest change", "as much rain as the median")

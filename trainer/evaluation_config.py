@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from ..data.windows.selection import Published, Rule
-from .config import ConfigError, WindowsConfig, parse_config
+from .settings.parse import ConfigError, WindowsConfig, parse_config
 from .verification import PUBLISHED_THRESHOLD_MMH, Settings
 
 Split = Literal["test", "validation", "train", "all"]
@@ -172,7 +172,7 @@ def parse_evaluation(argv: Sequence[str]) -> EvaluateConfig:
     """Read the command line: `--config FILE`, `--key.sub value`, and lists as one value a word.
 
     Raises:
-        ConfigError: As `rainspark.trainer.config.parse_config`.
+        ConfigError: As `rainspark.trainer.settings.parse.parse_config`.
     """
     return parse_config(gather_lists(argv), EvaluateConfig, prog="trainer/evaluate.py")
 

@@ -29,7 +29,7 @@ from .score_pictures import (
     skill_against_lead,
 )
 from .scores import CSV_NAME, JSON_NAME, MARKDOWN_NAME, write_scores
-from .settings import ConfigError
+from .settings.model import ConfigError
 from .significance import Interval, bootstrap
 from .verification import Scores, compute
 

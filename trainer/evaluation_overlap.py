@@ -16,7 +16,7 @@ from ..models.weights.transfer import WeightsError
 from .checkpoint import STATE_FILE, chosen_weights
 from .evaluation_config import EvaluateConfig
 from .forecaster import RunForecaster
-from .settings import ConfigError
+from .settings.model import ConfigError
 from .state import parse_state
 
 SYNTHETIC: Final = "synthetic storms"

@@ -17,11 +17,11 @@ from ..data.windows.plan import evaluation_plan
 from ..data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from ..models.nowcasting.motion import LEVELS
 from .contestants import FITTED, Entry, TrainingPart
-from .data_settings import WindowsConfig
 from .evaluation_config import SPLIT_KEYS, EvaluateConfig
 from .evaluation_overlap import SYNTHETIC, Spans, listed, overlaps, recorded_spans
 from .forecaster import RunForecaster
-from .settings import ConfigError
+from .settings.data import WindowsConfig
+from .settings.model import ConfigError
 from .verification import Settings, WindowId
 from .windows import open_archive, split_archive
 

@@ -18,8 +18,8 @@ from ..models.nowcasting.smaat_unet import SmaAtUNet
 from ..models.patches import PATCH
 from ..models.weights.manifest import CheckpointError
 from .checkpoint import Loaded, best_checkpoint, load
-from .config import ConfigError, FinetuneConfig, from_dict
-from .settings import NowcastConfig
+from .settings.model import NowcastConfig
+from .settings.parse import ConfigError, FinetuneConfig, from_dict
 
 
 def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> Nowcaster | SmaAtUNet:

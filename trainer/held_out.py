@@ -14,9 +14,9 @@ from ..data.frames import DataError
 from ..data.shards.origins import Origin
 from ..data.stream.stream import Batch, evaluation_batches
 from ..data.windows.selection import WindowTable
-from .data_settings import WindowsConfig
 from .engine import Engine
 from .entry import on_all_ranks
+from .settings.data import WindowsConfig
 from .windows import Windows, wettest
 
 LOG = logging.getLogger(__name__)

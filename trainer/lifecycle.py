@@ -19,7 +19,6 @@ from ..models.weights.manifest import CheckpointError, latest_verified
 from ..models.weights.transfer import InitReport
 from .checkpoint import Loaded, TrainState, check_resume, chosen_weights, installed_versions
 from .checkpoint_saver import Saver
-from .config import FinetuneConfig, PretrainConfig, as_dict, as_yaml
 from .ending import say_out
 from .engine import Engine, EngineState
 from .entry import ExitCode, StopSignal, on_all_ranks, outcome_of, tell_ranks
@@ -30,6 +29,7 @@ from .meeting import RankEndedError
 from .progress import Progress
 from .resources import device_name
 from .run_folder import check_name, evaluation_is_owed, hold, told, writing
+from .settings.parse import FinetuneConfig, PretrainConfig, as_dict, as_yaml
 from .summary import summarise, summary_lines, write_summary
 from .tasks import Task
 from .tracking import METRICS_FILE, Trackers, open_trackers

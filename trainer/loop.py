@@ -17,7 +17,7 @@ from ..data.stream.stream import Batch, Stream
 from .engine import Engine
 from .optim import OptimConfig, average_decay_at, decay_at, rate_at
 from .resources import Clock, Speed, StepTimes, memory_line, memory_table
-from .settings import RunConfig
+from .settings.model import RunConfig
 from .tasks import Task
 
 LOG = logging.getLogger(__name__)

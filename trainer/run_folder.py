@@ -10,7 +10,7 @@ from typing import IO, Final
 
 from ..models.weights.manifest import CheckpointError
 from .held_out import EVALUATED
-from .settings import ConfigError
+from .settings.model import ConfigError
 from .tracking import METRICS_FILE
 
 LOG = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import numpy as np
 from ..data.store.storage import open_storage
 from .contingency import RAIN_EDGES_MMH, SCORE_AXES
 from .score_tables import ModelScores, References, markdown, mse_comparison
-from .settings import ConfigError
+from .settings.model import ConfigError
 from .significance import NUM_DRAWS, Interval, check_comparable, day_text
 from .verification import Rows, Settings
 

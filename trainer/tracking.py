@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .settings import ConfigError
+from .settings.model import ConfigError
 from .tracking_queue import QueuedTracker, Tracker, describe, wait_for_all
 from .tracking_run import RunIds, ServiceRun
 from .tracking_services import SERVICES, prepare

@@ -21,7 +21,7 @@ from ..data.store.storage import open_storage
 from ..data.units import INTERVALS_AN_HOUR
 from .contingency import RAIN_EDGES_MMH, SCORE_AXES, count_lead, scores_of_sums
 from .fss import FloatArray
-from .settings import ConfigError
+from .settings.model import ConfigError
 
 IntArray = npt.NDArray[np.int64]
 

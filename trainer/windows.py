@@ -16,8 +16,8 @@ from ..data.store.storage import Storage, open_storage
 from ..data.stream.stream import Stream
 from ..data.windows.mixing import check_batches, default_block_bytes, default_lanes
 from ..data.windows.selection import WindowTable, lost_to_gaps, select_windows
-from .data_settings import WindowsConfig
-from .settings import ConfigError
+from .settings.data import WindowsConfig
+from .settings.model import ConfigError
 
 LOG = logging.getLogger(__name__)
 SECONDS_AN_HOUR = 3600

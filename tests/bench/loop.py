@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from rainspark.data.stream.stream import Batch
-from rainspark.trainer.config import PretrainConfig, parse_config
 from rainspark.trainer.engine import Engine
 from rainspark.trainer.entry import StopSignal
 from rainspark.trainer.loop import Hooks, Loop
+from rainspark.trainer.settings.parse import PretrainConfig, parse_config
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import make_shards
 

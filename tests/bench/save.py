@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 import trainer.checkpoint as checkpoint
-from rainspark.trainer.config import PretrainConfig, parse_config
 from rainspark.trainer.engine import Engine
 from rainspark.trainer.entry import StopSignal
+from rainspark.trainer.settings.parse import PretrainConfig, parse_config
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import arguments, make_shards
 

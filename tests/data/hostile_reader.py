@@ -30,8 +30,8 @@ from rainspark.data.windows.selection import Selection, select_windows
 from rainspark.models.weights import transfer as weights
 from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.checkpoint import load
-from rainspark.trainer.config import PretrainConfig, parse_config
-from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.settings.model import ConfigError
+from rainspark.trainer.settings.parse import PretrainConfig, parse_config
 from rainspark.trainer.verification import Rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]

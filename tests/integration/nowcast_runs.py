@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from rainspark.models.weights.manifest import latest_verified
-from rainspark.trainer.config import FinetuneConfig
 from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.settings.parse import FinetuneConfig
 from rainspark.trainer.training.finetuning import Finetuning
 from tests.integration import runs
 

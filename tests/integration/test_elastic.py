@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rainspark.trainer.config import PretrainConfig, parse_config
+from rainspark.trainer.settings.parse import PretrainConfig, parse_config
 from rainspark.trainer.windows import open_stream, open_windows
 from tests.distributed import run_ranks
 from tests.integration.elastic_runs import Seen, both, in_order, saved_hashes

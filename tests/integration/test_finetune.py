@@ -16,7 +16,7 @@ from rainspark.models.weights.manifest import CheckpointError, step_folders, wri
 from rainspark.trainer.checkpoint import load
 from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.nowcast_task import NowcastBatch
-from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.training.finetuning import Finetuning
 from tests.distributed import run_ranks
 from tests.integration.nowcast_runs import arguments, stored, train, train_many

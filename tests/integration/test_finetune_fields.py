@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from rainspark.trainer.config import FinetuneConfig, dotted_keys, parse_config
 from rainspark.trainer.engine import Engine
 from rainspark.trainer.entry import ExitCode, StopSignal
+from rainspark.trainer.settings.parse import FinetuneConfig, dotted_keys, parse_config
 from rainspark.trainer.training.finetuning import Finetuning
 from tests.integration import runs
 from tests.integration.nowcast_runs import arguments, stored, train

@@ -13,7 +13,7 @@ from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.evaluation.evaluating import main as evaluate
 from rainspark.trainer.forecaster import load_forecaster
-from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.settings.model import ConfigError
 from tests.data.mixed import pack_mixed
 from tests.integration import nowcast_runs
 from tests.integration.runs import arguments, metrics, train

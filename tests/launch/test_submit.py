@@ -132,7 +132,7 @@ def test_where_torch_is_missing_the_settings_are_left_to_the_job(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("submitit")
-    monkeypatch.setitem(sys.modules, "rainspark.trainer.config", None)
+    monkeypatch.setitem(sys.modules, "rainspark.trainer.settings.parse", None)
     assert "settings: not checked here" in dry_run(capsys, *BASE, *WORDS)
 
 

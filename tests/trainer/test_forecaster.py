@@ -16,7 +16,7 @@ from rainspark.models.weights.manifest import CheckpointError, step_folders, wri
 from rainspark.trainer.checkpoint import load
 from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.forecaster import RunForecaster, build_nowcaster, load_forecaster, rain_of
-from rainspark.trainer.settings import ConfigError, NowcastConfig, SpaceConfig
+from rainspark.trainer.settings.model import ConfigError, NowcastConfig, SpaceConfig
 from tests.integration import runs
 from tests.integration.nowcast_runs import arguments, train
 from tests.integration.runs import make_shards

@@ -7,7 +7,7 @@ import pytest
 
 from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.run_folder import check_name, hold, told, writing
-from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.settings.model import ConfigError
 
 
 @pytest.mark.parametrize("folder", [Path("/proc/run"), Path("/dev/null/run")])

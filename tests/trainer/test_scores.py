@@ -13,7 +13,7 @@ import pytest
 from rainspark.data.frames import DataError
 from rainspark.trainer.score_tables import References
 from rainspark.trainer.scores import write_scores
-from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.significance import bootstrap
 from rainspark.trainer.verification import Rows, Settings, WindowId, compute, merge, score_window, select
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.significance import bootstrap, draw_days, paired_difference
 from rainspark.trainer.verification import Rows, Settings, WindowId, compute, merge, score_window, select
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.tracking import Trackers, TrackingConfig
 from rainspark.trainer.tracking_queue import QueuedTracker, Tracker
 from tests.conftest import REPOSITORY

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from rainspark.data.frames import DataError
 from rainspark.trainer.contingency import RAIN_EDGES_MMH
-from rainspark.trainer.settings import ConfigError
+from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.verification import (
     FIELDS,
     Rows,

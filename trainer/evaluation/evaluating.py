@@ -39,7 +39,7 @@ from ..evaluation_output import check_folders, write_outputs
 from ..evaluation_plan import Plan, make_plan
 from ..evaluation_result import Evaluation
 from ..forecast_pictures import Case
-from ..settings import ConfigError
+from ..settings.model import ConfigError
 from ..verification import Rows, merge, score_window
 
 LOG = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from ..forecaster import RunForecaster, load_forecaster
 from ..latest import Latest, read_latest
 from ..loop import NonFiniteError
 from ..netcdf import Provenance, write_forecast
-from ..settings import ConfigError
+from ..settings.model import ConfigError
 
 LOG = logging.getLogger(__name__)
 FRAMES_FOLDER = "frames"

@@ -23,7 +23,6 @@ from ...models.weights.manifest import MANIFEST_NAME, CheckpointError, step_fold
 from ...models.weights.transfer import InitReport, init_from
 from ..checkpoint import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
 from ..command import run_training
-from ..config import ConfigError, FinetuneConfig, as_dict
 from ..engine import Engine
 from ..entry import ExitCode, StopSignal
 from ..forecaster import build_nowcaster
@@ -31,6 +30,7 @@ from ..held_out import EVALUATED
 from ..lifecycle import TrainingRun
 from ..nowcast_evaluation import NONFINITE, NowcastHeldOut
 from ..nowcast_task import NowcastTask
+from ..settings.parse import ConfigError, FinetuneConfig, as_dict
 from ..state import TrainState, parse_state
 
 LOG = logging.getLogger(__name__)

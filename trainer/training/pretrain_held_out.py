@@ -13,10 +13,10 @@ from torch import Tensor
 from ...data.stream.stream import Batch
 from ...data.windows.selection import WindowTable
 from ...models.spark import SparK, SparKOutput
-from ..data_settings import WindowsConfig
 from ..engine import Engine
 from ..held_out import EVALUATED, HeldOut
 from ..report import reconstruction_picture
+from ..settings.data import WindowsConfig
 from ..tasks import PretrainTask
 from ..windows import Windows
 

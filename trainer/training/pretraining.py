@@ -13,10 +13,10 @@ from ...models.patches import PATCH
 from ...models.spark import SparK
 from ...models.weights.transfer import InitReport, init_from
 from ..command import run_training
-from ..config import PretrainConfig
 from ..engine import Engine
 from ..entry import ExitCode, StopSignal
 from ..lifecycle import TrainingRun
+from ..settings.parse import PretrainConfig
 from ..tasks import PretrainTask
 from .pretrain_held_out import PretrainHeldOut
 

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rainspark.data.sequences import TimeSpan
-from rainspark.trainer.config import (
+from rainspark.trainer.settings.data import WindowsConfig, parse_span
+from rainspark.trainer.settings.model import ConfigError, NowcastConfig
+from rainspark.trainer.settings.parse import (
     FinetuneConfig,
     PretrainConfig,
     as_dict,
@@ -17,8 +19,6 @@ from rainspark.trainer.config import (
     from_dict,
     parse_config,
 )
-from rainspark.trainer.data_settings import WindowsConfig, parse_span
-from rainspark.trainer.settings import ConfigError, NowcastConfig
 
 NEEDED = ["--data.shards", "s", "--run.dir", "r"]
 SMAAT = ["--model.name", "smaat_unet"]

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ..data.redaction import looks_secret
-from .data_settings import DataConfig, NowcastDataConfig, WindowsConfig
-from .engine_launch import EngineConfig
-from .optim import OptimConfig
-from .settings import ConfigError, ModelConfig, NowcastConfig, NowcastRunConfig, RunConfig, SpaceConfig
-from .tracking import TrackingConfig
+from ...data.redaction import looks_secret
+from ..engine_launch import EngineConfig
+from ..optim import OptimConfig
+from ..tracking import TrackingConfig
+from .data import DataConfig, NowcastDataConfig, WindowsConfig
+from .model import ConfigError, ModelConfig, NowcastConfig, NowcastRunConfig, RunConfig, SpaceConfig
 
 __all__ = [
     "ConfigError",

@@ -8,7 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.trainer.config import (
+from rainspark.trainer.entry import ExitCode, run_entry
+from rainspark.trainer.settings.parse import (
     ConfigError,
     FinetuneConfig,
     PretrainConfig,
@@ -17,7 +18,6 @@ from rainspark.trainer.config import (
     dotted_keys,
     parse_config,
 )
-from rainspark.trainer.entry import ExitCode, run_entry
 from tests.conftest import REPOSITORY
 
 NEEDED = ["--data.shards", "s", "--run.dir", "r"]
