@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 SETTINGS: Final = 3
 DATA: Final = 4
 CHECKPOINT: Final = 6
-"""The trainer's own exit codes (trainer/entry.py): settings and the machine, data, where checkpoints go."""
+"""The trainer's own exit codes (trainer/processes/entry.py): settings and the machine, data, where checkpoints go."""
 MIB: Final = 2**20
 GIB: Final = 2**30
 

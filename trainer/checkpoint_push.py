@@ -17,7 +17,7 @@ from typing import Any, Final
 from ..data.store.storage import open_storage
 from ..models.weights.manifest import MANIFEST_NAME, CheckpointError
 from .checkpoint_transfer import push, store_errors
-from .ending import end_with_parent
+from .processes.ending import end_with_parent
 
 _REPOSITORY: Final = Path(__file__).resolve().parents[1]
 _FOR_THE_RUN: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from .engine import Engine
-from .entry import ExitCode, StopSignal, set_up_logging, settle, start_other_processes
 from .lifecycle import TrainingRun
+from .processes.entry import ExitCode, StopSignal, set_up_logging, settle, start_other_processes
 from .settings.parse import FinetuneConfig, PretrainConfig, parse_config
 
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)

@@ -19,13 +19,13 @@ from ..models.weights.manifest import CheckpointError, latest_verified
 from ..models.weights.transfer import InitReport
 from .checkpoint import Loaded, TrainState, check_resume, chosen_weights, installed_versions
 from .checkpoint_saver import Saver
-from .ending import say_out
 from .engine import Engine, EngineState
-from .entry import ExitCode, StopSignal, on_all_ranks, outcome_of, tell_ranks
-from .heartbeat import WAITING
 from .held_out import HeldOut
 from .loop import Hooks, Loop
-from .meeting import RankEndedError
+from .processes.ending import say_out
+from .processes.entry import ExitCode, StopSignal, on_all_ranks, outcome_of, tell_ranks
+from .processes.heartbeat import WAITING
+from .processes.rendezvous import RankEndedError
 from .progress import Progress
 from .resources import device_name
 from .run_folder import check_name, evaluation_is_owed, hold, told, writing

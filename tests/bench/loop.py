@@ -15,8 +15,8 @@ import torch
 
 from rainspark.data.stream.stream import Batch
 from rainspark.trainer.engine import Engine
-from rainspark.trainer.entry import StopSignal
 from rainspark.trainer.loop import Hooks, Loop
+from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import make_shards

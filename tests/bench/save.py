@@ -19,7 +19,7 @@ import torch
 
 import trainer.checkpoint as checkpoint
 from rainspark.trainer.engine import Engine
-from rainspark.trainer.entry import StopSignal
+from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import arguments, make_shards

@@ -13,7 +13,7 @@ from rainspark.data.frames import DataError
 from rainspark.data.stream.stream import Batch
 from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.engine import EngineError
-from rainspark.trainer.entry import ExitCode, run_process
+from rainspark.trainer.processes.entry import ExitCode, run_process
 from rainspark.trainer.training.pretraining import Pretraining, main
 
 SLEEP_S = 3600.0

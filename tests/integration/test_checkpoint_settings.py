@@ -9,7 +9,7 @@ import pytest
 
 from rainspark.models.weights.manifest import MANIFEST_NAME, step_folders
 from rainspark.trainer.checkpoint import load
-from rainspark.trainer.entry import ExitCode, run_entry
+from rainspark.trainer.processes.entry import ExitCode, run_entry
 from tests.integration.fault_tasks import arguments
 from tests.integration.nowcast_runs import train
 from tests.integration.runs import make_shards, tensors

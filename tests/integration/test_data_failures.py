@@ -16,7 +16,7 @@ from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.data.stream.stream import Batch
 from rainspark.data.units import MISSING_COUNT
-from rainspark.trainer.entry import ExitCode, run_entry
+from rainspark.trainer.processes.entry import ExitCode, run_entry
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.distributed import run_ranks
 from tests.integration.runs import arguments, make_shards, metrics, train, train_many

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rainspark.trainer.engine import Engine
-from rainspark.trainer.entry import StopSignal
 from rainspark.trainer.optim import decay_at, rate_at
+from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.parse import PretrainConfig, dotted_keys, parse_config
 from rainspark.trainer.training.pretraining import Pretraining
 from rainspark.trainer.windows import open_stream, open_windows

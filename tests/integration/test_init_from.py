@@ -12,8 +12,8 @@ from rainspark.data.units import ModelSpace
 from rainspark.models.weights.manifest import latest_verified, step_folders
 from rainspark.models.weights.transfer import WeightsError
 from rainspark.trainer.checkpoint import load
-from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.forecaster import build_nowcaster, load_forecaster
+from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config
 from rainspark.trainer.training.finetuning import Finetuning

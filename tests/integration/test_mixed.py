@@ -10,9 +10,9 @@ import pytest
 
 from rainspark.data.frames import DataError
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.evaluation.evaluating import main as evaluate
 from rainspark.trainer.forecaster import load_forecaster
+from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.model import ConfigError
 from tests.data.mixed import pack_mixed
 from tests.integration import nowcast_runs

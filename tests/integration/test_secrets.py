@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from rainspark.trainer.entry import ExitCode, run_entry
+from rainspark.trainer.processes.entry import ExitCode, run_entry
 from rainspark.trainer.training.pretraining import main
 from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments

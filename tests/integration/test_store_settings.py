@@ -6,7 +6,7 @@ import pytest
 
 from rainspark.data.frames import DataError
 from rainspark.data.store.storage import LocalStorage, open_storage
-from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config
 from rainspark.trainer.windows import Windows, open_windows

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rainspark.trainer import lifecycle
-from rainspark.trainer.entry import ExitCode
+from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.tracking import Trackers
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import arguments, make_shards, tensors, train

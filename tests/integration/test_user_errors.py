@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rainspark.trainer.entry import ExitCode, run_entry
+from rainspark.trainer.processes.entry import ExitCode, run_entry
 from rainspark.trainer.training.pretraining import Pretraining, main
 from tests.distributed import RankError, run_ranks
 from tests.integration.runs import arguments, make_shards, metrics, tensors, train, train_many

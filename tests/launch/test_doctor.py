@@ -16,8 +16,8 @@ from rainspark.launch.doctor_findings import CHECKPOINT, DATA, MIB, SETTINGS
 from rainspark.launch.doctor_memory import check_memory, checkpoint_bytes, machine_bytes, model_size
 from rainspark.launch.doctor_settings import check_batches, check_epochs, check_launcher, check_settings
 from rainspark.trainer.checkpoint import TrainState, installed_versions, save
-from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.memory_trace import measure_activations
+from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.windows import open_stream
 from tests.integration.runs import arguments, make_shards

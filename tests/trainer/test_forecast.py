@@ -17,10 +17,10 @@ from rainspark.data.sources.synthetic import file_name as name_of
 from rainspark.data.sources.synthetic import iterate_storms, write_knmi_file
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.trainer.checkpoint import save
-from rainspark.trainer.entry import ExitCode, run_entry
 from rainspark.trainer.forecaster import build_nowcaster, load_forecaster
 from rainspark.trainer.forecasting.outputs import main, make_forecast, write_outputs
 from rainspark.trainer.loop import NonFiniteError
+from rainspark.trainer.processes.entry import ExitCode, run_entry
 from rainspark.trainer.settings.data import NowcastDataConfig
 from rainspark.trainer.settings.model import NowcastConfig, NowcastRunConfig
 from rainspark.trainer.settings.parse import FinetuneConfig, as_dict

@@ -14,8 +14,8 @@ from rainspark.data.units import ModelSpace
 from rainspark.models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
 from rainspark.models.weights.manifest import CheckpointError, step_folders, write_manifest
 from rainspark.trainer.checkpoint import load
-from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.forecaster import RunForecaster, build_nowcaster, load_forecaster, rain_of
+from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.model import ConfigError, NowcastConfig, SpaceConfig
 from tests.integration import runs
 from tests.integration.nowcast_runs import arguments, train

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rainspark.data.stream.stream import Batch
-from rainspark.trainer.entry import ExitCode
 from rainspark.trainer.loop import Loop
+from rainspark.trainer.processes.entry import ExitCode
 from tests.integration.runs import arguments, make_shards, metrics, train
 
 pytestmark = pytest.mark.gpu

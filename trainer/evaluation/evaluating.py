@@ -32,13 +32,13 @@ from ..contestants import (
     windows_of,
 )
 from ..engine import Engine, EngineConfig
-from ..entry import ExitCode, on_all_ranks, set_up_logging, settle, start_other_processes
 from ..evaluation_cases import case_of, choose_cases
 from ..evaluation_config import EvaluateConfig, parse_evaluation
 from ..evaluation_output import check_folders, write_outputs
 from ..evaluation_plan import Plan, make_plan
 from ..evaluation_result import Evaluation
 from ..forecast_pictures import Case
+from ..processes.entry import ExitCode, on_all_ranks, set_up_logging, settle, start_other_processes
 from ..settings.model import ConfigError
 from ..verification import Rows, merge, score_window
 

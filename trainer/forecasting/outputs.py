@@ -21,12 +21,12 @@ from torch import Tensor
 from ...data.frames import DataError, Grid, iso_time
 from ...data.store.storage import open_storage
 from ..animation import write_animation
-from ..entry import ExitCode, set_up_logging
 from ..forecast_pictures import Case, forecast_frames
 from ..forecaster import RunForecaster, load_forecaster
 from ..latest import Latest, read_latest
 from ..loop import NonFiniteError
 from ..netcdf import Provenance, write_forecast
+from ..processes.entry import ExitCode, set_up_logging
 from ..settings.model import ConfigError
 
 LOG = logging.getLogger(__name__)

@@ -24,12 +24,12 @@ from ...models.weights.transfer import InitReport, init_from
 from ..checkpoint import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
 from ..command import run_training
 from ..engine import Engine
-from ..entry import ExitCode, StopSignal
 from ..forecaster import build_nowcaster
 from ..held_out import EVALUATED
 from ..lifecycle import TrainingRun
 from ..nowcast_evaluation import NONFINITE, NowcastHeldOut
 from ..nowcast_task import NowcastTask
+from ..processes.entry import ExitCode, StopSignal
 from ..settings.parse import ConfigError, FinetuneConfig, as_dict
 from ..state import TrainState, parse_state
 

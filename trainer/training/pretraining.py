@@ -14,8 +14,8 @@ from ...models.spark import SparK
 from ...models.weights.transfer import InitReport, init_from
 from ..command import run_training
 from ..engine import Engine
-from ..entry import ExitCode, StopSignal
 from ..lifecycle import TrainingRun
+from ..processes.entry import ExitCode, StopSignal
 from ..settings.parse import PretrainConfig
 from ..tasks import PretrainTask
 from .pretrain_held_out import PretrainHeldOut

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.trainer.entry import ExitCode, run_entry
+from rainspark.trainer.processes.entry import ExitCode, run_entry
 from rainspark.trainer.settings.parse import (
     ConfigError,
     FinetuneConfig,

@@ -10,8 +10,8 @@ import traceback
 from contextlib import suppress
 from typing import Final, NoReturn
 
-from ..data.redaction import redact
-from .tracking_queue import THREAD_NAME
+from ...data.redaction import redact
+from ..tracking_queue import THREAD_NAME
 
 LEAVE_S: Final = 10.0
 """Seconds that libraries' threads and exit hooks have after everything of ours is done."""

@@ -15,16 +15,16 @@ from typing import NoReturn, TypeVar, cast
 
 import torch.distributed as dist
 
-from ..data.frames import DataError, printable
-from ..data.redaction import RedactingFormatter, redact
-from ..data.windows.mixing import BatchError
-from ..models.weights.manifest import CheckpointError
-from ..models.weights.transfer import WeightsError
+from ...data.frames import DataError, printable
+from ...data.redaction import RedactingFormatter, redact
+from ...data.windows.mixing import BatchError
+from ...models.weights.manifest import CheckpointError
+from ...models.weights.transfer import WeightsError
+from ..engine import Engine, EngineError
+from ..loop import NonFiniteError
+from ..settings.model import ConfigError
 from .ending import end_process, end_with_parent, flush_output, tell_thread_error
-from .engine import Engine, EngineError
-from .loop import NonFiniteError
-from .meeting import RankEndedError
-from .settings.model import ConfigError
+from .rendezvous import RankEndedError
 
 LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

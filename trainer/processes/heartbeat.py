@@ -14,10 +14,10 @@ from typing import Any, Final, NoReturn
 
 from torch.distributed.distributed_c10d import Store
 
-from ..data.frames import printable
-from ..data.redaction import redact
-from .meeting import STALLED_CODE, Verdict, declare, read_verdict
-from .rank_table import Beat, Seen, name_late, older_of, seen_now, silent_ranks, where_in
+from ...data.frames import printable
+from ...data.redaction import redact
+from .rendezvous import STALLED_CODE, Verdict, declare, read_verdict
+from .table import Beat, Seen, name_late, older_of, seen_now, silent_ranks, where_in
 
 WAITING: Final = "wait for rank 0"
 _ENDED: Final = "ended"

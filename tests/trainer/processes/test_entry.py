@@ -10,8 +10,8 @@ import pytest
 from rainspark.data.frames import DataError
 from rainspark.data.windows.mixing import BatchError
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.entry import STOP_SIGNALS, ExitCode, StopSignal, run_entry, start_other_processes
 from rainspark.trainer.loop import NonFiniteError
+from rainspark.trainer.processes.entry import STOP_SIGNALS, ExitCode, StopSignal, run_entry, start_other_processes
 from rainspark.trainer.settings.parse import ConfigError
 from tests.conftest import REPOSITORY
 

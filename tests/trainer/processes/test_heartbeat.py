@@ -11,9 +11,17 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import Store
 
-from rainspark.trainer.heartbeat import WAITING, Heartbeat
-from rainspark.trainer.meeting import Address, RankEndedError, Verdict, declare, meet, read_verdict, shown_ranks
-from rainspark.trainer.rank_table import Seen, name_late, silent_ranks
+from rainspark.trainer.processes.heartbeat import WAITING, Heartbeat
+from rainspark.trainer.processes.rendezvous import (
+    Address,
+    RankEndedError,
+    Verdict,
+    declare,
+    meet,
+    read_verdict,
+    shown_ranks,
+)
+from rainspark.trainer.processes.table import Seen, name_late, silent_ranks
 from tests.distributed import _free_port
 
 HOST = os.uname().nodename
