@@ -36,8 +36,8 @@ def check_settings(argv: Sequence[str], entry: str) -> tuple["TrainingConfig | N
 
 def check_launcher(config: "TrainingConfig") -> list[Finding]:
     """Look for settings of `accelerate launch` in the environment that contradict ours."""
-    from ..trainer.engine_launch import check_clipping
-    from ..trainer.engine_launch import check_launcher as check
+    from ..trainer.engine.processes import check_clipping
+    from ..trainer.engine.processes import check_launcher as check
 
     def look() -> list[Finding]:
         check(config.engine, os.environ)

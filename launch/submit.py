@@ -102,7 +102,7 @@ def check_settings(entry: str, words: Sequence[str]) -> str | None:
         LaunchError: It will refuse them.
     """
     try:
-        from ..trainer.engine_launch import EngineError
+        from ..trainer.engine.processes import EngineError
         from ..trainer.settings.model import ConfigError
         from ..trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config
     except ImportError as error:

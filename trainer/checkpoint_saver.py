@@ -11,7 +11,7 @@ from ..models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, lates
 from .checkpoint import Loaded, TrainState, load, save
 from .checkpoint_share import share
 from .checkpoint_store import CheckpointStore
-from .engine import Engine, EngineState
+from .engine.engine import Engine, EngineState
 from .settings.model import RunConfig
 
 LOG = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from .checkpoint import Loaded
-from .engine import Engine
+from .engine.engine import Engine
 
 _Tensors = dict[str, torch.Tensor]
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from .engine import Engine
+from .engine.engine import Engine
 from .lifecycle import TrainingRun
 from .processes.entry import ExitCode, StopSignal, set_up_logging, settle, start_other_processes
 from .settings.parse import FinetuneConfig, PretrainConfig, parse_config

@@ -14,7 +14,7 @@ from ..data.frames import DataError
 from ..data.shards.origins import Origin
 from ..data.stream.stream import Batch, evaluation_batches
 from ..data.windows.selection import WindowTable
-from .engine import Engine
+from .engine.engine import Engine
 from .processes.entry import on_all_ranks
 from .settings.data import WindowsConfig
 from .windows import Windows, wettest

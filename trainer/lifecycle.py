@@ -19,7 +19,7 @@ from ..models.weights.manifest import CheckpointError, latest_verified
 from ..models.weights.transfer import InitReport
 from .checkpoint import Loaded, TrainState, check_resume, chosen_weights, installed_versions
 from .checkpoint_saver import Saver
-from .engine import Engine, EngineState
+from .engine.engine import Engine, EngineState
 from .held_out import HeldOut
 from .loop import Hooks, Loop
 from .processes.ending import say_out

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..data.frames import DataError
 from ..data.stream.stream import Batch, Stream
-from .engine import Engine
-from .optim import OptimConfig, average_decay_at, decay_at, rate_at
+from .engine.engine import Engine
+from .engine.optimizers import OptimConfig, average_decay_at, decay_at, rate_at
 from .resources import Clock, Speed, StepTimes, memory_line, memory_table
 from .settings.model import RunConfig
 from .tasks import Task

@@ -8,9 +8,9 @@ from typing import Final
 
 from torch import nn
 
-from .engine_launch import EngineConfig
-from .engine_zero import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
-from .optim import OptimConfig
+from .engine.optimizers import OptimConfig
+from .engine.processes import EngineConfig
+from .engine.zero import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
 
 ALL_REDUCE_ELEMENTS: Final = 500_000_000
 """DeepSpeed at stage 0 flattens gradients up to so many values before it reduces them."""

@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ..data.shards.index import Index
 from ..data.stream.stream import Batch
 from ..data.units import ModelSpace
-from .engine_launch import AUTOCAST_DTYPES
-from .engine_replicated import Forward
+from .engine.processes import AUTOCAST_DTYPES
+from .engine.replicated import Forward
 from .forecaster import build_nowcaster
 from .settings.parse import FinetuneConfig, TrainingConfig
 from .tasks import Task

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.stream.stream import Batch
 from ..data.units import ModelSpace
 from ..data.windows.selection import WindowTable
-from .engine import Engine
+from .engine.engine import Engine
 from .forecast_pictures import Case, forecast_beside_radar
 from .forecaster import forecast_whole, rain_of
 from .held_out import EVALUATED, HeldOut

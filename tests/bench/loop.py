@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from rainspark.data.stream.stream import Batch
-from rainspark.trainer.engine import Engine
+from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.loop import Hooks, Loop
 from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config

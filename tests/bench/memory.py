@@ -17,10 +17,10 @@ from torch import Tensor
 from rainspark.models.encoder import build_encoder
 from rainspark.models.masking import visible_positions
 from rainspark.models.spark import SparK
-from rainspark.trainer.engine import Engine, EngineConfig
+from rainspark.trainer.engine.engine import Engine, EngineConfig
+from rainspark.trainer.engine.optimizers import OptimConfig
 from rainspark.trainer.memory import RankMemory, rank_memory, size_of
 from rainspark.trainer.memory_trace import mark, traced
-from rainspark.trainer.optim import OptimConfig
 from tests.distributed import run_ranks
 
 FRAMES = 12

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import trainer.checkpoint as checkpoint
-from rainspark.trainer.engine import Engine
+from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config
 from rainspark.trainer.training.pretraining import Pretraining

@@ -26,8 +26,8 @@ import torch
 import torch.multiprocessing
 from torch.profiler import ProfilerActivity, profile
 
-from rainspark.trainer.engine import Engine
-from rainspark.trainer.optim import OptimConfig
+from rainspark.trainer.engine.engine import Engine
+from rainspark.trainer.engine.optimizers import OptimConfig
 from tests.bench.memory import STAGES, build, engine_config, inputs, train
 from tests.distributed import run_ranks
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rainspark.models.weights.manifest import step_folders
-from rainspark.trainer.engine import Engine, UpdateResult
+from rainspark.trainer.engine.engine import Engine, UpdateResult
 from rainspark.trainer.tasks import PreparedBatch, StepOutput
 from rainspark.trainer.training.finetuning import Finetuning
 from rainspark.trainer.training.pretraining import Pretraining

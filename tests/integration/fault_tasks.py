@@ -17,7 +17,7 @@ from rainspark.data.store.storage import open_storage
 from rainspark.trainer.checkpoint import Loaded, TrainState, save
 from rainspark.trainer.checkpoint_share import share
 from rainspark.trainer.checkpoint_transfer import pull_latest, push
-from rainspark.trainer.engine import Engine, EngineConfig
+from rainspark.trainer.engine.engine import Engine, EngineConfig
 from rainspark.trainer.lifecycle import TrainingRun
 from rainspark.trainer.processes.entry import ExitCode, run_entry, set_up_logging
 from tests.fault_server import Fault, disarm

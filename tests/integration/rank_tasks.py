@@ -12,7 +12,7 @@ import torch
 from rainspark.data.frames import DataError
 from rainspark.data.stream.stream import Batch
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.engine import EngineError
+from rainspark.trainer.engine.engine import EngineError
 from rainspark.trainer.processes.entry import ExitCode, run_process
 from rainspark.trainer.training.pretraining import Pretraining, main
 

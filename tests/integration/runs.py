@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from rainspark.data.sources.synthetic import main as write_storms
 from rainspark.models.weights.manifest import latest_verified
-from rainspark.trainer.engine import Engine
+from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.processes.entry import STOP_SIGNALS, ExitCode, StopSignal
 from rainspark.trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config
 from rainspark.trainer.training.finetuning import Finetuning

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from rainspark.trainer.engine import Engine
-from rainspark.trainer.optim import decay_at, rate_at
+from rainspark.trainer.engine.engine import Engine
+from rainspark.trainer.engine.optimizers import decay_at, rate_at
 from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.parse import PretrainConfig, dotted_keys, parse_config
 from rainspark.trainer.training.pretraining import Pretraining
@@ -151,8 +151,8 @@ ELSEWHERE = {
     "tracking.close_s": "tests/integration/test_trackers.py",
     "engine.zero_stage": "tests/integration/test_launch.py",
     "engine.compile": "tests/integration/test_pretrain.py",
-    "engine.channels_last": "tests/trainer/test_engine.py",
-    "engine.device": "tests/trainer/test_engine.py",
+    "engine.channels_last": "tests/trainer/engine/test_engine.py",
+    "engine.device": "tests/trainer/engine/test_engine.py",
     "engine.timeout_s": "tests/integration/test_ranks.py",
     "engine.start_timeout_s": "tests/integration/test_ranks.py",
 }

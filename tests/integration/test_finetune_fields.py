@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rainspark.trainer.engine import Engine
+from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.processes.entry import ExitCode, StopSignal
 from rainspark.trainer.settings.parse import FinetuneConfig, dotted_keys, parse_config
 from rainspark.trainer.training.finetuning import Finetuning

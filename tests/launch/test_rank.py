@@ -12,7 +12,7 @@ import pytest
 
 from rainspark.launch.rank import extensions_folder, rank_environment
 from rainspark.launch.slurm import LaunchError
-from rainspark.trainer.engine_launch import Place, read_place
+from rainspark.trainer.engine.processes import Place, read_place
 from tests.conftest import REPOSITORY
 
 TASK = {

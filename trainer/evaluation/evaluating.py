@@ -31,7 +31,7 @@ from ..contestants import (
     read_entries,
     windows_of,
 )
-from ..engine import Engine, EngineConfig
+from ..engine.engine import Engine, EngineConfig
 from ..evaluation_cases import case_of, choose_cases
 from ..evaluation_config import EvaluateConfig, parse_evaluation
 from ..evaluation_output import check_folders, write_outputs

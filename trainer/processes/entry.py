@@ -20,7 +20,7 @@ from ...data.redaction import RedactingFormatter, redact
 from ...data.windows.mixing import BatchError
 from ...models.weights.manifest import CheckpointError
 from ...models.weights.transfer import WeightsError
-from ..engine import Engine, EngineError
+from ..engine.engine import Engine, EngineError
 from ..loop import NonFiniteError
 from ..settings.model import ConfigError
 from .ending import end_process, end_with_parent, flush_output, tell_thread_error

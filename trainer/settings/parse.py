@@ -13,8 +13,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ...data.redaction import looks_secret
-from ..engine_launch import EngineConfig
-from ..optim import OptimConfig
+from ..engine.optimizers import OptimConfig
+from ..engine.processes import EngineConfig
 from ..tracking import TrackingConfig
 from .data import DataConfig, NowcastDataConfig, WindowsConfig
 from .model import ConfigError, ModelConfig, NowcastConfig, NowcastRunConfig, RunConfig, SpaceConfig

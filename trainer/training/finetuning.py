@@ -23,7 +23,7 @@ from ...models.weights.manifest import MANIFEST_NAME, CheckpointError, step_fold
 from ...models.weights.transfer import InitReport, init_from
 from ..checkpoint import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
 from ..command import run_training
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..forecaster import build_nowcaster
 from ..held_out import EVALUATED
 from ..lifecycle import TrainingRun

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...data.stream.stream import Batch
 from ...data.windows.selection import WindowTable
 from ...models.spark import SparK, SparKOutput
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..held_out import EVALUATED, HeldOut
 from ..report import reconstruction_picture
 from ..settings.data import WindowsConfig

@@ -13,7 +13,7 @@ from ...models.patches import PATCH
 from ...models.spark import SparK
 from ...models.weights.transfer import InitReport, init_from
 from ..command import run_training
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..lifecycle import TrainingRun
 from ..processes.entry import ExitCode, StopSignal
 from ..settings.parse import PretrainConfig

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..models.norm import synchronise
-from ..models.weights.manifest import CheckpointError
+from ...models.norm import synchronise
+from ...models.weights.manifest import CheckpointError
 from .averaging import Average
-from .engine_lamb import PartitionedLamb
-from .engine_launch import AUTOCAST_DTYPES, EngineConfig, EngineError, Processes, check_clipping
-from .engine_replicated import Backend, Forward, LossScale, Replicated, UpdateResult, settle_buckets
-from .optim import OptimConfig, build_optimizer, counts_steps, fresh_state, moment_names, parameter_groups
+from .lamb import PartitionedLamb
+from .optimizers import OptimConfig, build_optimizer, counts_steps, fresh_state, moment_names, parameter_groups
+from .processes import AUTOCAST_DTYPES, EngineConfig, EngineError, Processes, check_clipping
+from .replicated import Backend, Forward, LossScale, Replicated, UpdateResult, settle_buckets
 
 __all__ = ["Engine", "EngineConfig", "EngineError", "EngineState", "UpdateResult"]
 
@@ -143,7 +143,7 @@ class Engine:
                 model: nn.Module = self._processes.accelerator.prepare_model(forward)
             settle_buckets(model)
         else:
-            from .engine_zero import Partitioned, start_deepspeed
+            from .zero import Partitioned, start_deepspeed
 
             model = deepspeed = start_deepspeed(
                 self._processes,
@@ -339,7 +339,7 @@ class Engine:
 
 def _make_plugin(config: EngineConfig, device_type: str) -> Any:
     # DeepSpeed takes seconds to import; who does not use it does not wait.
-    from .engine_zero import make_plugin
+    from .zero import make_plugin
 
     return make_plugin(config, device_type)
 

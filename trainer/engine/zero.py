@@ -12,10 +12,10 @@ from accelerate import DeepSpeedPlugin
 from torch import Tensor, nn
 
 from .averaging import Parts
-from .engine_lamb import PartitionedLamb
-from .engine_launch import EngineConfig, EngineError, Processes
-from .engine_replicated import LossScale, UpdateResult
-from .optim import counts_steps, fresh_state, set_schedule
+from .lamb import PartitionedLamb
+from .optimizers import counts_steps, fresh_state, set_schedule
+from .processes import EngineConfig, EngineError, Processes
+from .replicated import LossScale, UpdateResult
 
 # Elements of a reduction: DeepSpeed's default of 5e8 sets 2 GB aside before the first step.
 BUCKET_ELEMENTS = 50_000_000

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.distributed import run_ranks
-from tests.trainer import lamb_cases
-from tests.trainer.engine_cases import STAGES, equal
-from tests.trainer.lamb_cases import CLIP_NORM, SHAPES, STEPS, reference
+from tests.trainer.engine import lamb_cases
+from tests.trainer.engine.cases import STAGES, equal
+from tests.trainer.engine.lamb_cases import CLIP_NORM, SHAPES, STEPS, reference
 
 
 @pytest.fixture(scope="module", params=[2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4))])

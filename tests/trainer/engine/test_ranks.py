@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.distributed import run_ranks
-from tests.trainer import engine_cases
-from tests.trainer.engine_cases import STAGES, equal
+from tests.trainer.engine import cases as engine_cases
+from tests.trainer.engine.cases import STAGES, equal
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rainspark.trainer.engine import Engine, EngineConfig, EngineState
-from rainspark.trainer.optim import OptimConfig
-from tests.trainer.engine_cases import STAGES, equal, flat, skipping
+from rainspark.trainer.engine.engine import Engine, EngineConfig, EngineState
+from rainspark.trainer.engine.optimizers import OptimConfig
+from tests.trainer.engine.cases import STAGES, equal, flat, skipping
 
 WINDOWS = 12
 STEPS = 8

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rainspark.models.norm import BatchNorm2d
-from rainspark.trainer.engine import Engine, EngineConfig, EngineState
-from rainspark.trainer.optim import OptimConfig
+from rainspark.trainer.engine.engine import Engine, EngineConfig, EngineState
+from rainspark.trainer.engine.optimizers import OptimConfig
 
 BATCH = 8
 STEPS = 20

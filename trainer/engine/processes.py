@@ -13,8 +13,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from torch.distributed.distributed_c10d import PrefixStore
 
-from .processes.heartbeat import Heartbeat
-from .processes.rendezvous import Address, meet
+from ..processes.heartbeat import Heartbeat
+from ..processes.rendezvous import Address, meet
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 

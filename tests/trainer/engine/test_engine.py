@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.engine import Engine, EngineConfig, EngineError
-from rainspark.trainer.engine_launch import Place, check_clipping, check_launcher, read_place
-from rainspark.trainer.engine_replicated import LossScale
-from rainspark.trainer.optim import OptimConfig
-from tests.trainer.engine_cases import ADAMW, SGD, batch_of, equal, flat, make_engine, train_step
+from rainspark.trainer.engine.engine import Engine, EngineConfig, EngineError
+from rainspark.trainer.engine.optimizers import OptimConfig
+from rainspark.trainer.engine.processes import Place, check_clipping, check_launcher, read_place
+from rainspark.trainer.engine.replicated import LossScale
+from tests.trainer.engine.cases import ADAMW, SGD, batch_of, equal, flat, make_engine, train_step
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAMB = OptimConfig(name="lamb", lr=1e-3, clip_norm=1.0)

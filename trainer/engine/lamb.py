@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .optim import Lamb, square_norm, trust_ratio
+from .optimizers import Lamb, square_norm, trust_ratio
 
 
 class PartitionedLamb(Lamb):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rainspark.models.encoder import build_encoder
 from rainspark.models.nowcasting.nowcaster import Nowcaster
-from rainspark.trainer.optim import (
+from rainspark.trainer.engine.optimizers import (
     Lamb,
     OptimConfig,
     average_decay_at,

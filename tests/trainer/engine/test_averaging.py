@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rainspark.trainer.averaging import Average
+from rainspark.trainer.engine.averaging import Average
 
 WENT_ON = torch.zeros((), dtype=torch.bool)
 SKIPPED = torch.ones((), dtype=torch.bool)

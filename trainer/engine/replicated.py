@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .averaging import Parts
-from .optim import set_schedule
+from .optimizers import set_schedule
 
 
 @dataclass(frozen=True)
