@@ -32,8 +32,8 @@ from .run_folder import check_name, evaluation_is_owed, hold, told, writing
 from .settings.parse import FinetuneConfig, PretrainConfig, as_dict, as_yaml
 from .summary import summarise, summary_lines, write_summary
 from .tasks import Task
-from .tracking import METRICS_FILE, Trackers, open_trackers
-from .tracking_services import ways_to_look
+from .tracking.services import ways_to_look
+from .tracking.trackers import METRICS_FILE, Trackers, open_trackers
 from .usage import Usage
 from .windows import Windows, introduce, open_stream, open_windows
 

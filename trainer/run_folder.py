@@ -11,7 +11,7 @@ from typing import IO, Final
 from ..models.weights.manifest import CheckpointError
 from .held_out import EVALUATED
 from .settings.model import ConfigError
-from .tracking import METRICS_FILE
+from .tracking.trackers import METRICS_FILE
 
 LOG = logging.getLogger(__name__)
 

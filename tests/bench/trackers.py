@@ -35,7 +35,7 @@ def one(case: str, folder: Path, warm_s: float, steps: int, batch: int) -> dict[
     from accelerate import PartialState
     from torchvision.models import resnet18  # type: ignore[import-untyped]
 
-    from rainspark.trainer.tracking import TrackingConfig, open_trackers
+    from rainspark.trainer.tracking.trackers import TrackingConfig, open_trackers
 
     torch.set_num_threads(1)
     PartialState(cpu=True)

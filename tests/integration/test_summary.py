@@ -10,7 +10,7 @@ import torch
 
 from rainspark.trainer import lifecycle
 from rainspark.trainer.processes.entry import ExitCode
-from rainspark.trainer.tracking import Trackers
+from rainspark.trainer.tracking.trackers import Trackers
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import arguments, make_shards, tensors, train
 

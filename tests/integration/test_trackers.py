@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY
 from tests.integration.nowcast_runs import arguments as nowcast_arguments
 from tests.integration.runs import arguments, metrics
 from tests.tracker_server import tracker_server
-from tests.trainer.tracked import read_back
+from tests.trainer.tracking.tracked import read_back
 
 SHORT: dict[str, object] = {
     "run__steps": 6, "run__evaluate_every": 3, "optim__warmup_steps": 1, "tracking__tensorboard": "true",

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final, NoReturn
 
 from ...data.redaction import redact
-from ..tracking_queue import THREAD_NAME
+from ..tracking.queued import THREAD_NAME
 
 LEAVE_S: Final = 10.0
 """Seconds that libraries' threads and exit hooks have after everything of ours is done."""

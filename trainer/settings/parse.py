@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from ...data.redaction import looks_secret
 from ..engine.optimizers import OptimConfig
 from ..engine.processes import EngineConfig
-from ..tracking import TrackingConfig
+from ..tracking.trackers import TrackingConfig
 from .data import DataConfig, NowcastDataConfig, WindowsConfig
 from .model import ConfigError, ModelConfig, NowcastConfig, NowcastRunConfig, RunConfig, SpaceConfig
 

@@ -1,6 +1,6 @@
 """The services that metrics can go to by name: W&B, MLflow and trackio through Accelerate's trackers, Neptune by ours.
 
-Everything here but `prepare` runs in the service's own thread (trainer/tracking_queue.py): it may fail, hang or take
+Everything here but `prepare` runs in the service's own thread (trainer/tracking/queued.py): it may fail, hang or take
 seconds to import. Without an account or a server each service writes below the run's folder.
 """
 
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
-from ..data.redaction import looks_secret, redact
-from .tracking_probe import ask
-from .tracking_queue import Tracker, describe
-from .tracking_run import ServiceRun
+from ...data.redaction import looks_secret, redact
+from .ids import ServiceRun
+from .probe import ask
+from .queued import Tracker, describe
 
 _logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rainspark.trainer.tracking import Trackers
-from rainspark.trainer.tracking_probe import ask
-from rainspark.trainer.tracking_run import IDS_FILE, RunIds, ServiceRun
-from rainspark.trainer.tracking_services import SERVICES, prepare, ways_to_look
+from rainspark.trainer.tracking.ids import IDS_FILE, RunIds, ServiceRun
+from rainspark.trainer.tracking.probe import ask
+from rainspark.trainer.tracking.services import SERVICES, prepare, ways_to_look
+from rainspark.trainer.tracking.trackers import Trackers
 from tests.conftest import REPOSITORY
 from tests.tracker_server import tracker_server
-from tests.trainer.tracked import read_back
+from tests.trainer.tracking.tracked import read_back
 
 LOGGING = """
 import json, logging, sys

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..data.redaction import redact
+from ...data.redaction import redact
 
 IDS_FILE: Final = "trackers.json"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from rainspark.trainer.settings.model import ConfigError
-from rainspark.trainer.tracking import Trackers, TrackingConfig
-from rainspark.trainer.tracking_queue import QueuedTracker, Tracker
+from rainspark.trainer.tracking.queued import QueuedTracker, Tracker
+from rainspark.trainer.tracking.trackers import Trackers, TrackingConfig
 from tests.conftest import REPOSITORY
 
 

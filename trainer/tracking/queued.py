@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
-from ..data.redaction import redact
+from ...data.redaction import redact
 
 QUEUE_LENGTH: Final = 4096
 """Entries that wait for a service: at most a few tens of MB, and hours of a run that logs every ten steps."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .settings.model import ConfigError
-from .tracking_queue import QueuedTracker, Tracker, describe, wait_for_all
-from .tracking_run import RunIds, ServiceRun
-from .tracking_services import SERVICES, prepare
+from ..settings.model import ConfigError
+from .ids import RunIds, ServiceRun
+from .queued import QueuedTracker, Tracker, describe, wait_for_all
+from .services import SERVICES, prepare
 
 METRICS_FILE: Final = "metrics.jsonl"
 TENSORBOARD_FOLDER: Final = "tensorboard"

@@ -2,9 +2,9 @@
 
 import threading
 
-from ..data.fetch.web import knock
-from ..data.redaction import redact
-from .tracking_queue import THREAD_NAME
+from ...data.fetch.web import knock
+from ...data.redaction import redact
+from .queued import THREAD_NAME
 
 
 def ask(address: str, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """Reads back what services keep of a run on this machine, each with its own library where that can read.
 
-    python tests/trainer/tracked.py RUN PROJECT
+    python tests/trainer/tracking/tracked.py RUN PROJECT
 
 prints by service its metrics {name: [[step, value], ...]}, parameters, names of pictures and number of runs.
 """
@@ -24,7 +24,7 @@ Points = dict[str, list[list[float]]]
 def read_back(run: Path, project: str = "rainspark") -> dict[str, Any]:
     """Read in a process of its own: the libraries keep folders and threads in the one that loads them."""
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.trainer.tracked", str(run), project],
+        [sys.executable, "-m", "tests.trainer.tracking.tracked", str(run), project],
         cwd=REPOSITORY, env={**os.environ, "TRACKIO_DIR": str(run / "trackio")}, capture_output=True, text=True,
         timeout=300,
     )  # fmt: skip
