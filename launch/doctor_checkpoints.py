@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def check_checkpoints(job: Job, windows: "Windows") -> list[Finding]:
     """Verify the newest checkpoint of the run's folder, and say whether a run would go on from it."""
     from ..models.weights.manifest import CheckpointError, latest_verified, step_folders, verify_folder
-    from ..trainer.checkpoint import CHECKPOINTS_FOLDER
+    from ..trainer.checkpoint.folder import CHECKPOINTS_FOLDER
 
     folder = Path(job.config.run.dir) / CHECKPOINTS_FOLDER
 
@@ -42,9 +42,9 @@ def check_checkpoints(job: Job, windows: "Windows") -> list[Finding]:
 
 def _resume(job: Job, windows: "Windows", newest: Path) -> list[Finding]:
     """Compare a checkpoint with the settings as a resume does."""
-    from ..trainer.checkpoint import STATE_FILE
+    from ..trainer.checkpoint.folder import STATE_FILE
+    from ..trainer.checkpoint.state import check_resume, parse_state
     from ..trainer.settings.parse import as_dict
-    from ..trainer.state import check_resume, parse_state
     from ..trainer.windows import open_stream
 
     config = job.config
@@ -62,7 +62,7 @@ def check_second_place(job: Job) -> list[Finding]:
     """Write, read and delete a small file in the checkpoints' second place, and look what lies there."""
     from ..data.frames import DataError
     from ..data.store.storage import open_storage
-    from ..trainer.checkpoint_transfer import finished_in
+    from ..trainer.checkpoint.transfer import finished_in
 
     run = job.config.run
     if run.checkpoint_url is None:

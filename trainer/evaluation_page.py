@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from ..data.frames import iso_time
+from .checkpoint.state import installed_versions
 from .evaluation_result import Evaluation, main_threshold
 from .html_report import Picture, Section, Table, write_report
 from .score_pictures import USEFUL_BIAS
 from .score_tables import mse_comparison
-from .state import installed_versions
 from .verification import Scores
 
 _CELL_END: Final = re.compile(r"(?<!\\)\|")

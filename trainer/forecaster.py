@@ -17,7 +17,7 @@ from ..models.nowcasting.nowcaster import Nowcaster
 from ..models.nowcasting.smaat_unet import SmaAtUNet
 from ..models.patches import PATCH
 from ..models.weights.manifest import CheckpointError
-from .checkpoint import Loaded, best_checkpoint, load
+from .checkpoint.folder import Loaded, best_checkpoint, load
 from .settings.model import NowcastConfig
 from .settings.parse import ConfigError, FinetuneConfig, from_dict
 

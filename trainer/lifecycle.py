@@ -17,8 +17,8 @@ from ..data.units import ModelSpace
 from ..models.patches import PATCH
 from ..models.weights.manifest import CheckpointError, latest_verified
 from ..models.weights.transfer import InitReport
-from .checkpoint import Loaded, TrainState, check_resume, chosen_weights, installed_versions
-from .checkpoint_saver import Saver
+from .checkpoint.folder import Loaded, TrainState, check_resume, chosen_weights, installed_versions
+from .checkpoint.saver import Saver
 from .engine.engine import Engine, EngineState
 from .held_out import HeldOut
 from .loop import Hooks, Loop

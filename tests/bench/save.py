@@ -26,7 +26,7 @@ from tests.integration.runs import arguments, make_shards
 
 MODELS = (("resnet18", 128), ("resnet18", 768), ("resnet50", 768), ("resnet101", 768))
 PARTS = {"_write": "write", "verify_folder": "verify", "_prune": "prune"}
-"""Functions of trainer/checkpoint.py by what their time is called; `prune` verifies the checkpoint before."""
+"""Functions of trainer/checkpoint/folder.py by what their time is called; `prune` verifies the checkpoint before."""
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from rainspark.data.stream.stream import evaluation_batches
 from rainspark.data.windows.selection import Selection, select_windows
 from rainspark.models.weights import transfer as weights
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.checkpoint import load
+from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config
 from rainspark.trainer.verification import Rows

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rainspark.data.stream.stream import Batch
 from rainspark.models.weights.manifest import latest_verified
-from rainspark.trainer.checkpoint import save
+from rainspark.trainer.checkpoint.folder import save
 from rainspark.trainer.engine.engine import Engine, EngineState
 from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from rainspark.data.store.storage import open_storage
-from rainspark.trainer.checkpoint import Loaded, TrainState, save
-from rainspark.trainer.checkpoint_share import share
-from rainspark.trainer.checkpoint_transfer import pull_latest, push
+from rainspark.trainer.checkpoint.folder import Loaded, TrainState, save
+from rainspark.trainer.checkpoint.share import share
+from rainspark.trainer.checkpoint.transfer import pull_latest, push
 from rainspark.trainer.engine.engine import Engine, EngineConfig
 from rainspark.trainer.lifecycle import TrainingRun
 from rainspark.trainer.processes.entry import ExitCode, run_entry, set_up_logging

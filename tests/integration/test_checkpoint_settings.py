@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rainspark.models.weights.manifest import MANIFEST_NAME, step_folders
-from rainspark.trainer.checkpoint import load
+from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.processes.entry import ExitCode, run_entry
 from tests.integration.fault_tasks import arguments
 from tests.integration.nowcast_runs import train

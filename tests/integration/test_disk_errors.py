@@ -9,8 +9,8 @@ import pytest
 
 from rainspark.data.store.storage import open_storage
 from rainspark.models.weights.manifest import latest_verified, step_folders, verify_folder
-from rainspark.trainer.checkpoint import load
-from rainspark.trainer.checkpoint_transfer import finished_in, pull_latest, push, verify_in
+from rainspark.trainer.checkpoint.folder import load
+from rainspark.trainer.checkpoint.transfer import finished_in, pull_latest, push, verify_in
 from tests.fault_server import AFTER, FAIL, KILL, SHORT, TORN, Fault, FaultServer
 from tests.integration.fault_tasks import (
     arguments,

@@ -22,7 +22,7 @@ import torch
 from rainspark.data.pack.archive import main as pack
 from rainspark.data.sources.synthetic import file_name, write_knmi_file
 from rainspark.models.weights.manifest import latest_verified
-from rainspark.trainer.checkpoint import load, save
+from rainspark.trainer.checkpoint.folder import load, save
 from rainspark.trainer.evaluation.evaluating import INTERRUPTED, Evaluating, main
 from rainspark.trainer.processes.entry import ExitCode, run_entry
 from rainspark.trainer.verification import Rows, select

@@ -138,7 +138,7 @@ ELSEWHERE = {
     "data.validation_times": "tests/integration/test_fields.py",
     "data.test_times": "tests/integration/test_fields.py",
     "run.checkpoint_url": "tests/integration/test_object_store.py",
-    "run.keep_last": "tests/trainer/test_checkpoint.py",
+    "run.keep_last": "tests/trainer/checkpoint/test_folder.py",
     "run.keep_every": "tests/integration/test_checkpoint_settings.py",
     "run.push_deadline_s": "tests/integration/test_checkpoint_settings.py",
     "run.max_nonfinite": "tests/integration/test_user_errors.py",

@@ -13,7 +13,7 @@ import torch
 
 from rainspark.data.stream.stream import Batch
 from rainspark.models.weights.manifest import CheckpointError, step_folders, write_manifest
-from rainspark.trainer.checkpoint import load
+from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.nowcast_task import NowcastBatch
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.model import ConfigError

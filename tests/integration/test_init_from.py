@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from rainspark.data.units import ModelSpace
 from rainspark.models.weights.manifest import latest_verified, step_folders
 from rainspark.models.weights.transfer import WeightsError
-from rainspark.trainer.checkpoint import load
+from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.forecaster import build_nowcaster, load_forecaster
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.model import ConfigError

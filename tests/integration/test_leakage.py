@@ -12,7 +12,7 @@ import pytest
 from rainspark.data.frames import iso_time
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.stream.stream import Batch, evaluation_batches
-from rainspark.trainer.checkpoint import load
+from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.forecaster import load_forecaster
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.parse import FinetuneConfig, parse_config

@@ -15,7 +15,7 @@ from rainspark.launch.doctor_data import check_archive, check_cache, check_sampl
 from rainspark.launch.doctor_findings import CHECKPOINT, DATA, MIB, SETTINGS
 from rainspark.launch.doctor_memory import check_memory, checkpoint_bytes, machine_bytes, model_size
 from rainspark.launch.doctor_settings import check_batches, check_epochs, check_launcher, check_settings
-from rainspark.trainer.checkpoint import TrainState, installed_versions, save
+from rainspark.trainer.checkpoint.folder import TrainState, installed_versions, save
 from rainspark.trainer.memory_trace import measure_activations
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.parse import as_dict

@@ -12,14 +12,14 @@ from rainspark.data.frames import Crop, Grid
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index, load_index
 from rainspark.data.store.storage import open_storage
-from rainspark.trainer.checkpoint import save
+from rainspark.trainer.checkpoint.folder import save
+from rainspark.trainer.checkpoint.state import TrainState
 from rainspark.trainer.evaluation_config import EvaluateConfig, parse_evaluation
 from rainspark.trainer.evaluation_overlap import SYNTHETIC, ancestors, overlaps
 from rainspark.trainer.evaluation_plan import _place_caveats
 from rainspark.trainer.forecaster import RunForecaster
 from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.settings.parse import FinetuneConfig, PretrainConfig, TrainingConfig, as_dict, parse_config
-from rainspark.trainer.state import TrainState
 from tests.integration import runs
 
 HOUR = 3600

@@ -16,7 +16,8 @@ from rainspark.data.sources import knmi
 from rainspark.data.sources.synthetic import file_name as name_of
 from rainspark.data.sources.synthetic import iterate_storms, write_knmi_file
 from rainspark.data.units import MISSING_COUNT, ModelSpace
-from rainspark.trainer.checkpoint import save
+from rainspark.trainer.checkpoint.folder import save
+from rainspark.trainer.checkpoint.state import TrainState
 from rainspark.trainer.forecaster import build_nowcaster, load_forecaster
 from rainspark.trainer.forecasting.outputs import main, make_forecast, write_outputs
 from rainspark.trainer.loop import NonFiniteError
@@ -24,7 +25,6 @@ from rainspark.trainer.processes.entry import ExitCode, run_entry
 from rainspark.trainer.settings.data import NowcastDataConfig
 from rainspark.trainer.settings.model import NowcastConfig, NowcastRunConfig
 from rainspark.trainer.settings.parse import FinetuneConfig, as_dict
-from rainspark.trainer.state import TrainState
 
 SIZE = 64
 FRAMES_IN, FRAMES_OUT = 3, 2

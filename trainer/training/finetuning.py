@@ -21,7 +21,8 @@ from ...models.nowcasting.smaat_unet import SmaAtUNet
 from ...models.patches import PATCH
 from ...models.weights.manifest import MANIFEST_NAME, CheckpointError, step_folders
 from ...models.weights.transfer import InitReport, init_from
-from ..checkpoint import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
+from ..checkpoint.folder import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
+from ..checkpoint.state import TrainState, parse_state
 from ..command import run_training
 from ..engine.engine import Engine
 from ..forecaster import build_nowcaster
@@ -31,7 +32,6 @@ from ..nowcast_evaluation import NONFINITE, NowcastHeldOut
 from ..nowcast_task import NowcastTask
 from ..processes.entry import ExitCode, StopSignal
 from ..settings.parse import ConfigError, FinetuneConfig, as_dict
-from ..state import TrainState, parse_state
 
 LOG = logging.getLogger(__name__)
 CHOICES = {"csi": ("held_out_csi", 1), "mse": ("held_out_mse", -1), "loss": (EVALUATED, -1)}

@@ -1,9 +1,9 @@
 """Copies of checkpoints between a run's folder and a store, an object store or another folder.
 
-    URL/checkpoints/step-00000100/      the files of trainer/checkpoint.py; MANIFEST.json last, and only if absent
+    URL/checkpoints/step-00000100/      the files of trainer/checkpoint/folder.py; MANIFEST.json last, and only if absent
 
 A step without a manifest was never finished and counts for nothing. Older steps are removed only after a newer one is
-there in full. This module loads no torch: a process of its own copies (trainer/checkpoint_push.py).
+there in full. This module loads no torch: a process of its own copies (trainer/checkpoint/push.py).
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ..data.frames import DataError
-from ..data.store.names import PARTIAL_SUFFIX, make_durable
-from ..data.store.storage import Storage
-from ..models.weights.manifest import (
+from ...data.frames import DataError
+from ...data.store.names import PARTIAL_SUFFIX, make_durable
+from ...data.store.storage import Storage
+from ...models.weights.manifest import (
     CHECKPOINTS_FOLDER,
     MANIFEST_NAME,
     STEP_FOLDER,
@@ -28,7 +28,7 @@ from ..models.weights.manifest import (
     step_folders,
     verify_folder,
 )
-from .checkpoint_retention import LEAST_KEPT, steps_to_remove
+from .retention import LEAST_KEPT, steps_to_remove
 
 _BLOCK_BYTES: Final = 64 << 20
 _FETCHES: Final = 3

@@ -10,7 +10,7 @@
 One process writes (rank 0 of the run that owns the folder). A checkpoint is written into a temporary folder, made
 durable, renamed, read back, and only then are older ones removed: a kill at any moment leaves an older whole one.
 
-`python -m rainspark.trainer.checkpoint list|verify|show PLACE` looks at what is there, see trainer/checkpoint_command.py.
+`python -m rainspark.trainer.checkpoint list|verify|show PLACE` looks at what is there, see trainer/checkpoint/__main__.py.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from ..data.store.names import make_durable
-from ..models.weights.manifest import (
+from ...data.store.names import make_durable
+from ...models.weights.manifest import (
     CHECKPOINTS_FOLDER,
     MANIFEST_NAME,
     STEP_FOLDER,
@@ -40,7 +40,7 @@ from ..models.weights.manifest import (
     verify_folder,
     write_manifest,
 )
-from .checkpoint_retention import LEAST_KEPT, steps_to_remove
+from .retention import LEAST_KEPT, steps_to_remove
 from .state import TrainState, check_resume, installed_versions, parse_state, state_bytes
 
 __all__ = [
@@ -325,4 +325,4 @@ def _remove(path: Path) -> None:
 
 if __name__ == "__main__":
     # The command imports this module, which must not import it back.
-    runpy.run_module("rainspark.trainer.checkpoint_command", run_name="__main__")
+    runpy.run_module("rainspark.trainer.checkpoint.__main__", run_name="__main__")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from ..models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
-from .checkpoint import Loaded, TrainState, load, save
-from .checkpoint_share import share
-from .checkpoint_store import CheckpointStore
-from .engine.engine import Engine, EngineState
-from .settings.model import RunConfig
+from ...models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
+from ..engine.engine import Engine, EngineState
+from ..settings.model import RunConfig
+from .folder import Loaded, TrainState, load, save
+from .second_place import CheckpointStore
+from .share import share
 
 LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ..data.store.storage import open_storage
-from ..models.weights.manifest import MANIFEST_NAME, CheckpointError
-from .checkpoint_transfer import push, store_errors
-from .processes.ending import end_with_parent
+from ...data.store.storage import open_storage
+from ...models.weights.manifest import MANIFEST_NAME, CheckpointError
+from ..processes.ending import end_with_parent
+from .transfer import push, store_errors
 
 _REPOSITORY: Final = Path(__file__).resolve().parents[1]
 _FOR_THE_RUN: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
@@ -44,7 +44,7 @@ class Pushed:
 
 
 def push_within(deadline_s: float, *, url: str, folder: Path, keep_last: int, keep_every: int | None) -> Pushed:
-    """Copy a checkpoint to a store, see `rainspark.trainer.checkpoint_store.push`, and stop when the time is over.
+    """Copy a checkpoint to a store, see `rainspark.trainer.checkpoint.second_place.push`, and stop when the time is over.
 
     Args:
         deadline_s: Seconds for everything, the start of the process included.
@@ -90,7 +90,7 @@ def _started() -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             # -P: a folder of the user's that is called like a module is none.
-            [sys.executable, "-P", "-m", "rainspark.trainer.checkpoint_push"],
+            [sys.executable, "-P", "-m", "rainspark.trainer.checkpoint.folder.push"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )  # fmt: skip
     finally:

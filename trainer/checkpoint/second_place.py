@@ -3,10 +3,10 @@
 import logging
 from pathlib import Path
 
-from ..data.store.storage import open_storage
-from ..models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
-from .checkpoint_push import push_within
-from .checkpoint_transfer import finished_in, pull_latest, step_of, store_errors
+from ...data.store.storage import open_storage
+from ...models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
+from .push import push_within
+from .transfer import finished_in, pull_latest, step_of, store_errors
 
 _logger = logging.getLogger(__name__)
 

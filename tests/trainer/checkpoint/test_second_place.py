@@ -15,8 +15,8 @@ from rainspark.models.weights.manifest import (
     verify_folder,
     write_manifest,
 )
-from rainspark.trainer.checkpoint_store import CheckpointStore
-from rainspark.trainer.checkpoint_transfer import pull_latest, push
+from rainspark.trainer.checkpoint.second_place import CheckpointStore
+from rainspark.trainer.checkpoint.transfer import pull_latest, push
 
 
 def make_checkpoint(run: Path, step: int, content: bytes = b"weights") -> Path:

@@ -3,8 +3,8 @@
 import torch
 import torch.distributed as dist
 
-from .checkpoint import Loaded
-from .engine.engine import Engine
+from ..engine.engine import Engine
+from .folder import Loaded
 
 _Tensors = dict[str, torch.Tensor]
 

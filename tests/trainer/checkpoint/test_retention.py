@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from rainspark.data.store.storage import LocalStorage
 from rainspark.models.weights.manifest import latest_verified, step_folders
-from rainspark.trainer.checkpoint_retention import steps_to_remove
-from rainspark.trainer.checkpoint_transfer import finished_in, push
+from rainspark.trainer.checkpoint.retention import steps_to_remove
+from rainspark.trainer.checkpoint.transfer import finished_in, push
 from tests.integration.fault_tasks import save_small
 
 _steps = st.sets(st.integers(1, 60), min_size=1, max_size=14)

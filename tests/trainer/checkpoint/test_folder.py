@@ -25,7 +25,8 @@ from rainspark.models.weights.manifest import (
     verify_folder,
     write_manifest,
 )
-from rainspark.trainer.checkpoint import (
+from rainspark.trainer.checkpoint.__main__ import main
+from rainspark.trainer.checkpoint.folder import (
     CheckpointError,
     TrainState,
     best_checkpoint,
@@ -35,7 +36,6 @@ from rainspark.trainer.checkpoint import (
     load,
     save,
 )
-from rainspark.trainer.checkpoint_command import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG: dict[str, Any] = {

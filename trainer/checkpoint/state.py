@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ..models.weights.manifest import CheckpointError
+from ...models.weights.manifest import CheckpointError
 
 STATE_SCHEMA_VERSION: Final = 1
 

@@ -16,10 +16,10 @@ import pytest
 
 from rainspark.data.store.storage import open_storage
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.checkpoint_command import main
-from rainspark.trainer.checkpoint_push import push_within
-from rainspark.trainer.checkpoint_store import CheckpointStore
-from rainspark.trainer.checkpoint_transfer import finished_in, pull_latest
+from rainspark.trainer.checkpoint.__main__ import main
+from rainspark.trainer.checkpoint.push import push_within
+from rainspark.trainer.checkpoint.second_place import CheckpointStore
+from rainspark.trainer.checkpoint.transfer import finished_in, pull_latest
 from tests.conftest import REPOSITORY
 from tests.integration.fault_tasks import save_small
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
@@ -231,7 +231,7 @@ def test_the_command_ends_cleanly(
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     save_small(tmp_path, 1)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "rainspark.trainer.checkpoint", "verify", str(tmp_path)]
+    command = [sys.executable, "-m", "rainspark.trainer.checkpoint.folder", "verify", str(tmp_path)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "step-00000001" in ended.stdout

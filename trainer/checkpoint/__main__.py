@@ -19,12 +19,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ..data.frames import DataError, printable
-from ..data.redaction import redact
-from ..data.store.storage import URL_SCHEME, Storage, open_storage
-from ..models.weights.manifest import MANIFEST_NAME, STEP_FOLDER, CheckpointError, step_folders, verify_folder
-from .checkpoint import Loaded, checkpoints_of, load
-from .checkpoint_transfer import finished_in, pull, pull_latest, verify_in
+from ...data.frames import DataError, printable
+from ...data.redaction import redact
+from ...data.store.storage import URL_SCHEME, Storage, open_storage
+from ...models.weights.manifest import MANIFEST_NAME, STEP_FOLDER, CheckpointError, step_folders, verify_folder
+from .folder import Loaded, checkpoints_of, load
+from .transfer import finished_in, pull, pull_latest, verify_in
 
 NOT_WHOLE: Final = 4
 _DEADLINE_S: Final = 60.0
