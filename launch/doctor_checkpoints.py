@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .doctor_findings import CHECKPOINT, Finding, Job, fail, guarded, ok, warn
 
 if TYPE_CHECKING:
-    from ..trainer.windows import Windows
+    from ..trainer.training.windows import Windows
 
 
 def check_checkpoints(job: Job, windows: "Windows") -> list[Finding]:
@@ -45,7 +45,7 @@ def _resume(job: Job, windows: "Windows", newest: Path) -> list[Finding]:
     from ..trainer.checkpoint.folder import STATE_FILE
     from ..trainer.checkpoint.state import check_resume, parse_state
     from ..trainer.settings.parse import as_dict
-    from ..trainer.windows import open_stream
+    from ..trainer.training.windows import open_stream
 
     config = job.config
     state = parse_state(newest / STATE_FILE, (newest / STATE_FILE).read_bytes())

@@ -9,7 +9,7 @@ from .doctor_findings import DATA, GIB, SETTINGS, Finding, Job, fail, guarded, n
 
 if TYPE_CHECKING:
     from ..data.shards.index import SequenceEntry
-    from ..trainer.windows import Windows
+    from ..trainer.training.windows import Windows
 
 GIGABYTE: Final = 1_000_000_000
 
@@ -18,7 +18,7 @@ def check_archive(job: Job) -> tuple["Windows | None", list[Finding]]:
     """Open the archive as a run does: credentials, index, split, frames that the model takes."""
     from ..data.windows.mixing import BatchError
     from ..trainer.settings.model import ConfigError
-    from ..trainer.windows import open_windows
+    from ..trainer.training.windows import open_windows
 
     windows: Windows | None = None
 

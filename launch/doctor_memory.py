@@ -9,7 +9,7 @@ from .doctor_findings import GIB, MIB, SETTINGS, Finding, Job, fail, guarded, nu
 if TYPE_CHECKING:
     from ..trainer.memory import ModelSize, RankMemory
     from ..trainer.memory_trace import Activations
-    from ..trainer.windows import Windows
+    from ..trainer.training.windows import Windows
 
 PROCESS_BYTES: Final = 1 * GIB
 """Interpreter, torch and DeepSpeed: 0.9 to 1.1 GiB measured on a CPU, of which ranks of a node share 0.4 GiB of pages.

@@ -8,7 +8,7 @@ from .doctor_findings import SETTINGS, Finding, Job, fail, guarded, number, ok, 
 
 if TYPE_CHECKING:
     from ..trainer.settings.parse import TrainingConfig
-    from ..trainer.windows import Windows
+    from ..trainer.training.windows import Windows
 
 
 def check_settings(argv: Sequence[str], entry: str) -> tuple["TrainingConfig | None", list[Finding]]:

@@ -22,8 +22,8 @@ from .evaluation_overlap import SYNTHETIC, Spans, listed, overlaps, recorded_spa
 from .forecaster import RunForecaster
 from .settings.data import WindowsConfig
 from .settings.model import ConfigError
+from .training.windows import open_archive, split_archive
 from .verification import Settings, WindowId
-from .windows import open_archive, split_archive
 
 ADVECTION_PIXELS = 2 * LEVELS[0]
 LOG = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from .engine.processes import AUTOCAST_DTYPES
 from .engine.replicated import Forward
 from .forecaster import build_nowcaster
 from .settings.parse import FinetuneConfig, TrainingConfig
-from .tasks import Task
 from .training import finetuning as finetune
 from .training import pretraining as pretrain
+from .training.pretrain_task import Task
 
 _MARK: Final = "rainspark mark: "
 

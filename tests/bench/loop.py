@@ -15,9 +15,9 @@ import torch
 
 from rainspark.data.stream.stream import Batch
 from rainspark.trainer.engine.engine import Engine
-from rainspark.trainer.loop import Hooks, Loop
 from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config
+from rainspark.trainer.training.loop import Hooks, Loop
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import make_shards
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-import trainer.checkpoint as checkpoint
+from rainspark.trainer.checkpoint import folder as checkpoint
 from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config

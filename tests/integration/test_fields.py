@@ -13,7 +13,7 @@ from rainspark.trainer.engine.optimizers import decay_at, rate_at
 from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.parse import PretrainConfig, dotted_keys, parse_config
 from rainspark.trainer.training.pretraining import Pretraining
-from rainspark.trainer.windows import open_stream, open_windows
+from rainspark.trainer.training.windows import open_stream, open_windows
 from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments, metrics, tensors, train
 

@@ -14,10 +14,10 @@ import torch
 from rainspark.data.stream.stream import Batch
 from rainspark.models.weights.manifest import CheckpointError, step_folders, write_manifest
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.nowcast_task import NowcastBatch
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.training.finetuning import Finetuning
+from rainspark.trainer.training.nowcast_task import NowcastBatch
 from tests.distributed import run_ranks
 from tests.integration.nowcast_runs import arguments, stored, train, train_many
 from tests.integration.runs import make_shards, metrics

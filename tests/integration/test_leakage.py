@@ -17,7 +17,7 @@ from rainspark.trainer.forecaster import load_forecaster
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.parse import FinetuneConfig, parse_config
 from rainspark.trainer.training.finetuning import Finetuning
-from rainspark.trainer.windows import Windows, open_stream, open_windows
+from rainspark.trainer.training.windows import Windows, open_stream, open_windows
 from tests.integration.nowcast_runs import arguments, train
 from tests.integration.runs import make_shards
 

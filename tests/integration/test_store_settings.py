@@ -9,7 +9,7 @@ from rainspark.data.store.storage import LocalStorage, open_storage
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config
-from rainspark.trainer.windows import Windows, open_windows
+from rainspark.trainer.training.windows import Windows, open_windows
 from tests.integration.runs import arguments, make_shards, metrics, train
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 

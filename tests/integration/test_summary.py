@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from rainspark.trainer import lifecycle
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.tracking.trackers import Trackers
+from rainspark.trainer.training import run as lifecycle
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import arguments, make_shards, tensors, train
 

@@ -19,7 +19,7 @@ from rainspark.trainer.checkpoint.folder import TrainState, installed_versions, 
 from rainspark.trainer.memory_trace import measure_activations
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.parse import as_dict
-from rainspark.trainer.windows import open_stream
+from rainspark.trainer.training.windows import open_stream
 from tests.integration.runs import arguments, make_shards
 from tests.launch.doctor_cases import failure, job_of, levels
 

@@ -20,11 +20,11 @@ from rainspark.trainer.checkpoint.folder import save
 from rainspark.trainer.checkpoint.state import TrainState
 from rainspark.trainer.forecaster import build_nowcaster, load_forecaster
 from rainspark.trainer.forecasting.outputs import main, make_forecast, write_outputs
-from rainspark.trainer.loop import NonFiniteError
 from rainspark.trainer.processes.entry import ExitCode, run_entry
 from rainspark.trainer.settings.data import NowcastDataConfig
 from rainspark.trainer.settings.model import NowcastConfig, NowcastRunConfig
 from rainspark.trainer.settings.parse import FinetuneConfig, as_dict
+from rainspark.trainer.training.loop import NonFiniteError
 
 SIZE = 64
 FRAMES_IN, FRAMES_OUT = 3, 2

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rainspark.data.stream.stream import Batch
-from rainspark.trainer.loop import Loop
 from rainspark.trainer.processes.entry import ExitCode
+from rainspark.trainer.training.loop import Loop
 from tests.integration.runs import arguments, make_shards, metrics, train
 
 pytestmark = pytest.mark.gpu

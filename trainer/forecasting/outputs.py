@@ -24,10 +24,10 @@ from ..animation import write_animation
 from ..forecast_pictures import Case, forecast_frames
 from ..forecaster import RunForecaster, load_forecaster
 from ..latest import Latest, read_latest
-from ..loop import NonFiniteError
 from ..netcdf import Provenance, write_forecast
 from ..processes.entry import ExitCode, set_up_logging
 from ..settings.model import ConfigError
+from ..training.loop import NonFiniteError
 
 LOG = logging.getLogger(__name__)
 FRAMES_FOLDER = "frames"

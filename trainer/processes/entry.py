@@ -21,8 +21,8 @@ from ...data.windows.mixing import BatchError
 from ...models.weights.manifest import CheckpointError
 from ...models.weights.transfer import WeightsError
 from ..engine.engine import Engine, EngineError
-from ..loop import NonFiniteError
 from ..settings.model import ConfigError
+from ..training.loop import NonFiniteError
 from .ending import end_process, end_with_parent, flush_output, tell_thread_error
 from .rendezvous import RankEndedError
 

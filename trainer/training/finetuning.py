@@ -23,15 +23,15 @@ from ...models.weights.manifest import MANIFEST_NAME, CheckpointError, step_fold
 from ...models.weights.transfer import InitReport, init_from
 from ..checkpoint.folder import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
 from ..checkpoint.state import TrainState, parse_state
-from ..command import run_training
 from ..engine.engine import Engine
 from ..forecaster import build_nowcaster
-from ..held_out import EVALUATED
-from ..lifecycle import TrainingRun
-from ..nowcast_evaluation import NONFINITE, NowcastHeldOut
-from ..nowcast_task import NowcastTask
 from ..processes.entry import ExitCode, StopSignal
 from ..settings.parse import ConfigError, FinetuneConfig, as_dict
+from .command import run_training
+from .held_out import EVALUATED
+from .nowcast_held_out import NONFINITE, NowcastHeldOut
+from .nowcast_task import NowcastTask
+from .run import TrainingRun
 
 LOG = logging.getLogger(__name__)
 CHOICES = {"csi": ("held_out_csi", 1), "mse": ("held_out_mse", -1), "loss": (EVALUATED, -1)}

@@ -14,11 +14,11 @@ from ...data.stream.stream import Batch
 from ...data.windows.selection import WindowTable
 from ...models.spark import SparK, SparKOutput
 from ..engine.engine import Engine
-from ..held_out import EVALUATED, HeldOut
 from ..report import reconstruction_picture
 from ..settings.data import WindowsConfig
-from ..tasks import PretrainTask
-from ..windows import Windows
+from .held_out import EVALUATED, HeldOut
+from .pretrain_task import PretrainTask
+from .windows import Windows
 
 NUM_SHOWN_FRAMES = 4
 NOT_PREDICTED = "(the mean and spread of each patch are the radar's; the network predicts what is in it)"

@@ -12,13 +12,13 @@ from ...models.encoder import build_encoder, depth_rates
 from ...models.patches import PATCH
 from ...models.spark import SparK
 from ...models.weights.transfer import InitReport, init_from
-from ..command import run_training
 from ..engine.engine import Engine
-from ..lifecycle import TrainingRun
 from ..processes.entry import ExitCode, StopSignal
 from ..settings.parse import PretrainConfig
-from ..tasks import PretrainTask
+from .command import run_training
 from .pretrain_held_out import PretrainHeldOut
+from .pretrain_task import PretrainTask
+from .run import TrainingRun
 
 
 class Pretraining(TrainingRun[PretrainConfig]):

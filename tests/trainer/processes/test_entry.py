@@ -10,9 +10,9 @@ import pytest
 from rainspark.data.frames import DataError
 from rainspark.data.windows.mixing import BatchError
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.loop import NonFiniteError
 from rainspark.trainer.processes.entry import STOP_SIGNALS, ExitCode, StopSignal, run_entry, start_other_processes
 from rainspark.trainer.settings.parse import ConfigError
+from rainspark.trainer.training.loop import NonFiniteError
 from tests.conftest import REPOSITORY
 
 

@@ -13,7 +13,7 @@ from rainspark.data.stream.stream import Batch
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.models.encoder import build_encoder, depth_rates
 from rainspark.models.nowcasting.nowcaster import Nowcaster
-from rainspark.trainer.nowcast_task import NowcastTask
+from rainspark.trainer.training.nowcast_task import NowcastTask
 
 SPACE = ModelSpace(kind="log", scale_mmh=0.5, clip_mmh=None)
 FRAMES_IN, FRAMES_OUT = 3, 2

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.trainer.summary import Summary, summarise, summary_lines, write_summary
-from rainspark.trainer.usage import Usage
+from rainspark.trainer.record.summary import Summary, summarise, summary_lines, write_summary
+from rainspark.trainer.record.usage import Usage
 
 
 def started(folder: Path, *, first_step: int = 0, ago_s: float = 0.0, processes: int = 4) -> Usage:

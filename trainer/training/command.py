@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from .engine.engine import Engine
-from .lifecycle import TrainingRun
-from .processes.entry import ExitCode, StopSignal, set_up_logging, settle, start_other_processes
-from .settings.parse import FinetuneConfig, PretrainConfig, parse_config
+from ..engine.engine import Engine
+from ..processes.entry import ExitCode, StopSignal, set_up_logging, settle, start_other_processes
+from ..settings.parse import FinetuneConfig, PretrainConfig, parse_config
+from .run import TrainingRun
 
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 

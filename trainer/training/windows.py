@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ..data.frames import DataError
-from ..data.sequences import TimeSpan, split_spans
-from ..data.shards.index import Index, load_index, of_source
-from ..data.store.cache import CachedStorage
-from ..data.store.storage import Storage, open_storage
-from ..data.stream.stream import Stream
-from ..data.windows.mixing import check_batches, default_block_bytes, default_lanes
-from ..data.windows.selection import WindowTable, lost_to_gaps, select_windows
-from .settings.data import WindowsConfig
-from .settings.model import ConfigError
+from ...data.frames import DataError
+from ...data.sequences import TimeSpan, split_spans
+from ...data.shards.index import Index, load_index, of_source
+from ...data.store.cache import CachedStorage
+from ...data.store.storage import Storage, open_storage
+from ...data.stream.stream import Stream
+from ...data.windows.mixing import check_batches, default_block_bytes, default_lanes
+from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
+from ..settings.data import WindowsConfig
+from ..settings.model import ConfigError
 
 LOG = logging.getLogger(__name__)
 SECONDS_AN_HOUR = 3600

@@ -14,7 +14,7 @@ from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.store.storage import open_storage
 from rainspark.data.windows.selection import WindowTable
 from rainspark.trainer.settings.data import NowcastDataConfig, WindowsConfig
-from rainspark.trainer.windows import Windows, introduce, open_stream, open_windows, wettest
+from rainspark.trainer.training.windows import Windows, introduce, open_stream, open_windows, wettest
 from tests.data.mixed import pack_mixed
 from tests.integration.runs import make_shards
 

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from rainspark.trainer.resources import Clock, Speed, StepTimes, device_name, memory_line, memory_table, resident_mb
+from rainspark.trainer.training.step_costs import (
+    Clock,
+    Speed,
+    StepTimes,
+    device_name,
+    memory_line,
+    memory_table,
+    resident_mb,
+)
 
 CPU = torch.device("cpu")
 

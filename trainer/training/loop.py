@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.frames import DataError
-from ..data.stream.stream import Batch, Stream
-from .engine.engine import Engine
-from .engine.optimizers import OptimConfig, average_decay_at, decay_at, rate_at
-from .resources import Clock, Speed, StepTimes, memory_line, memory_table
-from .settings.model import RunConfig
-from .tasks import Task
+from ...data.frames import DataError
+from ...data.stream.stream import Batch, Stream
+from ..engine.engine import Engine
+from ..engine.optimizers import OptimConfig, average_decay_at, decay_at, rate_at
+from ..settings.model import RunConfig
+from .pretrain_task import Task
+from .step_costs import Clock, Speed, StepTimes, memory_line, memory_table
 
 LOG = logging.getLogger(__name__)
 

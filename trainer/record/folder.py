@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from ..models.weights.manifest import CheckpointError
-from .held_out import EVALUATED
-from .settings.model import ConfigError
-from .tracking.trackers import METRICS_FILE
+from ...models.weights.manifest import CheckpointError
+from ..settings.model import ConfigError
+from ..tracking.trackers import METRICS_FILE
+from ..training.held_out import EVALUATED
 
 LOG = logging.getLogger(__name__)
 

@@ -10,31 +10,31 @@ from typing import IO, Generic, TypeVar, cast
 import torch
 from torch import nn
 
-from ..data.frames import DataError
-from ..data.shards.index import Index
-from ..data.stream.stream import Stream
-from ..data.units import ModelSpace
-from ..models.patches import PATCH
-from ..models.weights.manifest import CheckpointError, latest_verified
-from ..models.weights.transfer import InitReport
-from .checkpoint.folder import Loaded, TrainState, check_resume, chosen_weights, installed_versions
-from .checkpoint.saver import Saver
-from .engine.engine import Engine, EngineState
+from ...data.frames import DataError
+from ...data.shards.index import Index
+from ...data.stream.stream import Stream
+from ...data.units import ModelSpace
+from ...models.patches import PATCH
+from ...models.weights.manifest import CheckpointError, latest_verified
+from ...models.weights.transfer import InitReport
+from ..checkpoint.folder import Loaded, TrainState, check_resume, chosen_weights, installed_versions
+from ..checkpoint.saver import Saver
+from ..engine.engine import Engine, EngineState
+from ..processes.ending import say_out
+from ..processes.entry import ExitCode, StopSignal, on_all_ranks, outcome_of, tell_ranks
+from ..processes.heartbeat import WAITING
+from ..processes.rendezvous import RankEndedError
+from ..record.folder import check_name, evaluation_is_owed, hold, told, writing
+from ..record.summary import summarise, summary_lines, write_summary
+from ..record.usage import Usage
+from ..settings.parse import FinetuneConfig, PretrainConfig, as_dict, as_yaml
+from ..tracking.services import ways_to_look
+from ..tracking.trackers import METRICS_FILE, Trackers, open_trackers
 from .held_out import HeldOut
 from .loop import Hooks, Loop
-from .processes.ending import say_out
-from .processes.entry import ExitCode, StopSignal, on_all_ranks, outcome_of, tell_ranks
-from .processes.heartbeat import WAITING
-from .processes.rendezvous import RankEndedError
+from .pretrain_task import Task
 from .progress import Progress
-from .resources import device_name
-from .run_folder import check_name, evaluation_is_owed, hold, told, writing
-from .settings.parse import FinetuneConfig, PretrainConfig, as_dict, as_yaml
-from .summary import summarise, summary_lines, write_summary
-from .tasks import Task
-from .tracking.services import ways_to_look
-from .tracking.trackers import METRICS_FILE, Trackers, open_trackers
-from .usage import Usage
+from .step_costs import device_name
 from .windows import Windows, introduce, open_stream, open_windows
 
 LOG = logging.getLogger(__name__)

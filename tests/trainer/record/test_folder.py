@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.run_folder import check_name, hold, told, writing
+from rainspark.trainer.record.folder import check_name, hold, told, writing
 from rainspark.trainer.settings.model import ConfigError
 
 

@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..data.randomness import generator
-from ..data.stream.stream import Batch
-from ..data.units import MISSING_COUNT, ModelSpace
-from ..models import losses
-from ..models.nowcasting.event_loss import event_loss
-from ..models.patches import PATCH
-from .tasks import (
+from ...data.randomness import generator
+from ...data.stream.stream import Batch
+from ...data.units import MISSING_COUNT, ModelSpace
+from ...models import losses
+from ...models.nowcasting.event_loss import event_loss
+from ...models.patches import PATCH
+from .pretrain_task import (
     Places,
     PreparedBatch,
     StepOutput,

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.stream.stream import Batch
-from ..data.units import ModelSpace
-from ..data.windows.selection import WindowTable
-from .engine.engine import Engine
-from .forecast_pictures import Case, forecast_beside_radar
-from .forecaster import forecast_whole, rain_of
+from ...data.stream.stream import Batch
+from ...data.units import ModelSpace
+from ...data.windows.selection import WindowTable
+from ..engine.engine import Engine
+from ..forecast_pictures import Case, forecast_beside_radar
+from ..forecaster import forecast_whole, rain_of
+from ..settings.parse import FinetuneConfig
 from .held_out import EVALUATED, HeldOut
 from .nowcast_task import Frames, NowcastTask
-from .settings.parse import FinetuneConfig
 from .windows import Windows
 
 THRESHOLDS_MMH = (0.5, 1.0, 2.0)

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..data.randomness import generator
-from ..data.stream.stream import Batch
-from ..data.units import MISSING_COUNT, ModelSpace
-from ..models.masking import visible_positions
-from ..models.spark import SparK, SparKOutput, counted_patches, num_terms
+from ...data.randomness import generator
+from ...data.stream.stream import Batch
+from ...data.units import MISSING_COUNT, ModelSpace
+from ...models.masking import visible_positions
+from ...models.spark import SparK, SparKOutput, counted_patches, num_terms
 
 Places = Sequence[tuple[int, ...]]
 """What decides each window's draws: (global step, index in the global batch), or (row of the window table,)."""
