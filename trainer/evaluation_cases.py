@@ -12,7 +12,7 @@ from torch import Tensor
 from .contestants import WindowRain
 from .evaluation_config import EvaluateConfig
 from .evaluation_plan import Plan
-from .forecast_pictures import Case
+from .pictures.forecasts import Case
 from .settings.model import ConfigError
 
 FloatArray = npt.NDArray[np.float64]

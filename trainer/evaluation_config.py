@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from ..data.windows.selection import Published, Rule
 from .settings.parse import ConfigError, WindowsConfig, parse_config
-from .verification import PUBLISHED_THRESHOLD_MMH, Settings
+from .verification.rows import PUBLISHED_THRESHOLD_MMH, Settings
 
 Split = Literal["test", "validation", "train", "all"]
 LISTS: Final = ("models", "thresholds", "scales", "cases")

@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.store.storage import open_storage
-from .animation import write_animation
 from .contestants import FITTED
-from .contingency import RAIN_EDGES_MMH
 from .evaluation_config import EvaluateConfig
 from .evaluation_page import read_markdown, write_page
 from .evaluation_result import Evaluation, main_threshold
-from .forecast_pictures import Case, forecast_beside_radar
-from .score_pictures import (
+from .pictures.animation import write_animation
+from .pictures.forecasts import Case, forecast_beside_radar
+from .pictures.scores import (
     bias_against_lead,
     error_against_lead,
     fss_against_scale,
@@ -30,8 +29,9 @@ from .score_pictures import (
 )
 from .scores import CSV_NAME, JSON_NAME, MARKDOWN_NAME, write_scores
 from .settings.model import ConfigError
-from .significance import Interval, bootstrap
-from .verification import Scores, compute
+from .verification.contingency import RAIN_EDGES_MMH
+from .verification.intervals import Interval, bootstrap
+from .verification.rows import Scores, compute
 
 ROWS_FOLDER: Final = "rows"
 PICTURES_FOLDER: Final = "pictures"

@@ -11,9 +11,9 @@ from ..data.frames import iso_time
 from .checkpoint.state import installed_versions
 from .evaluation_result import Evaluation, main_threshold
 from .html_report import Picture, Section, Table, write_report
-from .score_pictures import USEFUL_BIAS
+from .pictures.scores import USEFUL_BIAS
 from .score_tables import mse_comparison
-from .verification import Scores
+from .verification.rows import Scores
 
 _CELL_END: Final = re.compile(r"(?<!\\)\|")
 _NUMBER: Final = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")

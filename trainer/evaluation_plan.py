@@ -23,7 +23,7 @@ from .forecaster import RunForecaster
 from .settings.data import WindowsConfig
 from .settings.model import ConfigError
 from .training.windows import open_archive, split_archive
-from .verification import Settings, WindowId
+from .verification.rows import Settings, WindowId
 
 ADVECTION_PIXELS = 2 * LEVELS[0]
 LOG = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from .evaluation_cases import Chosen
 from .evaluation_config import EvaluateConfig
 from .evaluation_plan import Plan
 from .score_tables import References
-from .significance import bootstrap
-from .verification import PUBLISHED_THRESHOLD_MMH, Rows
+from .verification.intervals import bootstrap
+from .verification.rows import PUBLISHED_THRESHOLD_MMH, Rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

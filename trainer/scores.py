@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 
 from ..data.store.storage import open_storage
-from .contingency import RAIN_EDGES_MMH, SCORE_AXES
 from .score_tables import ModelScores, References, markdown, mse_comparison
 from .settings.model import ConfigError
-from .significance import NUM_DRAWS, Interval, check_comparable, day_text
-from .verification import Rows, Settings
+from .verification.contingency import RAIN_EDGES_MMH, SCORE_AXES
+from .verification.intervals import NUM_DRAWS, Interval, check_comparable, day_text
+from .verification.rows import Rows, Settings
 
 JSON_NAME: Final = "scores.json"
 CSV_NAME: Final = "scores.csv"

@@ -17,7 +17,7 @@ from pysteps.verification import detcatscores, detcontscores, spatialscores
 
 from rainspark.data.sources import synthetic
 from rainspark.data.units import KNMI_MMH_PER_COUNT
-from rainspark.trainer.verification import Scores, Settings, WindowId, compute, merge, score_window
+from rainspark.trainer.verification.rows import Scores, Settings, WindowId, compute, merge, score_window
 
 FIRST_S, DAY_S = 1_600_000_200, 86400
 CATEGORICAL = {"accuracy": "ACC", "csi": "CSI", "f1": "F1", "far": "FAR", "pod": "POD", "bias": "BIAS", "hss": "HSS"}

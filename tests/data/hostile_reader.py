@@ -32,7 +32,7 @@ from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config
-from rainspark.trainer.verification import Rows
+from rainspark.trainer.verification.rows import Rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS_A_SAMPLE = 40

@@ -25,7 +25,7 @@ from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.checkpoint.folder import load, save
 from rainspark.trainer.evaluation.evaluating import INTERRUPTED, Evaluating, main
 from rainspark.trainer.processes.entry import ExitCode, run_entry
-from rainspark.trainer.verification import Rows, select
+from rainspark.trainer.verification.rows import Rows, select
 from tests.conftest import REPOSITORY
 from tests.distributed import run_ranks
 from tests.integration import nowcast_runs, runs

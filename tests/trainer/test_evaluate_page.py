@@ -12,7 +12,7 @@ from rainspark.trainer.evaluation_page import _telling_first, read_markdown, sum
 from rainspark.trainer.evaluation_result import Evaluation
 from rainspark.trainer.html_report import Table
 from rainspark.trainer.score_tables import ModelScores, References, markdown
-from rainspark.trainer.verification import Rows, Settings, WindowId, compute, merge, score_window
+from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window
 
 SETTINGS = Settings(leads_min=(30, 60), thresholds_mmh=(0.5, 2.0), scales_px=(1, 3))
 

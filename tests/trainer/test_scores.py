@@ -14,8 +14,8 @@ from rainspark.data.frames import DataError
 from rainspark.trainer.score_tables import References
 from rainspark.trainer.scores import write_scores
 from rainspark.trainer.settings.model import ConfigError
-from rainspark.trainer.significance import bootstrap
-from rainspark.trainer.verification import Rows, Settings, WindowId, compute, merge, score_window, select
+from rainspark.trainer.verification.intervals import bootstrap
+from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window, select
 
 SETTINGS = Settings(leads_min=(15, 30, 60), thresholds_mmh=(0.5, 2.0, 50.0), scales_px=(1, 5))
 MIDNIGHT_S = 1_600_041_600  # 2020-09-14 00:00 UTC

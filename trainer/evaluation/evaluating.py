@@ -37,10 +37,10 @@ from ..evaluation_config import EvaluateConfig, parse_evaluation
 from ..evaluation_output import check_folders, write_outputs
 from ..evaluation_plan import Plan, make_plan
 from ..evaluation_result import Evaluation
-from ..forecast_pictures import Case
+from ..pictures.forecasts import Case
 from ..processes.entry import ExitCode, on_all_ranks, set_up_logging, settle, start_other_processes
 from ..settings.model import ConfigError
-from ..verification import Rows, merge, score_window
+from ..verification.rows import Rows, merge, score_window
 
 LOG = logging.getLogger(__name__)
 INTERRUPTED = 128 + signal.SIGINT

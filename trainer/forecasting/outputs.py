@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ...data.frames import DataError, Grid, iso_time
 from ...data.store.storage import open_storage
-from ..animation import write_animation
-from ..forecast_pictures import Case, forecast_frames
 from ..forecaster import RunForecaster, load_forecaster
 from ..latest import Latest, read_latest
 from ..netcdf import Provenance, write_forecast
+from ..pictures.animation import write_animation
+from ..pictures.forecasts import Case, forecast_frames
 from ..processes.entry import ExitCode, set_up_logging
 from ..settings.model import ConfigError
 from ..training.loop import NonFiniteError

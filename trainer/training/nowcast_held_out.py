@@ -14,8 +14,8 @@ from ...data.stream.stream import Batch
 from ...data.units import ModelSpace
 from ...data.windows.selection import WindowTable
 from ..engine.engine import Engine
-from ..forecast_pictures import Case, forecast_beside_radar
 from ..forecaster import forecast_whole, rain_of
+from ..pictures.forecasts import Case, forecast_beside_radar
 from ..settings.parse import FinetuneConfig
 from .held_out import EVALUATED, HeldOut
 from .nowcast_task import Frames, NowcastTask

@@ -14,7 +14,7 @@ from ...data.stream.stream import Batch
 from ...data.windows.selection import WindowTable
 from ...models.spark import SparK, SparKOutput
 from ..engine.engine import Engine
-from ..report import reconstruction_picture
+from ..pictures.panels import reconstruction_picture
 from ..settings.data import WindowsConfig
 from .held_out import EVALUATED, HeldOut
 from .pretrain_task import PretrainTask

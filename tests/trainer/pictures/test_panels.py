@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from rainspark.data.palette import DRY_COLOUR, MASKED_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
-from rainspark.trainer.report import reconstruction_picture
+from rainspark.trainer.pictures.panels import reconstruction_picture
 
 
 def _arguments(frames: int = 2, rows: int = 64, cols: int = 96, **changes: Any) -> dict[str, Any]:

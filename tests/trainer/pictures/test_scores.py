@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rainspark.trainer.score_pictures import (
+from rainspark.trainer.pictures.scores import (
     USEFUL_BIAS,
     bias_against_lead,
     error_against_lead,

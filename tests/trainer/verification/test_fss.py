@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.trainer.fss import fss_sums
+from rainspark.trainer.verification.fss import fss_sums
 
 Bools = npt.NDArray[np.bool_]
 

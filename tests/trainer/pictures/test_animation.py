@@ -8,7 +8,14 @@ import pytest
 from PIL import Image, ImageColor
 
 from rainspark.data.palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS
-from rainspark.trainer.animation import FORECAST_MS, RADAR_MS, REST_MS, animation_frames, write_animation, write_gif
+from rainspark.trainer.pictures.animation import (
+    FORECAST_MS,
+    RADAR_MS,
+    REST_MS,
+    animation_frames,
+    write_animation,
+    write_gif,
+)
 from tests.trainer.cases import field, make_case, shares
 
 

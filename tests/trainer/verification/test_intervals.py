@@ -9,8 +9,8 @@ import pytest
 
 from rainspark.data.frames import DataError
 from rainspark.trainer.settings.model import ConfigError
-from rainspark.trainer.significance import bootstrap, draw_days, paired_difference
-from rainspark.trainer.verification import Rows, Settings, WindowId, compute, merge, score_window, select
+from rainspark.trainer.verification.intervals import bootstrap, draw_days, paired_difference
+from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window, select
 
 SMALL = Settings(leads_min=(5, 10), thresholds_mmh=(0.5, 8.0), scales_px=(1, 3))
 MIDNIGHT_S = 1_600_041_600  # 2020-09-14 00:00 UTC

@@ -17,9 +17,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rainspark.data.frames import DataError
-from rainspark.trainer.contingency import RAIN_EDGES_MMH
 from rainspark.trainer.settings.model import ConfigError
-from rainspark.trainer.verification import (
+from rainspark.trainer.verification.contingency import RAIN_EDGES_MMH
+from rainspark.trainer.verification.rows import (
     FIELDS,
     Rows,
     Settings,

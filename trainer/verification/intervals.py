@@ -8,11 +8,11 @@ from typing import Final
 
 import numpy as np
 
-from ..data.frames import DataError
-from ..data.randomness import generator
+from ...data.frames import DataError
+from ...data.randomness import generator
 from .contingency import scores_of_sums
 from .fss import FloatArray
-from .verification import DAY_S, FIELDS, IntArray, Rows, check_same_settings, compute
+from .rows import DAY_S, FIELDS, IntArray, Rows, check_same_settings, compute
 
 NUM_DRAWS: Final = 1000
 LEVEL: Final = 0.95

@@ -16,8 +16,8 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 
-from ..data.palette import rgb
-from .report import (
+from ...data.palette import rgb
+from .panels import (
     DOTS_PER_INCH,
     GAP_INCHES,
     INK,

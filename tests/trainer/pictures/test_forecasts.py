@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 
 from rainspark.data.palette import RAIN_COLOURS
-from rainspark.trainer.forecast_pictures import forecast_beside_radar, forecast_frames, scale_bar, shortened
+from rainspark.trainer.pictures.forecasts import forecast_beside_radar, forecast_frames, scale_bar, shortened
 from tests.trainer.cases import COLS, ROWS, field, make_case, shares
 
 
