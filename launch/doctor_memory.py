@@ -40,7 +40,7 @@ def model_size(job: Job) -> "ModelSize":
     import torch
 
     from ..data.units import ModelSpace
-    from ..trainer.forecaster import build_nowcaster
+    from ..trainer.forecasting.forecaster import build_nowcaster
     from ..trainer.memory import size_of
     from ..trainer.settings.parse import FinetuneConfig
     from ..trainer.training.pretraining import build_model

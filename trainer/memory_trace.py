@@ -21,7 +21,7 @@ from ..data.stream.stream import Batch
 from ..data.units import ModelSpace
 from .engine.processes import AUTOCAST_DTYPES
 from .engine.replicated import Forward
-from .forecaster import build_nowcaster
+from .forecasting.forecaster import build_nowcaster
 from .settings.parse import FinetuneConfig, TrainingConfig
 from .training import finetuning as finetune
 from .training import pretraining as pretrain

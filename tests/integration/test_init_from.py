@@ -12,7 +12,7 @@ from rainspark.data.units import ModelSpace
 from rainspark.models.weights.manifest import latest_verified, step_folders
 from rainspark.models.weights.transfer import WeightsError
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.forecaster import build_nowcaster, load_forecaster
+from rainspark.trainer.forecasting.forecaster import build_nowcaster, load_forecaster
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config

@@ -13,7 +13,7 @@ from rainspark.data.frames import iso_time
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.stream.stream import Batch, evaluation_batches
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.forecaster import load_forecaster
+from rainspark.trainer.forecasting.forecaster import load_forecaster
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.parse import FinetuneConfig, parse_config
 from rainspark.trainer.training.finetuning import Finetuning

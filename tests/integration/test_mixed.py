@@ -11,7 +11,7 @@ import pytest
 from rainspark.data.frames import DataError
 from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.evaluation.evaluating import main as evaluate
-from rainspark.trainer.forecaster import load_forecaster
+from rainspark.trainer.forecasting.forecaster import load_forecaster
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.model import ConfigError
 from tests.data.mixed import pack_mixed

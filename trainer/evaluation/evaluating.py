@@ -20,7 +20,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ...data.frames import DataError
 from ...data.stream.stream import evaluation_batches
 from ...models.nowcasting.baselines import Forecaster
-from ..contestants import (
+from ..engine.engine import Engine, EngineConfig
+from ..pictures.forecasts import Case
+from ..processes.entry import ExitCode, on_all_ranks, set_up_logging, settle, start_other_processes
+from ..settings.model import ConfigError
+from ..verification.rows import Rows, merge, score_window
+from .cases import case_of, choose_cases
+from .config import EvaluateConfig, parse_evaluation
+from .contestants import (
     Entry,
     WindowRain,
     build_baseline,
@@ -31,16 +38,9 @@ from ..contestants import (
     read_entries,
     windows_of,
 )
-from ..engine.engine import Engine, EngineConfig
-from ..evaluation_cases import case_of, choose_cases
-from ..evaluation_config import EvaluateConfig, parse_evaluation
-from ..evaluation_output import check_folders, write_outputs
-from ..evaluation_plan import Plan, make_plan
-from ..evaluation_result import Evaluation
-from ..pictures.forecasts import Case
-from ..processes.entry import ExitCode, on_all_ranks, set_up_logging, settle, start_other_processes
-from ..settings.model import ConfigError
-from ..verification.rows import Rows, merge, score_window
+from .output import check_folders, write_outputs
+from .plan import Plan, make_plan
+from .result import Evaluation
 
 LOG = logging.getLogger(__name__)
 INTERRUPTED = 128 + signal.SIGINT

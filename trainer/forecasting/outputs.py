@@ -20,14 +20,14 @@ from torch import Tensor
 
 from ...data.frames import DataError, Grid, iso_time
 from ...data.store.storage import open_storage
-from ..forecaster import RunForecaster, load_forecaster
-from ..latest import Latest, read_latest
-from ..netcdf import Provenance, write_forecast
 from ..pictures.animation import write_animation
 from ..pictures.forecasts import Case, forecast_frames
 from ..processes.entry import ExitCode, set_up_logging
 from ..settings.model import ConfigError
 from ..training.loop import NonFiniteError
+from .forecaster import RunForecaster, load_forecaster
+from .latest import Latest, read_latest
+from .netcdf import Provenance, write_forecast
 
 LOG = logging.getLogger(__name__)
 FRAMES_FOLDER = "frames"
@@ -62,7 +62,7 @@ def make_forecast(forecaster: RunForecaster, paths: Sequence[Path]) -> Forecast:
     """Read the latest files and run the model.
 
     Raises:
-        DataError: The input does not fit the run; see `rainspark.trainer.latest.read_latest`.
+        DataError: The input does not fit the run; see `rainspark.trainer.forecasting.latest.read_latest`.
         NonFiniteError: The model gives no finite number anywhere.
     """
     cadence_s = forecaster.data.get("cadence_s")

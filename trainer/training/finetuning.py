@@ -24,7 +24,7 @@ from ...models.weights.transfer import InitReport, init_from
 from ..checkpoint.folder import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
 from ..checkpoint.state import TrainState, parse_state
 from ..engine.engine import Engine
-from ..forecaster import build_nowcaster
+from ..forecasting.forecaster import build_nowcaster
 from ..processes.entry import ExitCode, StopSignal
 from ..settings.parse import ConfigError, FinetuneConfig, as_dict
 from .command import run_training

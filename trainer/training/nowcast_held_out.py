@@ -14,7 +14,7 @@ from ...data.stream.stream import Batch
 from ...data.units import ModelSpace
 from ...data.windows.selection import WindowTable
 from ..engine.engine import Engine
-from ..forecaster import forecast_whole, rain_of
+from ..forecasting.forecaster import forecast_whole, rain_of
 from ..pictures.forecasts import Case, forecast_beside_radar
 from ..settings.parse import FinetuneConfig
 from .held_out import EVALUATED, HeldOut

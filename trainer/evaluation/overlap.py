@@ -8,16 +8,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..data.frames import DataError
-from ..data.sequences import TimeSpan
-from ..data.shards.index import Index
-from ..models.weights.manifest import CheckpointError
-from ..models.weights.transfer import WeightsError
-from .checkpoint.folder import STATE_FILE, chosen_weights
-from .checkpoint.state import parse_state
-from .evaluation_config import EvaluateConfig
-from .forecaster import RunForecaster
-from .settings.model import ConfigError
+from ...data.frames import DataError
+from ...data.sequences import TimeSpan
+from ...data.shards.index import Index
+from ...models.weights.manifest import CheckpointError
+from ...models.weights.transfer import WeightsError
+from ..checkpoint.folder import STATE_FILE, chosen_weights
+from ..checkpoint.state import parse_state
+from ..forecasting.forecaster import RunForecaster
+from ..settings.model import ConfigError
+from .config import EvaluateConfig
 
 SYNTHETIC: Final = "synthetic storms"
 """The source that data.sources.knmi gives to made-up rain: its times and its grid are made up too."""

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from rainspark.data.frames import DataError
-from rainspark.trainer.score_tables import References
-from rainspark.trainer.scores import write_scores
+from rainspark.trainer.evaluation.files import write_scores
+from rainspark.trainer.evaluation.tables import References
 from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.verification.intervals import bootstrap
 from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window, select

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..data.store.storage import open_storage
-from .score_tables import ModelScores, References, markdown, mse_comparison
-from .settings.model import ConfigError
-from .verification.contingency import RAIN_EDGES_MMH, SCORE_AXES
-from .verification.intervals import NUM_DRAWS, Interval, check_comparable, day_text
-from .verification.rows import Rows, Settings
+from ...data.store.storage import open_storage
+from ..settings.model import ConfigError
+from ..verification.contingency import RAIN_EDGES_MMH, SCORE_AXES
+from ..verification.intervals import NUM_DRAWS, Interval, check_comparable, day_text
+from ..verification.rows import Rows, Settings
+from .tables import ModelScores, References, markdown, mse_comparison
 
 JSON_NAME: Final = "scores.json"
 CSV_NAME: Final = "scores.csv"

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.frames import DataError, Grid
-from ..data.units import ModelSpace
-from ..models.encoder import build_encoder
-from ..models.nowcasting.matching import match_distribution
-from ..models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
-from ..models.nowcasting.nowcaster import Nowcaster
-from ..models.nowcasting.smaat_unet import SmaAtUNet
-from ..models.patches import PATCH
-from ..models.weights.manifest import CheckpointError
-from .checkpoint.folder import Loaded, best_checkpoint, load
-from .settings.model import NowcastConfig
-from .settings.parse import ConfigError, FinetuneConfig, from_dict
+from ...data.frames import DataError, Grid
+from ...data.units import ModelSpace
+from ...models.encoder import build_encoder
+from ...models.nowcasting.matching import match_distribution
+from ...models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
+from ...models.nowcasting.nowcaster import Nowcaster
+from ...models.nowcasting.smaat_unet import SmaAtUNet
+from ...models.patches import PATCH
+from ...models.weights.manifest import CheckpointError
+from ..checkpoint.folder import Loaded, best_checkpoint, load
+from ..settings.model import NowcastConfig
+from ..settings.parse import ConfigError, FinetuneConfig, from_dict
 
 
 def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> Nowcaster | SmaAtUNet:

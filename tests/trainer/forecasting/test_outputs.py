@@ -18,7 +18,7 @@ from rainspark.data.sources.synthetic import iterate_storms, write_knmi_file
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.trainer.checkpoint.folder import save
 from rainspark.trainer.checkpoint.state import TrainState
-from rainspark.trainer.forecaster import build_nowcaster, load_forecaster
+from rainspark.trainer.forecasting.forecaster import build_nowcaster, load_forecaster
 from rainspark.trainer.forecasting.outputs import main, make_forecast, write_outputs
 from rainspark.trainer.processes.entry import ExitCode, run_entry
 from rainspark.trainer.settings.data import NowcastDataConfig

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..data.frames import iso_time
-from .checkpoint.state import installed_versions
-from .evaluation_result import Evaluation, main_threshold
-from .html_report import Picture, Section, Table, write_report
-from .pictures.scores import USEFUL_BIAS
-from .score_tables import mse_comparison
-from .verification.rows import Scores
+from ...data.frames import iso_time
+from ..checkpoint.state import installed_versions
+from ..pictures.scores import USEFUL_BIAS
+from ..verification.rows import Scores
+from .html import Picture, Section, Table, write_report
+from .result import Evaluation, main_threshold
+from .tables import mse_comparison
 
 _CELL_END: Final = re.compile(r"(?<!\\)\|")
 _NUMBER: Final = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
@@ -58,7 +58,7 @@ class MarkdownSection:
 
 
 def read_markdown(markdown: str) -> list[MarkdownSection]:
-    """Cut what `rainspark.trainer.score_tables.markdown` writes at its headings of second order; what is before them is left."""
+    """Cut what `rainspark.trainer.evaluation.tables.markdown` writes at its headings of second order; what is before them is left."""
     parts = re.split(r"^## ", markdown, flags=re.MULTILINE)[1:]
     return [MarkdownSection(heading=part.partition("\n")[0], text=part.partition("\n")[2]) for part in parts]
 

@@ -14,7 +14,7 @@ from rainspark.data.units import ModelSpace
 from rainspark.models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
 from rainspark.models.weights.manifest import CheckpointError, step_folders, write_manifest
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.forecaster import RunForecaster, build_nowcaster, load_forecaster, rain_of
+from rainspark.trainer.forecasting.forecaster import RunForecaster, build_nowcaster, load_forecaster, rain_of
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.model import ConfigError, NowcastConfig, SpaceConfig
 from tests.integration import runs

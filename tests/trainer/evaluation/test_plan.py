@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.stream.stream import Batch
-from rainspark.trainer.contestants import BASELINES, read_entries, windows_of
-from rainspark.trainer.evaluation_config import LISTS, ArchiveConfig, EvaluateConfig, gather_lists, parse_evaluation
-from rainspark.trainer.evaluation_overlap import meets
+from rainspark.trainer.evaluation.config import LISTS, ArchiveConfig, EvaluateConfig, gather_lists, parse_evaluation
+from rainspark.trainer.evaluation.contestants import BASELINES, read_entries, windows_of
+from rainspark.trainer.evaluation.overlap import meets
 from rainspark.trainer.settings.data import WindowsConfig
 from rainspark.trainer.settings.model import ConfigError
 

@@ -11,7 +11,7 @@ from pyproj import CRS, Transformer
 
 from rainspark.data.frames import DataError, Grid
 from rainspark.data.sources import knmi
-from rainspark.trainer.projection import PolarStereographic, pixel_centres_m
+from rainspark.trainer.forecasting.grid import PolarStereographic, pixel_centres_m
 
 KNMI = "+proj=stere +lat_0=90 +lon_0=0.0 +lat_ts=60.0 +a=6378.137 +b=6356.752 +x_0=0 +y_0=0"
 WITHOUT_SIGN = "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=60 +a=6378.14 +b=6356.75 +x_0=0 y_0=0"

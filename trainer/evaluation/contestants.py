@@ -10,13 +10,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..data.frames import DataError
-from ..data.shards.index import Index
-from ..data.store.storage import Storage
-from ..data.stream.stream import Batch, evaluation_batches
-from ..data.units import MISSING_COUNT
-from ..data.windows.selection import WindowTable
-from ..models.nowcasting.baselines import (
+from ...data.frames import DataError
+from ...data.shards.index import Index
+from ...data.store.storage import Storage
+from ...data.stream.stream import Batch, evaluation_batches
+from ...data.units import MISSING_COUNT
+from ...data.windows.selection import WindowTable
+from ...models.nowcasting.baselines import (
     Advection,
     DampedExtrapolation,
     DampingFit,
@@ -25,9 +25,9 @@ from ..models.nowcasting.baselines import (
     Persistence,
     TrainingMean,
 )
-from .evaluation_config import EvaluateConfig
-from .forecaster import RunForecaster, load_forecaster
-from .settings.model import ConfigError
+from ..forecasting.forecaster import RunForecaster, load_forecaster
+from ..settings.model import ConfigError
+from .config import EvaluateConfig
 
 BASELINES: Final = ("persistence", "advection", "extrapolation", "training_mean", "damped_extrapolation")
 FITTED: Final = ("training_mean", "damped_extrapolation")

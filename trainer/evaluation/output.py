@@ -12,14 +12,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..data.store.storage import open_storage
-from .contestants import FITTED
-from .evaluation_config import EvaluateConfig
-from .evaluation_page import read_markdown, write_page
-from .evaluation_result import Evaluation, main_threshold
-from .pictures.animation import write_animation
-from .pictures.forecasts import Case, forecast_beside_radar
-from .pictures.scores import (
+from ...data.store.storage import open_storage
+from ..pictures.animation import write_animation
+from ..pictures.forecasts import Case, forecast_beside_radar
+from ..pictures.scores import (
     bias_against_lead,
     error_against_lead,
     fss_against_scale,
@@ -27,11 +23,15 @@ from .pictures.scores import (
     rain_rate_distribution,
     skill_against_lead,
 )
-from .scores import CSV_NAME, JSON_NAME, MARKDOWN_NAME, write_scores
-from .settings.model import ConfigError
-from .verification.contingency import RAIN_EDGES_MMH
-from .verification.intervals import Interval, bootstrap
-from .verification.rows import Scores, compute
+from ..settings.model import ConfigError
+from ..verification.contingency import RAIN_EDGES_MMH
+from ..verification.intervals import Interval, bootstrap
+from ..verification.rows import Scores, compute
+from .config import EvaluateConfig
+from .contestants import FITTED
+from .files import CSV_NAME, JSON_NAME, MARKDOWN_NAME, write_scores
+from .page import read_markdown, write_page
+from .result import Evaluation, main_threshold
 
 ROWS_FOLDER: Final = "rows"
 PICTURES_FOLDER: Final = "pictures"

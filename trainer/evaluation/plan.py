@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..data.frames import DataError, Grid
-from ..data.sequences import TimeSpan
-from ..data.shards.index import Index, of_source
-from ..data.store.storage import Storage
-from ..data.windows.plan import evaluation_plan
-from ..data.windows.selection import WindowTable, lost_to_gaps, select_windows
-from ..models.nowcasting.motion import LEVELS
+from ...data.frames import DataError, Grid
+from ...data.sequences import TimeSpan
+from ...data.shards.index import Index, of_source
+from ...data.store.storage import Storage
+from ...data.windows.plan import evaluation_plan
+from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
+from ...models.nowcasting.motion import LEVELS
+from ..forecasting.forecaster import RunForecaster
+from ..settings.data import WindowsConfig
+from ..settings.model import ConfigError
+from ..training.windows import open_archive, split_archive
+from ..verification.rows import Settings, WindowId
+from .config import SPLIT_KEYS, EvaluateConfig
 from .contestants import FITTED, Entry, TrainingPart
-from .evaluation_config import SPLIT_KEYS, EvaluateConfig
-from .evaluation_overlap import SYNTHETIC, Spans, listed, overlaps, recorded_spans
-from .forecaster import RunForecaster
-from .settings.data import WindowsConfig
-from .settings.model import ConfigError
-from .training.windows import open_archive, split_archive
-from .verification.rows import Settings, WindowId
+from .overlap import SYNTHETIC, Spans, listed, overlaps, recorded_spans
 
 ADVECTION_PIXELS = 2 * LEVELS[0]
 LOG = logging.getLogger(__name__)

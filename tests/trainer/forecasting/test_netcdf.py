@@ -10,8 +10,8 @@ import pytest
 from pyproj import CRS, Transformer
 
 from rainspark.data.frames import DataError, Grid
-from rainspark.trainer.netcdf import Provenance, write_forecast
-from rainspark.trainer.projection import pixel_centres_m
+from rainspark.trainer.forecasting.grid import pixel_centres_m
+from rainspark.trainer.forecasting.netcdf import Provenance, write_forecast
 
 GRID = Grid(
     rows=5, cols=4, pixel_km=1.0, x0_km=225.0, y0_km=-3934.0,

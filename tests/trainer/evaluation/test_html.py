@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rainspark.data.frames import DataError
-from rainspark.trainer.html_report import SCORE_NOTES, Picture, Section, Table, write_report
+from rainspark.trainer.evaluation.html import SCORE_NOTES, Picture, Section, Table, write_report
 
 ATTACK = "<script>alert('x')</script>\"&$"
 

@@ -13,7 +13,7 @@ from rainspark.data.frames import Crop, DataError, Grid
 from rainspark.data.sources import knmi
 from rainspark.data.sources.synthetic import file_name, write_knmi_file
 from rainspark.data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT
-from rainspark.trainer.latest import find_crop, read_latest
+from rainspark.trainer.forecasting.latest import find_crop, read_latest
 from tests.data.radar_files import FIRST_S, change, random_counts, set_attribute, write_series
 
 SIZE = (24, 20)

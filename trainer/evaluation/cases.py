@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ..pictures.forecasts import Case
+from ..settings.model import ConfigError
+from .config import EvaluateConfig
 from .contestants import WindowRain
-from .evaluation_config import EvaluateConfig
-from .evaluation_plan import Plan
-from .pictures.forecasts import Case
-from .settings.model import ConfigError
+from .plan import Plan
 
 FloatArray = npt.NDArray[np.float64]
 _WHY: Final = ("the most rain", "the largest change", "as much rain as the median")

@@ -14,9 +14,9 @@ import h5netcdf
 import numpy as np
 import numpy.typing as npt
 
-from ..data.frames import Grid
-from ..data.store.storage import open_storage
-from .projection import PolarStereographic, pixel_centres_m
+from ...data.frames import Grid
+from ...data.store.storage import open_storage
+from .grid import PolarStereographic, pixel_centres_m
 
 CONVENTIONS: Final = "CF-1.8"
 TIME_UNITS: Final = "seconds since 1970-01-01 00:00:00"

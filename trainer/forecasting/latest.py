@@ -9,11 +9,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ..data.frames import Crop, DataError, Frame, Grid, iso_time
-from ..data.sources import knmi
-from ..data.sources.knmi import FileRef
-from ..data.units import MISSING_COUNT
-from .projection import PolarStereographic
+from ...data.frames import Crop, DataError, Frame, Grid, iso_time
+from ...data.sources import knmi
+from ...data.sources.knmi import FileRef
+from ...data.units import MISSING_COUNT
+from .grid import PolarStereographic
 
 PIXEL_TOLERANCE: Final = 1e-3
 """Offsets are float32 in files: a thousandth of a pixel is rounding, more is another grid."""

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..verification.intervals import bootstrap
+from ..verification.rows import PUBLISHED_THRESHOLD_MMH, Rows
+from .cases import Chosen
+from .config import EvaluateConfig
 from .contestants import FITTED
-from .evaluation_cases import Chosen
-from .evaluation_config import EvaluateConfig
-from .evaluation_plan import Plan
-from .score_tables import References
-from .verification.intervals import bootstrap
-from .verification.rows import PUBLISHED_THRESHOLD_MMH, Rows
+from .plan import Plan
+from .tables import References
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
