@@ -1,8 +1,8 @@
 """Memory a rank, measured and as the formula says: `python -m tests.bench.memory [--encoders NAME] [--worlds 1 2 4]`.
 
 Every line is a fresh set of processes that train a few steps through the real engine. On the CPU torch's
-allocations are followed one by one (exact; `rainspark.trainer.memory_trace`); on a GPU the figures are torch.cuda's. "predicted"
-is `rainspark.trainer.memory.rank_memory`, with activations measured on one process.
+allocations are followed one by one (exact; `rainspark.launch.doctor.memory_trace`); on a GPU the figures are torch.cuda's. "predicted"
+is `rainspark.launch.doctor.memory_formula.rank_memory`, with activations measured on one process.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rainspark.launch.doctor.memory_formula import RankMemory, rank_memory, size_of
+from rainspark.launch.doctor.memory_trace import mark, traced
 from rainspark.models.encoder import build_encoder
 from rainspark.models.masking import visible_positions
 from rainspark.models.spark import SparK
 from rainspark.trainer.engine.engine import Engine, EngineConfig
 from rainspark.trainer.engine.optimizers import OptimConfig
-from rainspark.trainer.memory import RankMemory, rank_memory, size_of
-from rainspark.trainer.memory_trace import mark, traced
 from tests.distributed import run_ranks
 
 FRAMES = 12

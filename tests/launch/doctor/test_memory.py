@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from rainspark.launch.doctor.memory_formula import ModelSize, rank_memory, size_of
+from rainspark.launch.doctor.memory_trace import mark, traced
 from rainspark.trainer.engine.engine import Engine, EngineConfig
 from rainspark.trainer.engine.optimizers import OptimConfig
 from rainspark.trainer.engine.zero import BUCKET_ELEMENTS
-from rainspark.trainer.memory import ModelSize, rank_memory, size_of
-from rainspark.trainer.memory_trace import mark, traced
 from tests.distributed import run_ranks
 
 RANKS = 2

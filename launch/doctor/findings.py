@@ -1,11 +1,11 @@
-"""What a check of `rainspark.launch.doctor` says: one line a finding, and the exit code that a run would end with for it."""
+"""What a check of `rainspark.launch.doctor.__main__` says: one line a finding, and the exit code that a run would end with for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    from ..trainer.settings.parse import TrainingConfig
+    from ...trainer.settings.parse import TrainingConfig
 
 SETTINGS: Final = 3
 DATA: Final = 4
@@ -85,7 +85,7 @@ def number(count: int, noun: str) -> str:
 
 def guarded(what: str, code: int, work: Callable[[], list[Finding]]) -> list[Finding]:
     """Do a check; what it raises is its finding, without secrets."""
-    from ..data.redaction import redact
+    from ...data.redaction import redact
 
     try:
         return work()

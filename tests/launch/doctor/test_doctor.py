@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from rainspark.launch import doctor
-from rainspark.launch.doctor_checkpoints import check_checkpoints, check_second_place
-from rainspark.launch.doctor_data import check_archive, check_cache, check_sample
-from rainspark.launch.doctor_findings import CHECKPOINT, DATA, MIB, SETTINGS
-from rainspark.launch.doctor_memory import check_memory, checkpoint_bytes, machine_bytes, model_size
-from rainspark.launch.doctor_settings import check_batches, check_epochs, check_launcher, check_settings
+from rainspark.launch.doctor import __main__ as doctor
+from rainspark.launch.doctor.checkpoints import check_checkpoints, check_second_place
+from rainspark.launch.doctor.data import check_archive, check_cache, check_sample
+from rainspark.launch.doctor.findings import CHECKPOINT, DATA, MIB, SETTINGS
+from rainspark.launch.doctor.memory import check_memory, checkpoint_bytes, machine_bytes, model_size
+from rainspark.launch.doctor.memory_trace import measure_activations
+from rainspark.launch.doctor.settings import check_batches, check_epochs, check_launcher, check_settings
 from rainspark.trainer.checkpoint.folder import TrainState, installed_versions, save
-from rainspark.trainer.memory_trace import measure_activations
 from rainspark.trainer.processes.entry import ExitCode
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.training.windows import open_stream
 from tests.integration.runs import arguments, make_shards
-from tests.launch.doctor_cases import failure, job_of, levels
+from tests.launch.doctor.cases import failure, job_of, levels
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_the_command_says_one_line_a_finding(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each has its own test, and costs seconds.
-    monkeypatch.setattr("rainspark.launch.doctor_machine._IMPORTED", ())
+    monkeypatch.setattr("rainspark.launch.doctor.machine._IMPORTED", ())
     words = arguments(shards, tmp_path / "run")
     assert doctor.main(words) == 0
     *lines, last = capsys.readouterr().out.splitlines()

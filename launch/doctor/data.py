@@ -5,20 +5,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .doctor_findings import DATA, GIB, SETTINGS, Finding, Job, fail, guarded, number, ok, warn
+from .findings import DATA, GIB, SETTINGS, Finding, Job, fail, guarded, number, ok, warn
 
 if TYPE_CHECKING:
-    from ..data.shards.index import SequenceEntry
-    from ..trainer.training.windows import Windows
+    from ...data.shards.index import SequenceEntry
+    from ...trainer.training.windows import Windows
 
 GIGABYTE: Final = 1_000_000_000
 
 
 def check_archive(job: Job) -> tuple["Windows | None", list[Finding]]:
     """Open the archive as a run does: credentials, index, split, frames that the model takes."""
-    from ..data.windows.mixing import BatchError
-    from ..trainer.settings.model import ConfigError
-    from ..trainer.training.windows import open_windows
+    from ...data.windows.mixing import BatchError
+    from ...trainer.settings.model import ConfigError
+    from ...trainer.training.windows import open_windows
 
     windows: Windows | None = None
 
@@ -44,7 +44,7 @@ def check_archive(job: Job) -> tuple["Windows | None", list[Finding]]:
 
 def window_of(job: Job) -> int:
     """Give the frames of a window."""
-    from ..trainer.settings.parse import FinetuneConfig
+    from ...trainer.settings.parse import FinetuneConfig
 
     config = job.config
     if isinstance(config, FinetuneConfig):
@@ -54,8 +54,8 @@ def window_of(job: Job) -> int:
 
 def _unfit(job: Job, rows: int, cols: int) -> Finding | None:
     """Refuse frames that no whole number of patches makes up, as the entry point does."""
-    from ..models.patches import PATCH
-    from ..trainer.settings.parse import FinetuneConfig
+    from ...models.patches import PATCH
+    from ...trainer.settings.parse import FinetuneConfig
 
     crop = job.config.data.crop if isinstance(job.config, FinetuneConfig) else None
     if crop is not None and crop > min(rows, cols):
@@ -94,7 +94,7 @@ def check_sample(job: Job, windows: "Windows") -> list[Finding]:
 
 def _sizes(windows: "Windows") -> list[Finding]:
     """Compare the shards' lengths; of a store, where each is a request, the sample alone is looked at."""
-    from ..data.shards.index import check_shard_sizes
+    from ...data.shards.index import check_shard_sizes
 
     if windows.storage.folder is None:
         return []
@@ -109,7 +109,7 @@ def _sizes(windows: "Windows") -> list[Finding]:
 def _read(windows: "Windows", entry: "SequenceEntry") -> None:
     import numpy as np
 
-    from ..data.shards.decode import check_sequence, decode_frame
+    from ...data.shards.decode import check_sequence, decode_frame
 
     index = windows.index
     data = windows.storage.read_checked(
@@ -130,7 +130,7 @@ def check_cache(job: Job) -> list[Finding]:
     data = job.config.data
     if data.cache_dir is None:
         return []
-    from .doctor_disk import nearest, write_once
+    from .disk import nearest, write_once
 
     folder = Path(data.cache_dir)
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from .doctor_disk import guarded_writing, nearest
-from .doctor_findings import MIB, SETTINGS, Finding, Job, fail, guarded, number, ok, warn
+from .disk import guarded_writing, nearest
+from .findings import MIB, SETTINGS, Finding, Job, fail, guarded, number, ok, warn
 
 IMPORT_S: Final = 180
 COLLECTIVE_S: Final = 120
@@ -184,7 +184,7 @@ def check_collective(host: str | None = None) -> list[Finding]:
     def start(rank: int, port: str, errors: Path) -> subprocess.Popen[str]:
         with errors.open("w") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rainspark.launch.doctor_collective", str(rank), host, port],
+                [sys.executable, "-P", "-m", "rainspark.launch.doctor.__main__.collective", str(rank), host, port],
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 text=True,

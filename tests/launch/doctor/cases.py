@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rainspark.launch.doctor_findings import Finding, Job
+from rainspark.launch.doctor.findings import Finding, Job
 from rainspark.trainer.settings.parse import PretrainConfig, parse_config
 from tests.integration.runs import arguments
 

@@ -1,15 +1,15 @@
-"""Checks of memory: what a rank needs on its device and on the machine, by the formula of trainer/memory.py."""
+"""Checks of memory: what a rank needs on its device and on the machine, by the formula of launch/doctor/memory_formula.py."""
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .doctor_findings import GIB, MIB, SETTINGS, Finding, Job, fail, guarded, number, ok, warn
+from .findings import GIB, MIB, SETTINGS, Finding, Job, fail, guarded, number, ok, warn
 
 if TYPE_CHECKING:
-    from ..trainer.memory import ModelSize, RankMemory
-    from ..trainer.memory_trace import Activations
-    from ..trainer.training.windows import Windows
+    from ...trainer.training.windows import Windows
+    from .memory_formula import ModelSize, RankMemory
+    from .memory_trace import Activations
 
 PROCESS_BYTES: Final = 1 * GIB
 """Interpreter, torch and DeepSpeed: 0.9 to 1.1 GiB measured on a CPU, of which ranks of a node share 0.4 GiB of pages.
@@ -39,11 +39,11 @@ def model_size(job: Job) -> "ModelSize":
     """Count the model without building its weights."""
     import torch
 
-    from ..data.units import ModelSpace
-    from ..trainer.forecasting.forecaster import build_nowcaster
-    from ..trainer.memory import size_of
-    from ..trainer.settings.parse import FinetuneConfig
-    from ..trainer.training.pretraining import build_model
+    from ...data.units import ModelSpace
+    from ...trainer.forecasting.forecaster import build_nowcaster
+    from ...trainer.settings.parse import FinetuneConfig
+    from ...trainer.training.pretraining import build_model
+    from .memory_formula import size_of
 
     config = job.config
     given = config.model.space
@@ -56,7 +56,7 @@ def model_size(job: Job) -> "ModelSize":
 
 def checkpoint_bytes(job: Job, size: "ModelSize") -> int:
     """Count the bytes of one checkpoint: weights, moments, averages, all whole."""
-    from ..trainer.memory import num_moments, value_bytes
+    from .memory_formula import num_moments, value_bytes
 
     unit = value_bytes(job.config.engine)
     weights = size.parameters * unit + size.buffer_bytes
@@ -80,8 +80,8 @@ def check_memory(
     def look() -> list[Finding]:
         import torch
 
-        from ..trainer.memory import rank_memory
-        from ..trainer.memory_trace import measure_activations
+        from .memory_formula import rank_memory
+        from .memory_trace import measure_activations
 
         data, engine = job.config.data, job.config.engine
         part = max(data.micro // job.world_size, 1)
@@ -148,7 +148,7 @@ def _compared(what: str, needed: int, there: int, whose: str, *, per_rank: bool)
 
 def host_bytes(job: Job, windows: "Windows") -> int:
     """Count what a rank holds on the host: itself, compressed and decoded frames, batches made ready."""
-    from ..data.windows.mixing import default_block_bytes, default_lanes
+    from ...data.windows.mixing import default_block_bytes, default_lanes
 
     data, index = job.config.data, windows.index
     lanes = data.lanes or default_lanes(data.micro)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.launch.doctor_findings import SETTINGS
-from rainspark.launch.doctor_machine import (
+from rainspark.launch.doctor.findings import SETTINGS
+from rainspark.launch.doctor.machine import (
     check_backend,
     check_build_locks,
     check_clock,
@@ -19,7 +19,7 @@ from rainspark.launch.doctor_machine import (
     extensions_folder,
     skew_of,
 )
-from tests.launch.doctor_cases import failure, job_of, levels, small_disk
+from tests.launch.doctor.cases import failure, job_of, levels, small_disk
 
 
 def test_installed_packages_are_in_their_ranges() -> None:
@@ -45,7 +45,7 @@ def test_packages_that_are_absent_or_too_old(tmp_path: Path, monkeypatch: pytest
 def test_a_package_that_breaks_when_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "timm.py").write_text("raise RuntimeError('wheel of another CUDA')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr("rainspark.launch.doctor_machine._IMPORTED", ("timm",))
+    monkeypatch.setattr("rainspark.launch.doctor.machine._IMPORTED", ("timm",))
     assert failure(check_imports(job_of(tmp_path, tmp_path))).found == "timm: RuntimeError: wheel of another CUDA"
 
 

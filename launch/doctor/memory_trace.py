@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..data.shards.index import Index
-from ..data.stream.stream import Batch
-from ..data.units import ModelSpace
-from .engine.processes import AUTOCAST_DTYPES
-from .engine.replicated import Forward
-from .forecasting.forecaster import build_nowcaster
-from .settings.parse import FinetuneConfig, TrainingConfig
-from .training import finetuning as finetune
-from .training import pretraining as pretrain
-from .training.pretrain_task import Task
+from ...data.shards.index import Index
+from ...data.stream.stream import Batch
+from ...data.units import ModelSpace
+from ...trainer.engine.processes import AUTOCAST_DTYPES
+from ...trainer.engine.replicated import Forward
+from ...trainer.forecasting.forecaster import build_nowcaster
+from ...trainer.settings.parse import FinetuneConfig, TrainingConfig
+from ...trainer.training import finetuning as finetune
+from ...trainer.training import pretraining as pretrain
+from ...trainer.training.pretrain_task import Task
 
 _MARK: Final = "rainspark mark: "
 

@@ -15,11 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from . import doctor_checkpoints, doctor_data, doctor_disk, doctor_machine, doctor_memory, doctor_settings
-from .doctor_findings import CHECKPOINT, SETTINGS, Finding, Job, as_json, guarded, number
+from . import checkpoints as doctor_checkpoints
+from . import data as doctor_data
+from . import disk as doctor_disk
+from . import machine as doctor_machine
+from . import memory as doctor_memory
+from . import settings as doctor_settings
+from .findings import CHECKPOINT, SETTINGS, Finding, Job, as_json, guarded, number
 
 if TYPE_CHECKING:
-    from ..trainer.settings.parse import TrainingConfig
+    from ...trainer.settings.parse import TrainingConfig
 
 LEAD_S: Final = 180.0
 """Warning before the time limit where no batch script says another."""
@@ -158,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(findings: Iterator[Finding], *, json_list: bool) -> int:
     """Write the findings as they come, and what they come to; returns the exit code."""
-    from ..data.frames import printable
+    from ...data.frames import printable
 
     code, told = 0, []
     for finding in findings:

@@ -1,4 +1,4 @@
-"""One of two processes that meet and sum: `python -m rainspark.launch.doctor_collective RANK HOST PORT`, rank 0 with port 0."""
+"""One of two processes that meet and sum: `python -m rainspark.launch.doctor.collective RANK HOST PORT`, rank 0 with port 0."""
 
 import socket
 import sys

@@ -5,16 +5,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .doctor_findings import CHECKPOINT, Finding, Job, fail, guarded, ok, warn
+from .findings import CHECKPOINT, Finding, Job, fail, guarded, ok, warn
 
 if TYPE_CHECKING:
-    from ..trainer.training.windows import Windows
+    from ...trainer.training.windows import Windows
 
 
 def check_checkpoints(job: Job, windows: "Windows") -> list[Finding]:
     """Verify the newest checkpoint of the run's folder, and say whether a run would go on from it."""
-    from ..models.weights.manifest import CheckpointError, latest_verified, step_folders, verify_folder
-    from ..trainer.checkpoint.folder import CHECKPOINTS_FOLDER
+    from ...models.weights.manifest import CheckpointError, latest_verified, step_folders, verify_folder
+    from ...trainer.checkpoint.folder import CHECKPOINTS_FOLDER
 
     folder = Path(job.config.run.dir) / CHECKPOINTS_FOLDER
 
@@ -42,10 +42,10 @@ def check_checkpoints(job: Job, windows: "Windows") -> list[Finding]:
 
 def _resume(job: Job, windows: "Windows", newest: Path) -> list[Finding]:
     """Compare a checkpoint with the settings as a resume does."""
-    from ..trainer.checkpoint.folder import STATE_FILE
-    from ..trainer.checkpoint.state import check_resume, parse_state
-    from ..trainer.settings.parse import as_dict
-    from ..trainer.training.windows import open_stream
+    from ...trainer.checkpoint.folder import STATE_FILE
+    from ...trainer.checkpoint.state import check_resume, parse_state
+    from ...trainer.settings.parse import as_dict
+    from ...trainer.training.windows import open_stream
 
     config = job.config
     state = parse_state(newest / STATE_FILE, (newest / STATE_FILE).read_bytes())
@@ -60,9 +60,9 @@ def _resume(job: Job, windows: "Windows", newest: Path) -> list[Finding]:
 
 def check_second_place(job: Job) -> list[Finding]:
     """Write, read and delete a small file in the checkpoints' second place, and look what lies there."""
-    from ..data.frames import DataError
-    from ..data.store.storage import open_storage
-    from ..trainer.checkpoint.transfer import finished_in
+    from ...data.frames import DataError
+    from ...data.store.storage import open_storage
+    from ...trainer.checkpoint.transfer import finished_in
 
     run = job.config.run
     if run.checkpoint_url is None:

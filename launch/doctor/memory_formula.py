@@ -1,4 +1,4 @@
-"""How much memory a rank needs: the formula that `rainspark.launch.doctor` uses and tests/bench/memory.py holds against engines.
+"""How much memory a rank needs: the formula that `rainspark.launch.doctor.__main__` uses and tests/bench/memory.py holds against engines.
 
 What it says of DeepSpeed was read off version 0.19.8 at work: every tensor that a rank allocates, ZeRO 0 to 3.
 """
@@ -8,9 +8,9 @@ from typing import Final
 
 from torch import nn
 
-from .engine.optimizers import OptimConfig
-from .engine.processes import EngineConfig
-from .engine.zero import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
+from ...trainer.engine.optimizers import OptimConfig
+from ...trainer.engine.processes import EngineConfig
+from ...trainer.engine.zero import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
 
 ALL_REDUCE_ELEMENTS: Final = 500_000_000
 """DeepSpeed at stage 0 flattens gradients up to so many values before it reduces them."""
@@ -117,7 +117,7 @@ def rank_memory(
         engine: Precision and ZeRO stage.
         world_size: Ranks of the run; one rank without ZeRO is taken as started alone, without a process group.
         micro_steps: Micro-batches a global batch.
-        activations: Peak bytes of one micro-batch of one rank, as `rainspark.trainer.memory_trace` measures them.
+        activations: Peak bytes of one micro-batch of one rank, as `rainspark.launch.doctor.memory_trace` measures them.
     """
     unit, stage = value_bytes(engine), engine.zero_stage
     trained, count = size.trained * unit, num_moments(optim)

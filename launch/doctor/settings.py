@@ -4,11 +4,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .doctor_findings import SETTINGS, Finding, Job, fail, guarded, number, ok, warn
+from .findings import SETTINGS, Finding, Job, fail, guarded, number, ok, warn
 
 if TYPE_CHECKING:
-    from ..trainer.settings.parse import TrainingConfig
-    from ..trainer.training.windows import Windows
+    from ...trainer.settings.parse import TrainingConfig
+    from ...trainer.training.windows import Windows
 
 
 def check_settings(argv: Sequence[str], entry: str) -> tuple["TrainingConfig | None", list[Finding]]:
@@ -18,16 +18,16 @@ def check_settings(argv: Sequence[str], entry: str) -> tuple["TrainingConfig | N
         argv: `--config FILE` and overrides.
         entry: "pretrain" or "finetune".
     """
-    from ..trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config
+    from ...trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config
 
     config: TrainingConfig | None = None
 
     def read() -> list[Finding]:
         nonlocal config
         if entry == "finetune":
-            config = parse_config(argv, FinetuneConfig, prog="rainspark.launch.doctor")
+            config = parse_config(argv, FinetuneConfig, prog="rainspark.launch.doctor.__main__")
         else:
-            config = parse_config(argv, PretrainConfig, prog="rainspark.launch.doctor")
+            config = parse_config(argv, PretrainConfig, prog="rainspark.launch.doctor.__main__")
         return [ok("settings", f"{entry} into {config.run.dir}, {config.run.steps} steps")]
 
     found = guarded("settings", SETTINGS, read)
@@ -36,8 +36,8 @@ def check_settings(argv: Sequence[str], entry: str) -> tuple["TrainingConfig | N
 
 def check_launcher(config: "TrainingConfig") -> list[Finding]:
     """Look for settings of `accelerate launch` in the environment that contradict ours."""
-    from ..trainer.engine.processes import check_clipping
-    from ..trainer.engine.processes import check_launcher as check
+    from ...trainer.engine.processes import check_clipping
+    from ...trainer.engine.processes import check_launcher as check
 
     def look() -> list[Finding]:
         check(config.engine, os.environ)
@@ -49,7 +49,7 @@ def check_launcher(config: "TrainingConfig") -> list[Finding]:
 
 def check_batches(job: Job) -> list[Finding]:
     """Work out what each rank gets of a batch, and which numbers of ranks work."""
-    from ..data.windows.mixing import default_lanes
+    from ...data.windows.mixing import default_lanes
 
     data, ranks = job.config.data, job.world_size
     lanes = data.lanes or default_lanes(data.micro)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.launch.doctor_disk import (
+from rainspark.launch.doctor.disk import (
     check_folder,
     check_lead_time,
     check_space,
@@ -16,9 +16,9 @@ from rainspark.launch.doctor_disk import (
     num_kept,
     time_save,
 )
-from rainspark.launch.doctor_findings import CHECKPOINT, MIB, SETTINGS
-from rainspark.launch.doctor_machine import check_clock
-from tests.launch.doctor_cases import failure, job_of, levels, small_disk
+from rainspark.launch.doctor.findings import CHECKPOINT, MIB, SETTINGS
+from rainspark.launch.doctor.machine import check_clock
+from tests.launch.doctor.cases import failure, job_of, levels, small_disk
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

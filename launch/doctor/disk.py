@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ..data.store.names import make_durable
-from .doctor_findings import CHECKPOINT, GIB, MIB, SETTINGS, Finding, Job, fail, guarded, ok, warn
+from ...data.store.names import make_durable
+from .findings import CHECKPOINT, GIB, MIB, SETTINGS, Finding, Job, fail, guarded, ok, warn
 
 CHECKPOINT_FILES: Final = 5
 MAX_TRIAL_BYTES: Final = 2 * GIB
