@@ -4,7 +4,8 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from .frames import DataError, printable
+from .errors import DataError
+from .frames import printable
 
 EXIT_BAD_DATA: Final = 4
 EXIT_INTERRUPTED: Final = 130

@@ -9,15 +9,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from .errors import DataError
+
 CROP_TEXT = re.compile(r"(\d{1,9}):(\d{1,9}),(\d{1,9}):(\d{1,9})", re.ASCII)
-
-
-class DataError(ValueError):
-    """What a user's data can cause: what was found, what was expected, where, and what to do."""
-
-
-class DamagedError(DataError):
-    """What was read is not what the index says, or is not there: other data of the same archive may be good."""
 
 
 @dataclass(frozen=True, kw_only=True)

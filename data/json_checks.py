@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
-from .frames import Crop, DataError, Grid
+from .errors import DataError
+from .frames import Crop, Grid
 
 # Annotation -> the JSON type it is read from.
 JSON_TYPES: Final[Mapping[Any, tuple[type, ...]]] = {

@@ -11,7 +11,7 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from .command import GOES_ON, run_command
-from .frames import DataError
+from .errors import DataError
 from .json_checks import shown
 from .pack.recut import OpenArchive, ReshardJob, ReshardOptions, Segment, plan_reshard
 from .pack.resume import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name

@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from .frames import DataError, iso_time
+from .errors import DataError
+from .frames import iso_time
 from .units import MISSING_COUNT
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .command import EXIT_BAD_DATA, run_command
-from .frames import DataError, iso_time
+from .errors import DataError
+from .frames import iso_time
 from .json_checks import shown
 from .sequences import rain_fraction
 from .shards.decode import decode_frame, wrong_in_json

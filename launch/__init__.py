@@ -1,0 +1,1 @@
+"""Start training jobs under Slurm, and start them again; no torch."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ..data.errors import ConfigError
 from .job import parser, run_submitted
 from .slurm import CONFIG, LaunchError
 from .words import DEFAULT_CONFIG, ENTRIES, complete, configurations, setting, split_words, with_config
@@ -102,15 +103,14 @@ def check_settings(entry: str, words: Sequence[str]) -> str | None:
         LaunchError: It will refuse them.
     """
     try:
-        from ..trainer.engine.processes import EngineError
-        from ..trainer.settings.model import ConfigError
-        from ..trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config
+        from ..trainer.settings.experiment import FinetuneConfig, PretrainConfig
+        from ..trainer.settings.parse import parse_config
     except ImportError as error:
         return f"settings: not checked here ({error}); the job will"
     kind: Any = PretrainConfig if entry == "pretrain" else FinetuneConfig
     try:
         parse_config(words, kind, prog=f"trainer/{entry}.py")
-    except (ConfigError, EngineError) as error:
+    except (ConfigError, ConfigError) as error:
         raise LaunchError(str(error)) from None
     return None
 

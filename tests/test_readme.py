@@ -6,7 +6,8 @@ import shlex
 
 import pytest
 
-from rainspark.trainer.settings.parse import FinetuneConfig, PretrainConfig, dotted_keys
+from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
+from rainspark.trainer.settings.parse import dotted_keys
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

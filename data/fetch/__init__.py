@@ -1,0 +1,1 @@
+"""Download radar files from a weather service's interface."""

@@ -17,7 +17,7 @@ from typing import Final
 from tqdm import tqdm
 
 from ..command import GOES_ON, run_command
-from ..frames import DataError
+from ..errors import DataError
 from ..json_checks import shown
 from ..sequences import TimeSpan
 from ..store.storage import Storage, open_storage

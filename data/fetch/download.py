@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from ..frames import DataError
+from ..errors import DataError
 from ..store.names import PARTIAL_SUFFIX, make_durable
 from ..store.storage import Storage
 from .knmi_api import RemoteFile

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote
 
-from ..frames import DataError
+from ..errors import DataError
 from ..json_checks import shown
 from ..sequences import TimeSpan
 from .web import AnswerError, Web, shown_url

@@ -19,7 +19,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import requests
 import urllib3
 
-from ..frames import DataError
+from ..errors import DataError
 from ..json_checks import shown
 
 CONNECT_TIMEOUT_S: Final = 20.0

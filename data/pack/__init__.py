@@ -1,0 +1,1 @@
+"""Pack radar files into an archive: survey everything, then write, resumable and byte for byte the same."""

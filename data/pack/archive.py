@@ -1,4 +1,4 @@
-"""Pack radar data into shards: `python -m rainspark.data.pack knmi FILES --out SHARDS`, `python -m rainspark.data.pack inspect SHARDS`."""
+"""Pack surveyed radar files into an archive of shards, resumable and with the same bytes for the same input."""
 
 import os
 import sys
@@ -7,14 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import blosc2
 from tqdm import tqdm
 
-from ..command import GOES_ON, run_command
-from ..frames import DataError
-from ..shards.contact_sheet import draw_contact_sheet
+from ..counts import MAX_COUNT, NO_ROUNDING, Rounding
+from ..errors import DataError
 from ..shards.index import (
     INDEX_NAME,
     SCHEMA_VERSION,
@@ -26,19 +25,15 @@ from ..shards.index import (
     load_index,
     signed,
 )
-from ..shards.summary import sum_totals, summarise, totals_to_json
+from ..shards.summary import sum_totals, totals_to_json
 from ..shards.timeline import with_rain_after
 from ..shards.writer import PackedFrame, PlannedSequence, WrittenShard, pack_frame, write_shard
-from ..sources.source import MAX_COUNT, NO_ROUNDING, Rounding, Source
+from ..sources.source import Source
 from ..store.storage import Storage, open_storage
 from ..units import MISSING_COUNT
-from .options import parse_command
 from .resume import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
 from .survey import MAX_BAD_HINT, Job, PackInput, PackOptions, Part, survey
 from .tiling import Unit
-
-NO_CHANGE_MMH: Final = 5e-5
-"""Changes below this are those of floats that stand for the same number."""
 
 
 def pack(
@@ -68,10 +63,10 @@ def pack(
             another pack at work, no space); about pixels that cannot be decoded or a file that changed meanwhile: then
             OUT holds no index.
     """
-    return _pack_or_keep(paths, out, options, source, more, restart=restart)[0]
+    return pack_or_keep(paths, out, options, source, more, restart=restart)[0]
 
 
-def _pack_or_keep(
+def pack_or_keep(
     paths: Sequence[Path],
     out: str | Path,
     options: PackOptions,
@@ -291,47 +286,3 @@ def _finished(storage: Storage, job: Job) -> Index:
     check_shard_sizes(storage, index)
     sys.stderr.write(f"{storage.url}: already packed from these files with these options\n")
     return index
-
-
-def _describe(index: Index) -> str:
-    """Write the summary, and what requantising changed."""
-    lines = [summarise(index)]
-    for source, values in sorted(index.statistics.items()):
-        rounding = values.get("rounding") if isinstance(values, dict) else None
-        if isinstance(rounding, dict):
-            error_mmh, clamped = rounding.get("max_error_mmh", 0), rounding.get("clamped", 0)
-            changes = [f"at most {error_mmh:.4f} mm/h off" if error_mmh >= NO_CHANGE_MMH else "no rate changed"]
-            if clamped:
-                changes.append(f"{clamped} {'pixel' if clamped == 1 else 'pixels'} above 655.34 mm/h set to it")
-            lines.append(f"rounding      {source}: to counts of 0.01 mm/h, {'; '.join(changes)}\n")
-    return "".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
-
-    def work() -> int:
-        command = parse_command(sys.argv[1:] if argv is None else argv, __doc__ or "")
-        if command.inspect:
-            storage = open_storage(command.out)
-            index = load_index(storage)
-            check_shard_sizes(storage, index)
-            sys.stdout.write(_describe(index))
-            place = storage.url if storage.folder is not None else storage.url.rstrip("/").rpartition("/")[2]
-            picture = Path(command.picture or f"{place}.png").absolute()
-            open_storage(picture.parent).write(picture.name, draw_contact_sheet(storage, index))
-            sys.stdout.write(f"contact sheet {picture}\n")
-        else:
-            first, *more = command.inputs
-            index, complete = _pack_or_keep(
-                first.paths, command.out, command.options, first.source, more, restart=command.restart
-            )
-            outcome = "was complete already: " if complete else "packed        "
-            sys.stdout.write(f"{_describe(index)}{outcome}{open_storage(command.out).url}\n")
-        return 0
-
-    return run_command(work, interrupted=GOES_ON)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ..frames import Crop, DataError, parse_crop
+from ..errors import DataError
+from ..frames import Crop, parse_crop
 from ..shards.index import MAX_CADENCE_S
 from ..sources.importer import ImporterSource
 from ..sources.knmi import KnmiSource

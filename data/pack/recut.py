@@ -8,7 +8,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ..frames import DataError, iso_time
+from ..counts import NO_ROUNDING, Rounding
+from ..errors import DataError
+from ..frames import iso_time
 from ..json_checks import canonical, shown
 from ..sequences import cut_run
 from ..shards.index import SCHEMA_VERSION, Index, SequenceEntry
@@ -16,7 +18,6 @@ from ..shards.origins import Origin
 from ..shards.summary import rain_of, rounding_of, sum_totals, totals_to_json
 from ..shards.timeline import ready_origins
 from ..shards.writer import PlannedSequence
-from ..sources.source import NO_ROUNDING, Rounding
 from ..store.storage import Storage
 from ..units import MISSING_COUNT
 from .survey import MEGABYTE, MIN_SHARDS

@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from ..frames import DataError
+from ..counts import Rounding
+from ..errors import DataError
 from ..shards.index import parse_sequence_entry, parse_shard_entry
 from ..shards.summary import totals_from_json, totals_to_json
 from ..shards.writer import PlannedSequence, WrittenShard
-from ..sources.source import Rounding
 from ..store.storage import Storage
 
 STATE_FOLDER: Final = ".packing/"

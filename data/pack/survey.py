@@ -8,7 +8,8 @@ from typing import Final, NoReturn
 
 from tqdm import tqdm
 
-from ..frames import Crop, DataError
+from ..errors import DataError
+from ..frames import Crop
 from ..sequences import find_runs
 from ..shards.index import SCHEMA_VERSION
 from ..shards.origins import Origin, check_origins

@@ -5,7 +5,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
-from ..frames import Crop, DataError, Grid, iso_time
+from ..errors import DataError
+from ..frames import Crop, Grid, iso_time
 from ..sequences import Run, cut_run, find_runs
 from ..shards.writer import PlannedSequence
 

@@ -8,7 +8,7 @@ Chunk Format, README_CHUNK_FORMAT.rst of c-blosc2 (header of 32 bytes, little en
 import struct
 from typing import Any, Final
 
-from ..frames import DataError
+from ..errors import DataError
 
 HEADER: Final = struct.Struct("<BBBBiii6sBB6sBB")
 """version, versionlz, flags, typesize, nbytes, blocksize, cbytes, filter codes, codec, its meta, filter meta, reserved,

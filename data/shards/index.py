@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Final
 
-from ..frames import Crop, DamagedError, DataError, Grid
+from ..errors import DamagedError, DataError
+from ..frames import Crop, Grid
 from ..json_checks import as_float, canonical, demand, demand_distinct, parse_json, shown, typed
 from ..store.storage import Storage
 from ..units import MISSING_COUNT

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-from ..frames import Crop, DataError, Grid
+from ..errors import DataError
+from ..frames import Crop, Grid
 from ..json_checks import demand, shown, typed
 from ..units import SCALES_MMH
 

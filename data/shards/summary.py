@@ -8,11 +8,12 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..frames import DataError, iso_time
+from ..counts import NO_ROUNDING, Rounding
+from ..errors import DataError
+from ..frames import iso_time
 from ..json_checks import shown
 from ..palette import RAIN_LEVELS_MMH
 from ..sequences import Gap
-from ..sources.source import NO_ROUNDING, Rounding
 from ..units import MISSING_COUNT
 from .index import Index, of_source
 

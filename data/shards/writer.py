@@ -11,10 +11,10 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
+from ..counts import NO_ROUNDING, Rounding
 from ..frames import iso_time
 from ..json_checks import canonical
 from ..sequences import rain_fraction
-from ..sources.source import NO_ROUNDING, Rounding
 from ..store.storage import Storage
 from ..units import MISSING_COUNT
 from .index import NO_FRAME_AFTER, SCHEMA_VERSION, SequenceEntry, ShardEntry

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from ..frames import DataError
+from ..errors import DataError
 
 BLOCK_BYTES: Final = tarfile.BLOCKSIZE
 MAX_HEADER_BYTES: Final = 2**16

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ..frames import DataError
+from ..errors import DataError
 from . import hdf5
 
 MAX_CHUNKS: Final = 2**24

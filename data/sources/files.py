@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, NoReturn
 
-from ..frames import DataError
+from ..errors import DataError
 from ..redaction import redact
 from . import archives
 from .archives import Member

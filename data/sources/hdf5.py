@@ -17,7 +17,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ..frames import Crop, DataError
+from ..errors import DataError
+from ..frames import Crop
 
 FILTERS: Final = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32)
 """Filters that are decoded, in the order in which a writer applies them; each at most once."""

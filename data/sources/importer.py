@@ -20,21 +20,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..frames import Crop, DataError, Grid
+from ..counts import QUANTUM_MMH, requantise
+from ..errors import DataError
+from ..frames import Crop, Grid
 from .files import COMPRESSED_ENDINGS, Place, digest_of, files_of
 from .hdf5 import MAX_PIXELS
 from .odim import ZR
-from .source import (
-    QUANTUM_MMH,
-    FileRef,
-    Found,
-    FrameRef,
-    Header,
-    Reading,
-    Surveyed,
-    in_time_order,
-    requantise,
-)
+from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order
 
 EARTH_RADIUS_M: Final = 6_371_000
 """Mean radius of the Earth (IUGG, R1, to the kilometre): a grid in degrees is plate carrée on this sphere."""

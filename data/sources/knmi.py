@@ -16,7 +16,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..frames import Crop, DataError, Frame, Grid
+from ..errors import DataError
+from ..frames import Crop, Frame, Grid
 from ..units import MISSING_COUNT, SCALES_MMH
 from . import hdf5
 from .files import Place, find

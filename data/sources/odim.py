@@ -20,22 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import pyproj
 
-from ..frames import Crop, DataError, Grid, iso_time
+from ..counts import QUANTUM_MMH, Rounding, requantise
+from ..errors import DataError
+from ..frames import Crop, Grid, iso_time
 from ..units import MISSING_COUNT
 from . import hdf5
 from .files import Place, find
-from .source import (
-    QUANTUM_MMH,
-    FileRef,
-    Found,
-    FrameRef,
-    Header,
-    Reading,
-    Rounding,
-    Surveyed,
-    in_time_order,
-    requantise,
-)
+from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order
 
 FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf", ".hd5", "-hd5")
 """The last one is that of the German weather service's composites, composite_hx_20231114_1200-hd5."""

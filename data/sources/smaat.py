@@ -17,14 +17,16 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ..frames import Crop, DataError, Grid, iso_time
+from ..counts import Rounding
+from ..errors import DataError
+from ..frames import Crop, Grid, iso_time
 from ..sequences import Run
 from ..units import KNMI_MMH_PER_COUNT, MISSING_COUNT, NL50_MAX_MM_5MIN
 from . import hdf5
 from .blocks import BlockReader
 from .files import files_of
 from .knmi import ALWAYS_MISSING, LICENCE, PRODUCT_TIME, parse_product_time
-from .source import Found, FrameRef, Header, Reading, Rounding, Surveyed
+from .source import Found, FrameRef, Header, Reading, Surveyed
 
 GROUPS: Final = ("train", "test")
 FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf")

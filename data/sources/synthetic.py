@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ..frames import DataError
+from ..errors import DataError
 from ..randomness import generator
 from ..units import KNMI_MMH_PER_COUNT, MISSING_COUNT
 from .knmi_writer import CADENCE_S, file_name, write_knmi_file

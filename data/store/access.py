@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
-from ..frames import DataError
+from ..errors import DataError
 from ..redaction import redact
 from .names import check_name
 

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ..frames import DamagedError, DataError
+from ..errors import DamagedError, DataError
 from .names import PARTIAL_SUFFIX, beyond_end, check_range
 from .storage import Storage
 

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 from obstore.exceptions import BaseError
 
-from ..frames import DamagedError, DataError
+from ..errors import DamagedError, DataError
 from ..redaction import redact
 from .retries import TransientError
 

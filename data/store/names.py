@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from ..frames import DamagedError, DataError
+from ..errors import DamagedError, DataError
 
 PARTIAL_SUFFIX: Final = ".partial"
 """Files under this ending are being written, or were when their writer was killed; no listing shows them."""

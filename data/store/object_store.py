@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from ..frames import DataError
+from ..errors import DataError
 from .access import Access, TimeLimits, open_access
 from .errors import RAISED_BY_OBSTORE, judge, judged, status_of
 from .names import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from ..frames import DataError
+from ..errors import DataError
 from ..redaction import redact
 from .names import Traffic
 

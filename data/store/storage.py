@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from ..frames import DamagedError, DataError
+from ..errors import DamagedError, DataError
 from ..redaction import redact
 from .names import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range, make_durable
 

@@ -1,0 +1,1 @@
+"""Deliver the planned windows as batches: read ahead, verify, decode, cut."""

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..frames import DamagedError, DataError
-from ..shards.decode import Block, FrameCache
+from ..errors import DamagedError, DataError
 from ..units import MISSING_COUNT
+from .frame_cache import Block, FrameCache
 from .quarantine import Quarantine
 from .reading import ClosedError, SequenceReader
 

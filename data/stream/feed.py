@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..shards.decode import Block, FrameCache
+from ..errors import ConfigError
 from ..shards.index import Index
 from ..shards.timeline import frame_bases
 from ..store.storage import Storage
-from ..windows.mixing import BatchError
 from ..windows.selection import WindowTable
 from .cutting import Pipeline, StepArrays
+from .frame_cache import Block, FrameCache
 from .quarantine import LostSequence, Quarantine
 from .reading import RANGE_BYTES, STORE_READERS, SequenceReader
 
@@ -42,7 +42,7 @@ class Feed:
             in `stats` and `lost` and logged; a sequence that was lost is tried again in the next epoch.
 
     Raises:
-        BatchError: For no threads, or a budget that holds less than one window.
+        ConfigError: For no threads, or a budget that holds less than one window.
     """
 
     def __init__(
@@ -63,20 +63,22 @@ class Feed:
         frame_bytes = index.rows * index.cols * 2
         self._max_frames = int(decoded_mb * 2**20) // frame_bytes
         if self._max_frames < window:
-            raise BatchError(
+            raise ConfigError(
                 f"decoded frames may take {decoded_mb} MiB, which holds {self._max_frames} frames of {index.rows} x "
                 f"{index.cols} pixels; expected room for one window of {window} at least, "
                 f"{window * frame_bytes / 2**20:.2f} MiB"
             )
         if threads < 1 or prefetch_steps < 0:
-            raise BatchError(f"{threads} threads, {prefetch_steps} steps ahead; expected at least 1 thread and 0 steps")
+            raise ConfigError(
+                f"{threads} threads, {prefetch_steps} steps ahead; expected at least 1 thread and 0 steps"
+            )
         if prefetch_mb < 0 or (readers is not None and readers < 1) or quarantine < 0:
-            raise BatchError(
+            raise ConfigError(
                 f"{prefetch_mb} MiB to read ahead, {readers} reading threads, a quarantine of {quarantine} sequences; "
                 "expected at least 0, 1 and 0"
             )
         if pin_memory and not torch.cuda.is_available():
-            raise BatchError("pinned memory was asked for on a machine without a CUDA device; set it to false")
+            raise ConfigError("pinned memory was asked for on a machine without a CUDA device; set it to false")
         self._storage, self._index, self._window, self._threads = storage, index, window, threads
         in_folder = storage.folder is not None
         self._readers = readers or (threads if in_folder else STORE_READERS)

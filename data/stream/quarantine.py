@@ -4,7 +4,7 @@ import logging
 import threading
 from dataclasses import dataclass
 
-from ..frames import DamagedError
+from ..errors import DamagedError
 from ..shards.index import Index
 
 LOG = logging.getLogger(__name__)

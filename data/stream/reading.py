@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..frames import DamagedError, DataError
+from ..errors import DamagedError, DataError
 from ..shards.decode import check_sequence
 from ..shards.index import Index, SequenceEntry
 from ..store.storage import Storage

@@ -13,15 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..shards.decode import Block
+from ..errors import ConfigError
 from ..shards.index import Index
 from ..store.storage import Storage
 from ..units import MISSING_COUNT
-from ..windows.mixing import BatchError, check_batches, default_block_bytes, mix_sources
+from ..windows.mixing import check_batches, default_block_bytes, mix_sources
 from ..windows.plan import LaneOrder, evaluation_plan, gather_blocks, order_lanes, run_numbers
 from ..windows.selection import WindowTable
 from .cutting import StepArrays
 from .feed import BlockMaker, Feed
+from .frame_cache import Block
 from .quarantine import LostSequence
 
 
@@ -88,7 +89,7 @@ class Stream:
         quarantine: Sequences that this rank may lose, see `Feed`.
 
     Raises:
-        BatchError: For sizes that do not fit together, or a budget that holds less than one window.
+        ConfigError: For sizes that do not fit together, or a budget that holds less than one window.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class Stream:
             DataError: For a sequence that cannot be read or is not what the index says, at the step that needs it.
         """
         if first_step < 0:
-            raise BatchError(f"the first step is {first_step}; expected 0 or more")
+            raise ConfigError(f"the first step is {first_step}; expected 0 or more")
         if first_step >= stop_step:
             return
         parts = self._lane_parts()
@@ -291,7 +292,7 @@ def evaluation_batches(
         quarantine: Sequences that may be lost; their windows are given as padding, row -1.
 
     Raises:
-        BatchError: For a micro-batch that the world size does not divide.
+        ConfigError: For a micro-batch that the world size does not divide.
         DataError: For a sequence that cannot be read or is not what the index says, at the step that needs it.
     """
     check_batches(
@@ -338,7 +339,7 @@ def _evaluate(
 def check_rank(rank: int, world_size: int) -> None:
     """Check that a rank is one of the world's."""
     if not 0 <= rank < world_size:
-        raise BatchError(f"rank {rank} of {world_size} processes; expected 0 to {world_size - 1}")
+        raise ConfigError(f"rank {rank} of {world_size} processes; expected 0 to {world_size - 1}")
 
 
 def _evaluation_blocks(

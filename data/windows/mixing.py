@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..frames import DataError
+from ..errors import ConfigError
 from ..json_checks import shown
 from ..shards.index import Index
 from .selection import WindowTable
@@ -16,10 +16,6 @@ from .selection import WindowTable
 MAX_DEFAULT_LANES = 16
 # A source that is read more often an epoch has a weight by mistake, and its reading order would be laid out as often.
 MAX_REPEATS = 1000
-
-
-class BatchError(DataError):
-    """Batch sizes, lanes and world size that do not fit together or do not fit the windows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,30 +63,30 @@ def check_batches(*, num_windows: int, global_batch: int, micro_batch: int, lane
     """Check that the sizes of a run fit together, before anything is read.
 
     Raises:
-        BatchError: With the values that would work.
+        ConfigError: With the values that would work.
     """
     for name, value in (("global batch", global_batch), ("micro-batch", micro_batch), ("lanes", lanes)):
         if value < 1:
-            raise BatchError(f"the {name} is {value}; expected at least 1")
+            raise ConfigError(f"the {name} is {value}; expected at least 1")
     if global_batch % micro_batch:
         below = global_batch - global_batch % micro_batch
         near = [size for size in (below, below + micro_batch) if size]
-        raise BatchError(
+        raise ConfigError(
             f"the global batch of {global_batch} windows is not a multiple of the micro-batch of {micro_batch}; "
             f"nearest global batches that are: {_listed(near)}"
         )
     if micro_batch % lanes:
-        raise BatchError(
+        raise ConfigError(
             f"the micro-batch of {micro_batch} windows cannot be laid out on {lanes} lanes; "
             f"numbers of lanes that divide it: {_listed(_divisors(micro_batch))}"
         )
     if world_size < 1 or micro_batch % world_size:
-        raise BatchError(
+        raise ConfigError(
             f"the micro-batch of {micro_batch} windows cannot be divided among {world_size} processes; "
             f"numbers of processes that work: {_listed(_divisors(micro_batch))}"
         )
     if num_windows < global_batch:
-        raise BatchError(
+        raise ConfigError(
             f"{num_windows} windows are selected, fewer than one global batch of {global_batch}; "
             "take a smaller global batch, a lower rain fraction, a longer time span, or more data"
         )
@@ -116,7 +112,7 @@ def mix_sources(
         weights: Share of each source's windows, divided by their sum; None: as many as each has.
 
     Raises:
-        BatchError: Weights of other sources, or fewer lanes than sources, with the numbers that work.
+        ConfigError: Weights of other sources, or fewer lanes than sources, with the numbers that work.
     """
     sources = [index.origins[entry.origin].source for entry in index.sequences]
     names = [name for name in index.sources if weights is None or name in weights]
@@ -131,7 +127,7 @@ def mix_sources(
         names = present
         asked = [float(len(rows[name])) for name in names]
     if lanes < len(names):
-        raise BatchError(
+        raise ConfigError(
             f"{len(names)} sources ({'; '.join(map(shown, names))}) are mixed in micro-batches of {micro_batch} "
             f"windows on {lanes} lanes, and each needs a lane of its own; {_roomier(micro_batch, len(names))}"
         )
@@ -150,7 +146,7 @@ def mix_sources(
     )
     for share in shares:
         if share.num_read > MAX_REPEATS * len(share.row_n):
-            raise BatchError(
+            raise ConfigError(
                 f"{share}; expected {MAX_REPEATS} times at most: give it less weight, take more lanes (a source has "
                 "one at least), or leave it out"
             )
@@ -194,22 +190,22 @@ def _check_weights(weights: Mapping[str, float], known: Sequence[str], present: 
     """Check that weights name the sources that have windows, and only those."""
     for name, weight in weights.items():
         if name not in known:
-            raise BatchError(
+            raise ConfigError(
                 f"a weight is set for the source {name!r}, which is not in the archive; its sources: "
                 f"{'; '.join(map(shown, known))}"
             )
         if not (math.isfinite(weight) and weight > 0):
-            raise BatchError(
+            raise ConfigError(
                 f"the weight of {name!r} is {weight}; expected a share above 0 (to read one source only, choose it)"
             )
         if name not in present:
-            raise BatchError(
+            raise ConfigError(
                 f"a weight is set for the source {name!r}, of which no window is selected; leave it out, or select "
                 "rain or times that it has"
             )
     for name in present:
         if name not in weights:
-            raise BatchError(
+            raise ConfigError(
                 f"weights are set, but none for the source {shown(name)}, which has windows too; every source needs "
                 f"one: {'; '.join(map(shown, present))}"
             )

@@ -7,9 +7,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ConfigError
 from ..randomness import generator
 from ..shards.index import Index
-from .mixing import BatchError, SourceShare, check_batches, mix_sources
+from .mixing import SourceShare, check_batches, mix_sources
 from .selection import WindowTable
 
 # A window weighs this much in a block at least, bytes. Dry frames compress to almost nothing, so that compressed bytes
@@ -142,10 +143,10 @@ def evaluation_plan(table: WindowTable, micro_batch: int, limit: int | None = No
         limit: Take only this many, evenly spread over the table.
 
     Raises:
-        BatchError: For a batch or a limit below 1.
+        ConfigError: For a batch or a limit below 1.
     """
     if micro_batch < 1 or (limit is not None and limit < 1):
-        raise BatchError(f"the evaluation batch is {micro_batch} and its limit {limit}; expected at least 1")
+        raise ConfigError(f"the evaluation batch is {micro_batch} and its limit {limit}; expected at least 1")
     count = len(table) if limit is None else min(limit, len(table))
     rows = np.full(-(-count // micro_batch) * micro_batch, -1, np.int64)
     rows[:count] = np.arange(count) * len(table) // max(count, 1)

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..frames import DataError
+from ..errors import DataError
 from ..json_checks import shown
 from ..sequences import TimeSpan
 from ..shards.index import Index

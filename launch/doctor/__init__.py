@@ -1,0 +1,1 @@
+"""Check a job before the queue does: settings, data, machine, disk, memory, checkpoints."""

@@ -24,7 +24,7 @@ from . import settings as doctor_settings
 from .findings import CHECKPOINT, SETTINGS, Finding, Job, as_json, guarded, number
 
 if TYPE_CHECKING:
-    from ...trainer.settings.parse import TrainingConfig
+    from ...trainer.settings.experiment import TrainingConfig
 
 LEAD_S: Final = 180.0
 """Warning before the time limit where no batch script says another."""

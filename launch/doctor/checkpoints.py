@@ -60,7 +60,7 @@ def _resume(job: Job, windows: "Windows", newest: Path) -> list[Finding]:
 
 def check_second_place(job: Job) -> list[Finding]:
     """Write, read and delete a small file in the checkpoints' second place, and look what lies there."""
-    from ...data.frames import DataError
+    from ...data.errors import DataError
     from ...data.store.storage import open_storage
     from ...trainer.checkpoint.transfer import finished_in
 

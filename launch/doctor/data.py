@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ...data.errors import ConfigError
 from .findings import DATA, GIB, SETTINGS, Finding, Job, fail, guarded, number, ok, warn
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ GIGABYTE: Final = 1_000_000_000
 
 def check_archive(job: Job) -> tuple["Windows | None", list[Finding]]:
     """Open the archive as a run does: credentials, index, split, frames that the model takes."""
-    from ...data.windows.mixing import BatchError
-    from ...trainer.settings.model import ConfigError
     from ...trainer.training.windows import open_windows
 
     windows: Windows | None = None
@@ -26,7 +25,7 @@ def check_archive(job: Job) -> tuple["Windows | None", list[Finding]]:
         nonlocal windows
         try:
             found = open_windows(job.config.data, window_of(job))
-        except (BatchError, ConfigError) as error:
+        except (ConfigError, ConfigError) as error:
             return [fail("shards", str(error), SETTINGS)]
         index = found.index
         what = f"{found.storage.url}: fingerprint {index.fingerprint[:12]}, {number(len(index.shards), 'shard')}, "
@@ -44,7 +43,7 @@ def check_archive(job: Job) -> tuple["Windows | None", list[Finding]]:
 
 def window_of(job: Job) -> int:
     """Give the frames of a window."""
-    from ...trainer.settings.parse import FinetuneConfig
+    from ...trainer.settings.experiment import FinetuneConfig
 
     config = job.config
     if isinstance(config, FinetuneConfig):
@@ -55,7 +54,7 @@ def window_of(job: Job) -> int:
 def _unfit(job: Job, rows: int, cols: int) -> Finding | None:
     """Refuse frames that no whole number of patches makes up, as the entry point does."""
     from ...models.patches import PATCH
-    from ...trainer.settings.parse import FinetuneConfig
+    from ...trainer.settings.experiment import FinetuneConfig
 
     crop = job.config.data.crop if isinstance(job.config, FinetuneConfig) else None
     if crop is not None and crop > min(rows, cols):

@@ -1,11 +1,11 @@
-"""What a check of `rainspark.launch.doctor.__main__` says: one line a finding, and the exit code that a run would end with for it."""
+"""What a check of `rainspark.launch.doctor` says: one line a finding, and the exit code that a run would end with for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    from ...trainer.settings.parse import TrainingConfig
+    from ...trainer.settings.experiment import TrainingConfig
 
 SETTINGS: Final = 3
 DATA: Final = 4

@@ -23,7 +23,7 @@ SHARED_MIB_A_RANK: Final = 64
 BUILD_LOCK: Final = "lock"
 """torch's name for the file that keeps two processes from building one extension (torch.utils.file_baton)."""
 _IMPORTED: Final = ("torch", "accelerate", "timm")
-_REPOSITORY: Final = Path(__file__).resolve().parents[1]
+_REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 
 def check_versions(distribution: str = "rainspark") -> list[Finding]:
@@ -184,7 +184,7 @@ def check_collective(host: str | None = None) -> list[Finding]:
     def start(rank: int, port: str, errors: Path) -> subprocess.Popen[str]:
         with errors.open("w") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rainspark.launch.doctor.__main__.collective", str(rank), host, port],
+                [sys.executable, "-P", "-m", "rainspark.launch.doctor.collective", str(rank), host, port],
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 text=True,

@@ -40,9 +40,9 @@ def model_size(job: Job) -> "ModelSize":
     import torch
 
     from ...data.units import ModelSpace
-    from ...trainer.forecasting.forecaster import build_nowcaster
-    from ...trainer.settings.parse import FinetuneConfig
-    from ...trainer.training.pretraining import build_model
+    from ...trainer.forecasting.build import build_nowcaster
+    from ...trainer.settings.experiment import FinetuneConfig
+    from ...trainer.training.build import build_spark
     from .memory_formula import size_of
 
     config = job.config
@@ -51,7 +51,7 @@ def model_size(job: Job) -> "ModelSize":
         if isinstance(config, FinetuneConfig):
             space = ModelSpace(kind=given.kind, scale_mmh=given.scale_mmh, clip_mmh=given.clip_mmh)
             return size_of(build_nowcaster(config.model, space))
-        return size_of(build_model(config))
+        return size_of(build_spark(config))
 
 
 def checkpoint_bytes(job: Job, size: "ModelSize") -> int:

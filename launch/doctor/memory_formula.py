@@ -1,4 +1,4 @@
-"""How much memory a rank needs: the formula that `rainspark.launch.doctor.__main__` uses and tests/bench/memory.py holds against engines.
+"""How much memory a rank needs: the formula that `rainspark.launch.doctor` uses and tests/bench/memory.py holds against engines.
 
 What it says of DeepSpeed was read off version 0.19.8 at work: every tensor that a rank allocates, ZeRO 0 to 3.
 """
@@ -8,9 +8,9 @@ from typing import Final
 
 from torch import nn
 
-from ...trainer.engine.optimizers import OptimConfig
-from ...trainer.engine.processes import EngineConfig
 from ...trainer.engine.zero import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
+from ...trainer.settings.engine import EngineConfig
+from ...trainer.settings.optim import OptimConfig
 
 ALL_REDUCE_ELEMENTS: Final = 500_000_000
 """DeepSpeed at stage 0 flattens gradients up to so many values before it reduces them."""

@@ -21,11 +21,10 @@ from ...data.stream.stream import Batch
 from ...data.units import ModelSpace
 from ...trainer.engine.processes import AUTOCAST_DTYPES
 from ...trainer.engine.replicated import Forward
-from ...trainer.forecasting.forecaster import build_nowcaster
-from ...trainer.settings.parse import FinetuneConfig, TrainingConfig
-from ...trainer.training import finetuning as finetune
-from ...trainer.training import pretraining as pretrain
-from ...trainer.training.pretrain_task import Task
+from ...trainer.forecasting.build import build_nowcaster
+from ...trainer.settings.experiment import FinetuneConfig, TrainingConfig
+from ...trainer.training.build import build_nowcast_task, build_pretrain_task, build_spark
+from ...trainer.training.task import Task
 
 _MARK: Final = "rainspark mark: "
 
@@ -112,11 +111,11 @@ def measure_activations(config: TrainingConfig, index: Index) -> Activations:
         torch.manual_seed(config.seed)
         if isinstance(config, FinetuneConfig):
             nowcaster = build_nowcaster(config.model, space)
-            model, task = nowcaster, finetune.build_task(config, nowcaster, space)
+            model, task = nowcaster, build_nowcast_task(config, nowcaster, space)
             window = config.model.frames_in + config.model.frames_out
         else:
-            spark = pretrain.build_model(config)
-            model, task = spark, pretrain.build_task(config, spark, space, index)
+            spark = build_spark(config)
+            model, task = spark, build_pretrain_task(config, spark, space, index)
             window = config.data.window
     if config.engine.precision == "fp64":
         model = model.double()

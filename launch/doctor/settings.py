@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .findings import SETTINGS, Finding, Job, fail, guarded, number, ok, warn
 
 if TYPE_CHECKING:
-    from ...trainer.settings.parse import TrainingConfig
+    from ...trainer.settings.experiment import TrainingConfig
     from ...trainer.training.windows import Windows
 
 
@@ -18,16 +18,17 @@ def check_settings(argv: Sequence[str], entry: str) -> tuple["TrainingConfig | N
         argv: `--config FILE` and overrides.
         entry: "pretrain" or "finetune".
     """
-    from ...trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config
+    from ...trainer.settings.experiment import FinetuneConfig, PretrainConfig
+    from ...trainer.settings.parse import parse_config
 
     config: TrainingConfig | None = None
 
     def read() -> list[Finding]:
         nonlocal config
         if entry == "finetune":
-            config = parse_config(argv, FinetuneConfig, prog="rainspark.launch.doctor.__main__")
+            config = parse_config(argv, FinetuneConfig, prog="rainspark doctor")
         else:
-            config = parse_config(argv, PretrainConfig, prog="rainspark.launch.doctor.__main__")
+            config = parse_config(argv, PretrainConfig, prog="rainspark doctor")
         return [ok("settings", f"{entry} into {config.run.dir}, {config.run.steps} steps")]
 
     found = guarded("settings", SETTINGS, read)

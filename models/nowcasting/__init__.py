@@ -1,0 +1,1 @@
+"""Turn past rain into future rain: nowcasters, motion, matching, losses of events, baselines."""

@@ -1,15 +1,10 @@
 """Weights in and out: published SparK / SpaT-SparK checkpoints and our own in, encoders for timm out.
 
-    python -m rainspark.models.weights export RUN_OR_CHECKPOINT --out encoder.safetensors
-    python -m rainspark.models.weights import CHECKPOINT.pth [--out model.safetensors]
-
 Nothing that is read here can run code: `.pth` files are read with `weights_only=True`, others are safetensors.
 """
 
-import argparse
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +17,6 @@ from torch import Tensor, nn
 
 from ..encoder import timm_shapes
 from .files import ENCODER_PREFIX, Weights, WeightsError, read_weights
-from .manifest import CheckpointError
 
 __all__ = [
     "InitReport",
@@ -31,7 +25,6 @@ __all__ = [
     "architecture_of",
     "encoder_for_timm",
     "init_from",
-    "main",
     "read_weights",
     "write_safetensors",
 ]
@@ -113,7 +106,7 @@ def init_from(model: nn.Module, source: Path, *, may_differ: tuple[str, ...] = (
             f"{weights.source}: {len(differing)} tensors have another shape: {'; '.join(differing[:5])}; expected "
             "weights of the same encoder, input channels and decoder width"
         )
-    _check_finite(weights.source, shared)
+    check_finite(weights.source, shared)
     model.load_state_dict(shared, strict=False)
     return InitReport(
         source=weights.source,
@@ -136,7 +129,7 @@ def encoder_for_timm(weights: Weights) -> dict[str, Tensor]:
             f"{weights.source}: holds no encoder (names that begin with {ENCODER_PREFIX}); it holds "
             f"{_some(weights.tensors)}"
         )
-    _check_finite(weights.source, found)
+    check_finite(weights.source, found)
     return {
         name.removeprefix(ENCODER_PREFIX): (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in found.items()
@@ -206,7 +199,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, force: bool)
         temporary.unlink(missing_ok=True)
 
 
-def _check_finite(source: Path, tensors: Mapping[str, Tensor]) -> None:
+def check_finite(source: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse values that are NaN or infinite as float32, which is what weights travel in."""
     broken = {name: tensor for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()}
     if broken:
@@ -217,60 +210,3 @@ def _check_finite(source: Path, tensors: Mapping[str, Tensor]) -> None:
 def _some(names: Mapping[str, Any]) -> str:
     listed = list(names)
     return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    weights = read_weights(arguments.source)
-    encoder = encoder_for_timm(weights)
-    name, in_chans = architecture_of(encoder, weights.source), encoder["conv1.weight"].shape[1]
-    write_safetensors(arguments.out, encoder, force=arguments.force)
-    sys.stdout.write(
-        f"read   {weights.source}\n"
-        f"wrote  {arguments.out}: {name}, {in_chans} input channels, {len(encoder)} tensors, "
-        f"{arguments.out.stat().st_size / 1e6:.1f} MB\n"
-        f'load   timm.create_model("{name}", in_chans={in_chans}, num_classes=0, '
-        f"checkpoint_path={str(arguments.out)!r})\n"
-    )
-
-
-def _import(arguments: argparse.Namespace) -> None:
-    weights = read_weights(arguments.source)
-    rooms = Counter(name.split(".")[0] for name in weights.tensors)
-    sys.stdout.write(f"read   {weights.source}: {len(weights.tensors)} tensors\n")
-    for room, count in rooms.items():
-        sys.stdout.write(f"       {room}: {count}\n")
-    if any(name.startswith(ENCODER_PREFIX) for name in weights.tensors):
-        sys.stdout.write(f"       encoder: {architecture_of(encoder_for_timm(weights), weights.source)}\n")
-    if weights.dropped:
-        sys.stdout.write(f"       dropped, not used by any model: {', '.join(weights.dropped)}\n")
-    if arguments.out is not None:
-        _check_finite(weights.source, weights.tensors)
-        write_safetensors(arguments.out, weights.tensors, force=arguments.force)
-        sys.stdout.write(f"wrote  {arguments.out}; start from it with --init_from {arguments.out}\n")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code (4: weights that cannot be used)."""
-    parser = argparse.ArgumentParser(prog="python -m rainspark.models.weights", description="Weights in and out.")
-    commands = parser.add_subparsers(required=True)
-    export = commands.add_parser("export", help="write the encoder of a run for timm.create_model")
-    export.add_argument("source", type=Path, help="a run's folder, a checkpoint's folder, or a weights file")
-    export.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    export.set_defaults(run=_export)
-    importing = commands.add_parser("import", help="read a published SparK or SpaT-SparK checkpoint")
-    importing.add_argument("source", type=Path, help="a .pth or .safetensors file")
-    importing.add_argument("--out", type=Path, help="safetensors file to write, under our names")
-    importing.set_defaults(run=_import)
-    for command in (export, importing):
-        command.add_argument("--force", action="store_true", help="replace an existing file")
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (WeightsError, CheckpointError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 4
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,7 +19,8 @@ import torch
 from rainspark.data.sources.synthetic import storms
 from rainspark.data.units import KNMI_MMH_PER_COUNT, ModelSpace
 from rainspark.models.nowcasting.baselines import Advection, Extrapolation
-from rainspark.trainer.forecasting.forecaster import build_nowcaster, rain_of
+from rainspark.trainer.forecasting.build import build_nowcaster
+from rainspark.trainer.forecasting.forecaster import rain_of
 from rainspark.trainer.settings.model import NowcastConfig
 
 SPACE = ModelSpace(kind="log", scale_mmh=1.0)

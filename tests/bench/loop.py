@@ -16,7 +16,8 @@ import torch
 from rainspark.data.stream.stream import Batch
 from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.processes.entry import StopSignal
-from rainspark.trainer.settings.parse import PretrainConfig, parse_config
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.loop import Hooks, Loop
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import make_shards

@@ -20,7 +20,7 @@ from rainspark.models.encoder import build_encoder
 from rainspark.models.masking import visible_positions
 from rainspark.models.spark import SparK
 from rainspark.trainer.engine.engine import Engine, EngineConfig
-from rainspark.trainer.engine.optimizers import OptimConfig
+from rainspark.trainer.settings.optim import OptimConfig
 from tests.distributed import run_ranks
 
 FRAMES = 12

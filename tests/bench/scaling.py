@@ -27,7 +27,7 @@ import torch.multiprocessing
 from torch.profiler import ProfilerActivity, profile
 
 from rainspark.trainer.engine.engine import Engine
-from rainspark.trainer.engine.optimizers import OptimConfig
+from rainspark.trainer.settings.optim import OptimConfig
 from tests.bench.memory import STAGES, build, engine_config, inputs, train
 from tests.distributed import run_ranks
 

@@ -35,7 +35,8 @@ def one(case: str, folder: Path, warm_s: float, steps: int, batch: int) -> dict[
     from accelerate import PartialState
     from torchvision.models import resnet18  # type: ignore[import-untyped]
 
-    from rainspark.trainer.tracking.trackers import TrackingConfig, open_trackers
+    from rainspark.trainer.settings.tracking import TrackingConfig
+    from rainspark.trainer.tracking.trackers import open_trackers
 
     torch.set_num_threads(1)
     PartialState(cpu=True)

@@ -21,17 +21,17 @@ from typing import Any
 import torch
 
 from rainspark.data import reshard, verify
-from rainspark.data.frames import DataError
-from rainspark.data.pack import archive as pack
+from rainspark.data.errors import ConfigError, DataError
+from rainspark.data.pack import __main__ as pack
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.data.stream.stream import evaluation_batches
 from rainspark.data.windows.selection import Selection, select_windows
-from rainspark.models.weights import transfer as weights
+from rainspark.models.weights import __main__ as weights
 from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.settings.model import ConfigError
-from rainspark.trainer.settings.parse import PretrainConfig, parse_config
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.verification.rows import Rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]

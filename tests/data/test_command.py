@@ -3,7 +3,7 @@
 import pytest
 
 from rainspark.data.command import EXIT_BAD_DATA, EXIT_INTERRUPTED, GOES_ON, run_command
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 
 
 def test_a_commands_own_code_is_given_back(capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.data.frames import Crop, DataError, Grid, iso_time, parse_crop
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop, Grid, iso_time, parse_crop
 
 GRID = Grid(rows=765, cols=700, pixel_km=1.0, projection="+proj=stere", x0_km=0.0, y0_km=-3650.0)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rainspark.data.command import EXIT_BAD_DATA
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.pack.recut import ReshardOptions
 from rainspark.data.reshard import main, reshard
 from rainspark.data.sequences import cut_run

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.sequences import cut_run, find_runs, rain_fraction, split_spans
 
 CADENCE_S = 300

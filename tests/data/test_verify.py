@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rainspark.data.command import EXIT_BAD_DATA
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.shards.index import Index, dump_index, signed
 from rainspark.data.shards.summary import summarise
 from rainspark.data.shards.timeline import with_rain_after

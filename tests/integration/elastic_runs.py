@@ -13,7 +13,8 @@ from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.checkpoint.folder import save
 from rainspark.trainer.engine.engine import Engine, EngineState
 from rainspark.trainer.processes.entry import StopSignal
-from rainspark.trainer.settings.parse import PretrainConfig, parse_config
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import train
 

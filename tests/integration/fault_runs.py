@@ -12,8 +12,8 @@ from torch import Tensor
 from rainspark.models.weights.manifest import step_folders
 from rainspark.trainer.engine.engine import Engine, UpdateResult
 from rainspark.trainer.training.finetuning import Finetuning
-from rainspark.trainer.training.pretrain_task import PreparedBatch, StepOutput
 from rainspark.trainer.training.pretraining import Pretraining
+from rainspark.trainer.training.task import PreparedBatch, StepOutput
 from tests.integration import nowcast_runs, runs
 
 KINDS = ("input", "loss", "infinite loss", "gradient", "infinite gradient")

@@ -18,7 +18,8 @@ from rainspark.trainer.checkpoint.folder import Loaded, TrainState, save
 from rainspark.trainer.checkpoint.share import share
 from rainspark.trainer.checkpoint.transfer import pull_latest, push
 from rainspark.trainer.engine.engine import Engine, EngineConfig
-from rainspark.trainer.processes.entry import ExitCode, run_entry, set_up_logging
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.processes.entry import run_entry, set_up_logging
 from rainspark.trainer.training.run import TrainingRun
 from tests.fault_server import Fault, disarm
 from tests.integration import nowcast_runs, runs

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from rainspark.models.weights.manifest import latest_verified
-from rainspark.trainer.processes.entry import ExitCode
-from rainspark.trainer.settings.parse import FinetuneConfig
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.settings.experiment import FinetuneConfig
 from rainspark.trainer.training.finetuning import Finetuning
 from tests.integration import runs
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.stream.stream import Batch
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.engine.engine import EngineError
-from rainspark.trainer.processes.entry import ExitCode, run_process
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.processes.entry import run_process
 from rainspark.trainer.training.pretraining import Pretraining, main
 
 SLEEP_S = 3600.0
@@ -45,7 +45,7 @@ def _crashes(_run: Pretraining) -> None:
 
 
 def _finds_bad_settings(_run: Pretraining) -> None:
-    raise EngineError("a setting that only this rank finds wrong")
+    raise ConfigError("a setting that only this rank finds wrong")
 
 
 def _finds_bad_data(_run: Pretraining) -> None:

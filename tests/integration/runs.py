@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from rainspark.data.sources.synthetic import main as write_storms
 from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.engine.engine import Engine
-from rainspark.trainer.processes.entry import STOP_SIGNALS, ExitCode, StopSignal
-from rainspark.trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.processes.entry import STOP_SIGNALS, StopSignal
+from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
+from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.finetuning import Finetuning
 from rainspark.trainer.training.pretraining import Pretraining
 
@@ -27,7 +29,7 @@ _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 
 def make_shards(folder: Path, *, hours: float = 5, size: int = 64) -> Path:
     """Write a few hours of synthetic storms and pack them; return the shards' folder."""
-    from rainspark.data.pack.archive import main as pack
+    from rainspark.data.pack.__main__ import main as pack
 
     write_storms(["--out", str(folder / "radar"), "--hours", str(hours), "--seed", "3", "--size", str(size)])
     pack(["knmi", str(folder / "radar"), "--out", str(folder / "shards")])

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rainspark.trainer.settings.parse import PretrainConfig, parse_config
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.windows import open_stream, open_windows
 from tests.distributed import run_ranks
 from tests.integration.elastic_runs import Seen, both, in_order, saved_hashes

@@ -11,7 +11,8 @@ import torch
 from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.engine.optimizers import decay_at, rate_at
 from rainspark.trainer.processes.entry import StopSignal
-from rainspark.trainer.settings.parse import PretrainConfig, dotted_keys, parse_config
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.parse import dotted_keys, parse_config
 from rainspark.trainer.training.pretraining import Pretraining
 from rainspark.trainer.training.windows import open_stream, open_windows
 from tests.conftest import REPOSITORY

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from rainspark.data.errors import ConfigError
 from rainspark.data.stream.stream import Batch
 from rainspark.models.weights.manifest import CheckpointError, step_folders, write_manifest
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.processes.entry import ExitCode
-from rainspark.trainer.settings.model import ConfigError
+from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.training.finetuning import Finetuning
 from rainspark.trainer.training.nowcast_task import NowcastBatch
 from tests.distributed import run_ranks

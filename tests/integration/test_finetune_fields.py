@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from rainspark.trainer.engine.engine import Engine
-from rainspark.trainer.processes.entry import ExitCode, StopSignal
-from rainspark.trainer.settings.parse import FinetuneConfig, dotted_keys, parse_config
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.processes.entry import StopSignal
+from rainspark.trainer.settings.experiment import FinetuneConfig
+from rainspark.trainer.settings.parse import dotted_keys, parse_config
 from rainspark.trainer.training.finetuning import Finetuning
 from tests.integration import runs
 from tests.integration.nowcast_runs import arguments, stored, train

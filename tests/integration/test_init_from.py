@@ -8,14 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rainspark.data.errors import ConfigError
 from rainspark.data.units import ModelSpace
 from rainspark.models.weights.manifest import latest_verified, step_folders
 from rainspark.models.weights.transfer import WeightsError
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.forecasting.forecaster import build_nowcaster, load_forecaster
-from rainspark.trainer.processes.entry import ExitCode
-from rainspark.trainer.settings.model import ConfigError
-from rainspark.trainer.settings.parse import FinetuneConfig, PretrainConfig, parse_config
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.forecasting.build import build_nowcaster
+from rainspark.trainer.forecasting.forecaster import load_forecaster
+from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
+from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.finetuning import Finetuning
 from tests.conftest import REPOSITORY
 from tests.integration import runs

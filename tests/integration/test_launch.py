@@ -117,9 +117,7 @@ def test_zero_2_on_two_processes_and_export_to_timm(shards: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert "TensorBoard" in done.stdout
     assert list((folder / "tensorboard").iterdir())
-    exported = run(
-        [sys.executable, "-m", "rainspark.models.weights.transfer", "export", str(folder), "--out", str(out)]
-    )
+    exported = run([sys.executable, "-m", "rainspark.models.weights", "export", str(folder), "--out", str(out)])
     assert exported.returncode == 0, exported.stderr
     encoder = timm.create_model("resnet18", in_chans=12, num_classes=0)
     encoder.load_state_dict(load_file(out), strict=True)

@@ -13,9 +13,10 @@ from rainspark.data.frames import iso_time
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.stream.stream import Batch, evaluation_batches
 from rainspark.trainer.checkpoint.folder import load
+from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.forecasting.forecaster import load_forecaster
-from rainspark.trainer.processes.entry import ExitCode
-from rainspark.trainer.settings.parse import FinetuneConfig, parse_config
+from rainspark.trainer.settings.experiment import FinetuneConfig
+from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.finetuning import Finetuning
 from rainspark.trainer.training.windows import Windows, open_stream, open_windows
 from tests.integration.nowcast_runs import arguments, train

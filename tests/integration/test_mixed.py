@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.evaluation.evaluating import main as evaluate
+from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.forecasting.forecaster import load_forecaster
-from rainspark.trainer.processes.entry import ExitCode
-from rainspark.trainer.settings.model import ConfigError
 from tests.data.mixed import pack_mixed
 from tests.integration import nowcast_runs
 from tests.integration.runs import arguments, metrics, train

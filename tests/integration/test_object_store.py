@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rainspark.data.store.storage import open_storage
-from rainspark.trainer.processes.entry import ExitCode
+from rainspark.trainer.exit_codes import ExitCode
 from tests.integration.runs import arguments, make_shards, metrics, tensors, train
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 

@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
-from rainspark.trainer.processes.entry import ExitCode, run_entry
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.training.pretraining import main
 from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from rainspark.models.weights.manifest import latest_verified
-from rainspark.trainer.settings.parse import PretrainConfig, as_dict, parse_config
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.parse import as_dict, parse_config
 from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments, make_shards
 from tests.slurm import processes_of, running

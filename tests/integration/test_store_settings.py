@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.store.storage import LocalStorage, open_storage
-from rainspark.trainer.processes.entry import ExitCode
-from rainspark.trainer.settings.model import ConfigError
-from rainspark.trainer.settings.parse import PretrainConfig, parse_config
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.windows import Windows, open_windows
 from tests.integration.runs import arguments, make_shards, metrics, train
 from tests.s3_server import S3, s3, s3_server  # noqa: F401

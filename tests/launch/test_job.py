@@ -26,7 +26,8 @@ from rainspark.launch.slurm import (
 )
 from rainspark.launch.step import StopRequests
 from rainspark.launch.words import complete, configurations, setting, with_config
-from rainspark.trainer.settings.parse import PretrainConfig, parse_config
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.parse import parse_config
 from tests.conftest import REPOSITORY
 
 

@@ -20,7 +20,7 @@ from rainspark.launch.launches import (
     warned_in_a_row,
 )
 from rainspark.models.weights.manifest import write_manifest
-from rainspark.trainer.processes.entry import ExitCode
+from rainspark.trainer.exit_codes import ExitCode
 
 
 def ended(code: int, *, told: bool = False, running: bool = True, nodes_out: tuple[str, ...] = ()) -> Ended:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rainspark.data.stream.stream import Batch
-from rainspark.trainer.processes.entry import ExitCode
+from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.training.loop import Loop
 from tests.integration.runs import arguments, make_shards, metrics, train
 

@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ...data.frames import DataError, printable
+from ...data.errors import DataError
+from ...data.frames import printable
 from ...data.redaction import redact
 from ...data.store.storage import URL_SCHEME, Storage, open_storage
 from ...models.weights.manifest import MANIFEST_NAME, STEP_FOLDER, CheckpointError, step_folders, verify_folder

@@ -15,7 +15,6 @@ durable, renamed, read back, and only then are older ones removed: a kill at any
 
 import hashlib
 import logging
-import runpy
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -321,8 +320,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-if __name__ == "__main__":
-    # The command imports this module, which must not import it back.
-    runpy.run_module("rainspark.trainer.checkpoint.__main__", run_name="__main__")

@@ -19,7 +19,7 @@ from ...models.weights.manifest import MANIFEST_NAME, CheckpointError
 from ..processes.ending import end_with_parent
 from .transfer import push, store_errors
 
-_REPOSITORY: Final = Path(__file__).resolve().parents[1]
+_REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _FOR_THE_RUN: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 """Signals that a scheduler sends to all processes of a job: the run saves then, and waits for the copy."""
 _LAST_WORDS_S: Final = 2.0
@@ -90,7 +90,7 @@ def _started() -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             # -P: a folder of the user's that is called like a module is none.
-            [sys.executable, "-P", "-m", "rainspark.trainer.checkpoint.folder.push"],
+            [sys.executable, "-P", "-m", "rainspark.trainer.checkpoint.push"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )  # fmt: skip
     finally:

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from ...models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
 from ..engine.engine import Engine, EngineState
-from ..settings.model import RunConfig
+from ..settings.run import RunConfig
 from .folder import Loaded, TrainState, load, save
 from .second_place import CheckpointStore
 from .share import share

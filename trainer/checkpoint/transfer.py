@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ...data.frames import DataError
+from ...data.errors import DataError
 from ...data.store.names import PARTIAL_SUFFIX, make_durable
 from ...data.store.storage import Storage
 from ...models.weights.manifest import (

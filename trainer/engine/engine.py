@@ -12,15 +12,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ...data.errors import ConfigError
 from ...models.norm import synchronise
 from ...models.weights.manifest import CheckpointError
+from ..settings.engine import EngineConfig
+from ..settings.optim import OptimConfig
 from .averaging import Average
 from .lamb import PartitionedLamb
-from .optimizers import OptimConfig, build_optimizer, counts_steps, fresh_state, moment_names, parameter_groups
-from .processes import AUTOCAST_DTYPES, EngineConfig, EngineError, Processes, check_clipping
+from .optimizers import build_optimizer, counts_steps, fresh_state, moment_names, parameter_groups
+from .processes import AUTOCAST_DTYPES, Processes, check_clipping
 from .replicated import Backend, Forward, LossScale, Replicated, UpdateResult, settle_buckets
 
-__all__ = ["Engine", "EngineConfig", "EngineError", "EngineState", "UpdateResult"]
+__all__ = ["Engine", "EngineConfig", "ConfigError", "EngineState", "UpdateResult"]
 
 _Object = TypeVar("_Object")
 
@@ -69,7 +72,7 @@ class Engine:
         stop_asked: Whether this process was told to stop, for the time in which it waits for the others.
 
     Raises:
-        EngineError: Settings of the launcher contradict ours, or the processes did not start as asked for.
+        ConfigError: Settings of the launcher contradict ours, or the processes did not start as asked for.
         RankEndedError: Not all processes came in time; those that are missing are named.
     """
 
@@ -101,7 +104,7 @@ class Engine:
             micro_batch: Windows of one forward pass over ALL ranks, which DeepSpeed asks for.
 
         Raises:
-            EngineError: A clipping of the launcher contradicts ours.
+            ConfigError: A clipping of the launcher contradicts ours.
         """
         config = self.config
         check_clipping(optim.clip_norm, os.environ)

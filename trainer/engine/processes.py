@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -13,10 +13,10 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from torch.distributed.distributed_c10d import PrefixStore
 
+from ...data.errors import ConfigError
 from ..processes.heartbeat import Heartbeat
 from ..processes.rendezvous import Address, meet
-
-Precision = Literal["fp32", "bf16", "fp16", "fp64"]
+from ..settings.engine import EngineConfig
 
 AUTOCAST_DTYPES: dict[str, torch.dtype | None] = {
     "fp32": None,
@@ -30,56 +30,11 @@ _LAUNCHER_DEFAULTS = frozenset({"", "no", "none", "auto", "false", "0"})
 _OURS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU", "LOCAL_RANK", "DS_ACCELERATOR", "RANK", "WORLD_SIZE")
 
 
-class EngineError(ValueError):
-    """A setting of the engine, or of what launched it, that the user has to change."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Processes, precision and DeepSpeed.
-
-    Args:
-        zero_stage: DeepSpeed's ZeRO stage, 0 to 3. Null: PyTorch's DistributedDataParallel, without DeepSpeed.
-        precision: `bf16` and `fp16` run the forward pass under autocast and keep fp32 parameters; `fp64` is for tests.
-        compile: Run the model through torch.compile.
-        channels_last: Keep images and, without ZeRO, convolution weights in channels-last layout.
-        device: `auto` takes the GPU where there is one.
-        timeout_s: Seconds that a process may make no progress, waiting for another rank or not, above 0; then all end
-            with a text that names the rank that is late. The longest single operation counts: compiling the first
-            step, the data of one step, writing one checkpoint.
-        start_timeout_s: Seconds that the processes wait for each other to start, above 0.
-    """
-
-    zero_stage: Literal[0, 1, 2, 3] | None = None
-    precision: Precision = "fp32"
-    compile: bool = False
-    channels_last: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    timeout_s: float = 1800.0
-    start_timeout_s: float = 600.0
-
-    def __post_init__(self) -> None:
-        """Check what needs neither processes nor a device."""
-        for name in ("timeout_s", "start_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise EngineError(f"engine.{name} is {getattr(self, name)}; above 0 seconds")
-        if self.zero_stage is not None and self.precision == "fp64":
-            raise EngineError(
-                f"engine.precision=fp64 with engine.zero_stage={self.zero_stage}: DeepSpeed keeps fp32 master weights; "
-                "use engine.zero_stage=null"
-            )
-        if self.zero_stage == 3 and self.compile:
-            raise EngineError(
-                "engine.compile=true with engine.zero_stage=3: ZeRO 3 gathers weights in hooks of every module, which "
-                "torch.compile does not trace; use stage 0 to 2, or engine.compile=false"
-            )
-
-
 def check_launcher(config: EngineConfig, environment: Mapping[str, str]) -> None:
     """Refuse settings of `accelerate launch` that contradict ours; what it writes by default is none.
 
     Raises:
-        EngineError: A contradiction, with both values.
+        ConfigError: A contradiction, with both values.
     """
 
     stage = "null" if config.zero_stage is None else str(config.zero_stage)
@@ -109,7 +64,7 @@ def check_clipping(clip_norm: float | None, environment: Mapping[str, str]) -> N
     """Refuse a gradient clipping of `accelerate launch` that is not ours.
 
     Raises:
-        EngineError: A contradiction, with both values.
+        ConfigError: A contradiction, with both values.
     """
     theirs = _asked("GRADIENT_CLIPPING", environment)
     if theirs is None:
@@ -128,7 +83,7 @@ def _asked(name: str, environment: Mapping[str, str]) -> str | None:
 
 
 def _refuse(name: str, theirs: str, ours: str) -> NoReturn:
-    raise EngineError(
+    raise ConfigError(
         f"accelerate launch asks for ACCELERATE_{name}={theirs}, our configuration says {ours}; set it in our "
         "configuration only and drop it from the launch command and from Accelerate's own configuration file"
     )
@@ -153,31 +108,31 @@ def read_place(environment: Mapping[str, str]) -> Place:
     """Read RANK, WORLD_SIZE and LOCAL_RANK as torchrun, `accelerate launch` and our Slurm scripts set them.
 
     Raises:
-        EngineError: Some of them are there and others are not, or they contradict; or `accelerate launch` was asked
+        ConfigError: Some of them are there and others are not, or they contradict; or `accelerate launch` was asked
             for several processes and, without a GPU, started one.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     found = {name: environment[name] for name in names if environment.get(name)}
     if not found or (set(found) == {"LOCAL_RANK"}):
         if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_PORT" in environment:
-            raise EngineError(
+            raise ConfigError(
                 "accelerate launch was asked for several processes, but without a GPU it starts only one; add "
                 "--multi_gpu to its options, which starts them all on the CPU too"
             )
         return Place(rank=0, world_size=1, local_rank=0)
     if absent := [name for name in names if name not in found]:
-        raise EngineError(
+        raise ConfigError(
             f"the launcher set {', '.join(found)} but not {', '.join(absent)}; all three are needed, or none for one "
             "process"
         )
     try:
         place = Place(rank=int(found["RANK"]), world_size=int(found["WORLD_SIZE"]), local_rank=int(found["LOCAL_RANK"]))
     except ValueError as error:
-        raise EngineError(f"RANK, WORLD_SIZE, LOCAL_RANK are {found}; whole numbers are expected") from error
+        raise ConfigError(f"RANK, WORLD_SIZE, LOCAL_RANK are {found}; whole numbers are expected") from error
     if not 0 <= place.rank < place.world_size or place.local_rank < 0:
-        raise EngineError(f"RANK={place.rank}, LOCAL_RANK={place.local_rank} do not fit WORLD_SIZE={place.world_size}")
+        raise ConfigError(f"RANK={place.rank}, LOCAL_RANK={place.local_rank} do not fit WORLD_SIZE={place.world_size}")
     if place.world_size > 1 and (absent := [n for n in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(n)]):
-        raise EngineError(f"WORLD_SIZE is {place.world_size}, but {', '.join(absent)} is not set: ranks cannot meet")
+        raise ConfigError(f"WORLD_SIZE is {place.world_size}, but {', '.join(absent)} is not set: ranks cannot meet")
     return place
 
 
@@ -195,7 +150,7 @@ class Processes:
         heartbeat: What it does, told to all.
 
     Raises:
-        EngineError: The environment does not fit the configuration.
+        ConfigError: The environment does not fit the configuration.
         RankEndedError: Not all processes came.
     """
 
@@ -281,7 +236,7 @@ class Processes:
         found = (self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.device.type)
         expected = (self.place.world_size, self.place.rank, self.device.type)
         if found != expected:
-            raise EngineError(
+            raise ConfigError(
                 f"Accelerate started as (processes, rank, device) {found}, expected {expected} from the environment; "
                 "check the launch command"
             )
@@ -292,7 +247,7 @@ class Processes:
         )
         uses = self.accelerator.distributed_type.value == "DEEPSPEED"
         if uses != (config.zero_stage is not None) or stage != config.zero_stage:
-            raise EngineError(
+            raise ConfigError(
                 f"Accelerate started as {self.accelerator.distributed_type.value} with ZeRO stage {stage}, expected "
                 f"engine.zero_stage={config.zero_stage}; check the launch command"
             )
@@ -331,9 +286,9 @@ def _device(config: EngineConfig, place: Place) -> torch.device:
     if config.device == "cpu" or forced_cpu or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise EngineError("engine.device=cuda, but torch finds no CUDA device; use engine.device=auto or cpu")
+        raise ConfigError("engine.device=cuda, but torch finds no CUDA device; use engine.device=auto or cpu")
     if place.local_rank >= torch.cuda.device_count():
-        raise EngineError(
+        raise ConfigError(
             f"LOCAL_RANK {place.local_rank}, but this machine shows {torch.cuda.device_count()} GPUs; start one "
             "process a GPU, or use engine.device=cpu"
         )

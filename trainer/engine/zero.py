@@ -11,10 +11,12 @@ import torch.distributed as dist
 from accelerate import DeepSpeedPlugin
 from torch import Tensor, nn
 
+from ...data.errors import ConfigError
+from ..settings.engine import EngineConfig
 from .averaging import Parts
 from .lamb import PartitionedLamb
 from .optimizers import counts_steps, fresh_state, set_schedule
-from .processes import EngineConfig, EngineError, Processes
+from .processes import Processes
 from .replicated import LossScale, UpdateResult
 
 # Elements of a reduction: DeepSpeed's default of 5e8 sets 2 GB aside before the first step.
@@ -77,7 +79,7 @@ def start_deepspeed(
     )
     wrapped, _ = processes.accelerator.prepare(model, optimizer)
     if wrapped.zero_optimization_stage() != config.zero_stage:
-        raise EngineError(
+        raise ConfigError(
             f"DeepSpeed started with ZeRO stage {wrapped.zero_optimization_stage()}, expected "
             f"engine.zero_stage={config.zero_stage}"
         )
@@ -249,7 +251,7 @@ class Partitioned:
         """See `Backend`."""
         counts = {steps[name] for name in parameters}
         if len(counts) > 1:
-            raise EngineError(
+            raise ConfigError(
                 f"the checkpoint holds parameters of {len(counts)} different step counts ({min(counts):g} to "
                 f"{max(counts):g}); engine.zero_stage={self._stage} keeps one for all: use engine.zero_stage=null"
             )

@@ -1,0 +1,1 @@
+"""Score runs and baselines side by side, and write tables, files and a page."""

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ...data.errors import ConfigError
 from ..pictures.forecasts import Case
-from ..settings.model import ConfigError
 from .config import EvaluateConfig
 from .contestants import WindowRain
 from .plan import Plan

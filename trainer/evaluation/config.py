@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Final, Literal
 
+from ...data.errors import ConfigError
 from ...data.windows.selection import Published, Rule
-from ..settings.parse import ConfigError, WindowsConfig, parse_config
+from ..settings.parse import WindowsConfig, parse_config
 from ..verification.rows import PUBLISHED_THRESHOLD_MMH, Settings
 
 Split = Literal["test", "validation", "train", "all"]

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ...data.frames import DataError
+from ...data.errors import ConfigError, DataError
 from ...data.shards.index import Index
 from ...data.store.storage import Storage
 from ...data.stream.stream import Batch, evaluation_batches
@@ -26,7 +26,6 @@ from ...models.nowcasting.baselines import (
     TrainingMean,
 )
 from ..forecasting.forecaster import RunForecaster, load_forecaster
-from ..settings.model import ConfigError
 from .config import EvaluateConfig
 
 BASELINES: Final = ("persistence", "advection", "extrapolation", "training_mean", "damped_extrapolation")

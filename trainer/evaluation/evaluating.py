@@ -17,13 +17,14 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ...data.frames import DataError
+from ...data.errors import ConfigError, DataError
 from ...data.stream.stream import evaluation_batches
 from ...models.nowcasting.baselines import Forecaster
 from ..engine.engine import Engine, EngineConfig
+from ..exit_codes import ExitCode
 from ..pictures.forecasts import Case
-from ..processes.entry import ExitCode, on_all_ranks, set_up_logging, settle, start_other_processes
-from ..settings.model import ConfigError
+from ..processes.agreement import on_all_ranks, settle
+from ..processes.entry import set_up_logging, start_other_processes
 from ..verification.rows import Rows, merge, score_window
 from .cases import case_of, choose_cases
 from .config import EvaluateConfig, parse_evaluation

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from ...data.errors import ConfigError
 from ...data.store.storage import open_storage
-from ..settings.model import ConfigError
 from ..verification.contingency import RAIN_EDGES_MMH, SCORE_AXES
 from ..verification.intervals import NUM_DRAWS, Interval, check_comparable, day_text
 from ..verification.rows import Rows, Settings

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from ...data.frames import DataError
+from ...data.errors import DataError
 from ...data.store.storage import open_storage
 
 PAGE_NAME: Final = "report.html"

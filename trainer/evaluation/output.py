@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ...data.errors import ConfigError
 from ...data.store.storage import open_storage
 from ..pictures.animation import write_animation
 from ..pictures.forecasts import Case, forecast_beside_radar
@@ -23,7 +24,6 @@ from ..pictures.scores import (
     rain_rate_distribution,
     skill_against_lead,
 )
-from ..settings.model import ConfigError
 from ..verification.contingency import RAIN_EDGES_MMH
 from ..verification.intervals import Interval, bootstrap
 from ..verification.rows import Scores, compute

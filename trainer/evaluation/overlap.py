@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...data.frames import DataError
+from ...data.errors import ConfigError, DataError
 from ...data.sequences import TimeSpan
 from ...data.shards.index import Index
 from ...models.weights.manifest import CheckpointError
@@ -16,7 +16,6 @@ from ...models.weights.transfer import WeightsError
 from ..checkpoint.folder import STATE_FILE, chosen_weights
 from ..checkpoint.state import parse_state
 from ..forecasting.forecaster import RunForecaster
-from ..settings.model import ConfigError
 from .config import EvaluateConfig
 
 SYNTHETIC: Final = "synthetic storms"

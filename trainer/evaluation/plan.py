@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...data.frames import DataError, Grid
+from ...data.errors import ConfigError, DataError
+from ...data.frames import Grid
 from ...data.sequences import TimeSpan
 from ...data.shards.index import Index, of_source
 from ...data.store.storage import Storage
@@ -18,7 +19,6 @@ from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from ...models.nowcasting.motion import LEVELS
 from ..forecasting.forecaster import RunForecaster
 from ..settings.data import WindowsConfig
-from ..settings.model import ConfigError
 from ..training.windows import open_archive, split_archive
 from ..verification.rows import Settings, WindowId
 from .config import SPLIT_KEYS, EvaluateConfig

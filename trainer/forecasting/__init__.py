@@ -1,0 +1,1 @@
+"""From a finished run and the latest radar to a forecast in files."""

@@ -11,7 +11,8 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from ...data.frames import DataError, Grid
+from ...data.errors import DataError
+from ...data.frames import Grid
 
 KNOWN_KEYS: Final = frozenset({"proj", "lat_0", "lon_0", "lat_ts", "a", "b", "x_0", "y_0", "units", "no_defs", "type"})
 METRES_FROM: Final = 1e5

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ...data.frames import Crop, DataError, Frame, Grid, iso_time
+from ...data.errors import DataError
+from ...data.frames import Crop, Frame, Grid, iso_time
 from ...data.sources import knmi
 from ...data.sources.knmi import FileRef
 from ...data.units import MISSING_COUNT

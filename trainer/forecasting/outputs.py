@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...data.frames import DataError, Grid, iso_time
+from ...data.errors import ConfigError, DataError
+from ...data.frames import Grid, iso_time
 from ...data.store.storage import open_storage
+from ..exit_codes import ExitCode
 from ..pictures.animation import write_animation
 from ..pictures.forecasts import Case, forecast_frames
-from ..processes.entry import ExitCode, set_up_logging
-from ..settings.model import ConfigError
-from ..training.loop import NonFiniteError
+from ..processes.agreement import NonFiniteError
+from ..processes.entry import set_up_logging
 from .forecaster import RunForecaster, load_forecaster
 from .latest import Latest, read_latest
 from .netcdf import Provenance, write_forecast

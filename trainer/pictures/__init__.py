@@ -1,0 +1,1 @@
+"""Draw rain, forecasts and scores."""

@@ -10,8 +10,11 @@ import traceback
 from contextlib import suppress
 from typing import Final, NoReturn
 
+from ...data.frames import printable
 from ...data.redaction import redact
-from ..tracking.queued import THREAD_NAME
+
+THREAD_NAME: Final = "tracker "
+"""Beginning of the names of threads that a process leaves behind without waiting: those that serve trackers."""
 
 LEAVE_S: Final = 10.0
 """Seconds that libraries' threads and exit hooks have after everything of ours is done."""
@@ -75,3 +78,8 @@ def tell_thread_error(failure: threading.ExceptHookArgs) -> None:
     name = failure.thread.name if failure.thread is not None else "a thread"
     lines = traceback.format_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
     sys.stderr.write(redact(f"thread {name} failed:\n{''.join(lines)}"))
+
+
+def say(text: str) -> None:
+    """Write to standard error what may quote a secret or another machine's words."""
+    sys.stderr.write(printable(redact(text)))

@@ -8,51 +8,17 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from enum import IntEnum
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar, cast
+from typing import NoReturn
 
-import torch.distributed as dist
-
-from ...data.frames import DataError, printable
-from ...data.redaction import RedactingFormatter, redact
-from ...data.windows.mixing import BatchError
-from ...models.weights.manifest import CheckpointError
-from ...models.weights.transfer import WeightsError
-from ..engine.engine import Engine, EngineError
-from ..settings.model import ConfigError
-from ..training.loop import NonFiniteError
-from .ending import end_process, end_with_parent, flush_output, tell_thread_error
-from .rendezvous import RankEndedError
+from ...data.redaction import RedactingFormatter
+from ..exit_codes import ExitCode
+from .agreement import ENDED_WITH, code_of
+from .ending import end_process, end_with_parent, flush_output, say, tell_thread_error
 
 LOG = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
 
-
-class ExitCode(IntEnum):
-    """One exit code a cause, the same on every rank."""
-
-    DONE = 0
-    CRASH = 1
-    CONFIG = 3
-    DATA = 4
-    NONFINITE = 5
-    CHECKPOINT = 6
-    STALLED = 7
-    # EX_TEMPFAIL of sysexits.h: "try again later", which is what a stopped run asks for.
-    REQUEUE = 75
-
-
-CAUSES: tuple[tuple[type[Exception], ExitCode], ...] = (
-    (ConfigError, ExitCode.CONFIG),
-    (BatchError, ExitCode.CONFIG),
-    (EngineError, ExitCode.CONFIG),
-    (DataError, ExitCode.DATA),
-    (NonFiniteError, ExitCode.NONFINITE),
-    (CheckpointError, ExitCode.CHECKPOINT),
-    (WeightsError, ExitCode.CHECKPOINT),
-)
 
 # A closed terminal (SIGHUP) is no reason to lose the steps since the last save.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
@@ -86,24 +52,6 @@ class StopSignal:
     def __call__(self) -> bool:
         """Tell whether a stop signal has arrived."""
         return self.received is not None
-
-
-def on_all_ranks(engine: Engine, work: Callable[[], _Result]) -> _Result:
-    """Do something on every rank; what fails on one of them for a known cause ends all of them for that cause."""
-    result: _Result | None = None
-    failure: tuple[int, str] | None = None
-    try:
-        result = work()
-    except Exception as error:
-        known = [number for number, (kind, _) in enumerate(CAUSES) if isinstance(error, kind)]
-        if not known:
-            raise
-        failure = (known[0], str(error))
-    for rank, found in enumerate(engine.gather_objects(failure)):
-        if found is not None:
-            number, text = found
-            raise CAUSES[number][0](text if rank == engine.rank or failure == found else f"on rank {rank}: {text}")
-    return cast(_Result, result)
 
 
 def start_other_processes(environment: Mapping[str, str]) -> None:
@@ -173,74 +121,6 @@ def run_process(main: Callable[[], ExitCode]) -> NoReturn:
     end_process(code)
 
 
-def code_of(error: Exception) -> int | None:
-    """Give the exit code of what ends an entry point, None for what nobody foresaw."""
-    if isinstance(error, RankEndedError):
-        return error.code
-    return next((int(code) for kind, code in CAUSES if isinstance(error, kind)), None)
-
-
-def outcome_of(error: Exception) -> str:
-    """Name what ends a run, for the record of its attempts."""
-    return ExitCode(code_of(error) or ExitCode.CRASH).name.lower()
-
-
-def settle(engine: Engine, error: Exception) -> None:
-    """End this rank's part in the run: tell the others, and leave, the rank that holds their table last.
-
-    Args:
-        engine: Of this rank.
-        error: What ends it, which the caller raises again.
-
-    Raises:
-        RankEndedError: See `tell_ranks`.
-    """
-    try:
-        tell_ranks(engine, error)
-    finally:
-        engine.heartbeat.leave()
-
-
-def tell_ranks(engine: Engine, error: Exception) -> None:
-    """Tell the other ranks why this one ends; or find out which of them has ended, where that is why. Only once.
-
-    Args:
-        engine: Of this rank.
-        error: What ends it, which the caller raises again.
-
-    Raises:
-        RankEndedError: Another rank's reason, and its exit code, in the error's place.
-    """
-    heartbeat = engine.heartbeat
-    me = f"rank {engine.rank} ({os.uname().nodename})"
-    if heartbeat.is_settling:
-        return
-    if (code := code_of(error)) is not None:
-        heartbeat.declare(code, f"{me}: {error}")
-    elif not _is_lost_contact(error):
-        heartbeat.declare(ExitCode.CRASH, f"{me} crashed in: {heartbeat.doing}: {type(error).__name__}: {error}")
-    elif (verdict := heartbeat.find_cause()) is None:
-        heartbeat.declare(ExitCode.CRASH, f"{me} lost the others in: {heartbeat.doing}; none of them is silent")
-    elif verdict.code == ExitCode.CRASH:
-        say(f"{ENDED_WITH}: {verdict.text}\n{me} was in: {heartbeat.doing}\n")
-    else:
-        raise RankEndedError(verdict.text, verdict.code) from error
-
-
-def _is_lost_contact(error: Exception) -> bool:
-    """Tell whether a collective failed, which says nothing about the rank on which it did."""
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS_OF_LOST_CONTACT)
-    )
-
-
-def say(text: str) -> None:
-    """Write to standard error what may quote a secret or another machine's words."""
-    sys.stderr.write(printable(redact(text)))
-
-
-ENDED_WITH = "ended with the other ranks"
-_WORDS_OF_LOST_CONTACT = ("gloo", "NCCL", "closed by peer", "reset by peer", "Broken pipe", "ProcessGroup")
 _CAUSE_WORDS = {
     ExitCode.CONFIG: "settings",
     ExitCode.DATA: "data",

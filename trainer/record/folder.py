@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
+from ...data.errors import ConfigError
 from ...models.weights.manifest import CheckpointError
-from ..settings.model import ConfigError
 from ..tracking.trackers import METRICS_FILE
-from ..training.held_out import EVALUATED
 
 LOG = logging.getLogger(__name__)
+
+EVALUATED: Final = "held_out_loss"
+"""The metric that every held-out evaluation writes."""
 
 LOCK_FILE: Final = ".lock"
 # What flock says on network file systems without a lock server.

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 
-from ...data.frames import DataError
+from ...data.errors import ConfigError, DataError
 from ...data.sequences import TimeSpan
 from ...data.windows.selection import Published, Rule, Selection, choose
-from .model import ConfigError, at_least
+from .ranges import at_least
 
 _SIZES = {
     "block_mb": "megabytes",

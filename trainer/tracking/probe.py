@@ -4,7 +4,7 @@ import threading
 
 from ...data.fetch.web import knock
 from ...data.redaction import redact
-from .queued import THREAD_NAME
+from ..processes.ending import THREAD_NAME
 
 
 def ask(address: str, seconds: float) -> None:

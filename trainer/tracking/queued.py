@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from ...data.redaction import redact
+from ..processes.ending import THREAD_NAME
 
 QUEUE_LENGTH: Final = 4096
 """Entries that wait for a service: at most a few tens of MB, and hours of a run that logs every ten steps."""
 MAX_ERROR_CHARACTERS: Final = 400
-THREAD_NAME: Final = "tracker "
 """Names of the services' threads begin with it."""
 
 _logger = logging.getLogger(__name__)

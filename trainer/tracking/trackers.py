@@ -1,6 +1,5 @@
 """Where the metrics of a run go: always a JSONL file, TensorBoard, and services by name. No sink can stop a run."""
 
-import difflib
 import json
 import logging
 import math
@@ -8,11 +7,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..settings.model import ConfigError
+from ..settings.tracking import TrackingConfig
 from .ids import RunIds, ServiceRun
 from .queued import QueuedTracker, Tracker, describe, wait_for_all
 from .services import SERVICES, prepare
@@ -21,48 +19,6 @@ METRICS_FILE: Final = "metrics.jsonl"
 TENSORBOARD_FOLDER: Final = "tensorboard"
 
 _logger = logging.getLogger(__name__)
-
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where metrics go besides `metrics.jsonl`, which is always written.
-
-    Args:
-        tensorboard: Write metrics and pictures for TensorBoard into the run's folder.
-        services: Services that get them too, several at once: `neptune`, `trackio`, `mlflow`, `wandb`. Without an
-            account or a server each writes below the run's folder. Addresses and keys are taken from a service's own
-            environment variables and stored nowhere.
-        project: What the services call the project (MLflow: the experiment).
-        run_name: What the services call the run, null for the name of the run's folder.
-        close_s: Seconds, 0 or more, that all services together have to send what is left when the run ends.
-    """
-
-    tensorboard: bool = True
-    services: tuple[str, ...] = ()
-    project: str = "rainspark"
-    run_name: str | None = None
-    close_s: float = 15.0
-
-    def __post_init__(self) -> None:
-        """Check the names and ranges."""
-        for name in self.services:
-            if name not in SERVICES:
-                near = difflib.get_close_matches(name.lower(), SERVICES, n=1)
-                hint = f"; the nearest is {near[0]}" if near else ""
-                raise ConfigError(f"tracking.services has {name!r}; there are {', '.join(sorted(SERVICES))}{hint}")
-        if len(set(self.services)) < len(self.services):
-            raise ConfigError(f"tracking.services names one twice: {', '.join(self.services)}; name each once")
-        for key, given in (("project", self.project), ("run_name", self.run_name)):
-            if given is not None and _NAME.fullmatch(given) is None:
-                raise ConfigError(
-                    f"tracking.{key} is {given!r}; up to 100 letters, digits, spaces, '.', '_' and '-', first a letter "
-                    "or a digit: what every service takes"
-                )
-        if not self.close_s >= 0:
-            raise ConfigError(f"tracking.close_s is {self.close_s}; 0 seconds or more")
 
 
 class JsonlTracker:

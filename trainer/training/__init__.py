@@ -1,0 +1,1 @@
+"""The training loop, its two tasks, their windows and their held-out evaluation."""

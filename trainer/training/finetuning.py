@@ -8,13 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from ...data.frames import DataError
+from ...data.errors import ConfigError, DataError
 from ...data.sequences import TimeSpan
 from ...data.shards.index import Index
-from ...data.units import ModelSpace
-from ...models.encoder import depth_rates
 from ...models.masking import num_visible
 from ...models.nowcasting.nowcaster import Nowcaster
 from ...models.nowcasting.smaat_unet import SmaAtUNet
@@ -24,14 +20,16 @@ from ...models.weights.transfer import InitReport, init_from
 from ..checkpoint.folder import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
 from ..checkpoint.state import TrainState, parse_state
 from ..engine.engine import Engine
-from ..forecasting.forecaster import build_nowcaster
-from ..processes.entry import ExitCode, StopSignal
-from ..settings.parse import ConfigError, FinetuneConfig, as_dict
-from .command import run_training
-from .held_out import EVALUATED
+from ..exit_codes import ExitCode
+from ..forecasting.build import build_nowcaster
+from ..processes.entry import StopSignal
+from ..record.folder import EVALUATED
+from ..settings.experiment import FinetuneConfig
+from ..settings.parse import as_dict
+from .build import build_nowcast_task
 from .nowcast_held_out import NONFINITE, NowcastHeldOut
 from .nowcast_task import NowcastTask
-from .run import TrainingRun
+from .run import TrainingRun, run_training
 
 LOG = logging.getLogger(__name__)
 CHOICES = {"csi": ("held_out_csi", 1), "mse": ("held_out_mse", -1), "loss": (EVALUATED, -1)}
@@ -64,7 +62,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
 
     def build_task(self) -> NowcastTask:
         """Build the forecast's loss."""
-        return build_task(self.config, self.model, self.space)
+        return build_nowcast_task(self.config, self.model, self.space)
 
     def build_held_out(self) -> NowcastHeldOut:
         """Build the validation scores and their picture."""
@@ -266,22 +264,6 @@ class Finetuning(TrainingRun[FinetuneConfig]):
             f"--models {shlex.quote(str(self.folder))} persistence --out {shlex.quote(str(self.folder / 'scores'))}"
         )
         return places
-
-
-def build_task(config: FinetuneConfig, model: Nowcaster | SmaAtUNet, space: ModelSpace) -> NowcastTask:
-    """Build the loss of a model's forecasts."""
-    return NowcastTask(
-        space,
-        frames_in=config.model.frames_in,
-        frames_out=config.model.frames_out,
-        loss=config.model.loss,
-        mask_ratio=config.model.mask_ratio,
-        crop=config.data.crop,
-        depth_rates=depth_rates(model.sparse_encoder) if isinstance(model, Nowcaster) else (),
-        augment=config.data.augment,
-        seed=config.seed,
-        dtype=torch.float64 if config.engine.precision == "fp64" else torch.float32,
-    )
 
 
 def _state_beside(source: Path) -> TrainState | None:

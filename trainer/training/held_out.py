@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...data.frames import DataError
+from ...data.errors import DataError
 from ...data.shards.origins import Origin
 from ...data.stream.stream import Batch, evaluation_batches
 from ...data.windows.selection import WindowTable
 from ..engine.engine import Engine
-from ..processes.entry import on_all_ranks
+from ..processes.agreement import on_all_ranks
 from ..settings.data import WindowsConfig
 from .windows import Windows, wettest
 
 LOG = logging.getLogger(__name__)
-EVALUATED = "held_out_loss"
 LOST = "held_out_windows_lost"
 
 

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.frames import DataError
+from ...data.errors import DataError
 from ...data.stream.stream import Batch, Stream
 from ..engine.engine import Engine
-from ..engine.optimizers import OptimConfig, average_decay_at, decay_at, rate_at
-from ..settings.model import RunConfig
-from .pretrain_task import Task
+from ..engine.optimizers import average_decay_at, decay_at, rate_at
+from ..processes.agreement import NonFiniteError
+from ..settings.optim import OptimConfig
+from ..settings.run import RunConfig
 from .step_costs import Clock, Speed, StepTimes, memory_line, memory_table
+from .task import Task
 
 LOG = logging.getLogger(__name__)
 
@@ -34,10 +36,6 @@ EPOCH_COUNTS: Final = (
 """What `Stream.stats` counts and the metrics tell of every epoch, as data/epoch_*."""
 PEAKS: Final = ("held_bytes_peak", "decoded_bytes_peak")
 """What the metrics tell besides: the most that was held at once since the process started, as data/*."""
-
-
-class NonFiniteError(ArithmeticError):
-    """The loss or its gradients were not finite for too many steps in a row."""
 
 
 @dataclass(frozen=True, kw_only=True)

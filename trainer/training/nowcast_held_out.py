@@ -16,8 +16,9 @@ from ...data.windows.selection import WindowTable
 from ..engine.engine import Engine
 from ..forecasting.forecaster import forecast_whole, rain_of
 from ..pictures.forecasts import Case, forecast_beside_radar
-from ..settings.parse import FinetuneConfig
-from .held_out import EVALUATED, HeldOut
+from ..record.folder import EVALUATED
+from ..settings.experiment import FinetuneConfig
+from .held_out import HeldOut
 from .nowcast_task import Frames, NowcastTask
 from .windows import Windows
 

@@ -15,16 +15,8 @@ from ...data.units import MISSING_COUNT, ModelSpace
 from ...models import losses
 from ...models.nowcasting.event_loss import event_loss
 from ...models.patches import PATCH
-from .pretrain_task import (
-    Places,
-    PreparedBatch,
-    StepOutput,
-    draw_depth,
-    draw_turns,
-    draw_visible,
-    mark_padding_missing,
-    places_of,
-)
+from .pretrain_task import draw_visible
+from .task import Places, PreparedBatch, StepOutput, draw_depth, draw_turns, mark_padding_missing, places_of
 
 Loss = Literal["mse", "mse_ssim", "weighted", "spectral", "csi"]
 

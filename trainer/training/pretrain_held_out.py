@@ -15,8 +15,9 @@ from ...data.windows.selection import WindowTable
 from ...models.spark import SparK, SparKOutput
 from ..engine.engine import Engine
 from ..pictures.panels import reconstruction_picture
+from ..record.folder import EVALUATED
 from ..settings.data import WindowsConfig
-from .held_out import EVALUATED, HeldOut
+from .held_out import HeldOut
 from .pretrain_task import PretrainTask
 from .windows import Windows
 

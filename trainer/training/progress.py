@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..settings.model import RunConfig
+from ..settings.run import RunConfig
 
 LOG = logging.getLogger(__name__)
 

@@ -1,16 +1,18 @@
 """What every training run does around its steps: open the data, take up a checkpoint, train, save, say where it is."""
 
 import logging
+import os
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Generic, TypeVar, cast
 
 import torch
 from torch import nn
 
-from ...data.frames import DataError
+from ...data.errors import DataError
 from ...data.shards.index import Index
 from ...data.stream.stream import Stream
 from ...data.units import ModelSpace
@@ -20,21 +22,24 @@ from ...models.weights.transfer import InitReport
 from ..checkpoint.folder import Loaded, TrainState, check_resume, chosen_weights, installed_versions
 from ..checkpoint.saver import Saver
 from ..engine.engine import Engine, EngineState
+from ..exit_codes import ExitCode
+from ..processes.agreement import on_all_ranks, outcome_of, settle, tell_ranks
 from ..processes.ending import say_out
-from ..processes.entry import ExitCode, StopSignal, on_all_ranks, outcome_of, tell_ranks
+from ..processes.entry import StopSignal, set_up_logging, start_other_processes
 from ..processes.heartbeat import WAITING
 from ..processes.rendezvous import RankEndedError
 from ..record.folder import check_name, evaluation_is_owed, hold, told, writing
 from ..record.summary import summarise, summary_lines, write_summary
 from ..record.usage import Usage
-from ..settings.parse import FinetuneConfig, PretrainConfig, as_dict, as_yaml
+from ..settings.experiment import FinetuneConfig, PretrainConfig
+from ..settings.parse import as_dict, as_yaml, parse_config
 from ..tracking.services import ways_to_look
 from ..tracking.trackers import METRICS_FILE, Trackers, open_trackers
 from .held_out import HeldOut
 from .loop import Hooks, Loop
-from .pretrain_task import Task
 from .progress import Progress
 from .step_costs import device_name
+from .task import Task
 from .windows import Windows, introduce, open_stream, open_windows
 
 LOG = logging.getLogger(__name__)
@@ -392,3 +397,40 @@ class TrainingRun(ABC, Generic[_Config]):
         if pictures:
             places["picture"] = str(pictures[-1])
         return places
+
+
+def run_training(
+    build: Callable[[_Config, Engine, StopSignal], TrainingRun[_Config]],
+    kind: type[_Config],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+) -> ExitCode:
+    """Parse the settings, start the processes, build a run and train it: all that an entry point does.
+
+    Args:
+        build: The class of the run.
+        kind: The class of its settings.
+        argv: Command line without the program's name; None: this process'.
+        prog: Name of the program, for messages.
+    """
+    config = parse_config(sys.argv[1:] if argv is None else argv, kind, prog=prog)
+    start_other_processes(os.environ)
+    stop = StopSignal()
+    stop.install()
+    engine = Engine(config.engine, lambda: stop.received is not None)
+    with engine.heartbeat.watching():
+        clean = False
+        try:
+            set_up_logging(engine.rank)
+            code = build(config, engine, stop).run()
+            engine.heartbeat.again("end")
+            engine.shutdown(clean=True)
+            clean = True
+        except Exception as error:
+            settle(engine, error)
+            raise
+        finally:
+            if not clean:
+                engine.shutdown(clean=False)
+    return code

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.frames import DataError
+from ...data.errors import ConfigError, DataError
 from ...data.sequences import TimeSpan, split_spans
 from ...data.shards.index import Index, load_index, of_source
 from ...data.store.cache import CachedStorage
@@ -17,7 +17,6 @@ from ...data.stream.stream import Stream
 from ...data.windows.mixing import check_batches, default_block_bytes, default_lanes
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from ..settings.data import WindowsConfig
-from ..settings.model import ConfigError
 
 LOG = logging.getLogger(__name__)
 SECONDS_AN_HOUR = 3600
@@ -186,7 +185,7 @@ def open_stream(windows: Windows, config: WindowsConfig, *, seed: int, rank: int
     """Make this rank's stream of training batches.
 
     Raises:
-        BatchError: The batch sizes, lanes and the world size do not fit one another; the text names those that do.
+        ConfigError: The batch sizes, lanes and the world size do not fit one another; the text names those that do.
     """
     lanes = config.lanes or default_lanes(config.micro)
     block_bytes = default_block_bytes(config.global_batch, lanes)

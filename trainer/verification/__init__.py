@@ -1,0 +1,1 @@
+"""Count forecasts against radar exactly, and compute scores and intervals from the counts."""

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from ...data.frames import DataError
+from ...data.errors import DataError
 from ...data.randomness import generator
 from .contingency import scores_of_sums
 from .fss import FloatArray

@@ -16,10 +16,9 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from ...data.frames import DataError
+from ...data.errors import ConfigError, DataError
 from ...data.store.storage import open_storage
 from ...data.units import INTERVALS_AN_HOUR
-from ..settings.model import ConfigError
 from .contingency import RAIN_EDGES_MMH, SCORE_AXES, count_lead, scores_of_sums
 from .fss import FloatArray
 

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rainspark.data.command import EXIT_BAD_DATA, EXIT_INTERRUPTED
+from rainspark.data.errors import DataError
 from rainspark.data.fetch.__main__ import FetchOptions, fetch_knmi, main
 from rainspark.data.fetch.knmi_api import FILE_NAME, times_of_name
-from rainspark.data.frames import DataError
 from rainspark.data.sequences import TimeSpan
 from tests.data.fetch.knmi_server import KEY, Knmi, running
 
@@ -384,7 +384,7 @@ def test_a_missing_key_is_explained(
 def test_a_stopped_download_goes_on(tmp_path: Path, knmi: Knmi, number: signal.Signals) -> None:
     knmi.files = {name: day_tar(i, 600_000) for i, name in enumerate(knmi.files)}
     knmi.script["data"] = ["", "slow"]
-    command = [sys.executable, "-m", "rainspark.data.fetch.__main__", *arguments(knmi, tmp_path, "--parallel", "1")]
+    command = [sys.executable, "-m", "rainspark.data.fetch", *arguments(knmi, tmp_path, "--parallel", "1")]
     process = subprocess.Popen(
         command, env={**os.environ, "KNMI_API_KEY": KEY}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         # What runs in the background of a script ignores Ctrl-C, and so do its children.
@@ -414,7 +414,7 @@ def test_a_stopped_download_goes_on(tmp_path: Path, knmi: Knmi, number: signal.S
 
 def test_a_second_download_into_a_folder_is_refused(tmp_path: Path, knmi: Knmi) -> None:
     knmi.script["data"] = ["slow"]
-    command = [sys.executable, "-m", "rainspark.data.fetch.__main__", *arguments(knmi, tmp_path)]
+    command = [sys.executable, "-m", "rainspark.data.fetch", *arguments(knmi, tmp_path)]
     environment = {**os.environ, "KNMI_API_KEY": KEY}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         assert knmi.sent.wait(60)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from rainspark.data.errors import DataError
 from rainspark.data.fetch.web import StoppedError, Web, check_address
-from rainspark.data.frames import DataError
 
 
 def web(url: str) -> Web:

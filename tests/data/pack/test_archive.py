@@ -16,8 +16,10 @@ import numpy.typing as npt
 import pytest
 import webdataset
 
-from rainspark.data.frames import Crop, DataError
-from rainspark.data.pack.archive import main, pack
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop
+from rainspark.data.pack.__main__ import main
+from rainspark.data.pack.archive import pack
 from rainspark.data.pack.survey import PackOptions
 from rainspark.data.shards.contact_sheet import draw_contact_sheet, read_frame
 from rainspark.data.shards.index import Index, dump_index, load_index, signed, verify_sequence_bytes

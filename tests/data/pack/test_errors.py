@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from rainspark.data.frames import Crop, DataError
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop
 from rainspark.data.pack.archive import pack, write_archive
 from rainspark.data.pack.survey import PackOptions, survey
 from rainspark.data.shards.summary import run_lengths

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rainspark.data.frames import DataError
-from rainspark.data.pack.archive import main, pack
+from rainspark.data.errors import DataError
+from rainspark.data.pack.__main__ import main
+from rainspark.data.pack.archive import pack
 from rainspark.data.pack.survey import PackOptions
 from rainspark.data.sources.odim import OdimSource
 from rainspark.data.sources.smaat import SmaatSource

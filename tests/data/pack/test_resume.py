@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from rainspark.data.frames import DataError
-from rainspark.data.pack.archive import main, pack
+from rainspark.data.errors import DataError
+from rainspark.data.pack.__main__ import main
+from rainspark.data.pack.archive import pack
 from rainspark.data.pack.resume import dump_record
 from rainspark.data.pack.survey import PackOptions, survey
 from rainspark.data.shards.summary import RainTotals, totals_from_json
@@ -26,7 +27,7 @@ from tests.data.radar_files import CROP, OPTIONS, digests, write_series
 
 
 def start_pack(radar: Path, out: Path, **limits: Any) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "rainspark.data.pack.archive", "knmi", str(radar), "--out", str(out)]
+    command = [sys.executable, "-m", "rainspark.data.pack", "knmi", str(radar), "--out", str(out)]
     options = ["--crop", str(CROP), "--window", "4", "--frames", "9"]
     return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **limits)
 
@@ -230,7 +231,7 @@ def test_ctrl_c_stops_with_a_word_and_can_go_on(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "rainspark.data.pack.archive",
+        "rainspark.data.pack",
         "knmi",
         str(radar),
         "--out",

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.data.frames import Crop, DataError, Grid
-from rainspark.data.pack.archive import main, pack
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop, Grid
+from rainspark.data.pack.__main__ import main
+from rainspark.data.pack.archive import pack
 from rainspark.data.pack.survey import PackInput, PackOptions, survey
 from rainspark.data.pack.tiling import cut_tiles
 from rainspark.data.shards.contact_sheet import draw_contact_sheet, read_frame
@@ -235,7 +237,7 @@ def test_a_killed_pack_of_tiles_goes_on_to_the_same_bytes(domain: Path, tmp_path
     out = tmp_path / "out"
     wanted = out / ".packing" / (f"shard-{num_finished - 1:05d}.json" if num_finished else "job.json")
     options = ["--tile", "16", "--window", "2", "--frames", "4"]
-    command = [sys.executable, "-m", "rainspark.data.pack.archive", "odim", str(domain), "--out", str(out), *options]
+    command = [sys.executable, "-m", "rainspark.data.pack", "odim", str(domain), "--out", str(out), *options]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.shards.chunk import HEADER, check_chunk
 from rainspark.data.shards.writer import pack_frame
 

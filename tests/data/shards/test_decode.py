@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.frames import DataError
-from rainspark.data.shards.decode import Block, FrameCache, decode_frame
+from rainspark.data.errors import DataError
+from rainspark.data.shards.decode import decode_frame
 from rainspark.data.shards.index import Index
 from rainspark.data.shards.writer import pack_frame
+from rainspark.data.stream.frame_cache import Block, FrameCache
 from tests.data.archives import index_in_memory, random_runs
 
 MemoryFrames = tuple[Index, list[memoryview], list[npt.NDArray[np.uint16]]]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rainspark.data.frames import Crop, DataError, Grid
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop, Grid
 from rainspark.data.shards.index import (
     Index,
     SequenceEntry,

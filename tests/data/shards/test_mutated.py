@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.randomness import generator
 from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.store.storage import open_storage

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.pack.archive import pack
 from rainspark.data.sources import archives
 from rainspark.data.sources.files import find

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rainspark.data.frames import Crop, DataError
-from rainspark.data.pack.archive import main
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop
+from rainspark.data.pack.__main__ import main
 from rainspark.data.sources.importer import ImporterSource
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import ZR, OdimSource

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.data.frames import DataError
-from rainspark.data.pack.archive import main
+from rainspark.data.errors import DataError
+from rainspark.data.pack.__main__ import main
 from rainspark.data.sources.knmi import scan
 from tests.data.radar_files import closed_folder, without_rights, write_series
 

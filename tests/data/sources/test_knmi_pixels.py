@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from rainspark.data.frames import Crop, DataError
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop
 from rainspark.data.sources.knmi import read, read_header
 from rainspark.data.sources.synthetic import file_name, write_knmi_file
 from tests.data.radar_files import change, random_counts, replace_image, set_attribute

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rainspark.data.frames import Crop, DataError
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop
 from rainspark.data.pack.survey import PackOptions, survey
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import OdimSource

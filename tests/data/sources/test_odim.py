@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.data.frames import Crop, DataError
+from rainspark.data.counts import requantise
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop
 from rainspark.data.sources.odim import ZR, OdimSource, parse_zr
-from rainspark.data.sources.source import Header, Reading, requantise
+from rainspark.data.sources.source import Header, Reading
 from tests.data.radar_files import (
     LAEA,
     change,

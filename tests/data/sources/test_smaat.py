@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.data.frames import Crop, DataError
-from rainspark.data.pack.archive import main, pack
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop
+from rainspark.data.pack.__main__ import main
+from rainspark.data.pack.archive import pack
 from rainspark.data.pack.survey import PackOptions
 from rainspark.data.shards.contact_sheet import read_frame
 from rainspark.data.shards.index import load_index

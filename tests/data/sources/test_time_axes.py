@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.pack.archive import pack
 from rainspark.data.pack.survey import PackOptions
 from rainspark.data.sources.synthetic import file_name, write_knmi_file

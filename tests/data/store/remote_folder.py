@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.store.storage import LocalStorage
 
 TRIES = 4

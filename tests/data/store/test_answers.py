@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from rainspark.data.frames import DamagedError, DataError
+from rainspark.data.errors import DamagedError, DataError
 from rainspark.data.store.object_store import ObjectStorage, open_store
 from rainspark.data.store.retries import RetryPolicy
 

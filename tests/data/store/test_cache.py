@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.randomness import generator
 from rainspark.data.store.cache import CachedStorage
 from rainspark.data.store.storage import LocalStorage

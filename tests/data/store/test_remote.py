@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.pack.archive import pack
 from rainspark.data.pack.survey import PackOptions
 from rainspark.data.randomness import generator

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.store.names import Traffic
 from rainspark.data.store.retries import Retries, RetryBudget, RetryPolicy, TransientError
 

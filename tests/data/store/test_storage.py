@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.store.storage import open_storage
 from tests.data.radar_files import closed_folder, without_rights
 

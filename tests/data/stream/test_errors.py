@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rainspark.data.frames import Crop, DataError, Grid
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop, Grid
 from rainspark.data.shards.decode import check_sequence
 from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.stream.stream import Stream, evaluation_batches

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.shards.contact_sheet import draw_contact_sheet
 from rainspark.data.shards.decode import check_sequence
 from rainspark.data.shards.index import load_index, of_source

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rainspark.data.frames import DamagedError, DataError
+from rainspark.data.errors import DamagedError, DataError
 from rainspark.data.shards.index import Index, signed
 from rainspark.data.store.storage import LocalStorage, Storage
 from rainspark.data.stream.stream import Batch, Stream, evaluation_batches

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.store.storage import Storage
 from rainspark.data.stream import feed
 from rainspark.data.stream import reading as sequence_reader
 from rainspark.data.stream.reading import SequenceReader
 from rainspark.data.stream.stream import Batch, Stream, evaluation_batches
-from rainspark.data.windows.mixing import BatchError
 from rainspark.data.windows.selection import Selection, select_windows
 from tests.data.archives import PackedArchive, pack_archive, random_runs
 from tests.data.store.remote_folder import Damage, RemoteFolder
@@ -268,7 +267,7 @@ def test_evaluation_from_a_store_is_the_folders(archive: PackedArchive) -> None:
 
 @pytest.mark.parametrize("change", [{"prefetch_mb": -1}, {"readers": 0}, {"quarantine": -1}])
 def test_settings_that_cannot_work(archive: PackedArchive, change: dict[str, Any]) -> None:
-    with pytest.raises(BatchError, match="expected at least 0, 1 and 0"):
+    with pytest.raises(ConfigError, match="expected at least 0, 1 and 0"):
         stream_of(archive.storage, archive, **change)
 
 

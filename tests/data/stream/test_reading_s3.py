@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.cache import CachedStorage
 from rainspark.data.store.storage import Storage, open_storage

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rainspark.data.errors import ConfigError
 from rainspark.data.stream.feed import BlockMaker
 from rainspark.data.stream.stream import Batch, Stream, evaluation_batches
-from rainspark.data.windows.mixing import BatchError
 from rainspark.data.windows.plan import plan
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import PackedArchive, pack_archive, random_runs
@@ -149,7 +149,7 @@ def test_one_stream_can_be_started_again(archive: PackedArchive) -> None:
     assert [content(step) for step in stream.steps(0, 4)] == first
     assert stream.stats()["windows"] == 2 * 4 * 24
     assert list(stream.steps(4, 4)) == []
-    with pytest.raises(BatchError, match="first step is -1"):
+    with pytest.raises(ConfigError, match="first step is -1"):
         next(stream.steps(-1, 4))
 
 
@@ -285,14 +285,14 @@ def test_fingerprint_tells_plans_apart(archive: PackedArchive) -> None:
 )
 def test_settings_that_cannot_work(archive: PackedArchive, change: dict[str, Any], message: str) -> None:
     table = select_windows(archive.index, Selection(window=WINDOW))
-    with pytest.raises(BatchError, match=message):
+    with pytest.raises(ConfigError, match=message):
         make_stream(archive, table, **({"micro_batch": 12} | change))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no CUDA device")
 def test_pinned_memory_needs_a_device(archive: PackedArchive) -> None:
     table = select_windows(archive.index, Selection(window=WINDOW))
-    with pytest.raises(BatchError, match="without a CUDA device"):
+    with pytest.raises(ConfigError, match="without a CUDA device"):
         make_stream(archive, table, pin_memory=True)
 
 

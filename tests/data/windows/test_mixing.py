@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.shards.index import Index
-from rainspark.data.windows.mixing import BatchError, deal_lanes, mix_sources, spread_lanes
+from rainspark.data.windows.mixing import deal_lanes, mix_sources, spread_lanes
 from rainspark.data.windows.plan import order_lanes, plan
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import index_in_memory
@@ -182,7 +182,7 @@ def test_what_cannot_be_mixed(weights: dict[str, float] | None, sizes: dict[str,
     index = two_sources([40], [60])
     table = select_windows(index, Selection(window=4))
     wanted: dict[str, Any] = {"global_batch": 8, "micro_batch": 4, "lanes": 2} | sizes
-    with pytest.raises(BatchError, match=message):
+    with pytest.raises(ConfigError, match=message):
         plan(index, table, seed=0, epoch=0, block_bytes=1000, weights=weights, **wanted)
 
 
@@ -191,11 +191,11 @@ def test_a_weight_without_windows_and_repeats_without_end_are_refused() -> None:
     table = select_windows(index, Selection(window=4))
     sizes: dict[str, Any] = {"global_batch": 4, "micro_batch": 4, "lanes": 2}
     assert [share.source for share in mix_sources(index, table, **sizes)] == ["B"]
-    with pytest.raises(BatchError, match=r"source 'A', of which no window is selected"):
+    with pytest.raises(ConfigError, match=r"source 'A', of which no window is selected"):
         mix_sources(index, table, weights={"A": 1, "B": 1}, **sizes)
     index = two_sources([4], [3000])
     table = select_windows(index, Selection(window=4))
-    with pytest.raises(BatchError, match=r"A: 1 windows, 1498 an epoch, 1498.0 times each; expected 1000"):
+    with pytest.raises(ConfigError, match=r"A: 1 windows, 1498 an epoch, 1498.0 times each; expected 1000"):
         mix_sources(index, table, weights={"A": 1, "B": 1}, **sizes)
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index
-from rainspark.data.windows.mixing import BatchError, check_batches, default_block_bytes, default_lanes
+from rainspark.data.windows.mixing import check_batches, default_block_bytes, default_lanes
 from rainspark.data.windows.plan import MIN_WINDOW_BYTES, evaluation_plan, order_lanes, plan
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import CADENCE_S, DAY_S, FIRST_S, index_in_memory
@@ -157,7 +157,7 @@ def test_plan_keeps_its_promises(
         "lanes": lanes,
     }
     if len(table) < sizes["global_batch"]:
-        with pytest.raises(BatchError, match="fewer than one global batch"):
+        with pytest.raises(ConfigError, match="fewer than one global batch"):
             plan(index, table, seed=seed, epoch=epoch, block_bytes=block_bytes, **sizes)
         return
     window_sab = plan(index, table, seed=seed, epoch=epoch, block_bytes=block_bytes, **sizes)
@@ -241,7 +241,7 @@ def test_millions_of_windows_are_planned_in_seconds() -> None:
 def test_sizes_that_do_not_fit(change: dict[str, int], message: str) -> None:
     sizes = {"num_windows": 1000, "global_batch": 64, "micro_batch": 16, "lanes": 4, "world_size": 2}
     check_batches(**sizes)
-    with pytest.raises(BatchError, match=message):
+    with pytest.raises(ConfigError, match=message):
         check_batches(**{**sizes, **change})
 
 

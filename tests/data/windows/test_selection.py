@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rainspark.data.count import main
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.data.sequences import TimeSpan, find_runs
 from rainspark.data.shards.index import Index, dump_index, signed
 from rainspark.data.shards.timeline import with_rain_after

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rainspark.launch.doctor.findings import Finding, Job
-from rainspark.trainer.settings.parse import PretrainConfig, parse_config
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.parse import parse_config
 from tests.integration.runs import arguments
 
 

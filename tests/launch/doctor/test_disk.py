@@ -20,7 +20,7 @@ from rainspark.launch.doctor.findings import CHECKPOINT, MIB, SETTINGS
 from rainspark.launch.doctor.machine import check_clock
 from tests.launch.doctor.cases import failure, job_of, levels, small_disk
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def test_a_good_folder_is_left_as_it_was(tmp_path: Path) -> None:

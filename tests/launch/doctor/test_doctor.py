@@ -17,7 +17,7 @@ from rainspark.launch.doctor.memory import check_memory, checkpoint_bytes, machi
 from rainspark.launch.doctor.memory_trace import measure_activations
 from rainspark.launch.doctor.settings import check_batches, check_epochs, check_launcher, check_settings
 from rainspark.trainer.checkpoint.folder import TrainState, installed_versions, save
-from rainspark.trainer.processes.entry import ExitCode
+from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.training.windows import open_stream
 from tests.integration.runs import arguments, make_shards
@@ -226,7 +226,7 @@ def test_its_own_options_are_read_before_torch() -> None:
         "try:\n    doctor.main(['--nodes', '0'])\n"
         "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert ended.stdout.split() == ["3", "False"]
 
@@ -237,7 +237,7 @@ def test_a_python_without_the_packages_is_one_line(tmp_path: Path) -> None:
         "import sys\nsys.modules['jsonargparse'] = None\nfrom launch import doctor\n"
         "sys.exit(doctor.main(['--data.shards', 'x', '--run.dir', 'y']))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
     )
@@ -254,7 +254,7 @@ def test_nothing_foreign_stands_between_the_findings(shards: Path, tmp_path: Pat
         "sys.exit(doctor.main(sys.argv[1:]))"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KINETO")}
-    environment |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(Path(__file__).resolve().parents[3]), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-c", code, *arguments(shards, tmp_path / "run")],
         cwd=tmp_path, capture_output=True, text=True, check=False, env=environment,

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from rainspark.models.encoder import build_encoder
 from rainspark.models.spark import SparK
+from rainspark.models.weights.__main__ import main
 from rainspark.models.weights.manifest import CheckpointError, write_manifest
-from rainspark.models.weights.transfer import WeightsError, architecture_of, init_from, main, read_weights
+from rainspark.models.weights.transfer import WeightsError, architecture_of, init_from, read_weights
 from tests.models.drawing import draw, relative, shake
 
 
@@ -121,13 +122,13 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "rainspark.models.weights.transfer",
+        "rainspark.models.weights",
         "import",
         str(tmp_path / "evil.pth"),
         "--out",
         str(tmp_path / "o"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
     assert done.returncode == 4
     assert "system" in done.stderr
     assert "refused" in done.stderr

@@ -37,7 +37,7 @@ from rainspark.trainer.checkpoint.folder import (
     save,
 )
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG: dict[str, Any] = {
     "run": {"dir": "runs/a", "steps": 100, "save_every": 10, "keep_last": 3, "allow_plan_change": False},
     "data": {"shards": "shards", "window": 12, "micro_batch": 8, "lanes": 4, "block_mb": 8.0, "threads": 2},

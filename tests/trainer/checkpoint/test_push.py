@@ -94,7 +94,7 @@ def test_the_copying_process_outlives_a_signal_but_not_its_parent(tmp_path: Path
     """A job's SIGTERM goes to all its processes: the run saves then, and this is part of it."""
     path = save_small(tmp_path, 1)
     code = (
-        "from pathlib import Path; from trainer.checkpoint_push import push_within; "
+        "from pathlib import Path; from rainspark.trainer.checkpoint.push import push_within; "
         f"push_within(300, url={silent_store!r}, folder=Path({str(path)!r}), keep_last=2, keep_every=None)"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -231,7 +231,7 @@ def test_the_command_ends_cleanly(
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     save_small(tmp_path, 1)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "rainspark.trainer.checkpoint.folder", "verify", str(tmp_path)]
+    command = [sys.executable, "-m", "rainspark.trainer.checkpoint", "verify", str(tmp_path)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "step-00000001" in ended.stdout

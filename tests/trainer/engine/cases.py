@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rainspark.models.norm import BatchNorm2d
 from rainspark.trainer.engine.engine import Engine, EngineConfig, EngineState
-from rainspark.trainer.engine.optimizers import OptimConfig
+from rainspark.trainer.settings.optim import OptimConfig
 
 BATCH = 8
 STEPS = 20

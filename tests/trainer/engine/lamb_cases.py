@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rainspark.trainer.engine.engine import Engine, EngineConfig, EngineState
-from rainspark.trainer.engine.optimizers import OptimConfig
+from rainspark.trainer.settings.optim import OptimConfig
 from tests.trainer.engine.cases import STAGES, equal, flat, skipping
 
 WINDOWS = 12

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rainspark.data.windows.plan import plan
 from rainspark.data.windows.selection import Selection, select_windows
 from rainspark.trainer.engine.engine import Engine, EngineConfig
-from rainspark.trainer.engine.optimizers import OptimConfig
+from rainspark.trainer.settings.optim import OptimConfig
 from tests.data.archives import index_in_memory
 
 GLOBAL_BATCH, MICRO_BATCH = 32768, 32

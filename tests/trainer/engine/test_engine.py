@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from rainspark.data.errors import ConfigError
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.engine.engine import Engine, EngineConfig, EngineError
-from rainspark.trainer.engine.optimizers import OptimConfig
+from rainspark.trainer.engine.engine import Engine, EngineConfig
 from rainspark.trainer.engine.processes import Place, check_clipping, check_launcher, read_place
 from rainspark.trainer.engine.replicated import LossScale
+from rainspark.trainer.settings.optim import OptimConfig
 from tests.trainer.engine.cases import ADAMW, SGD, batch_of, equal, flat, make_engine, train_step
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 LAMB = OptimConfig(name="lamb", lr=1e-3, clip_norm=1.0)
 # All that `accelerate launch` 1.15 sets when it is asked for nothing.
 LAUNCHER = {
@@ -64,7 +65,7 @@ def test_launcher_defaults_are_no_contradiction(precision: Any) -> None:
 )
 def test_contradicting_launcher_is_refused(settings: dict[str, Any], variable: str, value: str, ours: str) -> None:
     environment = {**LAUNCHER, f"ACCELERATE_{variable}": value}
-    with pytest.raises(EngineError, match=f"ACCELERATE_{variable}={value.lower()}.*{ours}"):
+    with pytest.raises(ConfigError, match=f"ACCELERATE_{variable}={value.lower()}.*{ours}"):
         check_launcher(EngineConfig(**settings), environment)
 
 
@@ -82,13 +83,13 @@ def test_agreeing_launcher_is_taken() -> None:
 
 @pytest.mark.parametrize("clip_norm", [None, 2.0])
 def test_contradicting_clipping_is_refused(clip_norm: float | None) -> None:
-    with pytest.raises(EngineError, match=r"GRADIENT_CLIPPING=1\.0.*optim\.clip_norm="):
+    with pytest.raises(ConfigError, match=r"GRADIENT_CLIPPING=1\.0.*optim\.clip_norm="):
         check_clipping(clip_norm, {"ACCELERATE_GRADIENT_CLIPPING": "1.0"})
 
 
 def test_engine_refuses_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(EngineError, match=r"bf16.*engine\.precision=fp32"):
+    with pytest.raises(ConfigError, match=r"bf16.*engine\.precision=fp32"):
         Engine(EngineConfig(device="cpu"))
 
 
@@ -113,7 +114,7 @@ def test_place_is_read_from_the_environment() -> None:
     ],
 )
 def test_bad_places_are_refused(environment: dict[str, str], message: str) -> None:
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(ConfigError, match=message):
         read_place(environment)
 
 
@@ -127,7 +128,7 @@ def test_bad_places_are_refused(environment: dict[str, str], message: str) -> No
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(ConfigError, match=message):
         EngineConfig(**settings)
 
 

@@ -13,7 +13,6 @@ from rainspark.models.encoder import build_encoder
 from rainspark.models.nowcasting.nowcaster import Nowcaster
 from rainspark.trainer.engine.optimizers import (
     Lamb,
-    OptimConfig,
     average_decay_at,
     build_optimizer,
     decay_at,
@@ -23,6 +22,7 @@ from rainspark.trainer.engine.optimizers import (
     rate_at,
     set_schedule,
 )
+from rainspark.trainer.settings.optim import OptimConfig
 
 
 class Net(nn.Module):

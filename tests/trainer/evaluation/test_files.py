@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.trainer.evaluation.files import write_scores
 from rainspark.trainer.evaluation.tables import References
-from rainspark.trainer.settings.model import ConfigError
 from rainspark.trainer.verification.intervals import bootstrap
 from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window, select
 

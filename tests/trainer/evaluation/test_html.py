@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import DataError
 from rainspark.trainer.evaluation.html import SCORE_NOTES, Picture, Section, Table, write_report
 
 ATTACK = "<script>alert('x')</script>\"&$"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from rainspark.data.errors import ConfigError
 from rainspark.data.frames import Crop, Grid
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index, load_index
@@ -18,8 +19,8 @@ from rainspark.trainer.evaluation.config import EvaluateConfig, parse_evaluation
 from rainspark.trainer.evaluation.overlap import SYNTHETIC, ancestors, overlaps
 from rainspark.trainer.evaluation.plan import _place_caveats
 from rainspark.trainer.forecasting.forecaster import RunForecaster
-from rainspark.trainer.settings.model import ConfigError
-from rainspark.trainer.settings.parse import FinetuneConfig, PretrainConfig, TrainingConfig, as_dict, parse_config
+from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig, TrainingConfig
+from rainspark.trainer.settings.parse import as_dict, parse_config
 from tests.integration import runs
 
 HOUR = 3600

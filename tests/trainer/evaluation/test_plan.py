@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rainspark.data.errors import ConfigError
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.stream.stream import Batch
 from rainspark.trainer.evaluation.config import LISTS, ArchiveConfig, EvaluateConfig, gather_lists, parse_evaluation
 from rainspark.trainer.evaluation.contestants import BASELINES, read_entries, windows_of
 from rainspark.trainer.evaluation.overlap import meets
 from rainspark.trainer.settings.data import WindowsConfig
-from rainspark.trainer.settings.model import ConfigError
 
 BASE = ["--data.shards", "S", "--out", "O"]
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rainspark.data.frames import DataError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.units import ModelSpace
 from rainspark.models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
 from rainspark.models.weights.manifest import CheckpointError, step_folders, write_manifest
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.forecasting.forecaster import RunForecaster, build_nowcaster, load_forecaster, rain_of
-from rainspark.trainer.processes.entry import ExitCode
-from rainspark.trainer.settings.model import ConfigError, NowcastConfig, SpaceConfig
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.forecasting.build import build_nowcaster
+from rainspark.trainer.forecasting.forecaster import RunForecaster, load_forecaster, rain_of
+from rainspark.trainer.settings.model import NowcastConfig, SpaceConfig
 from tests.integration import runs
 from tests.integration.nowcast_runs import arguments, train
 from tests.integration.runs import make_shards

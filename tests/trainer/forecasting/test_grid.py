@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyproj import CRS, Transformer
 
-from rainspark.data.frames import DataError, Grid
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Grid
 from rainspark.data.sources import knmi
 from rainspark.trainer.forecasting.grid import PolarStereographic, pixel_centres_m
 

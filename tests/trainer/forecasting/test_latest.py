@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.data.frames import Crop, DataError, Grid
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Crop, Grid
 from rainspark.data.sources import knmi
 from rainspark.data.sources.synthetic import file_name, write_knmi_file
 from rainspark.data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 from pyproj import CRS, Transformer
 
-from rainspark.data.frames import DataError, Grid
+from rainspark.data.errors import DataError
+from rainspark.data.frames import Grid
 from rainspark.trainer.forecasting.grid import pixel_centres_m
 from rainspark.trainer.forecasting.netcdf import Provenance, write_forecast
 

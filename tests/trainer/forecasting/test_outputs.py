@@ -18,13 +18,17 @@ from rainspark.data.sources.synthetic import iterate_storms, write_knmi_file
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.trainer.checkpoint.folder import save
 from rainspark.trainer.checkpoint.state import TrainState
-from rainspark.trainer.forecasting.forecaster import build_nowcaster, load_forecaster
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.forecasting.build import build_nowcaster
+from rainspark.trainer.forecasting.forecaster import load_forecaster
 from rainspark.trainer.forecasting.outputs import main, make_forecast, write_outputs
-from rainspark.trainer.processes.entry import ExitCode, run_entry
+from rainspark.trainer.processes.agreement import NonFiniteError
+from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.settings.data import NowcastDataConfig
-from rainspark.trainer.settings.model import NowcastConfig, NowcastRunConfig
-from rainspark.trainer.settings.parse import FinetuneConfig, as_dict
-from rainspark.trainer.training.loop import NonFiniteError
+from rainspark.trainer.settings.experiment import FinetuneConfig
+from rainspark.trainer.settings.model import NowcastConfig
+from rainspark.trainer.settings.parse import as_dict
+from rainspark.trainer.settings.run import NowcastRunConfig
 
 SIZE = 64
 FRAMES_IN, FRAMES_OUT = 3, 2

@@ -7,12 +7,11 @@ import sys
 
 import pytest
 
-from rainspark.data.frames import DataError
-from rainspark.data.windows.mixing import BatchError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.processes.entry import STOP_SIGNALS, ExitCode, StopSignal, run_entry, start_other_processes
-from rainspark.trainer.settings.parse import ConfigError
-from rainspark.trainer.training.loop import NonFiniteError
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.processes.agreement import NonFiniteError
+from rainspark.trainer.processes.entry import STOP_SIGNALS, StopSignal, run_entry, start_other_processes
 from tests.conftest import REPOSITORY
 
 
@@ -20,7 +19,7 @@ from tests.conftest import REPOSITORY
     ("error", "code"),
     [
         (ConfigError("a"), ExitCode.CONFIG),
-        (BatchError("a"), ExitCode.CONFIG),
+        (ConfigError("a"), ExitCode.CONFIG),
         (DataError("a"), ExitCode.DATA),
         (CheckpointError("a"), ExitCode.CHECKPOINT),
         (NonFiniteError("a"), ExitCode.NONFINITE),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from rainspark.data.errors import ConfigError
 from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.record.folder import check_name, hold, told, writing
-from rainspark.trainer.settings.model import ConfigError
 
 
 @pytest.mark.parametrize("folder", [Path("/proc/run"), Path("/dev/null/run")])

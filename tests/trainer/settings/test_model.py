@@ -7,18 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rainspark.data.errors import ConfigError
 from rainspark.data.sequences import TimeSpan
 from rainspark.trainer.settings.data import WindowsConfig, parse_span
-from rainspark.trainer.settings.model import ConfigError, NowcastConfig
-from rainspark.trainer.settings.parse import (
-    FinetuneConfig,
-    PretrainConfig,
-    as_dict,
-    as_yaml,
-    dotted_keys,
-    from_dict,
-    parse_config,
-)
+from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
+from rainspark.trainer.settings.model import NowcastConfig
+from rainspark.trainer.settings.parse import as_dict, as_yaml, dotted_keys, from_dict, parse_config
 
 NEEDED = ["--data.shards", "s", "--run.dir", "r"]
 SMAAT = ["--model.name", "smaat_unet"]

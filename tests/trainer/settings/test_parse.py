@@ -8,16 +8,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.trainer.processes.entry import ExitCode, run_entry
-from rainspark.trainer.settings.parse import (
-    ConfigError,
-    FinetuneConfig,
-    PretrainConfig,
-    as_dict,
-    as_yaml,
-    dotted_keys,
-    parse_config,
-)
+from rainspark.data.errors import ConfigError
+from rainspark.trainer.exit_codes import ExitCode
+from rainspark.trainer.processes.entry import run_entry
+from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
+from rainspark.trainer.settings.parse import as_dict, as_yaml, dotted_keys, parse_config
 from tests.conftest import REPOSITORY
 
 NEEDED = ["--data.shards", "s", "--run.dir", "r"]

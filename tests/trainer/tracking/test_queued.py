@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.trainer.settings.model import ConfigError
+from rainspark.data.errors import ConfigError
+from rainspark.trainer.settings.tracking import TrackingConfig
 from rainspark.trainer.tracking.queued import QueuedTracker, Tracker
-from rainspark.trainer.tracking.trackers import Trackers, TrackingConfig
+from rainspark.trainer.tracking.trackers import Trackers
 from tests.conftest import REPOSITORY
 
 

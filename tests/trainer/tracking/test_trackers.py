@@ -14,13 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rainspark.trainer.tracking.trackers import (
-    JsonlTracker,
-    TensorBoardTracker,
-    Trackers,
-    TrackingConfig,
-    open_trackers,
-)
+from rainspark.trainer.settings.tracking import TrackingConfig
+from rainspark.trainer.tracking.trackers import JsonlTracker, TensorBoardTracker, Trackers, open_trackers
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

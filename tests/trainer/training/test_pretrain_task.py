@@ -9,7 +9,8 @@ from rainspark.data.stream.stream import Batch
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.models.encoder import build_encoder
 from rainspark.models.spark import SparK
-from rainspark.trainer.training.pretrain_task import PretrainTask, turn
+from rainspark.trainer.training.pretrain_task import PretrainTask
+from rainspark.trainer.training.task import turn
 
 LOG_SPACE = ModelSpace(kind="log", scale_mmh=1.0, clip_mmh=None)
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rainspark.data.frames import DataError
-from rainspark.trainer.settings.model import ConfigError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.trainer.verification.intervals import bootstrap, draw_days, paired_difference
 from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window, select
 

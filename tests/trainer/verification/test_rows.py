@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from rainspark.data.frames import DataError
-from rainspark.trainer.settings.model import ConfigError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.trainer.verification.contingency import RAIN_EDGES_MMH
 from rainspark.trainer.verification.rows import (
     FIELDS,

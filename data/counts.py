@@ -1,0 +1,71 @@
+"""Turn rain rates into counts of 0.01 mm/h, and say what that changed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DataError
+from .units import MISSING_COUNT
+
+QUANTUM_MMH: Final = 0.01
+"""mm/h a count of sources that are requantised (DESIGN.md, Units)."""
+
+
+MAX_COUNT: Final = MISSING_COUNT - 1
+"""Largest count of a measurement, 655.34 mm/h at that scale: no gauge on Earth holds a higher rate for minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """What requantising to counts changed; nothing in sources of counts.
+
+    Attributes:
+        max_error_mmh: Largest change of a pixel that lies within the counts' range.
+        clamped: Pixels above the range, set to its largest count.
+    """
+
+    max_error_mmh: float = 0.0
+    clamped: int = 0
+
+    def plus(self, other: "Rounding") -> "Rounding":
+        """Put two together."""
+        return Rounding(
+            max_error_mmh=max(self.max_error_mmh, other.max_error_mmh), clamped=self.clamped + other.clamped
+        )
+
+
+NO_ROUNDING: Final = Rounding()
+
+
+def requantise(
+    rain_mmh: npt.NDArray[np.floating[Any]], pixel_of: Callable[[int], tuple[int, ...]]
+) -> tuple[npt.NDArray[np.uint16], Rounding]:
+    """Turn rain rates into counts of 0.01 mm/h; a rate that is no number becomes missing.
+
+    Rates above 655.34 mm/h become that rate, and are counted.
+
+    Args:
+        rain_mmh: mm/h, (values,).
+        pixel_of: Says which pixel a value is.
+
+    Raises:
+        DataError: A rate that is negative beyond half a count, or infinite.
+    """
+    missing = np.isnan(rain_mmh)
+    wrong = (rain_mmh < -QUANTUM_MMH / 2) | np.isinf(rain_mmh)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise DataError(
+            f"pixel {pixel_of(first)} is {rain_mmh[first]:g} mm/h (one of {int(wrong.sum())}); expected finite rates "
+            "of 0 and more: remove the file, or tell its producer"
+        )
+    exact = np.where(missing, 0.0, rain_mmh) / QUANTUM_MMH
+    rounded = np.clip(np.rint(exact), 0, MAX_COUNT)
+    above = exact > MAX_COUNT + 0.5
+    error = float(np.max(np.abs(rounded - exact), initial=0.0, where=~above)) * QUANTUM_MMH
+    counts = rounded.astype(np.uint16)
+    counts[missing] = MISSING_COUNT
+    return counts, Rounding(max_error_mmh=error, clamped=int(np.count_nonzero(above)))

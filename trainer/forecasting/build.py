@@ -1,0 +1,36 @@
+"""Build the nowcaster that settings describe."""
+
+from ...data.units import ModelSpace
+from ...models.encoder import build_encoder
+from ...models.nowcasting.nowcaster import Nowcaster
+from ...models.nowcasting.smaat_unet import SmaAtUNet
+from ..settings.model import NowcastConfig
+
+
+def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> Nowcaster | SmaAtUNet:
+    """Build the model that the settings describe, with fresh weights from torch's generator.
+
+    Args:
+        config: The model's section.
+        space: The model's space.
+    """
+    if config.name == "smaat_unet":
+        smaat_unet = SmaAtUNet(config.frames_in, config.frames_out, width=config.smaat_width)
+        smaat_unet.set_checkpoint_blocks(config.checkpoint_blocks)
+        return smaat_unet
+    model = Nowcaster(
+        build_encoder(config.encoder, config.frames_in, depth_drop=config.depth_drop),
+        frames_out=config.frames_out,
+        decoder_width=config.decoder_width,
+        decoder_activation=config.decoder_activation,
+        translation=config.translation,
+        head=config.head,
+        masks=config.mask_ratio > 0,
+        space=space,
+    )
+    model.freeze(config.freeze)
+    if config.head != "patch":
+        # This head's last layer starts anew, at 0 for most: frozen, it would forecast nothing and pass no gradient on.
+        model.dense_decoder.proj.requires_grad_(True)
+    model.set_checkpoint_blocks(config.checkpoint_blocks)
+    return model

@@ -1,0 +1,126 @@
+"""What a run is: its sections of settings, and what concerns several of them."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...data.errors import ConfigError
+from .data import DataConfig, NowcastDataConfig
+from .engine import EngineConfig
+from .model import ModelConfig, NowcastConfig
+from .optim import OptimConfig
+from .run import NowcastRunConfig, RunConfig
+from .tracking import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A masked pretraining run.
+
+    Args:
+        run: Where and how long.
+        data: Windows and batches.
+        model: The model and its loss.
+        optim: Optimizer and schedules.
+        engine: Processes, precision, DeepSpeed.
+        tracking: Where metrics go.
+        seed: Seed of everything that is random.
+        init_from: Weights to start from: a run, a checkpoint, a .safetensors or a published .pth. Of a run or a
+            checkpoint the averaged weights are taken where it has them.
+    """
+
+    run: RunConfig
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what concerns several fields, and that every number is one."""
+        _check_together(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """The training of a nowcaster.
+
+    Args:
+        run: Where and how long, and which checkpoint is the best.
+        data: Windows and batches.
+        model: The nowcaster and its loss.
+        optim: Optimizer and schedules.
+        engine: Processes, precision, DeepSpeed.
+        tracking: Where metrics go.
+        seed: Seed of everything that is random.
+        init_from: Weights to start from: a pretrained or fine-tuned run, a checkpoint, a .safetensors or a published
+            .pth. Of a run the best checkpoint is taken where one was chosen, else the newest, its averaged weights
+            where it has them. Null: from nothing.
+    """
+
+    run: NowcastRunConfig
+    data: NowcastDataConfig
+    model: NowcastConfig = field(default_factory=NowcastConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what concerns several fields, and that every number is one."""
+        _check_together(self)
+        self.data.selection(self.model.frames_in + self.model.frames_out)
+        model = self.model
+        if self.optim.layer_decay != 1 and (model.name == "smaat_unet" or model.freeze in ("encoder", "both")):
+            why = "model.name is smaat_unet" if model.name == "smaat_unet" else f"model.freeze is {model.freeze}"
+            raise ConfigError(
+                f"optim.layer_decay is {self.optim.layer_decay}: no effect, as {why} and no encoder is trained; "
+                "leave it out"
+            )
+
+
+TrainingConfig = PretrainConfig | FinetuneConfig
+
+
+def _check_together(config: TrainingConfig) -> None:
+    for key, value in leaves(config):
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ConfigError(f"{key} is {value}; it must be a finite number")
+    data = config.data
+    if data.global_batch % data.micro:
+        sizes = [size for size in range(1, data.global_batch + 1) if data.global_batch % size == 0]
+        raise ConfigError(
+            f"data.global_batch {data.global_batch} is not a multiple of data.micro_batch {data.micro}; "
+            f"micro-batches that work: {', '.join(map(str, sizes))}"
+        )
+    if config.optim.warmup_steps >= config.run.steps:
+        raise ConfigError(
+            f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of run.steps {config.run.steps}; "
+            "warm up for fewer steps or run longer"
+        )
+    waits = {
+        "data.deadline_s": data.deadline_s if "://" in data.shards else 0.0,
+        "run.push_deadline_s": 0.0 if config.run.checkpoint_url is None else config.run.push_deadline_s,
+        "tracking.close_s": config.tracking.close_s if config.tracking.services else 0.0,
+    }
+    for key, seconds in waits.items():
+        if seconds >= config.engine.timeout_s:
+            raise ConfigError(
+                f"{key} is {seconds:g} and engine.timeout_s {config.engine.timeout_s:g}: who waits so long counts as "
+                "standing still and is ended; make engine.timeout_s longer"
+            )
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for leaf in dataclasses.fields(config):
+        value = getattr(config, leaf.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{leaf.name}.")
+        else:
+            yield f"{prefix}{leaf.name}", value
