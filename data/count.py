@@ -1,4 +1,4 @@
-"""Count the windows that a selection holds, from the index alone: `python -m rainspark.data.count SHARDS --select nl50`."""
+"""Count the windows that a selection holds, from the index alone: `rainspark count SHARDS --select nl50`."""
 
 import argparse
 import sys
@@ -95,7 +95,7 @@ def _lost_words(selection: Selection, lost: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m rainspark.data.count", description=__doc__)
+    parser = argparse.ArgumentParser(prog="rainspark count", description=__doc__)
     parser.add_argument("shards", metavar="SHARDS")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--select", choices=("nl50", "nl20"), help="a published selection: 50%% or 20%% of wet pixels")

@@ -1,4 +1,4 @@
-"""Pack shards anew, without the source files: `python -m rainspark.data.reshard SHARDS... --out NEW [--shard-mb N]`."""
+"""Pack shards anew, without the source files: `rainspark reshard SHARDS... --out NEW [--shard-mb N]`."""
 
 import argparse
 import sys
@@ -168,7 +168,7 @@ def _write(target: Storage, job: ReshardJob) -> Index:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
-    parser = argparse.ArgumentParser(prog="python -m rainspark.data.reshard", description=__doc__)
+    parser = argparse.ArgumentParser(prog="rainspark reshard", description=__doc__)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders or addresses of packed archives")
     parser.add_argument("--out", required=True, metavar="NEW", help="folder or address of the new archive")
     parser.add_argument("--shard-mb", type=int, default=256, help="size of a shard, about (256)")

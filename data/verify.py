@@ -1,4 +1,4 @@
-"""Re-read an archive and report all that is wrong with it: `python -m rainspark.data.verify SHARDS [--json]`."""
+"""Re-read an archive and report all that is wrong with it: `rainspark verify SHARDS [--json]`."""
 
 import argparse
 import hashlib
@@ -361,7 +361,7 @@ def _said_by(header: bytes) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 sound, 4 problems, 130 interrupted (argparse: 2, usage)."""
-    parser = argparse.ArgumentParser(prog="python -m rainspark.data.verify", description=__doc__)
+    parser = argparse.ArgumentParser(prog="rainspark verify", description=__doc__)
     parser.add_argument("shards", metavar="SHARDS", help="folder or address of a packed archive")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--threads", type=int, help="shards at once (as many as cores, four at most)")

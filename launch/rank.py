@@ -1,7 +1,7 @@
 """Become one rank: what Slurm says of this task, in the words of torch, then the training program in its place.
 
-`srun python -m rainspark.launch.rank PROGRAM ARGUMENTS...`. The program takes the process over, so that the srun task is the
-rank: signals reach it without a launcher in between.
+`srun python -m rainspark.launch.rank PROGRAM ARGUMENTS...`. The program takes the process over, so that the srun task
+is the rank: signals reach it without a launcher in between.
 """
 
 import os

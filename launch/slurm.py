@@ -64,7 +64,7 @@ def read_allocation(environment: Mapping[str, str]) -> Allocation:
     if not (job_id and nodes):
         raise LaunchError(
             "SLURM_JOB_ID and SLURM_JOB_NODELIST are not set: this runs as the batch step of a Slurm job; submit it "
-            "with `sbatch launch/multinode.sh` or `python -m rainspark.launch.submit`"
+            "with `sbatch launch/multinode.sh` or `rainspark submit`"
         )
     asked = environment.get("SLURM_NTASKS_PER_NODE", "")
     return Allocation(

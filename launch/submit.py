@@ -1,6 +1,6 @@
 """Submit a training job through Submitit: the same batch step, ranks and options as `sbatch launch/multinode.sh`.
 
-`python -m rainspark.launch.submit pretrain --nodes 4 --gpus 8 --partition gpu --time 24:00 -- --config configs/x.yaml`.
+`rainspark submit pretrain --nodes 4 --gpus 8 --partition gpu --time 24:00 -- --config configs/x.yaml`.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def check_settings(entry: str, words: Sequence[str]) -> str | None:
     kind: Any = PretrainConfig if entry == "pretrain" else FinetuneConfig
     try:
         parse_config(words, kind, prog=f"trainer/{entry}.py")
-    except (ConfigError, ConfigError) as error:
+    except ConfigError as error:
         raise LaunchError(str(error)) from None
     return None
 

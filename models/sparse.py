@@ -181,7 +181,7 @@ class PackedMaxPool2d(nn.MaxPool2d):
 class PackedBlock(nn.Module):
     """A residual block of a plain ResNet, basic (two convolutions) or bottleneck (three), under timm's names.
 
-    Made from timm's block by `rainspark.models.encoder`, which has checked that nothing in it is left out here.
+    Made from timm's block by `models.encoder`, which has checked that nothing in it is left out here.
     """
 
     def __init__(self, block: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Forecast the next hour from the latest radar files: `python trainer/forecast.py --run RUN --input FILES --out DIR`."""
+"""Forecast the next hour from the latest radar files: `python trainer/forecast.py --run RUN --input FILES --out D`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pretrain an encoder by masked modelling: `accelerate launch trainer/pretrain.py --config X.yaml --data.shards S --run.dir R`."""
+"""Pretrain an encoder: `accelerate launch trainer/pretrain.py --config X --data.shards S --run.dir R`."""
 
 import sys
 from pathlib import Path

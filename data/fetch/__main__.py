@@ -1,4 +1,4 @@
-"""Download radar files: `python -m rainspark.data.fetch knmi --dataset NAME --from DATE --to DATE --out FOLDER_OR_BUCKET`."""
+"""Download radar files: `rainspark fetch knmi --dataset NAME --from DATE --to DATE --out FOLDER_OR_BUCKET`."""
 
 import argparse
 import fcntl
@@ -262,7 +262,7 @@ def _time(text: str, option: str, num_days: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m rainspark.data.fetch", description=__doc__)
+    parser = argparse.ArgumentParser(prog="rainspark fetch", description=__doc__)
     knmi = parser.add_subparsers(dest="command", required=True).add_parser(
         "knmi", help=f"KNMI's Open Data API; the key comes from {KEY_VARIABLE}"
     )

@@ -1,4 +1,4 @@
-"""Pack radar data into shards: `rainspark pack knmi FILES --out SHARDS`, and look at them: `rainspark inspect SHARDS`."""
+"""Pack radar data into shards, `rainspark pack knmi FILES --out SHARDS`, or show them, `rainspark inspect SHARDS`."""
 
 import sys
 from collections.abc import Sequence

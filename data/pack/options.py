@@ -134,7 +134,7 @@ def _argument(text: str) -> tuple[str, str | float]:
 
 
 def _parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m rainspark.data.pack", description=description, epilog=EPILOG)
+    parser = argparse.ArgumentParser(prog="rainspark pack", description=description, epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
     knmi = commands.add_parser("knmi", help="KNMI HDF5 composites, also inside tars and zips")
     smaat = commands.add_parser("smaat", help="SmaAt-UNet's collected HDF5: frames, or ready windows as they are")

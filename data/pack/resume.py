@@ -69,7 +69,7 @@ def open_state(storage: Storage, digest: str, *, restart: bool) -> None:
 
     Args:
         storage: The folder that is packed into.
-        digest: SHA-256 of the options and input bytes (`rainspark.data.pack.survey.Job.digest`).
+        digest: SHA-256 of the options and input bytes (`data.pack.survey.Job.digest`).
         restart: Drop what another pack left, finished shards and all.
 
     Raises:

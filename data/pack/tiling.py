@@ -73,7 +73,7 @@ def cut_sequences(
     """Cut a source's frames into sequences, of origin 0 and with their times for keys.
 
     Raises:
-        DataError: As `rainspark.data.sequences.find_runs`.
+        DataError: As `data.sequences.find_runs`.
     """
     if windows is not None:
         pieces = [(run.first, run.num_frames, 1) for run in windows]

@@ -1,7 +1,7 @@
 """The header of a stored frame: read and compared before Blosc2 itself sees the buffer.
 
 A Blosc2 buffer may ask for more than its bytes: code that a filter or codec runs, data that lie elsewhere (lazy
-chunks), pixels left as the memory was. Only what `rainspark.data.shards.writer.pack_frame` writes is let through. Layout: Blosc
+chunks), pixels left as the memory was. Only what `data.shards.writer.pack_frame` writes is let through. Layout: Blosc
 Chunk Format, README_CHUNK_FORMAT.rst of c-blosc2 (header of 32 bytes, little endian; blocks section).
 """
 

@@ -204,7 +204,7 @@ def load_index(storage: Storage) -> Index:
     if data is None:
         raise DataError(
             f"{where} is missing: no packed archive lies there, or packing it was not finished; "
-            "pack it (python -m rainspark.data.pack), the same command goes on where it stopped"
+            "pack it (rainspark pack), the same command goes on where it stopped"
         )
     try:
         values = parse_json(data)

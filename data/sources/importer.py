@@ -39,7 +39,7 @@ SQUARE: Final = 0.01
 
 @dataclass(kw_only=True)
 class ImporterSource:
-    """Files that an importer of pysteps reads, for packing (`rainspark.data.sources.source.Source`).
+    """Files that an importer of pysteps reads, for packing (`data.sources.source.Source`).
 
     Attributes:
         importer: The importer's name as pysteps.io.get_method knows it, such as mrms_grib.

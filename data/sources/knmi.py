@@ -50,7 +50,7 @@ SYNTHETIC_LICENCE: Final = "CC0-1.0, synthetic"
 
 
 class KnmiSource:
-    """KNMI composites for packing (`rainspark.data.sources.source.Source`)."""
+    """KNMI composites for packing (`data.sources.source.Source`)."""
 
     @property
     def settings(self) -> str:

@@ -79,7 +79,7 @@ def parse_zr(text: str) -> ZR:
 
 @dataclass(frozen=True, kw_only=True)
 class OdimSource:
-    """ODIM_H5 composites for packing (`rainspark.data.sources.source.Source`).
+    """ODIM_H5 composites for packing (`data.sources.source.Source`).
 
     Attributes:
         quantity: RATE, ACRR or DBZH; None for the only one of these that a file holds.

@@ -62,7 +62,7 @@ class CollectedRef:
 
 @dataclass(kw_only=True)
 class SmaatSource:
-    """SmaAt-UNet's collected HDF5 for packing (`rainspark.data.sources.source.Source`).
+    """SmaAt-UNet's collected HDF5 for packing (`data.sources.source.Source`).
 
     Attributes:
         group: Which group to take: train, test or both.

@@ -1,4 +1,4 @@
-"""Moving storms in KNMI's file format: `python -m rainspark.data.sources.synthetic --out FOLDER --hours 6`.
+"""Moving storms in KNMI's file format: `rainspark storms --out FOLDER --hours 6`.
 
 For demos and tests, and, with `--event-hours`, to train on before there is much radar of one's own.
 
@@ -288,9 +288,7 @@ def _range(text: str) -> tuple[float, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 4 for sizes or a folder that cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rainspark.data.sources.synthetic", description="Write moving storms."
-    )
+    parser = argparse.ArgumentParser(prog="rainspark storms", description="Write moving storms.")
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
     parser.add_argument("--hours", type=float, default=6, help="length of the series (6)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal storms (0)")

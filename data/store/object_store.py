@@ -1,7 +1,7 @@
 """Files in an object store (S3, Google, Azure) or on a web server: ranged reads, whole writes, nothing lost on the way.
 
 One request is one try: obstore's own retries hide what happens, give up a busy store after seconds and are not refilled
-by progress, so they are off, and data/store/retries.py decides. What was received before a connection broke is kept and the
+by progress, so they are off, and data/store/retries.py decides. What came before a connection broke is kept and the
 rest is asked for, of the same version of the object (ETag), so that no byte is missing, doubled or of another version.
 """
 

@@ -73,6 +73,6 @@ class Quarantine:
         listed = "".join(f"\n  {one.reason}" for one in before)
         return DamagedError(
             f"{error}\nthis is sequence {len(before) + 1} lost by this process, and data.quarantine allows "
-            f"{self._budget}; repair the archive (python -m rainspark.data.verify names all damage) or allow more; "
+            f"{self._budget}; repair the archive (rainspark verify names all damage) or allow more; "
             f"lost before:{listed}"
         )

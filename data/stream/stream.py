@@ -77,7 +77,7 @@ class Stream:
         micro_batch: Windows of one forward pass, over all ranks.
         lanes: Places in the archive that a micro-batch is read from.
         block_bytes: Compressed bytes that a lane shuffles together.
-        weights: Each source's share of the windows of every batch; None: as many as it has (`rainspark.data.windows.mixing`).
+        weights: Each source's share of the windows of every batch; None: as many as it has (`data.windows.mixing`).
         rank: This process.
         world_size: Number of processes.
         threads: Decoding threads.

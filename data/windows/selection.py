@@ -160,7 +160,7 @@ def candidate_windows(index: Index, selection: Selection) -> Candidates:
     if not 1 <= window <= index.window:
         raise DataError(
             f"windows of {window} frames were asked for, but the shards were packed for windows of 1 to "
-            f"{index.window} frames; pack again, or python -m rainspark.data.reshard, with --window {max(window, 1)}, or ask for "
+            f"{index.window} frames; pack again, or rainspark reshard, with --window {max(window, 1)}, or ask for "
             "shorter ones"
         )
     if not -window <= selection.target_frame < window:

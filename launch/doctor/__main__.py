@@ -1,4 +1,4 @@
-"""What a run would stumble over, said before the queue does: `python -m rainspark.launch.doctor --config configs/x.yaml`.
+"""What a run would stumble over, said before the queue does: `rainspark doctor --config configs/x.yaml`.
 
 Everything that the entry point takes may follow (`--data.shards S --run.dir R ...`). One line a finding: "ok", "warn"
 (it starts, and may not go as wished) or "FAIL"; the last line counts them. Exit code: 0 without a FAIL, else the first
@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m rainspark.launch.doctor", description=__doc__, allow_abbrev=False,
+        prog="rainspark doctor", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--entry", choices=("pretrain", "finetune"), default="pretrain", help="what will be trained")

@@ -1,4 +1,7 @@
-"""One of two processes that meet and sum: `python -m rainspark.launch.doctor.collective RANK HOST PORT`, rank 0 with port 0."""
+"""Meet one other process and sum with it: `python -m rainspark.launch.doctor.collective RANK HOST PORT`.
+
+Rank 0 takes port 0 and writes the port that it got.
+"""
 
 import socket
 import sys

@@ -25,7 +25,7 @@ def check_archive(job: Job) -> tuple["Windows | None", list[Finding]]:
         nonlocal windows
         try:
             found = open_windows(job.config.data, window_of(job))
-        except (ConfigError, ConfigError) as error:
+        except ConfigError as error:
             return [fail("shards", str(error), SETTINGS)]
         index = found.index
         what = f"{found.storage.url}: fingerprint {index.fingerprint[:12]}, {number(len(index.shards), 'shard')}, "

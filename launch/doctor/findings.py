@@ -1,4 +1,4 @@
-"""What a check of `rainspark.launch.doctor` says: one line a finding, and the exit code that a run would end with for it."""
+"""What a check of `rainspark doctor` says: one line a finding, and the exit code that a run would end with for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

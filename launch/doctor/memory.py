@@ -1,4 +1,4 @@
-"""Checks of memory: what a rank needs on its device and on the machine, by the formula of launch/doctor/memory_formula.py."""
+"""Check memory: what a rank needs on its device and on the machine, by the formula of memory_formula.py."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How much memory a rank needs: the formula that `rainspark.launch.doctor` uses and tests/bench/memory.py holds against engines.
+"""Compute how much memory a rank needs, by a formula that tests/bench/memory.py holds against engines.
 
 What it says of DeepSpeed was read off version 0.19.8 at work: every tensor that a rank allocates, ZeRO 0 to 3.
 """
@@ -117,7 +117,7 @@ def rank_memory(
         engine: Precision and ZeRO stage.
         world_size: Ranks of the run; one rank without ZeRO is taken as started alone, without a process group.
         micro_steps: Micro-batches a global batch.
-        activations: Peak bytes of one micro-batch of one rank, as `rainspark.launch.doctor.memory_trace` measures them.
+        activations: Peak bytes of one micro-batch of one rank, as `launch.doctor.memory_trace` measures them.
     """
     unit, stage = value_bytes(engine), engine.zero_stage
     trained, count = size.trained * unit, num_moments(optim)

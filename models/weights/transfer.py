@@ -29,7 +29,7 @@ __all__ = [
     "write_safetensors",
 ]
 
-# (kind of block, blocks a stage) of the encoders in `rainspark.models.encoder.ENCODERS`.
+# (kind of block, blocks a stage) of the encoders in `models.encoder.ENCODERS`.
 ARCHITECTURES = {
     (2, (2, 2, 2, 2)): "resnet18",
     (3, (2, 2, 2, 2)): "resnet26",

@@ -1,8 +1,8 @@
 """Memory a rank, measured and as the formula says: `python -m tests.bench.memory [--encoders NAME] [--worlds 1 2 4]`.
 
 Every line is a fresh set of processes that train a few steps through the real engine. On the CPU torch's
-allocations are followed one by one (exact; `rainspark.launch.doctor.memory_trace`); on a GPU the figures are torch.cuda's. "predicted"
-is `rainspark.launch.doctor.memory_formula.rank_memory`, with activations measured on one process.
+allocations are followed one by one (exact; `launch.doctor.memory_trace`); on a GPU they are torch.cuda's. "predicted"
+is `launch.doctor.memory_formula.rank_memory`, with activations measured on one process.
 """
 
 import argparse

@@ -117,7 +117,7 @@ def listening(node: str, port: int) -> Iterator[None]:
 
 
 class Submitted(Job):
-    """A job of `python -m rainspark.launch.submit`, with a GPU (a stand-in) on each node."""
+    """A job of `rainspark submit`, with a GPU (a stand-in) on each node."""
 
     def submit(self) -> None:
         options = ["--nodes", "2", "--gpus", "1", "--time", "1:00", "--signal-s", "30", "--partition", "gpu"]

@@ -148,8 +148,13 @@ def test_what_submitit_carries_is_a_name_and_words() -> None:
 
 def test_the_command_of_the_readme_starts_as_a_program() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "rainspark.launch.submit", "--help"], cwd=REPOSITORY, env=dict(os.environ), capture_output=True,
-        text=True, check=False, timeout=60,
-    )  # fmt: skip
+        [sys.executable, "-m", "rainspark.launch.submit", "--help"],
+        cwd=REPOSITORY,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     assert "--partition" in done.stdout

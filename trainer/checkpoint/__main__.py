@@ -1,4 +1,4 @@
-"""Look at checkpoints: `python -m rainspark.trainer.checkpoint list|verify|show PLACE`.
+"""Look at checkpoints: `rainspark checkpoint list|verify|show PLACE`.
 
 PLACE is a run's folder, its `checkpoints` folder or one checkpoint's; or an address (s3://, gs://, az://, file://) of a
 store that a run copies its checkpoints to, or of one checkpoint there: what `run.checkpoint_url` names. `list` tells
@@ -45,7 +45,7 @@ class _Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when all that was asked for is whole, 4 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m rainspark.trainer.checkpoint", description="Look at checkpoints.")
+    parser = argparse.ArgumentParser(prog="rainspark checkpoint", description="Look at checkpoints.")
     parser.add_argument("command", choices=("list", "verify", "show"))
     parser.add_argument("place", metavar="PLACE", help="a run, a checkpoint, or an address (s3://...) of either")
     arguments = parser.parse_args(argv)

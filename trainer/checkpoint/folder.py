@@ -10,7 +10,7 @@
 One process writes (rank 0 of the run that owns the folder). A checkpoint is written into a temporary folder, made
 durable, renamed, read back, and only then are older ones removed: a kill at any moment leaves an older whole one.
 
-`python -m rainspark.trainer.checkpoint list|verify|show PLACE` looks at what is there, see trainer/checkpoint/__main__.py.
+`rainspark checkpoint list|verify|show PLACE` looks at what is there, see trainer/checkpoint/__main__.py.
 """
 
 import hashlib

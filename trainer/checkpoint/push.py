@@ -44,7 +44,7 @@ class Pushed:
 
 
 def push_within(deadline_s: float, *, url: str, folder: Path, keep_last: int, keep_every: int | None) -> Pushed:
-    """Copy a checkpoint to a store, see `rainspark.trainer.checkpoint.second_place.push`, and stop when the time is over.
+    """Copy a checkpoint to a store, see `trainer.checkpoint.second_place.push`, and stop when the time is over.
 
     Args:
         deadline_s: Seconds for everything, the start of the process included.

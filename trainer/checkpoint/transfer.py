@@ -1,6 +1,6 @@
 """Copies of checkpoints between a run's folder and a store, an object store or another folder.
 
-    URL/checkpoints/step-00000100/      the files of trainer/checkpoint/folder.py; MANIFEST.json last, and only if absent
+    URL/checkpoints/step-00000100/      the files of checkpoint/folder.py; MANIFEST.json last, and only if absent
 
 A step without a manifest was never finished and counts for nothing. Older steps are removed only after a newer one is
 there in full. This module loads no torch: a process of its own copies (trainer/checkpoint/push.py).

@@ -23,7 +23,7 @@ from .optimizers import build_optimizer, counts_steps, fresh_state, moment_names
 from .processes import AUTOCAST_DTYPES, Processes, check_clipping
 from .replicated import Backend, Forward, LossScale, Replicated, UpdateResult, settle_buckets
 
-__all__ = ["Engine", "EngineConfig", "ConfigError", "EngineState", "UpdateResult"]
+__all__ = ["ConfigError", "Engine", "EngineConfig", "EngineState", "UpdateResult"]
 
 _Object = TypeVar("_Object")
 

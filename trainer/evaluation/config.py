@@ -24,7 +24,7 @@ class ArchiveConfig:
     """The archive that is scored, and, where no run says how it was split in time, its split.
 
     Args:
-        shards: Where packed shards lie (`python -m rainspark.data.pack`): a folder, or s3://, gs://, az:// or https://.
+        shards: Where packed shards lie (`rainspark pack`): a folder, or s3://, gs://, az:// or https://.
         source: Score only this source of a mixed archive.
         select: As in training: `nl50`, `nl20`, the published selections.
         select_rule: As in training: `strict` or `smaat_compat`.
@@ -173,7 +173,7 @@ def parse_evaluation(argv: Sequence[str]) -> EvaluateConfig:
     """Read the command line: `--config FILE`, `--key.sub value`, and lists as one value a word.
 
     Raises:
-        ConfigError: As `rainspark.trainer.settings.parse.parse_config`.
+        ConfigError: As `trainer.settings.parse.parse_config`.
     """
     return parse_config(gather_lists(argv), EvaluateConfig, prog="trainer/evaluate.py")
 

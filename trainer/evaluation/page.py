@@ -58,7 +58,7 @@ class MarkdownSection:
 
 
 def read_markdown(markdown: str) -> list[MarkdownSection]:
-    """Cut what `rainspark.trainer.evaluation.tables.markdown` writes at its headings of second order; what is before them is left."""
+    """Cut Markdown at its headings of second order; what is before them is left."""
     parts = re.split(r"^## ", markdown, flags=re.MULTILINE)[1:]
     return [MarkdownSection(heading=part.partition("\n")[0], text=part.partition("\n")[2]) for part in parts]
 

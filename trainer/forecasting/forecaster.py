@@ -125,7 +125,7 @@ class RunForecaster:
         return Grid.from_json(self.data["grid"])
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int | None = None) -> Tensor:
-        """Forecast rain; see `rainspark.models.nowcasting.baselines.Forecaster`. Frames are extended to whole patches and cut again.
+        """Forecast rain, as every `Forecaster` does. Frames are extended to whole patches and cut again.
 
         Args:
             rain_mmh_bthw: Rain in mm/h, 0 where missing.

@@ -58,7 +58,7 @@ def read_latest(paths: Iterable[Path], *, grid: Grid, cadence_s: int, frames_in:
 
     Raises:
         DataError: Too few files, a gap, another cadence, another grid, a frame without any measurement, files of
-            two products, or what `rainspark.data.sources.knmi` refuses: two of one time, a damaged one.
+            two products, or what `data.sources.knmi` refuses: two of one time, a damaged one.
     """
     given = knmi.scan(paths)
     refs = given[-frames_in:]

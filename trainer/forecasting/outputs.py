@@ -63,7 +63,7 @@ def make_forecast(forecaster: RunForecaster, paths: Sequence[Path]) -> Forecast:
     """Read the latest files and run the model.
 
     Raises:
-        DataError: The input does not fit the run; see `rainspark.trainer.forecasting.latest.read_latest`.
+        DataError: The input does not fit the run; see `trainer.forecasting.latest.read_latest`.
         NonFiniteError: The model gives no finite number anywhere.
     """
     cadence_s = forecaster.data.get("cadence_s")

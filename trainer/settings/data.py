@@ -25,7 +25,7 @@ class WindowsConfig:
     or by stated times. A window belongs to a part when all its frames do.
 
     Args:
-        shards: Where packed shards lie (`python -m rainspark.data.pack`): a folder, or s3://, gs://, az:// or https://.
+        shards: Where packed shards lie (`rainspark pack`): a folder, or s3://, gs://, az:// or https://.
         source: Read only this source of a mixed archive. Null: all of them.
         weights: Share of each source's windows in every batch, '{"NAME": 0.5, "OTHER": 0.5}'. Null: as it has windows.
         select: `nl50`, `nl20`: the published selections, at least 50% or 20% of rainy pixels.

@@ -356,7 +356,7 @@ class Loop:
         if num_lost := int(stats.get("windows_lost", 0)):
             remedy = (
                 f"this rank has lost {num_lost} windows of {int(stats['quarantined'])} damaged sequences to "
-                "data.quarantine, which the log names: repair the archive (python -m rainspark.data.verify names all damage)"
+                "data.quarantine, which the log names: repair the archive (rainspark verify names all damage)"
             )
         raise DataError(
             f"no window of {self._empty_in_a_row} steps in a row, up to step {pending.step + 1}, held a valid pixel to "

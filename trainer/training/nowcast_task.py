@@ -49,7 +49,7 @@ class NowcastTask:
         space: The model's space.
         frames_in: Past frames.
         frames_out: Future frames.
-        loss: See `rainspark.trainer.settings.model.NowcastConfig`.
+        loss: See `trainer.settings.model.NowcastConfig`.
         mask_ratio: Share of the patches that are hidden while training.
         crop: Side of the random square that training windows are cut to, None for whole frames.
         depth_rates: Drop probability of each residual branch; empty without stochastic depth.

@@ -53,7 +53,7 @@ class Pretraining(TrainingRun[PretrainConfig]):
 
     def places(self) -> dict[str, str]:
         """Say how to get the encoder too."""
-        export = f"python -m rainspark.models.weights export {shlex.quote(str(self.folder))} --out encoder.safetensors"
+        export = f"rainspark weights export {shlex.quote(str(self.folder))} --out encoder.safetensors"
         return {**super().places(), "encoder": export}
 
 

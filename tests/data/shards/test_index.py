@@ -261,7 +261,7 @@ def test_what_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_index_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"index\.json is missing.*python -m data\.pack"):
+    with pytest.raises(DataError, match=r"index\.json is missing.*rainspark pack"):
         load_index(open_storage(tmp_path))
 
 

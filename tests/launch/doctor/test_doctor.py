@@ -1,4 +1,4 @@
-"""`python -m rainspark.launch.doctor`: settings, batches, data, memory, checkpoints, and what the command says and returns."""
+"""`rainspark doctor`: settings, batches, data, memory, checkpoints, and what the command says and returns."""
 
 import json
 import os

@@ -19,7 +19,6 @@ from tests.conftest import REPOSITORY
     ("error", "code"),
     [
         (ConfigError("a"), ExitCode.CONFIG),
-        (ConfigError("a"), ExitCode.CONFIG),
         (DataError("a"), ExitCode.DATA),
         (CheckpointError("a"), ExitCode.CHECKPOINT),
         (NonFiniteError("a"), ExitCode.NONFINITE),
