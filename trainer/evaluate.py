@@ -12,7 +12,7 @@ import rainspark  # noqa: E402
 rainspark.check_tree(TREE)
 
 if __name__ == "__main__":
-    from .evaluation.evaluating import main
-    from .processes.entry import run_process
+    from rainspark.trainer.evaluation.evaluating import main
+    from rainspark.trainer.processes.entry import run_process
 
     run_process(main)

@@ -12,7 +12,7 @@ import rainspark  # noqa: E402
 rainspark.check_tree(TREE)
 
 if __name__ == "__main__":
-    from .processes.entry import run_process
-    from .training.finetuning import main
+    from rainspark.trainer.processes.entry import run_process
+    from rainspark.trainer.training.finetuning import main
 
     run_process(main)

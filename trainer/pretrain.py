@@ -12,7 +12,7 @@ import rainspark  # noqa: E402
 rainspark.check_tree(TREE)
 
 if __name__ == "__main__":
-    from .processes.entry import run_process
-    from .training.pretraining import main
+    from rainspark.trainer.processes.entry import run_process
+    from rainspark.trainer.training.pretraining import main
 
     run_process(main)
