@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import Final
 
 from .errors import DataError
+from .exit_codes import ExitCode
 from .frames import printable
 
-EXIT_BAD_DATA: Final = 4
-EXIT_INTERRUPTED: Final = 130
 GOES_ON: Final = "; the same command goes on where it stopped"
 
 
@@ -26,7 +25,7 @@ def run_command(work: Callable[[], int], *, interrupted: str = "") -> int:
         return work()
     except DataError as error:
         sys.stderr.write(printable(f"error: {error}\n"))
-        return EXIT_BAD_DATA
+        return ExitCode.DATA
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted{interrupted}\n")
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED

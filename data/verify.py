@@ -16,8 +16,9 @@ import blosc2
 import numpy as np
 from tqdm import tqdm
 
-from .command import EXIT_BAD_DATA, run_command
+from .command import run_command
 from .errors import DataError
+from .exit_codes import ExitCode
 from .frames import iso_time
 from .json_checks import shown
 from .sequences import rain_fraction
@@ -380,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{report.shards} shards, {report.sequences} sequences, {report.frames} frames decoded, "
                 f"{report.num_bytes:,} bytes: {f'{len(report.problems)} problems' if report.problems else 'sound'}\n"
             )
-        return EXIT_BAD_DATA if report.problems else 0
+        return ExitCode.DATA if report.problems else ExitCode.DONE
 
     return run_command(work)
 

@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("trainer.engine", "trainer.tracking"),
     ("trainer.processes",),
     ("trainer.pictures", "trainer.verification", "trainer.settings"),
-    ("trainer.exit_codes", "data.count", "data.verify", "data.reshard"),
+    ("data.count", "data.verify", "data.reshard"),
     ("models.weights", "data.stream", "data.pack", "data.fetch"),
     ("data.windows",),
     ("data.shards",),
@@ -57,7 +57,7 @@ DOORS = {
 """Library: the modules that may import it."""
 BANNED_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper"})
 MAX_FUNCTION_LINES, MAX_ROOM_MODULES = 80, 14
-TORCH_FREE = ("launch", "trainer.settings", "trainer.exit_codes")
+TORCH_FREE = ("launch", "trainer.settings")
 TORCH_WHERE_NEEDED = ("launch.doctor.memory_formula", "launch.doctor.memory_trace")
 """Imported by a check when it needs them."""
 

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ..errors import DataError
+from ..exit_codes import ExitCode
 from ..randomness import generator
 from ..units import KNMI_MMH_PER_COUNT, MISSING_COUNT
 from .knmi_writer import CADENCE_S, file_name, write_knmi_file
@@ -52,7 +53,6 @@ LIFETIME_EXPONENT: Final = 1.0
 """How correlation times grow with the wavelength: about proportionally (Seed et al., 2013)."""
 MEDIAN_RATE_MMH: Final = 0.5
 TABLE_POINTS: Final = 512
-EXIT_BAD_DATA: Final = 4
 MAX_HOURS: Final = 10 * 366 * 24
 """Longest series, ten years: a million files. More is a slip of the keyboard."""
 MAX_IN_RANGE: Final = 10_000.0
@@ -302,10 +302,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write_folder(arguments)
     except DataError as error:
         sys.stderr.write(f"error: {error}\n")
-        return EXIT_BAD_DATA
+        return ExitCode.DATA
     except OSError as error:
         sys.stderr.write(f"error: {arguments.out}: could not write: {error}\n")
-        return EXIT_BAD_DATA
+        return ExitCode.DATA
     return 0
 
 

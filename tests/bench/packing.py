@@ -59,7 +59,7 @@ def retime_odim(file: Any, time_s: int) -> None:
 def measure(title: str, frames: int, arguments: Sequence[str]) -> None:
     """Pack in a process of its own and print what it took."""
     before, start_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    program = "import resource, sys; from data.pack import main; code = main(sys.argv[1:]); "
+    program = "import resource, sys; from rainspark.data.pack.__main__ import main; code = main(sys.argv[1:]); "
     program += "sys.stdout.write(f'\\n{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}'); sys.exit(code)"
     ended = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     wall_s, after = time.perf_counter() - start_s, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from rainspark.data.command import EXIT_BAD_DATA, EXIT_INTERRUPTED, GOES_ON, run_command
+from rainspark.data.command import GOES_ON, run_command
 from rainspark.data.errors import DataError
+from rainspark.data.exit_codes import ExitCode
 
 
 def test_a_commands_own_code_is_given_back(capfd: pytest.CaptureFixture[str]) -> None:
@@ -15,7 +16,7 @@ def test_bad_data_is_told_without_steering_the_terminal(capfd: pytest.CaptureFix
     def work() -> int:
         raise DataError("a\x1b[31m.tar: cut")
 
-    assert run_command(work) == EXIT_BAD_DATA == 4
+    assert run_command(work) == ExitCode.DATA == 4
     assert capfd.readouterr() == ("", "error: a\\x1b[31m.tar: cut\n")
 
 
@@ -24,7 +25,7 @@ def test_an_interruption_is_a_word_and_a_code(capfd: pytest.CaptureFixture[str],
     def work() -> int:
         raise KeyboardInterrupt
 
-    assert run_command(work, interrupted=words) == EXIT_INTERRUPTED == 130
+    assert run_command(work, interrupted=words) == ExitCode.INTERRUPTED == 130
     assert capfd.readouterr() == ("", said)
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.command import EXIT_BAD_DATA
 from rainspark.data.errors import DataError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.pack.recut import ReshardOptions
 from rainspark.data.reshard import main, reshard
 from rainspark.data.sequences import cut_run
@@ -268,9 +268,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "sequences     " in shown
     assert shown.endswith(f"packed        {new}\n")
     for wrong in (["--frames", "0"], ["--window", "-1"], ["--shard-mb", "0"], ["--window", "10", "--frames", "9"]):
-        assert main([str(tmp_path / "old"), "--out", str(tmp_path / "no"), *wrong]) == EXIT_BAD_DATA
+        assert main([str(tmp_path / "old"), "--out", str(tmp_path / "no"), *wrong]) == ExitCode.DATA
         assert "expected" in capsys.readouterr().err
-    assert main([str(tmp_path / "nothing"), "--out", str(tmp_path / "no")]) == EXIT_BAD_DATA
+    assert main([str(tmp_path / "nothing"), "--out", str(tmp_path / "no")]) == ExitCode.DATA
     assert "is missing: no packed archive lies there" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
@@ -294,7 +294,7 @@ def test_a_source_of_two_scales_or_licences_is_refused_before_anything_is_writte
 
 def test_a_web_server_is_not_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small_archive(tmp_path / "old")
-    assert main([str(tmp_path / "old"), "--out", "https://127.0.0.1:9/new"]) == EXIT_BAD_DATA
+    assert main([str(tmp_path / "old"), "--out", "https://127.0.0.1:9/new"]) == ExitCode.DATA
     assert "https://127.0.0.1:9/new: a web server is only read; expected a folder" in capsys.readouterr().err
 
 

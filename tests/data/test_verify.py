@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.data.command import EXIT_BAD_DATA
 from rainspark.data.errors import DataError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.shards.index import Index, dump_index, signed
 from rainspark.data.shards.summary import summarise
 from rainspark.data.shards.timeline import with_rain_after
@@ -93,7 +93,7 @@ def test_all_problems_are_reported_each_with_its_place(tmp_path: Path, capsys: p
     (tmp_path / names[3]).unlink()
     (tmp_path / "shard-00099.tar").write_bytes(b"")
     (tmp_path / ".shard-00001.tar.1-0.partial").write_bytes(b"")
-    assert main([str(tmp_path)]) == EXIT_BAD_DATA
+    assert main([str(tmp_path)]) == ExitCode.DATA
     shown = capsys.readouterr().out.splitlines()
     found = [line for line in shown if line.startswith("problem")]
     for expected in (
@@ -206,7 +206,7 @@ def test_an_index_that_cannot_be_trusted_is_the_one_problem(tmp_path: Path) -> N
     index = small_archive(tmp_path)
     (tmp_path / "index.json").write_bytes(dump_index(dataclasses.replace(index, cadence_s=600)))
     assert "fingerprint is" in lines(verify(str(tmp_path)))[0]
-    assert main([str(tmp_path), "--threads", "0"]) == EXIT_BAD_DATA
+    assert main([str(tmp_path), "--threads", "0"]) == ExitCode.DATA
 
 
 def test_frames_of_another_kind_are_not_decoded(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.models.weights.manifest import latest_verified
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.settings.experiment import FinetuneConfig
 from rainspark.trainer.training.finetuning import Finetuning
 from tests.integration import runs

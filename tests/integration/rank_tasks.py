@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from rainspark.data.errors import ConfigError, DataError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.stream.stream import Batch
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_process
 from rainspark.trainer.training.pretraining import Pretraining, main
 

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.sources.synthetic import main as write_storms
 from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.engine.engine import Engine
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import STOP_SIGNALS, StopSignal
 from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
 from rainspark.trainer.settings.parse import parse_config

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.models.weights.manifest import MANIFEST_NAME, step_folders
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
 from tests.integration.fault_tasks import arguments
 from tests.integration.nowcast_runs import train

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from rainspark.data.errors import DataError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.pack.__main__ import main as pack
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.data.stream.stream import Batch
 from rainspark.data.units import MISSING_COUNT
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.distributed import run_ranks

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from rainspark.data.errors import DataError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.pack.__main__ import main as pack
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
-from rainspark.trainer.exit_codes import ExitCode
 from tests.distributed import run_ranks
 from tests.integration.runs import arguments, make_shards, train, train_many
 

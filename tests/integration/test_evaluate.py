@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import torch
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.pack.__main__ import main as pack
 from rainspark.data.sources.synthetic import file_name, write_knmi_file
 from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.checkpoint.folder import load, save
 from rainspark.trainer.evaluation.evaluating import INTERRUPTED, Evaluating, main
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.verification.rows import Rows, select
 from tests.conftest import REPOSITORY

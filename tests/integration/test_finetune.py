@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from rainspark.data.errors import ConfigError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.stream.stream import Batch
 from rainspark.models.weights.manifest import CheckpointError, step_folders, write_manifest
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.training.finetuning import Finetuning
 from rainspark.trainer.training.nowcast_task import NowcastBatch
 from tests.distributed import run_ranks

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.engine.engine import Engine
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.experiment import FinetuneConfig
 from rainspark.trainer.settings.parse import dotted_keys, parse_config

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from rainspark.data.errors import ConfigError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.units import ModelSpace
 from rainspark.models.weights.manifest import latest_verified, step_folders
 from rainspark.models.weights.transfer import WeightsError
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.forecasting.build import build_nowcaster
 from rainspark.trainer.forecasting.forecaster import load_forecaster
 from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.frames import iso_time
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.stream.stream import Batch, evaluation_batches
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.forecasting.forecaster import load_forecaster
 from rainspark.trainer.settings.experiment import FinetuneConfig
 from rainspark.trainer.settings.parse import parse_config

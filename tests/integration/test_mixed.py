@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from rainspark.data.errors import ConfigError, DataError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.evaluation.evaluating import main as evaluate
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.forecasting.forecaster import load_forecaster
 from tests.data.mixed import pack_mixed
 from tests.integration import nowcast_runs

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.store.storage import open_storage
-from rainspark.trainer.exit_codes import ExitCode
 from tests.integration.runs import arguments, make_shards, metrics, tensors, train
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rainspark.trainer.exit_codes import ExitCode
+from rainspark.data.exit_codes import ExitCode
 from tests.distributed import run_ranks
 from tests.integration.runs import arguments, make_shards, metrics, tensors, train, train_many
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rainspark.trainer.exit_codes import ExitCode
+from rainspark.data.exit_codes import ExitCode
 from tests.fault_server import Ended, FaultServer, fault_server
 from tests.integration import rank_tasks
 from tests.integration.runs import arguments, make_shards

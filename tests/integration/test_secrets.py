@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from rainspark.trainer.exit_codes import ExitCode
+from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.training.pretraining import main
 from tests.conftest import REPOSITORY
@@ -35,10 +35,11 @@ CANARIES = (*SECRETS.values(), *IN_ADDRESSES)
 CRASHING = '''
 import sys
 from collections.abc import Sequence
-from trainer.config import PretrainConfig
-from trainer.entry import ExitCode, run_process
-from trainer.command import run_training
-from trainer.pretrain import Pretraining
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.data.exit_codes import ExitCode
+from rainspark.trainer.processes.entry import run_process
+from rainspark.trainer.training.run import run_training
+from rainspark.trainer.training.pretraining import Pretraining
 
 class Crashing(Pretraining):
     """Fails in the middle, as a library would that quotes what it was asked for."""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from rainspark.trainer.exit_codes import ExitCode
+from rainspark.data.exit_codes import ExitCode
 from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments, make_shards, tensors
 from tests.slurm import Cluster, processes_of, start_cluster, wait_until  # noqa: F401

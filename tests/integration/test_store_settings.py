@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from rainspark.data.errors import ConfigError, DataError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.store.storage import LocalStorage, open_storage
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.settings.experiment import PretrainConfig
 from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.windows import Windows, open_windows

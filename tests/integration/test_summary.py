@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rainspark.trainer.exit_codes import ExitCode
+from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.tracking.trackers import Trackers
 from rainspark.trainer.training import run as lifecycle
 from rainspark.trainer.training.pretraining import Pretraining

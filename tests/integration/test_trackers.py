@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rainspark.trainer.exit_codes import ExitCode
+from rainspark.data.exit_codes import ExitCode
 from tests.conftest import REPOSITORY
 from tests.integration.nowcast_runs import arguments as nowcast_arguments
 from tests.integration.runs import arguments, metrics

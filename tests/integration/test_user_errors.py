@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rainspark.trainer.exit_codes import ExitCode
+from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.training.pretraining import Pretraining, main
 from tests.distributed import RankError, run_ranks

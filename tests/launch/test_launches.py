@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.launch import launches
 from rainspark.launch.launches import (
     LAUNCHES_FILE,
@@ -20,7 +21,6 @@ from rainspark.launch.launches import (
     warned_in_a_row,
 )
 from rainspark.models.weights.manifest import write_manifest
-from rainspark.trainer.exit_codes import ExitCode
 
 
 def ended(code: int, *, told: bool = False, running: bool = True, nodes_out: tuple[str, ...] = ()) -> Ended:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.stream.stream import Batch
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.training.loop import Loop
 from tests.integration.runs import arguments, make_shards, metrics, train
 

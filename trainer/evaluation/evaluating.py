@@ -18,10 +18,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...data.errors import ConfigError, DataError
+from ...data.exit_codes import ExitCode
 from ...data.stream.stream import evaluation_batches
 from ...models.nowcasting.baselines import Forecaster
 from ..engine.engine import Engine, EngineConfig
-from ..exit_codes import ExitCode
 from ..pictures.forecasts import Case
 from ..processes.agreement import on_all_ranks, settle
 from ..processes.entry import set_up_logging, start_other_processes

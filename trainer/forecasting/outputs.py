@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...data.errors import ConfigError, DataError
+from ...data.exit_codes import ExitCode
 from ...data.frames import Grid, iso_time
 from ...data.store.storage import open_storage
-from ..exit_codes import ExitCode
 from ..pictures.animation import write_animation
 from ..pictures.forecasts import Case, forecast_frames
 from ..processes.agreement import NonFiniteError

@@ -7,9 +7,9 @@ from typing import Any, Protocol, TypeVar, cast
 import torch.distributed as dist
 
 from ...data.errors import ConfigError, DataError
+from ...data.exit_codes import ExitCode
 from ...models.weights.manifest import CheckpointError
 from ...models.weights.transfer import WeightsError
-from ..exit_codes import ExitCode
 from .ending import say
 from .heartbeat import Heartbeat
 from .rendezvous import RankEndedError

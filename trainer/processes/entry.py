@@ -12,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from ...data.exit_codes import ExitCode
 from ...data.redaction import RedactingFormatter
-from ..exit_codes import ExitCode
 from .agreement import ENDED_WITH, code_of
 from .ending import end_process, end_with_parent, flush_output, say, tell_thread_error
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...data.errors import ConfigError, DataError
+from ...data.exit_codes import ExitCode
 from ...data.sequences import TimeSpan
 from ...data.shards.index import Index
 from ...models.masking import num_visible
@@ -20,7 +21,6 @@ from ...models.weights.transfer import InitReport, init_from
 from ..checkpoint.folder import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
 from ..checkpoint.state import TrainState, parse_state
 from ..engine.engine import Engine
-from ..exit_codes import ExitCode
 from ..forecasting.build import build_nowcaster
 from ..processes.entry import StopSignal
 from ..record.folder import EVALUATED

@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...data.exit_codes import ExitCode
 from ...models.spark import SparK
 from ...models.weights.transfer import InitReport, init_from
 from ..engine.engine import Engine
-from ..exit_codes import ExitCode
 from ..processes.entry import StopSignal
 from ..settings.experiment import PretrainConfig
 from .build import build_pretrain_task, build_spark

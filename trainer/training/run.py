@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ...data.errors import DataError
+from ...data.exit_codes import ExitCode
 from ...data.shards.index import Index
 from ...data.stream.stream import Stream
 from ...data.units import ModelSpace
@@ -22,7 +23,6 @@ from ...models.weights.transfer import InitReport
 from ..checkpoint.folder import Loaded, TrainState, check_resume, chosen_weights, installed_versions
 from ..checkpoint.saver import Saver
 from ..engine.engine import Engine, EngineState
-from ..exit_codes import ExitCode
 from ..processes.agreement import on_all_ranks, outcome_of, settle, tell_ranks
 from ..processes.ending import say_out
 from ..processes.entry import StopSignal, set_up_logging, start_other_processes

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainspark.data.command import EXIT_BAD_DATA, EXIT_INTERRUPTED
 from rainspark.data.errors import DataError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.fetch.__main__ import FetchOptions, fetch_knmi, main
 from rainspark.data.fetch.knmi_api import FILE_NAME, times_of_name
 from rainspark.data.sequences import TimeSpan
@@ -192,7 +192,7 @@ def test_a_wrong_key_is_said_without_it(
     tmp_path: Path, knmi: Knmi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KNMI_API_KEY", "wrong-canary")
-    assert main(arguments(knmi, tmp_path / "out")) == EXIT_BAD_DATA
+    assert main(arguments(knmi, tmp_path / "out")) == ExitCode.DATA
     shown = "".join(capsys.readouterr())
     assert "Access to this API has been disallowed ***" in shown
     assert "is not accepted or has expired: ask for a free one at https://developer.dataplatform.knmi.nl" in shown
@@ -363,7 +363,7 @@ def test_wrong_options_are_refused(
     change: list[str], message: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("KNMI_API_KEY", KEY)
-    assert main(arguments(knmi, tmp_path / "out", *change)) == EXIT_BAD_DATA
+    assert main(arguments(knmi, tmp_path / "out", *change)) == ExitCode.DATA
     shown = "".join(capsys.readouterr())
     assert re.search(message, shown)
     assert "canary" not in shown
@@ -375,7 +375,7 @@ def test_a_missing_key_is_explained(
     tmp_path: Path, knmi: Knmi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str
 ) -> None:
     monkeypatch.setenv("KNMI_API_KEY", key)
-    assert main(arguments(knmi, tmp_path)) == EXIT_BAD_DATA
+    assert main(arguments(knmi, tmp_path)) == ExitCode.DATA
     assert re.search("KNMI_API_KEY (is not set|holds spaces)", capsys.readouterr().err)
     assert knmi.log == []
 
@@ -398,7 +398,7 @@ def test_a_stopped_download_goes_on(tmp_path: Path, knmi: Knmi, number: signal.S
     shown, _ = process.communicate(timeout=60)
     assert KEY not in shown
     if number == signal.SIGINT:
-        assert process.returncode == EXIT_INTERRUPTED
+        assert process.returncode == ExitCode.INTERRUPTED
         assert shown.rstrip().endswith("interrupted; the same command goes on where it stopped")
         assert "Traceback" not in shown
     have = part.stat().st_size

@@ -352,7 +352,7 @@ def test_one_odim_file_of_another_product_is_named(tmp_path: Path) -> None:
 
 PACK_AND_TELL = """
 import resource, sys
-from data.pack import main
+from rainspark.data.pack.__main__ import main
 assert main(sys.argv[1:]) == 0
 sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 """

@@ -243,9 +243,9 @@ PROGRAM = """
     # Reads all shards in an order of its own; prints what it counted.
     import hashlib, json, resource, sys
     from pathlib import Path
-    from data.cache import CachedStorage
-    from data.frames import DataError
-    from data.storage import LocalStorage
+    from rainspark.data.store.cache import CachedStorage
+    from rainspark.data.errors import DataError
+    from rainspark.data.store.storage import LocalStorage
     root, limit, order, largest = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
     files = {name: tuple(entry) for name, entry in json.loads(sys.argv[5]).items()}
     cache = CachedStorage(LocalStorage(root / "remote"), root / "cache", limit, files)

@@ -196,8 +196,8 @@ def test_a_web_server_is_not_opened_to_be_written_to(url: str) -> None:
 def test_a_write_that_the_disk_refuses_leaves_nothing(tmp_path: Path) -> None:
     program = """
         import sys
-        from data.frames import DataError
-        from data.storage import open_storage
+        from rainspark.data.errors import DataError
+        from rainspark.data.store.storage import open_storage
         storage = open_storage(sys.argv[1])
         try:
             storage.write("a", b"x" * 100_000)

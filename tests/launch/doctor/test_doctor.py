@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.launch.doctor import __main__ as doctor
 from rainspark.launch.doctor.checkpoints import check_checkpoints, check_second_place
 from rainspark.launch.doctor.data import check_archive, check_cache, check_sample
@@ -17,7 +18,6 @@ from rainspark.launch.doctor.memory import check_memory, checkpoint_bytes, machi
 from rainspark.launch.doctor.memory_trace import measure_activations
 from rainspark.launch.doctor.settings import check_batches, check_epochs, check_launcher, check_settings
 from rainspark.trainer.checkpoint.folder import TrainState, installed_versions, save
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.training.windows import open_stream
 from tests.integration.runs import arguments, make_shards
@@ -222,7 +222,7 @@ def test_ranks_that_contradict_each_other(capsys: pytest.CaptureFixture[str]) ->
 
 def test_its_own_options_are_read_before_torch() -> None:
     code = (
-        "import sys\nfrom launch import doctor\n"
+        "import sys\nfrom rainspark.launch.doctor import __main__ as doctor\n"
         "try:\n    doctor.main(['--nodes', '0'])\n"
         "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
     )
@@ -234,7 +234,7 @@ def test_its_own_options_are_read_before_torch() -> None:
 def test_a_python_without_the_packages_is_one_line(tmp_path: Path) -> None:
     """As outside the virtual environment."""
     code = (
-        "import sys\nsys.modules['jsonargparse'] = None\nfrom launch import doctor\n"
+        "import sys\nsys.modules['jsonargparse'] = None\nfrom rainspark.launch.doctor import __main__ as doctor\n"
         "sys.exit(doctor.main(['--data.shards', 'x', '--run.dir', 'y']))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
@@ -250,7 +250,7 @@ def test_a_python_without_the_packages_is_one_line(tmp_path: Path) -> None:
 def test_nothing_foreign_stands_between_the_findings(shards: Path, tmp_path: Path) -> None:
     """torch's profiler, which measures activations, writes to standard error by itself where it finds no GPU."""
     code = (
-        "import sys\nfrom launch import doctor, doctor_machine\ndoctor_machine._IMPORTED = ()\n"
+        "import sys\nfrom rainspark.launch.doctor import __main__ as doctor, machine\nmachine._IMPORTED = ()\n"
         "sys.exit(doctor.main(sys.argv[1:]))"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KINETO")}

@@ -180,7 +180,7 @@ def test_what_is_not_installed_is_named_with_its_remedy(monkeypatch: pytest.Monk
 def test_pysteps_is_quiet_and_leaves_the_warning_filters_alone() -> None:
     code = (
         "import warnings; before = list(warnings.filters)\n"
-        "from models.baselines import Extrapolation; import torch\n"
+        "from rainspark.models.nowcasting.baselines import Extrapolation; import torch\n"
         "Extrapolation().forecast(torch.rand(1, 3, 48, 48), None, 2)\n"
         "assert [w for w in warnings.filters if w not in before and 'pysteps' in str(w)] == []"
     )

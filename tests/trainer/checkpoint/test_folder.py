@@ -407,8 +407,8 @@ KILLS = textwrap.dedent(
     from pathlib import Path
     import numpy as np
     import torch
-    from models.manifest import latest_verified
-    from trainer.checkpoint import TrainState, load, save
+    from rainspark.models.weights.manifest import latest_verified
+    from rainspark.trainer.checkpoint.folder import TrainState, load, save
 
     run, num_kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     random = np.random.default_rng(seed)

@@ -238,7 +238,7 @@ def test_another_optimizers_state_is_refused(engine: Engine) -> None:
 
 SCRIPT = """
 import sys, torch
-from tests.trainer.engine_cases import ADAMW, make_engine, train_step
+from tests.trainer.engine.cases import ADAMW, make_engine, train_step
 stage = None if sys.argv[1] == "null" else int(sys.argv[1])
 engine = make_engine(stage, ADAMW)
 losses = [train_step(engine, step, rate=1e-3)[0] for step in range(3)]

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rainspark.data.errors import ConfigError, DataError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.units import ModelSpace
 from rainspark.models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
 from rainspark.models.weights.manifest import CheckpointError, step_folders, write_manifest
 from rainspark.trainer.checkpoint.folder import load
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.forecasting.build import build_nowcaster
 from rainspark.trainer.forecasting.forecaster import RunForecaster, load_forecaster, rain_of
 from rainspark.trainer.settings.model import NowcastConfig, SpaceConfig

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.data.frames import Grid
 from rainspark.data.sources import knmi
 from rainspark.data.sources.synthetic import file_name as name_of
@@ -18,7 +19,6 @@ from rainspark.data.sources.synthetic import iterate_storms, write_knmi_file
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.trainer.checkpoint.folder import save
 from rainspark.trainer.checkpoint.state import TrainState
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.forecasting.build import build_nowcaster
 from rainspark.trainer.forecasting.forecaster import load_forecaster
 from rainspark.trainer.forecasting.outputs import main, make_forecast, write_outputs

@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 
 SAYING = """
 import sys
-from trainer.ending import end_process, say_out
+from rainspark.trainer.processes.ending import end_process, say_out
 if sys.argv[1] == "closed":
     sys.stdout.close()
 say_out("done: 6 steps\\n" * 10000)

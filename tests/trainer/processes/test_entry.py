@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from rainspark.data.errors import ConfigError, DataError
+from rainspark.data.exit_codes import ExitCode
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.exit_codes import ExitCode
 from rainspark.trainer.processes.agreement import NonFiniteError
 from rainspark.trainer.processes.entry import STOP_SIGNALS, StopSignal, run_entry, start_other_processes
 from tests.conftest import REPOSITORY

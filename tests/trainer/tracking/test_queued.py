@@ -222,8 +222,8 @@ def test_settings_that_no_service_takes_are_refused(settings: dict[str, object],
 
 ENDING = """
 import atexit, sys, threading, time
-from trainer.ending import end_process
-from trainer.tracking import Trackers
+from rainspark.trainer.processes.ending import end_process
+from rainspark.trainer.tracking.trackers import Trackers
 print("said before the end")
 case = sys.argv[1]
 if case == "service":
@@ -232,12 +232,12 @@ if case == "service":
     trackers.log(1, {})
     trackers.close()
 elif case == "hook":
-    import trainer.ending
-    trainer.ending.LEAVE_S = 1.0
+    from rainspark.trainer.processes import ending
+    ending.LEAVE_S = 1.0
     atexit.register(time.sleep, 1000)
 elif case == "thread":
-    import trainer.ending
-    trainer.ending.LEAVE_S = 1.0
+    from rainspark.trainer.processes import ending
+    ending.LEAVE_S = 1.0
     threading.Thread(target=time.sleep, args=(1000,), name="of a library").start()
 end_process(75)
 """

@@ -24,7 +24,8 @@ LOGGING = """
 import json, logging, sys
 from pathlib import Path
 from accelerate import PartialState
-from trainer.tracking import TrackingConfig, open_trackers
+from rainspark.trainer.settings.tracking import TrackingConfig
+from rainspark.trainer.tracking.trackers import open_trackers
 logging.basicConfig(level=logging.WARNING, format="%(name)s %(message)s")
 PartialState(cpu=True)
 run, services, first, last, resume = Path(sys.argv[1]), json.loads(sys.argv[2]), *map(int, sys.argv[3:6])

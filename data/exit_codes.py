@@ -15,3 +15,5 @@ class ExitCode(IntEnum):
     STALLED = 7
     # EX_TEMPFAIL of sysexits.h: "try again later", which is what a stopped run asks for.
     REQUEUE = 75
+    # What shells report of a process that Ctrl-C has ended: 128 and the number of SIGINT.
+    INTERRUPTED = 130
