@@ -1,8 +1,9 @@
-"""Agree with all ranks on why a run ends: one cause, one exit code."""
+"""Agree with all ranks on a result, on a stop, or on why a run ends: one cause, one exit code."""
 
+import logging
 import os
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -10,17 +11,19 @@ from ...data.errors import ConfigError, DataError
 from ...data.exit_codes import ExitCode
 from ...models.weights.manifest import CheckpointError
 from ...models.weights.transfer import WeightsError
-from .ending import say
-from .heartbeat import Heartbeat
+from .ending import write_error
+from .heartbeat import ENDED_WITH, WAITING, Heartbeat
 from .rendezvous import RankEndedError
 
+LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
 class Ranks(Protocol):
-    """The ranks of a run, as one of them sees them: what the engine offers for agreeing on an end."""
+    """The ranks of a run, as one of them sees them: what the engine offers for agreeing on something."""
 
     heartbeat: Heartbeat
+    is_main: bool
 
     @property
     def rank(self) -> int:
@@ -29,18 +32,23 @@ class Ranks(Protocol):
     def gather_objects(self, value: Any, /) -> list[Any]:
         """Give every rank's value to all, by rank."""
 
+    def broadcast_object(self, value: Any, /) -> Any:
+        """Give rank 0's value to all."""
+
 
 class NonFiniteError(ArithmeticError):
     """The loss or its gradients were not finite for too many steps in a row."""
 
 
-CAUSES: tuple[tuple[type[Exception], ExitCode], ...] = (
+CAUSES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
     (ConfigError, ExitCode.CONFIG),
     (DataError, ExitCode.DATA),
     (NonFiniteError, ExitCode.NONFINITE),
     (CheckpointError, ExitCode.CHECKPOINT),
     (WeightsError, ExitCode.CHECKPOINT),
 )
+# How libraries word a collective that failed because another rank is gone.
+_LOST_CONTACT: Final = ("gloo", "NCCL", "closed by peer", "reset by peer", "Broken pipe", "ProcessGroup")
 
 
 def on_all_ranks(engine: Ranks, work: Callable[[], _Result]) -> _Result:
@@ -54,15 +62,52 @@ def on_all_ranks(engine: Ranks, work: Callable[[], _Result]) -> _Result:
         if not known:
             raise
         failure = (known[0], str(error))
-    for rank, found in enumerate(engine.gather_objects(failure)):
-        if found is not None:
-            number, text = found
-            raise CAUSES[number][0](text if rank == engine.rank or failure == found else f"on rank {rank}: {text}")
+
+    for rank, other in enumerate(engine.gather_objects(failure)):
+        if other is not None:
+            number, text = other
+            raise CAUSES[number][0](text if rank == engine.rank or failure == other else f"on rank {rank}: {text}")
     return cast(_Result, result)
 
 
+def on_main(engine: Ranks, work: Callable[[], _Result]) -> _Result:
+    """Do something on the main rank and give its result to all; where it fails, it fails on all of them.
+
+    Raises:
+        CheckpointError: In place of what the work raised.
+    """
+    engine.heartbeat.again(None if engine.is_main else WAITING, waits=not engine.is_main)
+    result: _Result | None = None
+    failure: str | None = None
+    if engine.is_main:
+        try:
+            result = work()
+        except (CheckpointError, OSError) as error:
+            failure = describe(error)
+        except Exception as error:
+            LOG.exception("rank 0 failed where the others wait for it")
+            failure = f"{type(error).__name__}: {error}"
+
+    result, failure = engine.broadcast_object((result, failure))
+    if failure is not None:
+        raise CheckpointError(failure)
+    return cast(_Result, result)
+
+
+def any_rank(engine: Ranks, flag: bool) -> bool:
+    """Return whether a flag is set on any rank; a collective."""
+    return any(engine.gather_objects(flag))
+
+
+def describe(error: Exception) -> str:
+    """Give an error's text, without the number where the system raised it."""
+    if not (isinstance(error, OSError) and error.strerror):
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
 def code_of(error: Exception) -> int | None:
-    """Give the exit code of what ends an entry point, None for what nobody foresaw."""
+    """Look up the exit code of what ends an entry point; None for what nobody foresaw."""
     if isinstance(error, RankEndedError):
         return error.code
     return next((int(code) for kind, code in CAUSES if isinstance(error, kind)), None)
@@ -74,23 +119,23 @@ def outcome_of(error: Exception) -> str:
 
 
 def settle(engine: Ranks, error: Exception) -> None:
-    """End this rank's part in the run: tell the others, and leave, the rank that holds their table last.
+    """End this rank's part in the run: notify the others, then leave, the rank that holds the store last.
 
     Args:
         engine: Of this rank.
         error: What ends it, which the caller raises again.
 
     Raises:
-        RankEndedError: See `tell_ranks`.
+        RankEndedError: See `notify_ranks`.
     """
     try:
-        tell_ranks(engine, error)
+        notify_ranks(engine, error)
     finally:
         engine.heartbeat.leave()
 
 
-def tell_ranks(engine: Ranks, error: Exception) -> None:
-    """Tell the other ranks why this one ends; or find out which of them has ended, where that is why. Only once.
+def notify_ranks(engine: Ranks, error: Exception) -> None:
+    """State to the other ranks why this one ends; or find out which of them has ended, where that is why. Only once.
 
     Args:
         engine: Of this rank.
@@ -100,29 +145,26 @@ def tell_ranks(engine: Ranks, error: Exception) -> None:
         RankEndedError: Another rank's reason, and its exit code, in the error's place.
     """
     heartbeat = engine.heartbeat
-    me = f"rank {engine.rank} ({os.uname().nodename})"
     if heartbeat.is_settling:
         return
+    me = f"rank {engine.rank} ({os.uname().nodename})"
+
+    # This rank is the cause.
     if (code := code_of(error)) is not None:
         heartbeat.declare(code, f"{me}: {error}")
     elif not _is_lost_contact(error):
         heartbeat.declare(ExitCode.CRASH, f"{me} crashed in: {heartbeat.doing}: {type(error).__name__}: {error}")
+
+    # A collective failed, which says nothing about the rank on which it did.
     elif (verdict := heartbeat.find_cause()) is None:
         heartbeat.declare(ExitCode.CRASH, f"{me} lost the others in: {heartbeat.doing}; none of them is silent")
     elif verdict.code == ExitCode.CRASH:
-        say(f"{ENDED_WITH}: {verdict.text}\n{me} was in: {heartbeat.doing}\n")
+        write_error(f"{ENDED_WITH}: {verdict.text}\n{me} was in: {heartbeat.doing}\n")
     else:
         raise RankEndedError(verdict.text, verdict.code) from error
 
 
 def _is_lost_contact(error: Exception) -> bool:
-    """Tell whether a collective failed, which says nothing about the rank on which it did."""
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS_OF_LOST_CONTACT)
+        isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST_CONTACT)
     )
-
-
-ENDED_WITH = "ended with the other ranks"
-
-
-_WORDS_OF_LOST_CONTACT = ("gloo", "NCCL", "closed by peer", "reset by peer", "Broken pipe", "ProcessGroup")

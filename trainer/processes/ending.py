@@ -1,4 +1,4 @@
-"""How a process ends: at once, whatever threads and exit hooks of libraries still wait for a server."""
+"""Ways to end a process at once, whatever threads and exit hooks of libraries still wait for a server."""
 
 import ctypes
 import os
@@ -36,16 +36,15 @@ def end_process(code: int) -> NoReturn:
     Args:
         code: The exit code.
     """
-    whole = flush_output()
     # Python ends with a code of its own where the output cannot be written.
-    if not whole or any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+    if not flush_output() or any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
         os._exit(code)
     threading.Thread(target=_end_later, args=(code,), name="end of the process", daemon=True).start()
     sys.exit(code)
 
 
 def flush_output() -> bool:
-    """Write out what was said; False where that cannot be: a disk that is full, a reader that is gone."""
+    """Write out what was printed; return False where the disk is full or the reader is gone."""
     try:
         for stream in (sys.stdout, sys.stderr):
             # A process that was started without one has None there.
@@ -56,8 +55,8 @@ def flush_output() -> bool:
     return True
 
 
-def say_out(text: str) -> None:
-    """Write to standard output what is said besides: a disk that is full or a reader that is gone ends nothing."""
+def write_output(text: str) -> None:
+    """Write to standard output; a disk that is full or a reader that is gone ends nothing."""
     if sys.stdout is not None:
         with suppress(OSError, ValueError):
             sys.stdout.write(text)
@@ -65,21 +64,21 @@ def say_out(text: str) -> None:
 
 def _end_later(code: int) -> None:
     time.sleep(LEAVE_S)
-    here = (threading.current_thread(), threading.main_thread())
-    left = ", ".join(thread.name for thread in threading.enumerate() if thread not in here)
-    # Exit hooks alone take that long on a busy machine, and say nothing about the run.
-    if left:
-        os.write(2, redact(f"ended with code {code} after {LEAVE_S:g} s of waiting for: {left}\n").encode())
+    own = (threading.current_thread(), threading.main_thread())
+    names = ", ".join(thread.name for thread in threading.enumerate() if thread not in own)
+    # Exit hooks alone take that long on a busy machine, and mean nothing for the run.
+    if names:
+        os.write(2, redact(f"ended with code {code} after {LEAVE_S:g} s of waiting for: {names}\n").encode())
     os._exit(code)
 
 
-def tell_thread_error(failure: threading.ExceptHookArgs) -> None:
+def report_thread_error(failure: threading.ExceptHookArgs) -> None:
     """Write what ended a thread of a library, without secrets; the hook of `threading`."""
     name = failure.thread.name if failure.thread is not None else "a thread"
     lines = traceback.format_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
     sys.stderr.write(redact(f"thread {name} failed:\n{''.join(lines)}"))
 
 
-def say(text: str) -> None:
-    """Write to standard error what may quote a secret or another machine's words."""
+def write_error(text: str) -> None:
+    """Write to standard error, without secrets and control characters that the text may quote."""
     sys.stderr.write(printable(redact(text)))

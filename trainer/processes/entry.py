@@ -8,24 +8,31 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from ...data.exit_codes import ExitCode
 from ...data.redaction import RedactingFormatter
-from .agreement import ENDED_WITH, code_of
-from .ending import end_process, end_with_parent, flush_output, say, tell_thread_error
-
-LOG = logging.getLogger(__name__)
-
+from .agreement import code_of
+from .ending import end_process, end_with_parent, flush_output, report_thread_error, write_error
+from .heartbeat import ENDED_WITH
 
 # A closed terminal (SIGHUP) is no reason to lose the steps since the last save.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+_CAUSE_WORDS: Final = {
+    ExitCode.CONFIG: "settings",
+    ExitCode.DATA: "data",
+    ExitCode.NONFINITE: "training",
+    ExitCode.CHECKPOINT: "checkpoint",
+    ExitCode.STALLED: "stalled",
+    ExitCode.REQUEUE: "stopped",
+}
 
 
 class StopSignal:
-    """Remembers that this process was told to stop; the loop asks at its boundaries.
+    """Remembers that a signal asked this process to stop; the loop asks at its boundaries.
 
     A launcher forwards what the terminal has sent to its workers already, so that one Ctrl-C arrives twice: repeats
     change nothing.
@@ -38,8 +45,9 @@ class StopSignal:
         """Listen to the stop signals, and to the death of the launcher where there is one."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
+        # Accelerate's launcher dies of a SIGTERM of its own without forwarding it to its worker.
         if _launched_by_accelerate():
-            _end_with_launcher()
+            end_with_parent(signal.SIGTERM)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:
@@ -50,7 +58,7 @@ class StopSignal:
                 os.write(2, message.encode())
 
     def __call__(self) -> bool:
-        """Tell whether a stop signal has arrived."""
+        """Return whether a stop signal has arrived."""
         return self.received is not None
 
 
@@ -62,24 +70,19 @@ def start_other_processes(environment: Mapping[str, str]) -> None:
     """
     if not (_launched_by_accelerate() and "MASTER_PORT" in environment and "RANK" not in environment):
         return
-    words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")
-    options = [word.replace("-", "_").removeprefix("__") for word in words]
-    asked = [words[place + 1] for place, option in enumerate(options[:-1]) if option == "num_processes"]
-    asked += [option.partition("=")[2] for option in options if option.startswith("num_processes=")]
-    if not (asked and asked[-1].isdigit() and int(asked[-1]) > 1):
+    # `--num_processes 2`, `--num-processes=2`: the last one counts.
+    words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").replace("=", "\0").split("\0")
+    numbers = [number for word, number in pairwise(words) if word.replace("-", "_") == "__num_processes"]
+    if not (numbers and numbers[-1].isdigit() and int(numbers[-1]) > 1):
         return
-    _end_with_launcher()
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", asked[-1]]
+
+    end_with_parent(signal.SIGTERM)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", numbers[-1]]
     os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
 
 
 def _launched_by_accelerate() -> bool:
     return "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux"
-
-
-def _end_with_launcher() -> None:
-    """Be told by SIGTERM when the launcher dies: of a SIGTERM of its own it dies without a word to its worker."""
-    end_with_parent(signal.SIGTERM)
 
 
 def set_up_logging(rank: int, level: int = logging.INFO) -> None:
@@ -94,7 +97,7 @@ def set_up_logging(rank: int, level: int = logging.INFO) -> None:
 def run_entry(main: Callable[[], ExitCode]) -> int:
     """Run an entry point and turn what ends it into a message and an exit code.
 
-    What the user can mend is told in its own words; everything else keeps its traceback.
+    What the user can mend is reported in its own words; everything else keeps its traceback.
     """
     try:
         return int(main())
@@ -102,30 +105,20 @@ def run_entry(main: Callable[[], ExitCode]) -> int:
         code = code_of(error)
         if code is None:
             raise
-        say(f"{_CAUSE_WORDS.get(ExitCode(code), ENDED_WITH)}: {error}\n")
+        write_error(f"{_CAUSE_WORDS.get(ExitCode(code), ENDED_WITH)}: {error}\n")
         return code
 
 
 def run_process(main: Callable[[], ExitCode]) -> NoReturn:
     """Run an entry point and end its process, whatever threads and connections to other ranks an error has left."""
-    threading.excepthook = tell_thread_error
+    threading.excepthook = report_thread_error
     try:
         code = run_entry(main)
     except Exception:
-        say(traceback.format_exc())
+        write_error(traceback.format_exc())
         code = ExitCode.CRASH
     flush_output()
     # A connection that is being made, or a group of which a rank is gone, may hold up or crash an orderly end.
     if code != ExitCode.DONE:
         os._exit(code)
     end_process(code)
-
-
-_CAUSE_WORDS = {
-    ExitCode.CONFIG: "settings",
-    ExitCode.DATA: "data",
-    ExitCode.NONFINITE: "training",
-    ExitCode.CHECKPOINT: "checkpoint",
-    ExitCode.STALLED: "stalled",
-    ExitCode.REQUEUE: "stopped",
-}

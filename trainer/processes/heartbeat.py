@@ -1,4 +1,4 @@
-"""What every rank is doing, told to all: a rank that is late or gone is named, and nobody waits for it for ever."""
+"""What every rank is doing, published to all: a rank that is late or gone is named, and none waits for it for ever."""
 
 import json
 import math
@@ -10,20 +10,22 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from torch.distributed.distributed_c10d import Store
 
+from ...data.exit_codes import ExitCode
 from ...data.frames import printable
 from ...data.redaction import redact
-from .rendezvous import STALLED_CODE, Verdict, declare, read_verdict
-from .table import Beat, Seen, name_late, older_of, seen_now, silent_ranks, where_in
+from .rendezvous import Verdict, declare, read_verdict
+from .table import Beat, Seen, keep_older, name_late, publication, silent_ranks
 
 WAITING: Final = "wait for rank 0"
+ENDED_WITH: Final = "ended with the other ranks"
 _ENDED: Final = "ended"
 _MAIN_FRAMES: Final = 6
-# What is written out before a process that stalled ends may stall too.
-_LAST_WORDS_S: Final = 5.0
+# Sinks are closed before a stalled process ends, and may stall too.
+_CLOSE_S: Final = 5.0
 
 
 class Heartbeat:
@@ -53,35 +55,48 @@ class Heartbeat:
         holder: str = "",
         hosts_store: bool = False,
     ) -> None:
-        self.rank, self.world_size = rank, world_size
-        self.started_s = time.monotonic()
-        self.holder, self._hosts_store = holder, hosts_store
-        self.timeout_s, self._start_timeout_s = timeout_s, max(timeout_s, start_timeout_s)
+        self.rank = rank
+        self.world_size = world_size
+        self.holder = holder
+        self.timeout_s = timeout_s
+        self._start_timeout_s = max(timeout_s, start_timeout_s)
+        self._hosts_store = hosts_store
         # All ranks read the table of all when they wait: of many, less often.
         self.interval_s = min(max(timeout_s / 60, 0.1), 2.0) * max(1.0, world_size / 128)
         self.silence_s = max(4 * self.interval_s, 2.5)
         self.verdict: Verdict | None = None
         self.at_end: Callable[[int], None] | None = None
+
+        # What this rank does, and how it ends.
+        now_s = time.monotonic()
         self._host = os.uname().nodename
-        self._beat = Beat(operation="start", step=None, count=0, waits=False, at_s=self.started_s)
+        self._beat = Beat(operation="start", step=None, count=0, waits=False, at_s=now_s)
         self._main = threading.main_thread()
-        self._store = None if connect is None else connect()
+        self._mine: Verdict | None = None
+        self._settling = self._leaving = False
+        self._unwatched = threading.Event()
+
+        # What the store holds of the others.
         self._main_rank: Seen | None = None
         self._table: list[Seen] = []
-        self._table_since_s = math.inf
-        self._published = self._exchanged = 0
-        self._exchanged_s = time.monotonic()
-        self._mine: Verdict | None = None
-        self._lost = self._wants_table = self._settling = self._leaving = False
+        self._wants_table = False
         self._num_ended = 0
-        self._wake, self._closed, self._unwatched = threading.Event(), threading.Event(), threading.Event()
+
+        # The thread that talks to the store.
+        self._store = None if connect is None else connect()
+        self._published = 0
+        self._exchanged = 0
+        self._exchanged_s = now_s
+        self._lost = False
+        self._wake = threading.Event()
+        self._closed = threading.Event()
         self._publisher: threading.Thread | None = None
         if self._store is not None:
             self._publisher = threading.Thread(target=self._publish, name="heartbeat", daemon=True)
             self._publisher.start()
 
     def beat(self, operation: str, step: int | None = None, *, waits: bool = False) -> None:
-        """Say what the training thread begins now; costs about a microsecond.
+        """Note what the training thread begins now; costs about a microsecond.
 
         Args:
             operation: In words.
@@ -93,21 +108,21 @@ class Heartbeat:
         self._beat = Beat(operation=operation, step=step, count=count, waits=waits, at_s=time.monotonic())
 
     def again(self, operation: str | None = None, *, waits: bool = False) -> None:
-        """Say that the training thread has come further in the same step; every rank does so, see `beat`."""
+        """Note that the training thread has come further in the same step; every rank does so, see `beat`."""
         self.beat(operation or self._beat.operation, self._beat.step, waits=waits)
 
     def rename(self, operation: str) -> None:
-        """Say that this rank, other than the others, goes on to something else."""
+        """Note that this rank, unlike the others, goes on to something else."""
         self._beat = replace(self._beat, operation=operation, at_s=time.monotonic())
 
     @property
     def doing(self) -> str:
         """What this rank's training thread does, in words."""
-        return where_in(self._beat.operation, self._beat.step)
+        return str(self._beat)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch this rank's training thread meanwhile: where it stands still for too long, the process ends."""
+        """Watch this rank's training thread while inside: where it stands still for too long, the process ends."""
         watcher = threading.Thread(target=self._watch, name="stall watch", daemon=True)
         watcher.start()
         try:
@@ -138,131 +153,119 @@ class Heartbeat:
             self._wake.clear()
 
     def _exchange(self) -> None:
-        """Publish this rank's state, take what is new of the others."""
+        """Publish this rank's state and read what is new of the others."""
         store = self._store
         assert store is not None
         self._published += 1
-        store.set(_key(self.rank), json.dumps(self._record()))
-        if self._mine is not None and self.verdict is None:
-            self.verdict = declare(store, self._mine)
-        elif self.verdict is None:
-            self.verdict = read_verdict(store)
+        store.set(_key(self.rank), json.dumps(publication(self._beat, self._host, self._published)))
+
+        # Why the run ends, if it does: the first rank that states a reason decides.
+        if self.verdict is None:
+            self.verdict = read_verdict(store) if self._mine is None else declare(store, self._mine)
         self._num_ended = store.add(_ENDED, 0)
+
         # Who holds the store may be the one that goes: what it did last is kept at hand.
         ranks = list(range(self.world_size)) if self._wants_table else [0]
         keys = [_key(rank) for rank in ranks]
         # A rank that has just come may not have published yet.
         if store.check(keys):
-            read = [seen_now(rank, json.loads(text)) for rank, text in zip(ranks, store.multi_get(keys), strict=True)]
+            read = [Seen.read(rank, json.loads(text)) for rank, text in zip(ranks, store.multi_get(keys), strict=True)]
             self._main_rank = read[0]
-            if self._wants_table and not self._table:
-                self._table_since_s = time.monotonic()
-            self._table = [older_of(self._table, seen) for seen in read] if self._wants_table else []
+            self._table = [keep_older(self._table, seen) for seen in read] if self._wants_table else []
+
         self._exchanged += 1
         self._exchanged_s = time.monotonic()
-
-    def _record(self) -> dict[str, Any]:
-        beat = self._beat
-        return {
-            "host": self._host, "operation": beat.operation, "step": beat.step, "order": beat.order,
-            "since_s": time.monotonic() - beat.at_s, "published": self._published,
-        }  # fmt: skip
 
     # The watching thread.
 
     def _watch(self) -> None:
-        beat, stalled_s, warned = self._beat, 0.0, False
-        last_s, condemned_s = time.monotonic(), math.inf
+        beat = self._beat
+        stalled_s = 0.0
+        warned = False
+        last_s = time.monotonic()
+        condemned_s = math.inf
         tick_s = self.interval_s / 2
         while not self._unwatched.wait(tick_s):
-            now_s = time.monotonic()
             # Time that this thread did not get either (a stopped process, a suspended machine) is no stall.
-            awake_s, last_s = min(now_s - last_s, 4 * tick_s), now_s
-            if self._beat is not beat:
-                beat, stalled_s, warned = self._beat, 0.0, False
-                self._wants_table = self._settling
-            else:
+            now_s = time.monotonic()
+            awake_s = min(now_s - last_s, 4 * tick_s)
+            last_s = now_s
+            if self._beat is beat:
                 stalled_s += awake_s
+            else:
+                beat = self._beat
+                stalled_s = 0.0
+                warned = False
+                self._wants_table = self._settling
+
+            # Another rank has ended the run: the training thread may come to its own end, with a traceback.
             if self.verdict is not None and not self._settling:
                 condemned_s = min(condemned_s, now_s)
-                # The training thread may come to its own end, with a traceback.
                 if now_s - condemned_s > self.silence_s:
-                    self._end(self.verdict.text, self.verdict.code)
+                    self._end(self.verdict)
+
+            # No progress: ask for the table of all ranks, warn once a silent rank shows in it, end at the limit.
             limit_s = self._start_timeout_s if beat.step is None else self.timeout_s
             if stalled_s > limit_s / 10:
                 self._wants_table = True
-                if not (warned or self._settling) and self._can_tell(stalled_s - limit_s / 10):
-                    warned = True
-                    self._warn(stalled_s)
+            if stalled_s > limit_s / 10 + 2 * self.silence_s and not (warned or self._settling):
+                warned = True
+                text = self.explain()
+                if self._speaks(text):
+                    _write(f"rank {self.rank}: no progress for {stalled_s:.0f} s in {self.doing}: {text}\n")
             if stalled_s > limit_s:
                 self._end_stalled(limit_s)
 
-    def _can_tell(self, wanted_s: float) -> bool:
-        """Tell whether the table was watched for so long that a rank without a sign of life is known as silent.
-
-        Args:
-            wanted_s: Seconds for which the table of all ranks has been asked for.
-        """
-        if wanted_s <= self.silence_s:
-            return False
-        if self._publisher is None or self._lost or time.monotonic() - self._exchanged_s > self.silence_s:
-            return True
-        if not self._table:
-            return wanted_s > 2 * self.silence_s
-        return self._exchanged_s - self._table_since_s > self.silence_s
-
-    def _warn(self, stalled_s: float) -> None:
-        text = self.explained()
-        if self._speaks(text):
-            _write(f"rank {self.rank}: no progress for {stalled_s:.0f} s in {self.doing}: {text}\n")
+    def _has_lost_store(self) -> bool:
+        return self._lost or time.monotonic() - self._exchanged_s > self.silence_s
 
     def _speaks(self, text: str) -> bool:
-        """Tell whether this rank says more than one line: of a thousand ranks, those that it is about, and two."""
+        """Return whether this rank writes about a stall: of a thousand ranks, those that it is about, and two."""
         return self.rank <= 1 or f"rank {self.rank} (" in text
 
-    def explained(self) -> str:
-        """Say which ranks are late or silent, or that nobody can know."""
-        now_s = time.monotonic()
+    def explain(self) -> str:
+        """Name the ranks that are late or silent, or say that nobody can know."""
         if self._publisher is None:
             return "this is the only process" if self.world_size == 1 else "the ranks keep no table"
         if self._leaving:
             return "the run was at its end"
-        if self._lost or now_s - self._exchanged_s > self.silence_s:
-            gone = "is gone: it has ended, or its machine cannot be reached"
-            if not self._lost:
-                gone = f"does not answer for {now_s - self._exchanged_s:.0f} s: it is stopped, or its machine is gone"
-            last = self._main_rank
-            known = "" if last is None else f"; the last known operation of rank 0 ({last.host}): {last.where}"
-            return f"{self.holder}, which holds the table of all ranks, {gone}{known}"
-        table = self._table
-        if len(table) < self.world_size:
+        now_s = time.monotonic()
+        if self._has_lost_store():
+            state = f"does not answer for {now_s - self._exchanged_s:.0f} s: it is stopped, or its machine is gone"
+            if self._lost:
+                state = "is gone: it has ended, or its machine cannot be reached"
+            known = self._main_rank
+            last = "" if known is None else f"; the last known operation of rank 0 ({known.host}): {known.beat}"
+            return f"{self.holder}, which holds the table of all ranks, {state}{last}"
+        if len(self._table) < self.world_size:
             return "the table of all ranks is not complete"
-        return name_late(table, silent_ranks(table, self._exchanged_s, self.silence_s), now_s)
+        return name_late(self._table, self._silent(), now_s)
+
+    def _silent(self) -> list[Seen]:
+        return silent_ranks(self._table, self._exchanged_s, self.silence_s)
 
     def _end_stalled(self, limit_s: float) -> NoReturn:
         name = "engine.timeout_s" if limit_s == self.timeout_s else "engine.start_timeout_s"
-        text = f"no progress for {limit_s:g} s ({name}): {self.explained()}"
-        self._mine = Verdict(rank=self.rank, code=STALLED_CODE, text=text)
+        text = f"no progress for {limit_s:g} s ({name}): {self.explain()}"
+        self._mine = Verdict(rank=self.rank, code=ExitCode.STALLED, text=text)
         self._await_exchange()
         verdict = self.verdict or self._mine
         if self._speaks(verdict.text):
-            _write(f"rank {self.rank} stands at {self.doing}:\n{self._stack()}")
-        self._end(verdict.text, verdict.code)
+            frame = sys._current_frames().get(self._main.ident or 0)
+            stack = "" if frame is None else "".join(traceback.format_stack(frame)[-_MAIN_FRAMES:])
+            _write(f"rank {self.rank} stands at {self.doing}:\n{stack}")
+        self._end(verdict)
 
-    def _stack(self) -> str:
-        frame = sys._current_frames().get(self._main.ident or 0)
-        return "".join(traceback.format_stack(frame)[-_MAIN_FRAMES:]) if frame is not None else ""
-
-    def _end(self, text: str, code: int) -> NoReturn:
+    def _end(self, verdict: Verdict) -> NoReturn:
         """End the process from the watching thread: the training thread sits where nothing can reach it."""
-        _write(f"stalled: {text}\n" if code == STALLED_CODE else f"ended with the other ranks: {text}\n")
-        last_words = threading.Thread(target=self._say_last_words, args=(code,), daemon=True)
-        last_words.start()
-        last_words.join(_LAST_WORDS_S)
+        _write(f"{'stalled' if verdict.code == ExitCode.STALLED else ENDED_WITH}: {verdict.text}\n")
+        closing = threading.Thread(target=self._close_sinks, args=(verdict.code,), daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
         self.leave()
-        os._exit(code)
+        os._exit(verdict.code)
 
-    def _say_last_words(self, code: int) -> None:
+    def _close_sinks(self, code: int) -> None:
         with suppress(Exception):
             if self.at_end is not None:
                 self.at_end(code)
@@ -273,11 +276,11 @@ class Heartbeat:
 
     @property
     def is_settling(self) -> bool:
-        """Tell whether this rank has said why it ends, or looked for who made it end."""
+        """Whether this rank has stated why it ends, or looked for who made it end."""
         return self._settling
 
     def declare(self, code: int, text: str) -> None:
-        """Tell all ranks why this one ends; returns once they can read it, or when the store is gone."""
+        """State to all ranks why this one ends; returns once they can read it, or when the store is gone."""
         self._settling = True
         if self._store is None:
             return
@@ -285,7 +288,7 @@ class Heartbeat:
         self._await_exchange()
 
     def find_cause(self) -> Verdict | None:
-        """Find out which rank made a collective of this one fail: one that said why it ends, or one that is silent.
+        """Find the rank that made a collective of this one fail: one that stated why it ends, or one that is silent.
 
         Takes some seconds: whoever is gone has to be missed first.
         """
@@ -293,23 +296,23 @@ class Heartbeat:
         if self._store is None:
             return None
         self._wake.set()
-        deadline_s = time.monotonic() + 2 * self.silence_s + 4 * self.interval_s
+        deadline_s = self._deadline_s()
         while time.monotonic() < deadline_s:
             if self.verdict is not None and self.verdict.rank != self.rank:
                 return self.verdict
-            if self._lost or silent_ranks(self._table, self._exchanged_s, self.silence_s):
-                self.declare(1, self.explained())
+            if self._lost or self._silent():
+                self.declare(ExitCode.CRASH, self.explain())
                 return self.verdict or self._mine
             time.sleep(self.interval_s / 2)
         return None
 
     def leave(self) -> None:
-        """End this rank's part after an error; who holds the store goes last, within some seconds."""
+        """End this rank's part after an error; the rank that holds the store goes last, within some seconds."""
         self._leaving = True
         if self._store is None or self._lost:
             return
         if self._hosts_store:
-            self._leave_last()
+            self._wait_for_others()
             return
         self._closed.set()
         self._wake.set()
@@ -319,22 +322,25 @@ class Heartbeat:
                 with suppress(RuntimeError):
                     self._store.add(_ENDED, 1)
 
-    def _leave_last(self) -> None:
+    def _wait_for_others(self) -> None:
         """Wait until the others have ended too, or are silent."""
         self._wants_table = True
-        deadline_s = time.monotonic() + 2 * self.silence_s + 4 * self.interval_s
+        deadline_s = self._deadline_s()
         while self._num_ended < self.world_size - 1 and time.monotonic() < deadline_s:
-            if len(silent_ranks(self._table, self._exchanged_s, self.silence_s)) == self.world_size - 1:
+            if len(self._silent()) == self.world_size - 1:
                 return
             self._wake.set()
             time.sleep(self.interval_s)
 
+    def _deadline_s(self) -> float:
+        return time.monotonic() + 2 * self.silence_s + 4 * self.interval_s
+
     def _await_exchange(self) -> None:
-        """Wait until the publishing thread has been at the store again, not for ever."""
-        before, deadline_s = self._exchanged, time.monotonic() + self.silence_s
-        self._wake.set()
+        """Wait until the publishing thread has been at the store again, but not for ever."""
         # The exchange under way may have begun before.
-        while self._exchanged < before + 2 and not self._lost and time.monotonic() < deadline_s:
+        wanted = self._exchanged + 2
+        deadline_s = time.monotonic() + self.silence_s
+        while self._exchanged < wanted and not self._lost and time.monotonic() < deadline_s:
             self._wake.set()
             time.sleep(0.02)
 

@@ -12,15 +12,15 @@ from typing import Final
 from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-STALLED_CODE: Final = 7
-REQUEUE_CODE: Final = 75
+from ...data.exit_codes import ExitCode
+from .table import list_few
+
 _VERDICT: Final = "verdict"
 _ARRIVED: Final = "arrived"
-_SHOWN_RANKS: Final = 8
 
 
 class RankEndedError(RuntimeError):
-    """What ends this rank together with another one, or for want of it.
+    """Ends this rank together with another one, or for want of it.
 
     Args:
         text: Which rank, and why.
@@ -34,10 +34,10 @@ class RankEndedError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Why a run ends, as the first rank says that knows it; all others take it over.
+    """The reason why a run ends: the first rank that states one decides for all.
 
     Attributes:
-        rank: Who says it.
+        rank: Who states it.
         code: The exit code of all ranks.
         text: The reason, with the rank that is at fault.
     """
@@ -108,7 +108,7 @@ def meet(address: Address, timeout_s: float, stop_asked: Callable[[], bool]) -> 
     Args:
         address: Where they meet.
         timeout_s: Seconds to wait.
-        stop_asked: Whether this rank was told to stop; one that was ends the wait of all.
+        stop_asked: Returns whether this rank was told to stop; one that was ends the wait of all.
 
     Returns:
         The store, this rank's connection for the process group.
@@ -117,52 +117,59 @@ def meet(address: Address, timeout_s: float, stop_asked: Callable[[], bool]) -> 
         RankEndedError: Ranks are missing after that time (they are named), or a rank was told to stop.
     """
     deadline_s = time.monotonic() + timeout_s
-    store = _connected(address, timeout_s, stop_asked)
+    store = _connect_in_thread(address, timeout_s, stop_asked)
     store.set(_presence(address.rank), os.uname().nodename)
-    num_arrived, pause_s = store.add(_ARRIVED, 1), 0.02
+    num_arrived = store.add(_ARRIVED, 1)
+
+    pause_s = 0.02
     while num_arrived < address.world_size:
         if (verdict := read_verdict(store)) is not None:
             raise RankEndedError(verdict.text, verdict.code)
         if stop_asked():
-            _leave(store, address, f"rank {address.rank}: told to stop before all ranks had come", REQUEUE_CODE)
+            text = f"rank {address.rank}: told to stop before all ranks had come"
+            _leave(store, address, text, ExitCode.REQUEUE)
         if time.monotonic() > deadline_s:
-            _leave(store, address, _missing(store, address, timeout_s), STALLED_CODE)
+            _leave(store, address, _name_missing(store, address, timeout_s), ExitCode.STALLED)
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 0.5)
         num_arrived = store.add(_ARRIVED, 0)
     return store
 
 
-def _connected(address: Address, timeout_s: float, stop_asked: Callable[[], bool]) -> Store:
-    """Connect in a thread of its own: a signal handler runs only where this one does not sit in the library."""
-    found: list[Store] = []
-    failure: list[Exception] = []
+def _connect_in_thread(address: Address, timeout_s: float, stop_asked: Callable[[], bool]) -> Store:
+    """Connect in a thread of its own: a signal handler cannot run while this one sits in the library."""
+    stores: list[Store] = []
+    failures: list[Exception] = []
 
     def connect() -> None:
         try:
-            found.append(address.connect(timeout_s, may_host=True))
+            stores.append(address.connect(timeout_s, may_host=True))
         except Exception as error:
-            failure.append(error)
+            failures.append(error)
 
     thread = threading.Thread(target=connect, name="meeting", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.1)
         if stop_asked() and thread.is_alive():
-            raise RankEndedError(f"told to stop before {address.holder} had answered", REQUEUE_CODE)
-    if not failure:
-        return found[0]
-    if not isinstance(failure[0], DistNetworkError):
-        raise failure[0]
-    if "EADDRINUSE" in str(failure[0]):
-        raise RankEndedError(
+            raise RankEndedError(f"told to stop before {address.holder} had answered", ExitCode.REQUEUE)
+
+    if stores:
+        return stores[0]
+    (failure,) = failures
+    if not isinstance(failure, DistNetworkError):
+        raise failure
+    if "EADDRINUSE" in str(failure):
+        text = (
             f"rank 0 cannot open port {address.port} of MASTER_PORT: it is in use on this machine; choose a free one "
-            "(--main_process_port of accelerate launch)", STALLED_CODE,
-        ) from failure[0]  # fmt: skip
-    raise RankEndedError(
-        f"rank {address.rank}: {address.holder} (MASTER_ADDR:MASTER_PORT) did not answer within {timeout_s:g} s "
-        "(engine.start_timeout_s): it was not started, or cannot be reached from this machine", STALLED_CODE,
-    ) from failure[0]  # fmt: skip
+            "(--main_process_port of accelerate launch)"
+        )
+    else:
+        text = (
+            f"rank {address.rank}: {address.holder} (MASTER_ADDR:MASTER_PORT) did not answer within {timeout_s:g} s "
+            "(engine.start_timeout_s): it was not started, or cannot be reached from this machine"
+        )
+    raise RankEndedError(text, ExitCode.STALLED) from failure
 
 
 def _leave(store: Store, address: Address, text: str, code: int) -> None:
@@ -173,34 +180,23 @@ def _leave(store: Store, address: Address, text: str, code: int) -> None:
     raise RankEndedError(verdict.text, verdict.code)
 
 
-def _missing(store: Store, address: Address, timeout_s: float) -> str:
+def _name_missing(store: Store, address: Address, timeout_s: float) -> str:
     missing = [rank for rank in range(address.world_size) if not store.check([_presence(rank)])]
     return (
         f"{len(missing)} of {address.world_size} ranks did not come within {timeout_s:g} s (engine.start_timeout_s): "
-        f"{shown_ranks(missing)}; their processes were not started, ended before, or cannot reach {address.holder}"
+        f"{list_few(missing)}; their processes were not started, ended before, or cannot reach {address.holder}"
     )
-
-
-def shown_ranks(ranks: list[int]) -> str:
-    """Name ranks, the first of them where there are many."""
-    names = ", ".join(str(rank) for rank in ranks[:_SHOWN_RANKS])
-    return f"{names} and {len(ranks) - _SHOWN_RANKS} more" if len(ranks) > _SHOWN_RANKS else names
 
 
 def _presence(rank: int) -> str:
     return f"present/{rank}"
 
 
-def host_of(store: Store, rank: int) -> str:
-    """Name the machine of a rank that has come."""
-    return store.get(_presence(rank)).decode()
-
-
 def read_verdict(store: Store) -> Verdict | None:
-    """Read why the run ends, None while it does not."""
+    """Read why the run ends; None while it does not."""
     return Verdict(**json.loads(store.get(_VERDICT))) if store.check([_VERDICT]) else None
 
 
 def declare(store: Store, verdict: Verdict) -> Verdict:
-    """Say why the run ends, unless another rank has: the reason that counts comes back."""
+    """State why the run ends unless another rank has, and return the reason that counts."""
     return Verdict(**json.loads(store.compare_set(_VERDICT, "", json.dumps(asdict(verdict)))))

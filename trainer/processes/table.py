@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Self
 
-_SHOWN_RANKS: Final = 8
+_NUM_SHOWN: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Beat:
         step: Number of the step, from 1, as the log counts them; None before training.
         count: Beats in this step before this one: ranks do the same in the same order, so that it tells who is late.
         waits: Whether the rank waits for rank 0, which is as far as it then.
-        at_s: When, on this process' monotonic clock.
+        at_s: When it began, on the monotonic clock of the process that reads it.
     """
 
     operation: str
@@ -31,6 +31,10 @@ class Beat:
         """How far the rank is: less is earlier."""
         return (-1 if self.step is None else self.step, self.count, self.waits)
 
+    def __str__(self) -> str:
+        """Name the operation with its step."""
+        return self.operation if self.step is None else f"{self.operation}, step {self.step}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
@@ -39,37 +43,40 @@ class Seen:
     Attributes:
         rank: Whose.
         host: Its machine.
-        operation: Its last operation.
-        step: Of the operation; None before training.
-        order: How far it is.
-        since_s: Seconds from that operation's beginning to the publication.
+        beat: What it did then.
         published: How many times it had published.
         read_s: When this rank first read that publication, on its monotonic clock.
     """
 
     rank: int
     host: str
-    operation: str
-    step: int | None
-    order: tuple[int, int, bool]
-    since_s: float
+    beat: Beat
     published: int
     read_s: float
 
-    @property
-    def where(self) -> str:
-        """Name its last operation, with the step."""
-        return where_in(self.operation, self.step)
+    @classmethod
+    def read(cls, rank: int, record: dict[str, Any]) -> Self:
+        """Read what a rank has just published, see `publication`."""
+        now_s = time.monotonic()
+        age_s = record.pop("age_s")
+        host, published = record.pop("host"), record.pop("published")
+        return cls(rank=rank, host=host, published=published, beat=Beat(at_s=now_s - age_s, **record), read_s=now_s)
 
-    def told(self, now_s: float, *, silent: bool) -> str:
-        """Say what it does, or did last."""
-        since_s = self.since_s + now_s - self.read_s
+    def describe(self, now_s: float, *, silent: bool) -> str:
+        """Describe what the rank does, or did last."""
         if silent:
             return (
                 f"rank {self.rank} ({self.host}) is silent for {now_s - self.read_s:.0f} s: its process has ended or "
-                f"is stopped, or its machine is gone; its last operation was: {self.where}"
+                f"is stopped, or its machine is gone; its last operation was: {self.beat}"
             )
-        return f"rank {self.rank} ({self.host}) is late: {self.where}, for {since_s:.0f} s"
+        return f"rank {self.rank} ({self.host}) is late: {self.beat}, for {now_s - self.beat.at_s:.0f} s"
+
+
+def publication(beat: Beat, host: str, published: int) -> dict[str, Any]:
+    """Write a rank's state as plain JSON; ages travel instead of times, for every machine has its own clock."""
+    record = asdict(beat)
+    age_s = time.monotonic() - record.pop("at_s")
+    return record | {"host": host, "published": published, "age_s": age_s}
 
 
 def silent_ranks(table: Sequence[Seen], read_s: float, silence_s: float) -> list[Seen]:
@@ -84,7 +91,7 @@ def silent_ranks(table: Sequence[Seen], read_s: float, silence_s: float) -> list
 
 
 def name_late(table: Sequence[Seen], silent: Sequence[Seen], now_s: float) -> str:
-    """Say which ranks the others wait for: those that are silent, else those that are behind.
+    """Name the ranks that the others wait for: those that are silent, else those that are behind.
 
     Args:
         table: All ranks.
@@ -93,25 +100,20 @@ def name_late(table: Sequence[Seen], silent: Sequence[Seen], now_s: float) -> st
     """
     late = list(silent)
     if not silent:
-        last = min(seen.order for seen in table)
-        late = [seen for seen in table if seen.order == last]
+        earliest = min(seen.beat.order for seen in table)
+        late = [seen for seen in table if seen.beat.order == earliest]
         if len(late) == len(table):
-            return f"no rank is behind: all are at {late[0].where}, which does not come to an end"
-    told = [seen.told(now_s, silent=bool(silent)) for seen in late[:_SHOWN_RANKS]]
-    return "; ".join([*told, *([f"{len(late) - _SHOWN_RANKS} more"] if len(late) > _SHOWN_RANKS else [])])
+            return f"no rank is behind: all are at {late[0].beat}, which does not come to an end"
+    return list_few([seen.describe(now_s, silent=bool(silent)) for seen in late], "; ")
 
 
-def where_in(operation: str, step: int | None) -> str:
-    """Name an operation with its step."""
-    return operation if step is None else f"{operation}, step {step}"
+def list_few(words: Sequence[object], separator: str = ", ") -> str:
+    """List the first words, and count the rest where there are many."""
+    rest = [f"{len(words) - _NUM_SHOWN} more"] if len(words) > _NUM_SHOWN else []
+    return separator.join([*map(str, words[:_NUM_SHOWN]), *rest])
 
 
-def seen_now(rank: int, record: dict[str, Any]) -> Seen:
-    """Read what a rank published, just now."""
-    return Seen(**{**record, "order": tuple(record["order"])}, rank=rank, read_s=time.monotonic())
-
-
-def older_of(table: Sequence[Seen], seen: Seen) -> Seen:
+def keep_older(table: Sequence[Seen], seen: Seen) -> Seen:
     """Keep what was read of a rank before where it has published nothing since: silence counts from then."""
     before = table[seen.rank] if table else None
     return before if before is not None and before.published == seen.published else seen

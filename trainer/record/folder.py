@@ -22,13 +22,6 @@ LOCK_FILE: Final = ".lock"
 _WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def told(error: Exception) -> str:
-    """Say an error in words: one of the system without its number."""
-    if not (isinstance(error, OSError) and error.strerror):
-        return str(error)
-    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-
-
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Write into a run's folder, and name it where that fails.

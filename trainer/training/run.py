@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Generic, TypeVar, cast
+from typing import IO, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -18,17 +18,16 @@ from ...data.shards.index import Index
 from ...data.stream.stream import Stream
 from ...data.units import ModelSpace
 from ...models.patches import PATCH
-from ...models.weights.manifest import CheckpointError, latest_verified
+from ...models.weights.manifest import latest_verified
 from ...models.weights.transfer import InitReport
 from ..checkpoint.folder import Loaded, TrainState, check_resume, chosen_weights, installed_versions
 from ..checkpoint.saver import Saver
 from ..engine.engine import Engine, EngineState
-from ..processes.agreement import on_all_ranks, outcome_of, settle, tell_ranks
-from ..processes.ending import say_out
+from ..processes.agreement import any_rank, notify_ranks, on_all_ranks, on_main, outcome_of, settle
+from ..processes.ending import write_output
 from ..processes.entry import StopSignal, set_up_logging, start_other_processes
-from ..processes.heartbeat import WAITING
 from ..processes.rendezvous import RankEndedError
-from ..record.folder import check_name, evaluation_is_owed, hold, told, writing
+from ..record.folder import check_name, evaluation_is_owed, hold, writing
 from ..record.summary import summarise, summary_lines, write_summary
 from ..record.usage import Usage
 from ..settings.experiment import FinetuneConfig, PretrainConfig
@@ -161,7 +160,7 @@ class TrainingRun(ABC, Generic[_Config]):
             outcome = outcome_of(error)
             try:
                 # The other ranks first: services may take their time to close.
-                tell_ranks(engine, error)
+                notify_ranks(engine, error)
             except RankEndedError as end:
                 outcome = outcome_of(end)
                 raise
@@ -203,7 +202,7 @@ class TrainingRun(ABC, Generic[_Config]):
 
     def _stop_agreed(self) -> bool:
         """Tell whether any rank was told to stop; a collective."""
-        return any(self.engine.gather_objects(self.stop.received is not None))
+        return any_rank(self.engine, self.stop.received is not None)
 
     def _close(self, outcome: str) -> None:
         """Write out what is held back, and let go of the folder."""
@@ -324,21 +323,7 @@ class TrainingRun(ABC, Generic[_Config]):
 
     def on_main(self, work: Callable[[], _Result]) -> _Result:
         """Do something on the main rank and give its result to all; where it fails, it fails on all of them."""
-        result: _Result | None = None
-        failure: str | None = None
-        self.engine.heartbeat.again(None if self.engine.is_main else WAITING, waits=not self.engine.is_main)
-        if self.engine.is_main:
-            try:
-                result = work()
-            except (CheckpointError, OSError) as error:
-                failure = told(error)
-            except Exception as error:
-                LOG.exception("rank 0 failed where the others wait for it")
-                failure = f"{type(error).__name__}: {error}"
-        result, failure = self.engine.broadcast_object((result, failure))
-        if failure is not None:
-            raise CheckpointError(failure)
-        return cast(_Result, result)
+        return on_main(self.engine, work)
 
     def _fail(self, failure: DataError | None) -> None:
         """End the run on all ranks for what a rank could not read."""
@@ -380,7 +365,7 @@ class TrainingRun(ABC, Generic[_Config]):
             write_summary(self.folder, summary)
             said = summary_lines(summary, self.usage)
         lines = [f"  {name:<12} {text}\n" for name, text in {**said, **self.places()}.items()]
-        say_out(f"done: {steps} steps\n" + "".join(lines))
+        write_output(f"done: {steps} steps\n" + "".join(lines))
 
     def places(self) -> dict[str, str]:
         """Name what the run's folder holds now, for its last lines."""

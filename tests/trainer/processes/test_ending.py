@@ -1,4 +1,4 @@
-"""Last words to a standard output that is full, closed or was never there."""
+"""The last output of a process whose standard output is full, closed or was never there."""
 
 import subprocess
 import sys
@@ -8,19 +8,19 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-SAYING = """
+PRINTING = """
 import sys
-from rainspark.trainer.processes.ending import end_process, say_out
+from rainspark.trainer.processes.ending import end_process, write_output
 if sys.argv[1] == "closed":
     sys.stdout.close()
-say_out("done: 6 steps\\n" * 10000)
+write_output("done: 6 steps\\n" * 10000)
 end_process(0)
 """
 
 
 @pytest.mark.parametrize("case", ["full", "closed", "none"])
-def test_a_finished_run_that_cannot_say_so_is_finished(case: str) -> None:
-    command = [sys.executable, "-c", SAYING, case]
+def test_a_finished_run_that_cannot_print_is_finished(case: str) -> None:
+    command = [sys.executable, "-c", PRINTING, case]
     if case == "none":
         command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     with Path("/dev/full").open("w") as full:

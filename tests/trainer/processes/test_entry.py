@@ -1,5 +1,6 @@
 """Exit codes, messages and signals of the entry points."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.exit_codes import ExitCode
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.processes.agreement import NonFiniteError
+from rainspark.trainer.processes.agreement import NonFiniteError, describe
 from rainspark.trainer.processes.entry import STOP_SIGNALS, StopSignal, run_entry, start_other_processes
 from tests.conftest import REPOSITORY
 
@@ -34,6 +35,13 @@ def test_every_cause_has_its_code_and_words(
     text = capsys.readouterr().err
     assert text.endswith(": a\n")
     assert "Traceback" not in text
+
+
+def test_errors_of_the_system_are_described_without_their_number() -> None:
+    assert describe(OSError("cut off")) == "cut off"
+    assert describe(OSError(errno.EIO, "Input/output error")) == "Input/output error"
+    assert describe(OSError(errno.EROFS, "read-only", "a/config.yaml")) == "a/config.yaml: read-only"
+    assert describe(CheckpointError("damaged")) == "damaged"
 
 
 def test_an_unknown_error_keeps_its_traceback() -> None:

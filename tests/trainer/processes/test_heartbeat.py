@@ -19,20 +19,16 @@ from rainspark.trainer.processes.rendezvous import (
     declare,
     meet,
     read_verdict,
-    shown_ranks,
 )
-from rainspark.trainer.processes.table import Seen, name_late, silent_ranks
+from rainspark.trainer.processes.table import Beat, Seen, list_few, name_late, silent_ranks
 from tests.distributed import _free_port
 
 HOST = os.uname().nodename
 
 
 def seen(rank: int, operation: str, step: int | None, count: int, *, waits: bool = False, read_s: float = 0.0) -> Seen:
-    order = (-1 if step is None else step, count, waits)
-    return Seen(
-        rank=rank, host=f"node{rank}", operation=operation, step=step, order=order, since_s=2.0, published=1,
-        read_s=read_s,
-    )  # fmt: skip
+    beat = Beat(operation=operation, step=step, count=count, waits=waits, at_s=read_s - 2.0)
+    return Seen(rank=rank, host=f"node{rank}", beat=beat, published=1, read_s=read_s)
 
 
 def named(*table: Seen, now_s: float = 5.0) -> str:
@@ -72,7 +68,7 @@ def test_of_many_late_ranks_the_first_are_named() -> None:
     text = named(*table)
     assert text.count("is late") == 8
     assert text.endswith("; 12 more")
-    assert shown_ranks(list(range(11))) == "0, 1, 2, 3, 4, 5, 6, 7 and 3 more"
+    assert list_few(list(range(11))) == "0, 1, 2, 3, 4, 5, 6, 7, 3 more"
 
 
 def heart() -> Heartbeat:
@@ -99,7 +95,7 @@ def test_one_process_has_no_table_and_no_thread_without_a_watch() -> None:
     before = threading.active_count()
     beating = heart()
     assert threading.active_count() == before
-    assert beating.explained() == "this is the only process"
+    assert beating.explain() == "this is the only process"
     beating.declare(1, "nobody hears it")
     assert beating.find_cause() is None
     with beating.watching():
@@ -109,7 +105,7 @@ def test_one_process_has_no_table_and_no_thread_without_a_watch() -> None:
     assert threading.active_count() == before
 
 
-def test_a_silent_rank_is_known_as_such_once_the_table_was_watched_for_long_enough() -> None:
+def test_a_silent_rank_shows_in_a_table_that_was_watched_for_long_enough() -> None:
     store = HashStore()
     first, second = (Heartbeat(rank, 2, timeout_s=6.0, start_timeout_s=6.0, connect=lambda: store) for rank in range(2))
     second.beat("forward", 6)
@@ -117,24 +113,17 @@ def test_a_silent_rank_is_known_as_such_once_the_table_was_watched_for_long_enou
     second.close()
     first.beat("forward", 6)
     first._wants_table = True
-    assert not first._can_tell(first.silence_s)
-    began_s = time.monotonic()
-    while not first._can_tell(time.monotonic() - began_s):
-        time.sleep(0.02)
-    assert first.explained().startswith(f"rank 1 ({HOST}) is silent for ")
+    time.sleep(2 * first.silence_s)
+    assert first.explain().startswith(f"rank 1 ({HOST}) is silent for ")
     first.close()
 
 
-def test_what_cannot_be_watched_is_told_without_a_wait_for_ever() -> None:
-    alone = heart()
-    assert not alone._can_tell(alone.silence_s)
-    assert alone._can_tell(1.1 * alone.silence_s)
+def test_a_table_that_not_all_ranks_have_reached_is_not_complete() -> None:
     store = HashStore()
     waiting = Heartbeat(0, 2, timeout_s=6.0, start_timeout_s=6.0, connect=lambda: store)
     waiting._wants_table = True
     waiting._await_exchange()
-    assert waiting._can_tell(2.1 * waiting.silence_s)
-    assert waiting.explained() == "the table of all ranks is not complete"
+    assert waiting.explain() == "the table of all ranks is not complete"
     waiting.close()
 
 

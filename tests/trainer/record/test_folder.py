@@ -7,7 +7,7 @@ import pytest
 
 from rainspark.data.errors import ConfigError
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.record.folder import check_name, hold, told, writing
+from rainspark.trainer.record.folder import check_name, hold, writing
 
 
 @pytest.mark.parametrize("folder", [Path("/proc/run"), Path("/dev/null/run")])
@@ -27,13 +27,6 @@ def test_a_file_of_it_that_cannot_be_written_is_named_too(tmp_path: Path, number
         writing(tmp_path),
     ):
         raise failure
-    assert told(failure) == f"{tmp_path}/config.yaml: the system's words"
-
-
-def test_what_is_no_error_of_the_system_is_told_as_it_is() -> None:
-    assert told(OSError("cut off")) == "cut off"
-    assert told(OSError(errno.EIO, "Input/output error")) == "Input/output error"
-    assert told(CheckpointError("damaged")) == "damaged"
 
 
 def test_one_run_holds_its_folder(tmp_path: Path) -> None:
