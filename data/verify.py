@@ -26,9 +26,9 @@ from .shards.decode import decode_frame, wrong_in_json
 from .shards.index import INDEX_NAME, Index, SequenceEntry, load_index, verify_sequence_bytes
 from .shards.summary import RainTotals, rounding_of, sum_totals, totals_to_json
 from .shards.timeline import by_origin, ready_origins, with_rain_after
-from .store.names import PARTIAL_SUFFIX
 from .store.storage import Storage, open_storage
 from .units import MISSING_COUNT
+from .whole_file import PARTIAL_SUFFIX
 
 READ_BYTES: Final = 2**23
 END_BYTES: Final = 2 * tarfile.BLOCKSIZE

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from ..errors import DataError
-from ..store.names import PARTIAL_SUFFIX, make_durable
 from ..store.storage import Storage
+from ..whole_file import PARTIAL_SUFFIX, make_durable
 from .knmi_api import RemoteFile
 from .web import AnswerError, Body, FaultError, Web
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..units import MISSING_COUNT
+from ..whole_file import writing_whole
 from .knmi import MONTHS, SYNTHETIC_GROUP
 
 CADENCE_S: Final = 300
@@ -28,13 +29,9 @@ def write_knmi_file(path: Path, counts: npt.NDArray[np.uint16], end_time_s: int)
         counts: uint16 (rows, cols), 0.12 mm/h a count, 65535 missing.
         end_time_s: End of the 5 minutes, epoch seconds UTC.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with h5py.File(temporary, "w") as file:
-            _fill(file, counts, end_time_s)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # HDF5 opens the unfinished file by its name: through a Python file it would write other bytes.
+    with writing_whole(path, durable=False) as unfinished, h5py.File(unfinished.name, "w") as file:
+        _fill(file, counts, end_time_s)
 
 
 def _fill(file: Any, counts: npt.NDArray[np.uint16], end_time_s: int) -> None:

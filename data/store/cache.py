@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from ..errors import DamagedError, DataError
-from .names import PARTIAL_SUFFIX, beyond_end, check_range
+from ..whole_file import PARTIAL_SUFFIX
+from .names import beyond_end, check_range
 from .storage import Storage
 
 _FETCH_BYTES: Final = 32 << 20

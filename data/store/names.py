@@ -1,15 +1,10 @@
-"""What every storage shares: which names are allowed, which ranges are, counts of what was moved, renames that last."""
+"""What every storage shares: which names are allowed, which ranges are, counts of what was moved."""
 
-import os
 import re
 import threading
-from pathlib import Path
 from typing import Final
 
 from ..errors import DamagedError, DataError
-
-PARTIAL_SUFFIX: Final = ".partial"
-"""Files under this ending are being written, or were when their writer was killed; no listing shows them."""
 
 _REFUSED: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -68,12 +63,3 @@ def already_there(place: str) -> DataError:
     return DataError(
         f"{place}: is already there and was left as it is; expected a new name: remove it or choose another"
     )
-
-
-def make_durable(path: Path) -> None:
-    """Make a file's content, or the names in a folder, last through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,9 +19,10 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from ..errors import DataError
+from ..whole_file import PARTIAL_SUFFIX
 from .access import Access, TimeLimits, open_access
 from .errors import RAISED_BY_OBSTORE, judge, judged, status_of
-from .names import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range
+from .names import Traffic, already_there, beyond_end, check_name, check_range
 from .ranges import RangeReader, ReplacedError
 from .retries import Retries, RetryPolicy, TransientError
 

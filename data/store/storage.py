@@ -1,7 +1,6 @@
 """Where shards lie: named files that are listed, read by ranges, and written atomically, in a folder or a store."""
 
 import errno
-import itertools
 import os
 import re
 import stat
@@ -12,7 +11,8 @@ from typing import BinaryIO, Protocol
 
 from ..errors import DamagedError, DataError
 from ..redaction import redact
-from .names import PARTIAL_SUFFIX, Traffic, already_there, beyond_end, check_name, check_range, make_durable
+from ..whole_file import PARTIAL_SUFFIX, writing_whole
+from .names import Traffic, already_there, beyond_end, check_name, check_range
 
 URL_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MISTYPED = re.compile(r"[\s'\"]{0,3}(?:s3|gs|az|https?|file)\s{0,2}:", re.IGNORECASE)
@@ -115,7 +115,6 @@ class LocalStorage:
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
-        self._temporary_numbers = itertools.count()
         self._traffic = Traffic()
 
     @property
@@ -200,25 +199,17 @@ class LocalStorage:
     @contextmanager
     def _writing(self, name: str, *, if_absent: bool) -> Iterator[BinaryIO]:
         path = self._path(name)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(self._temporary_numbers)}{PARTIAL_SUFFIX}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
+            with writing_whole(path, if_absent=if_absent) as file:
                 yield file
-                file.flush()
                 num_bytes = file.seek(0, os.SEEK_END)
-                os.fsync(file.fileno())
-            if if_absent:
-                _link(temporary, path)
-            else:
-                temporary.replace(path)
-            make_durable(path.parent)
-            self._traffic.add(requests=1, bytes_written=num_bytes)
         except OSError as error:
+            if if_absent and isinstance(error, FileExistsError) and path.exists():
+                raise already_there(str(path)) from error
             raise _failure("write", path, error) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+
+        self._traffic.add(requests=1, bytes_written=num_bytes)
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
@@ -259,14 +250,6 @@ def _refuse_unlisted(error: OSError) -> None:
     # A root that is not there yet holds no files; whatever else cannot be listed may hold some.
     if not isinstance(error, FileNotFoundError):
         raise _failure("list", Path(error.filename), error) from error
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Give a file its name; a link, unlike a rename, refuses a name that is taken, by whoever was first."""
-    try:
-        path.hardlink_to(temporary)
-    except FileExistsError as error:
-        raise already_there(str(path)) from error
 
 
 def _failure(action: str, path: Path, error: OSError) -> DataError:

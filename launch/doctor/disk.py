@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ...data.store.names import make_durable
+from ...data.whole_file import make_durable, write_whole
 from .findings import CHECKPOINT, GIB, MIB, SETTINGS, Finding, Job, fail, guarded, ok, warn
 
 CHECKPOINT_FILES: Final = 5
@@ -51,10 +51,8 @@ def write_once(folder: Path) -> None:
     Raises:
         OSError: Something of that does not work.
     """
-    with _trial(folder) as trial, (trial / "file").open("wb") as file:
-        file.write(b"rainspark")
-        file.flush()
-        os.fsync(file.fileno())
+    with _trial(folder) as trial:
+        write_whole(trial / "file", b"rainspark")
 
 
 def guarded_writing(what: str, code: int, work: Callable[[], list[Finding]]) -> list[Finding]:
@@ -125,11 +123,7 @@ def _try_folder(job: Job) -> list[Finding]:
 def _rename(trial: Path) -> None:
     inside = trial / "saving"
     inside.mkdir()
-    with (inside / "file").open("wb") as file:
-        file.write(b"rainspark")
-        file.flush()
-        os.fsync(file.fileno())
-    make_durable(inside)
+    write_whole(inside / "file", b"rainspark")
     inside.rename(trial / "saved")
     make_durable(trial)
     if (trial / "saved" / "file").read_bytes() != b"rainspark":
@@ -228,8 +222,7 @@ def time_save(place: Path, checkpoint_bytes: int) -> float:
             left = tried
             while left:
                 left -= file.write(block[:left])
-            file.flush()
-            os.fsync(file.fileno())
+        make_durable(inside / "file")
         make_durable(inside)
         inside.rename(trial / "saved")
         make_durable(trial)

@@ -7,7 +7,6 @@ writing was cut short has none, and one whose files changed since does not match
 import hashlib
 import json
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +28,7 @@ class CheckpointError(ValueError):
 
 
 def write_manifest(folder: Path) -> None:
-    """Write `MANIFEST.json` for the files that lie in `folder`, and make it durable.
+    """Write `MANIFEST.json` for the files that lie in `folder`; the caller makes them durable.
 
     Raises:
         CheckpointError: something in the folder is not a plain file.
@@ -37,10 +36,7 @@ def write_manifest(folder: Path) -> None:
     """
     names = _plain_files(folder)
     files = {name: {"bytes": size, "sha256": digest} for name in names for size, digest in [_digest(folder / name)]}
-    with (folder / MANIFEST_NAME).open("wb") as file:
-        file.write(_manifest_bytes(files))
-        file.flush()
-        os.fsync(file.fileno())
+    (folder / MANIFEST_NAME).write_bytes(_manifest_bytes(files))
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 Nothing that is read here can run code: `.pth` files are read with `weights_only=True`, others are safetensors.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ...data.whole_file import write_whole
 from ..encoder import timm_shapes
 from .files import ENCODER_PREFIX, Weights, WeightsError, read_weights
 
@@ -188,15 +188,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, force: bool)
     # Copies: the format refuses tensors that share memory.
     own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     payload = safetensors.torch.save(own, {"format": "pt"})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, payload)
 
 
 def check_finite(source: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from ...data.store.names import make_durable
+from ...data.whole_file import make_durable
 from ...models.weights.manifest import (
     CHECKPOINTS_FOLDER,
     MANIFEST_NAME,
@@ -263,9 +263,9 @@ def _write(temporary: Path, state_json: bytes, tensors: Mapping[str, dict[str, t
             safetensors.torch.save_file(named, temporary / name)
         # safetensors creates its files for the owner alone; a shared run folder follows the umask like everything else.
         shutil.copymode(temporary / STATE_FILE, temporary / name)
-    for name in (STATE_FILE, *tensors):
-        make_durable(temporary / name)
     write_manifest(temporary)
+    for name in (STATE_FILE, *tensors, MANIFEST_NAME):
+        make_durable(temporary / name)
     make_durable(temporary)
 
 

@@ -8,7 +8,6 @@ there in full. This module loads no torch: a process of its own copies (trainer/
 
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...data.errors import DataError
-from ...data.store.names import PARTIAL_SUFFIX, make_durable
 from ...data.store.storage import Storage
+from ...data.whole_file import PARTIAL_SUFFIX, make_durable, write_whole
 from ...models.weights.manifest import (
     CHECKPOINTS_FOLDER,
     MANIFEST_NAME,
@@ -289,11 +288,7 @@ def pull(storage: Storage, name: str, checkpoints: Path) -> Path:
         temporary.mkdir(parents=True)
         for file, entry in files.items():
             _fetch(storage, f"{place}/{file}", temporary / file, entry)
-        with (temporary / MANIFEST_NAME).open("wb") as target:
-            target.write(manifest)
-            target.flush()
-            os.fsync(target.fileno())
-        make_durable(temporary)
+        write_whole(temporary / MANIFEST_NAME, manifest)
         verify_folder(temporary)
         # What has this name now did not verify, or it would not have been asked for.
         shutil.rmtree(final, ignore_errors=True)
@@ -315,8 +310,7 @@ def _fetch(storage: Storage, name: str, path: Path, entry: dict[str, Any]) -> No
                 block = storage.read(name, start, min(start + _BLOCK_BYTES, entry["bytes"]))
                 hasher.update(block)
                 target.write(block)
-            target.flush()
-            os.fsync(target.fileno())
+        make_durable(path)
         if hasher.hexdigest() == entry["sha256"]:
             return
     raise CheckpointError(

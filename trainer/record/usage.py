@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from ...data.whole_file import write_whole
+
 LOG = logging.getLogger(__name__)
 
 USAGE_FILE: Final = "usage.json"
@@ -137,9 +139,7 @@ def write_json(path: Path, content: object) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _utc(time_s: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...data.redaction import redact
+from ...data.whole_file import write_whole
 
 IDS_FILE: Final = "trackers.json"
 
@@ -45,9 +46,7 @@ class RunIds:
         with self._lock:
             ids = self._read()
             ids[key] = run_id
-            temporary = self._path.with_name(f".{self._path.name}.part")
-            temporary.write_text(json.dumps(ids, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            temporary.replace(self._path)
+            write_whole(self._path, (json.dumps(ids, indent=1, sort_keys=True) + "\n").encode())
 
     def make(self, key: str) -> str:
         """Give the id of an earlier start, or a new one, which is kept."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ...data.whole_file import write_whole
 from ..settings.tracking import TrackingConfig
 from .ids import RunIds, ServiceRun
 from .queued import QueuedTracker, Tracker, describe, wait_for_all
@@ -237,13 +238,4 @@ def _cut_after(path: Path, step: int | None) -> None:
             kept.append(line)
     if num_foreign:
         _logger.warning("%s: %d lines were torn or not metrics and are cut", path, num_foreign)
-    temporary = path.with_name(f".{path.name}.cut")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, b"".join(kept))
