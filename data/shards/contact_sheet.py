@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..frames import iso_time
-from ..palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
 from ..store.storage import Storage
 from ..units import MISSING_COUNT
 from .decode import decode_frame
 from .index import Index, SequenceEntry, verify_sequence_bytes
+from .palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,10 +12,10 @@ from ..counts import NO_ROUNDING, Rounding
 from ..errors import DataError
 from ..frames import iso_time
 from ..json_checks import shown
-from ..palette import RAIN_LEVELS_MMH
 from ..sequences import Gap
 from ..units import MISSING_COUNT
 from .index import Index, of_source
+from .palette import RAIN_LEVELS_MMH
 
 RAIN_SHARES: Final = (0.0, 0.2, 0.5)
 """Least rain fractions of a window's last frame that are counted: all, NL-20, NL-50."""
@@ -33,7 +33,7 @@ class RainTotals:
         wet: Those above zero.
         sum_counts: Sum of the valid counts.
         max_count: Largest valid count.
-        rain_classes: Valid pixels below 0.1 mm/h, and in each class of data.palette.RAIN_LEVELS_MMH.
+        rain_classes: Valid pixels below 0.1 mm/h, and in each class of palette.RAIN_LEVELS_MMH.
     """
 
     frames: int

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ImageColor
 
-from rainspark.data.palette import MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH
+from rainspark.data.shards.palette import MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH
 from rainspark.trainer.pictures.forecasts import NONFINITE_COLOUR, Case
 
 ROWS, COLS = 40, 32

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ...data.palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS
+from ...data.shards.palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS
 from ...data.store.storage import open_storage
 from .forecasts import NONFINITE_COLOUR, Case, Stage, forecast_label, shortened
 

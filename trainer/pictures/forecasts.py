@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 
-from ...data.palette import rgb
+from ...data.shards.palette import rgb
 from .panels import (
     DOTS_PER_INCH,
     GAP_INCHES,

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageColor
 
-from rainspark.data.palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS
+from rainspark.data.shards.palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS
 from rainspark.trainer.pictures.animation import (
     FORECAST_MS,
     RADAR_MS,

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 
-from rainspark.data.palette import RAIN_COLOURS
+from rainspark.data.shards.palette import RAIN_COLOURS
 from rainspark.trainer.pictures.forecasts import forecast_beside_radar, forecast_frames, scale_bar, shortened
 from tests.trainer.cases import COLS, ROWS, field, make_case, shares
 
