@@ -1,4 +1,4 @@
-"""How every command of this room ends: its exit codes, and what it says when it fails or is interrupted."""
+"""Run a command of `data` and turn its errors into one line and an exit code."""
 
 import sys
 from collections.abc import Callable
@@ -12,11 +12,11 @@ GOES_ON: Final = "; the same command goes on where it stopped"
 
 
 def run_command(work: Callable[[], int], *, interrupted: str = "") -> int:
-    """Run a command, and turn what ends it into a word on standard error and an exit code.
+    """Run a command and turn its errors into a line on standard error and an exit code.
 
     Args:
         work: The command; returns its exit code.
-        interrupted: What an interruption means for the user, after "interrupted".
+        interrupted: What an interruption means for the user; printed after "interrupted".
 
     Returns:
         The command's own code, 4 for a DataError, 130 for an interruption.

@@ -142,7 +142,9 @@ def test_a_decompression_bomb_takes_no_memory(radar_file: Path) -> None:
             set_attribute("geographic", name, size)(file)
 
     change(radar_file, edit)
-    program = "import sys; from pathlib import Path; from rainspark.data.sources.knmi import read; read(Path(sys.argv[1]))"
+    program = (
+        "import sys; from pathlib import Path; from rainspark.data.sources.knmi import read; read(Path(sys.argv[1]))"
+    )
     limit = 900 * 2**20
     finished = subprocess.run(
         [sys.executable, "-c", program, str(radar_file)],
