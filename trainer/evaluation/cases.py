@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.errors import ConfigError
 from ..pictures.forecasts import Case
-from .config import EvaluateConfig
+from ..settings.evaluation import EvaluateConfig
 from .contestants import WindowRain
 from .plan import Plan
 

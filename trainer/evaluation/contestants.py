@@ -26,7 +26,7 @@ from ...models.nowcasting.baselines import (
     TrainingMean,
 )
 from ..forecasting.forecaster import RunForecaster, load_forecaster
-from .config import EvaluateConfig
+from ..settings.evaluation import EvaluateConfig
 
 BASELINES: Final = ("persistence", "advection", "extrapolation", "training_mean", "damped_extrapolation")
 FITTED: Final = ("training_mean", "damped_extrapolation")

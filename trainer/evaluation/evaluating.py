@@ -25,9 +25,9 @@ from ..engine.engine import Engine, EngineConfig
 from ..pictures.forecasts import Case
 from ..processes.agreement import on_all_ranks, settle
 from ..processes.entry import set_up_logging, start_other_processes
+from ..settings.evaluation import EvaluateConfig, parse_evaluation
 from ..verification.rows import Rows, merge, score_window
 from .cases import case_of, choose_cases
-from .config import EvaluateConfig, parse_evaluation
 from .contestants import (
     Entry,
     WindowRain,

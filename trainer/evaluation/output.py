@@ -24,10 +24,10 @@ from ..pictures.scores import (
     rain_rate_distribution,
     skill_against_lead,
 )
+from ..settings.evaluation import EvaluateConfig
 from ..verification.contingency import RAIN_EDGES_MMH
 from ..verification.intervals import Interval, bootstrap
 from ..verification.rows import Scores, compute
-from .config import EvaluateConfig
 from .contestants import FITTED
 from .files import CSV_NAME, JSON_NAME, MARKDOWN_NAME, write_scores
 from .page import read_markdown, write_page

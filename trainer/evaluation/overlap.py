@@ -16,7 +16,7 @@ from ...models.weights.transfer import WeightsError
 from ..checkpoint.folder import STATE_FILE, chosen_weights
 from ..checkpoint.state import parse_state
 from ..forecasting.forecaster import RunForecaster
-from .config import EvaluateConfig
+from ..settings.evaluation import EvaluateConfig
 
 SYNTHETIC: Final = "synthetic storms"
 """The source that data.sources.knmi gives to made-up rain: its times and its grid are made up too."""

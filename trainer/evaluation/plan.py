@@ -18,10 +18,10 @@ from ...data.windows.plan import evaluation_plan
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from ...models.nowcasting.motion import LEVELS
 from ..forecasting.forecaster import RunForecaster
-from ..settings.data import WindowsConfig
+from ..settings.data import ArchiveConfig
+from ..settings.evaluation import EvaluateConfig
 from ..training.windows import open_archive, split_archive
 from ..verification.rows import Settings, WindowId
-from .config import SPLIT_KEYS, EvaluateConfig
 from .contestants import FITTED, Entry, TrainingPart
 from .overlap import SYNTHETIC, Spans, listed, overlaps, recorded_spans
 
@@ -83,14 +83,13 @@ def make_plan(
         ConfigError: A split that contradicts the runs', that there is none of, or windows that a run was trained on.
         DataError: The archive does not verify, does not fit a run, or has no window in the split.
     """
-    windows = config.data.windows
-    storage, index = open_archive(windows, windows.threads + 1)
+    storage, index = open_archive(config.data, config.data.threads + 1)
     _demand_one_place(storage, index)
     parts = _split(config, index, runs)
     spans = () if config.split == "all" else parts[config.split]
     window = sum(frames)
     try:
-        table = select_windows(index, windows.selection(window, spans))
+        table = select_windows(index, config.data.selection(window, spans))
     except DataError as error:
         raise DataError(
             f"{storage.url}: the split {config.split!r} ({listed(spans)}) has no window: {error}"
@@ -107,7 +106,7 @@ def make_plan(
     if config.split == "validation" and runs:
         caveats.append("The runs' best checkpoints were chosen on this very part: their scores are a little too good.")
     minutes = tuple(index.cadence_s * (lead + 1) / 60 for lead in range(frames[1]))
-    settings = config.settings(minutes)
+    settings = Settings(leads_min=minutes, thresholds_mmh=config.thresholds, scales_px=config.scales)
     for threshold in config.thresholds:
         if abs(threshold / index.scale_mmh - round(threshold / index.scale_mmh)) < 1e-6:
             caveats.append(
@@ -144,15 +143,15 @@ def _split(config: EvaluateConfig, index: Index, runs: Mapping[str, RunForecaste
     if not runs:
         if not needed:
             return {}
-        parts = split_archive(index, config.data.windows)
+        parts = split_archive(index, config.data)
         if needed and not parts[config.split]:
             key = f"data.{config.split}_share"
             raise ConfigError(f"split is {config.split}, and there is no such part; set {key} or data.train_times too")
         return parts
-    if config.data.stated:
+    if stated := config.data.stated_split:
         raise ConfigError(
-            f"data.{config.data.stated[0]} is set, but the runs' records say how the archive is split; leave out "
-            f"{', '.join(f'data.{name}' for name in SPLIT_KEYS if name in config.data.stated)}"
+            f"data.{stated[0]} is set, but the runs' records say how the archive is split; leave out "
+            f"{', '.join(f'data.{name}' for name in stated)}"
         )
     spans = {name: recorded_spans(run.data, run.path) for name, run in runs.items()}
     first = next(iter(spans))
@@ -266,14 +265,14 @@ def _training_part(
         if index.fingerprint != run.data.get("fingerprint") and (Path(own.shards).is_dir() or "://" in own.shards):
             # Archives that are gone are named below, with all that was looked at.
             with suppress(DataError):
-                place, held = open_archive(WindowsConfig(shards=own.shards), 1)
+                place, held = open_archive(ArchiveConfig(shards=own.shards), 1)
                 # Of a mix, what is scored; or what the run learned from.
                 source = index.source if index.source in held.sources else own.source
                 if held.fingerprint == run.data.get("fingerprint"):
                     where.insert(0, (place, held if source is None else of_source(held, source)))
     for place, held in where:
         try:
-            table = select_windows(held, config.data.windows.selection(window, parts["train"]))
+            table = select_windows(held, config.data.selection(window, parts["train"]))
         except DataError as error:
             cause = error
             continue

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH, EvaluateConfig
 from ..verification.intervals import bootstrap
-from ..verification.rows import PUBLISHED_THRESHOLD_MMH, Rows
+from ..verification.rows import Rows
 from .cases import Chosen
-from .config import EvaluateConfig
 from .contestants import FITTED
 from .plan import Plan
 from .tables import References

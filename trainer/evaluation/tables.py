@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH
 from ..verification.contingency import SCORE_AXES
 from ..verification.intervals import Interval, bootstrap, day_text, paired_difference
 from ..verification.rows import (
-    PUBLISHED_THRESHOLD_MMH,
     PublishedProtocol,
     Rows,
     Scores,

@@ -1,25 +1,24 @@
 """The data of a run: which windows of which archive, in which batches, read how."""
 
-from dataclasses import dataclass, fields, replace
+import math
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Final
 
 from ...data.errors import ConfigError, DataError
 from ...data.sequences import TimeSpan
 from ...data.windows.selection import Published, Rule, Selection, choose
 from .ranges import at_least
 
-_SIZES = {
-    "block_mb": "megabytes",
-    "decoded_mb": "megabytes",
-    "prefetch_mb": "megabytes",
-    "cache_gb": "gigabytes",
-    "deadline_s": "seconds",
-}
+VALIDATION_SHARE: Final = 0.1
+GUARD_H: Final = 24.0
+SPLIT_KEYS: Final = ("validation_share", "test_share", "guard_h", "train_times", "validation_times", "test_times")
+"""Settings that split an archive in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowsConfig:
-    """Which windows are read, in which batches, and with which memory.
+class ArchiveConfig:
+    """Which windows of which archive are read, and how: what training and evaluation both ask for.
 
     The archive is split in time: by shares (training first, then validation, then test, with the guard between them),
     or by stated times. A window belongs to a part when all its frames do.
@@ -27,97 +26,96 @@ class WindowsConfig:
     Args:
         shards: Where packed shards lie (`rainspark pack`): a folder, or s3://, gs://, az:// or https://.
         source: Read only this source of a mixed archive. Null: all of them.
-        weights: Share of each source's windows in every batch, '{"NAME": 0.5, "OTHER": 0.5}'. Null: as it has windows.
         select: `nl50`, `nl20`: the published selections, at least 50% or 20% of rainy pixels.
         select_rule: `strict`: the window's own target frame decides. `smaat_compat`: the frame after the window does,
             as in the published data sets.
         min_rain_fraction: Share of rainy pixels that a window needs to be taken, 0 to 1, instead of `select`.
         target_frame: The frame of the window that decides, counted from 0; -1 is the last. Null: 17 (the published
             frame 18) with `select`, else the last.
-        validation_share: Share of the archive's time that is held out while training, 0 (nothing) to below 1.
-        test_share: Last share of the archive's time, never looked at while training, 0 to below 1.
-        guard_h: Hours left out between the parts, so that one rain system is not in two of them.
+        validation_share: Share of the archive's time that training holds out, 0 to below 1. Null: 0.1; runs that are
+            scored have recorded it.
+        test_share: Last share of the archive's time, never seen in training, 0 to below 1. Null: 0; runs that are
+            scored have recorded it.
+        guard_h: Hours left out between the parts, so that one rain system is not in two of them. Null: 24; runs that
+            are scored have recorded it.
         train_times: Frames to train on, instead of shares: a list of START/STOP, UTC, START included and STOP not, such
             as '["2016-01-01T00:00/2019-01-01T00:00"]'.
         validation_times: Likewise, frames that are held out while training. Only with `train_times`.
         test_times: Likewise, frames that are never looked at while training. Only with `train_times`.
-        global_batch: Windows an update.
-        micro_batch: Windows a forward pass, over ALL ranks; batch statistics are theirs. Null: the global batch.
-        lanes: Parallel readers of the plan, a divisor of the micro-batch. Null: the largest one up to 16.
-        block_mb: Compressed megabytes of neighbouring sequences that a lane shuffles at a time. Null: enough for a
-            global batch to hold many days.
-        decoded_mb: Megabytes of decoded frames kept a rank.
-        threads: Threads a rank that read, verify and decode.
-        prefetch_steps: Global batches prepared ahead.
-        prefetch_mb: Megabytes of compressed sequences under way or held ahead a rank.
-        readers: Threads a rank that read. Null: `threads` for a folder, 8 for a store.
-        quarantine: Damaged sequences that a rank may leave out before the run stops; their windows count as missing.
-        deadline_s: Seconds after which an operation on a store that still fails stops the run.
+        decoded_mb: Megabytes of decoded frames kept a process.
+        threads: Threads a process that read, verify and decode.
+        prefetch_mb: Megabytes of compressed sequences under way or held ahead a process.
+        readers: Threads a process that read. Null: `threads` for a folder, 8 for a store.
+        deadline_s: Seconds after which an operation on a store that still fails is an error.
         cache_dir: Folder on this machine's disk that keeps shards of a store, for all processes. Null: none.
         cache_gb: Gigabytes that the cache may take.
-        augment: Random flips and, on square frames, quarter turns.
-        evaluation_windows: Held-out windows that an evaluation uses at most, evenly spread over them.
     """
 
     shards: str
     source: str | None = None
-    weights: dict[str, float] | None = None
     select: Published | None = None
     select_rule: Rule = "strict"
     min_rain_fraction: float = 0.0
     target_frame: int | None = None
-    validation_share: float = 0.1
-    test_share: float = 0.0
-    guard_h: float = 24.0
+    validation_share: float | None = None
+    test_share: float | None = None
+    guard_h: float | None = None
     train_times: tuple[str, ...] | None = None
     validation_times: tuple[str, ...] | None = None
     test_times: tuple[str, ...] | None = None
-    global_batch: int = 256
-    micro_batch: int | None = None
-    lanes: int | None = None
-    block_mb: float | None = None
-    decoded_mb: float = 1024.0
+    decoded_mb: float = 256.0
     threads: int = 2
-    prefetch_steps: int = 2
     prefetch_mb: float = 512.0
     readers: int | None = None
-    quarantine: int = 0
     deadline_s: float = 300.0
     cache_dir: str | None = None
     cache_gb: float = 50.0
-    augment: bool = True
-    evaluation_windows: int = 256
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("global_batch", "threads", "prefetch_steps", "evaluation_windows"):
-            at_least(f"data.{name}", getattr(self, name), 1)
-        at_least("data.quarantine", self.quarantine, 0)
-        for name in ("micro_batch", "lanes", "readers"):
-            if (value := getattr(self, name)) is not None:
-                at_least(f"data.{name}", value, 1)
+        self.check_counts("threads", "readers")
         if not 0 <= self.min_rain_fraction <= 1:
             raise ConfigError(f"data.min_rain_fraction is {self.min_rain_fraction}; it is a share, from 0 to 1")
         for name in ("validation_share", "test_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; it is a share, 0 to below 1")
-        if not self.guard_h >= 0:
+            if (share := getattr(self, name)) is not None and not 0 <= share < 1:
+                raise ConfigError(f"data.{name} is {share}; it is a share, 0 to below 1")
+        if not 0 <= self.split_guard_h < math.inf:
             raise ConfigError(f"data.guard_h is {self.guard_h}; a finite number of hours, 0 or more")
-        for name, unit in _SIZES.items():
-            if (size := getattr(self, name)) is not None and not size > 0:
-                raise ConfigError(f"data.{name} is {size}; above 0 {unit}")
-        self._check_effects()
-        self._check_times()
+        self.check_sizes(decoded_mb="megabytes", prefetch_mb="megabytes", deadline_s="seconds", cache_gb="gigabytes")
 
-    def _check_effects(self) -> None:
-        """Refuse what has no effect beside other settings."""
-        defaults = {item.name: item.default for item in fields(WindowsConfig)}
-        if self.source is not None and self.weights is not None:
-            raise ConfigError("data.weights has no effect beside data.source, which reads one source; leave one out")
-        if self.cache_dir is None and self.cache_gb != defaults["cache_gb"]:
+        if self.cache_dir is None and self.cache_gb != ArchiveConfig.cache_gb:
             raise ConfigError(
                 f"data.cache_gb is {self.cache_gb}, and no data.cache_dir is set: no effect; leave it out"
             )
+        self._check_times()
+
+    def check_counts(self, *names: str) -> None:
+        """Refuse counts below 1; None is no count."""
+        for name in names:
+            if (value := getattr(self, name)) is not None:
+                at_least(f"data.{name}", value, 1)
+
+    def check_sizes(self, **units: str) -> None:
+        """Refuse sizes that are not above 0 or not finite; None is no size."""
+        for name, unit in units.items():
+            if (size := getattr(self, name)) is not None and not 0 < size < math.inf:
+                raise ConfigError(f"data.{name} is {size}; expected a finite number of {unit} above 0")
+
+    @property
+    def stated_split(self) -> list[str]:
+        """Name the settings of the split that are stated."""
+        return [name for name in SPLIT_KEYS if getattr(self, name) is not None]
+
+    @property
+    def split_shares(self) -> tuple[float, float]:
+        """Give the shares of the validation and the test part, stated or by default."""
+        validation = VALIDATION_SHARE if self.validation_share is None else self.validation_share
+        return validation, self.test_share or 0.0
+
+    @property
+    def split_guard_h(self) -> float:
+        """Give the hours between the parts, stated or by default."""
+        return GUARD_H if self.guard_h is None else self.guard_h
 
     def selection(self, window: int, spans: tuple[TimeSpan, ...] = ()) -> Selection:
         """Give the selection of windows of so many frames.
@@ -143,9 +141,8 @@ class WindowsConfig:
         for name in ("validation_times", "test_times"):
             if getattr(self, name) is not None and self.train_times is None:
                 raise ConfigError(f"data.{name} is set and data.train_times is not; state the times of training too")
-        defaults = {item.name: item.default for item in fields(WindowsConfig)}
-        for name in ("validation_share", "test_share"):
-            if self.train_times is not None and getattr(self, name) not in (0, defaults[name]):
+        for name, default in (("validation_share", VALIDATION_SHARE), ("test_share", 0.0)):
+            if self.train_times is not None and getattr(self, name) not in (None, 0, default):
                 raise ConfigError(
                     f"data.{name} is {getattr(self, name)}, but data.train_times states the parts' times, and no share "
                     f"has an effect beside them: set data.{name} to 0 (a recipe may have set it), or leave "
@@ -167,7 +164,7 @@ class WindowsConfig:
             spans[part] = tuple(parse_span(f"data.{part}_times", text) for text in texts)
         if not spans["train"]:
             raise ConfigError("data.train_times holds no span; expected at least one START/STOP")
-        guard_s = round(self.guard_h * 3600)
+        guard_s = round(self.split_guard_h * 3600)
         named = [(part, span) for part, some in spans.items() for span in some]
         for place, (part, span) in enumerate(named):
             for other_part, other in named[:place]:
@@ -178,9 +175,57 @@ class WindowsConfig:
                 ):
                     raise ConfigError(
                         f"data.{other_part}_times {other} and data.{part}_times {span} overlap or are nearer to each "
-                        f"other than data.guard_h {self.guard_h:g} hours; move them apart, or shorten the guard"
+                        f"other than data.guard_h {self.split_guard_h:g} hours; move them apart, or shorten the guard"
                     )
         return spans
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsConfig(ArchiveConfig):
+    """Which windows are trained on, in which batches, and with which memory.
+
+    The archive is split in time: by shares (training first, then validation, then test, with the guard between them),
+    or by stated times. A window belongs to a part when all its frames do.
+
+    Args:
+        validation_share: Share of the archive's time that is held out while training, 0 (nothing) to below 1.
+        test_share: Last share of the archive's time, never looked at while training, 0 to below 1.
+        guard_h: Hours left out between the parts, so that one rain system is not in two of them.
+        decoded_mb: Megabytes of decoded frames kept a process.
+        weights: Share of each source's windows in every batch, '{"NAME": 0.5, "OTHER": 0.5}'. Null: as it has windows.
+        global_batch: Windows an update.
+        micro_batch: Windows a forward pass, over ALL ranks; batch statistics are theirs. Null: the global batch.
+        lanes: Parallel readers of the plan, a divisor of the micro-batch. Null: the largest one up to 16.
+        block_mb: Compressed megabytes of neighbouring sequences that a lane shuffles at a time. Null: enough for a
+            global batch to hold many days.
+        prefetch_steps: Global batches prepared ahead.
+        quarantine: Damaged sequences that a rank may leave out before the run stops; their windows count as missing.
+        augment: Random flips and, on square frames, quarter turns.
+        evaluation_windows: Held-out windows that an evaluation uses at most, evenly spread over them.
+    """
+
+    validation_share: float = VALIDATION_SHARE
+    test_share: float = 0.0
+    guard_h: float = GUARD_H
+    decoded_mb: float = 1024.0
+    weights: dict[str, float] | None = None
+    global_batch: int = 256
+    micro_batch: int | None = None
+    lanes: int | None = None
+    block_mb: float | None = None
+    prefetch_steps: int = 2
+    quarantine: int = 0
+    augment: bool = True
+    evaluation_windows: int = 256
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        self.check_counts("global_batch", "micro_batch", "lanes", "prefetch_steps", "evaluation_windows")
+        at_least("data.quarantine", self.quarantine, 0)
+        self.check_sizes(block_mb="megabytes")
+        if self.source is not None and self.weights is not None:
+            raise ConfigError("data.weights has no effect beside data.source, which reads one source; leave one out")
 
     @property
     def micro(self) -> int:

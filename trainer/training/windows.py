@@ -16,7 +16,7 @@ from ...data.store.storage import Storage, open_storage
 from ...data.stream.stream import Stream
 from ...data.windows.mixing import check_batches, default_block_bytes, default_lanes
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
-from ..settings.data import WindowsConfig
+from ..settings.data import ArchiveConfig, WindowsConfig
 
 LOG = logging.getLogger(__name__)
 SECONDS_AN_HOUR = 3600
@@ -63,7 +63,7 @@ class Windows:
         }
 
 
-def split_archive(index: Index, config: WindowsConfig) -> dict[str, tuple[TimeSpan, ...]]:
+def split_archive(index: Index, config: ArchiveConfig) -> dict[str, tuple[TimeSpan, ...]]:
     """Split an archive in time as the settings say: spans of "train", "validation" and "test", () for none.
 
     Raises:
@@ -74,22 +74,24 @@ def split_archive(index: Index, config: WindowsConfig) -> dict[str, tuple[TimeSp
         return stated
     first_s = min(entry.start_s for entry in index.sequences)
     last_s = max(entry.start_s + (entry.num_frames - 1) * index.cadence_s for entry in index.sequences)
+    validation_share, test_share = config.split_shares
+    guard_h = config.split_guard_h
     try:
         return split_spans(
             first_s,
             last_s,
-            validation_share=config.validation_share,
-            test_share=config.test_share,
-            guard_s=round(config.guard_h * SECONDS_AN_HOUR),
+            validation_share=validation_share,
+            test_share=test_share,
+            guard_s=round(guard_h * SECONDS_AN_HOUR),
         )
     except DataError as error:
         raise DataError(
-            f"data.validation_share {config.validation_share}, data.test_share {config.test_share} with data.guard_h "
-            f"{config.guard_h}: {error}"
+            f"data.validation_share {validation_share}, data.test_share {test_share} with data.guard_h {guard_h}: "
+            f"{error}"
         ) from error
 
 
-def open_archive(config: WindowsConfig, shards_at_once: int) -> tuple[Storage, Index]:
+def open_archive(config: ArchiveConfig, shards_at_once: int) -> tuple[Storage, Index]:
     """Open an archive, behind the cache that the settings ask for, and check its index.
 
     Args:
@@ -112,7 +114,7 @@ def open_archive(config: WindowsConfig, shards_at_once: int) -> tuple[Storage, I
     return _cached(storage, index, config, shards_at_once), index
 
 
-def _cached(storage: Storage, index: Index, config: WindowsConfig, shards_at_once: int) -> Storage:
+def _cached(storage: Storage, index: Index, config: ArchiveConfig, shards_at_once: int) -> Storage:
     """Put the cache before a remote storage, where one is asked for."""
     if config.cache_dir is None:
         return storage

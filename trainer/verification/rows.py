@@ -19,18 +19,15 @@ import numpy.typing as npt
 from ...data.errors import ConfigError, DataError
 from ...data.store.storage import open_storage
 from ...data.units import INTERVALS_AN_HOUR
+from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH
+from ..settings.ranges import check_rising
 from .contingency import RAIN_EDGES_MMH, SCORE_AXES, count_lead, scores_of_sums
 from .fss import FloatArray
 
 IntArray = npt.NDArray[np.int64]
 
-PUBLISHED_THRESHOLD_MMH: Final = 0.5
-"""SmaAt-UNet: Trebing, Stanczyk and Mehrkanoon (2021), Pattern Recognition Letters 145, 178-186,
-doi:10.1016/j.patrec.2021.01.036."""
 DAY_S: Final = 86400
 _SCHEMA: Final = 1
-# A class of rain is a byte, and RAIN_EDGES_MMH are classes too.
-_MAX_THRESHOLDS: Final = 100
 
 
 class WindowId(NamedTuple):
@@ -69,20 +66,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what is no rising list of usable numbers."""
         for name, unit in (("leads_min", "minutes"), ("thresholds_mmh", "mm/h"), ("scales_px", "pixels")):
-            values = getattr(self, name)
-            if not values:
-                raise ConfigError(f"{name} is empty; give one or more, in {unit}")
-            for value in values:
-                if not (math.isfinite(value) and value > 0):
-                    raise ConfigError(f"{name} holds {value}; expected finite numbers above 0, in {unit}")
-            for before, value in pairwise(values):
-                if value <= before:
-                    rising = ", ".join(f"{one:g}" for one in sorted(set(values)))
-                    raise ConfigError(f"{name} holds {value:g} after {before:g}; expected rising order: {rising}")
+            check_rising(name, getattr(self, name), unit)
         if any(scale != int(scale) for scale in self.scales_px):
             raise ConfigError(f"scales_px is {self.scales_px}; a side is a whole number of pixels, 1 or more")
-        if len(self.thresholds_mmh) > _MAX_THRESHOLDS:
-            raise ConfigError(f"thresholds_mmh holds {len(self.thresholds_mmh)}; expected {_MAX_THRESHOLDS} at most")
 
     def to_json(self) -> dict[str, list[float]]:
         """Give the lists as plain values."""

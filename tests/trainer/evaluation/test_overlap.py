@@ -15,10 +15,10 @@ from rainspark.data.shards.index import Index, load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.trainer.checkpoint.folder import save
 from rainspark.trainer.checkpoint.state import TrainState
-from rainspark.trainer.evaluation.config import EvaluateConfig, parse_evaluation
 from rainspark.trainer.evaluation.overlap import SYNTHETIC, ancestors, overlaps
 from rainspark.trainer.evaluation.plan import _place_caveats
 from rainspark.trainer.forecasting.forecaster import RunForecaster
+from rainspark.trainer.settings.evaluation import EvaluateConfig, parse_evaluation
 from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig, TrainingConfig
 from rainspark.trainer.settings.parse import as_dict, parse_config
 from tests.integration import runs

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rainspark.trainer.evaluation.config import parse_evaluation
 from rainspark.trainer.evaluation.html import Table
 from rainspark.trainer.evaluation.page import _telling_first, read_markdown, summary_of
 from rainspark.trainer.evaluation.result import Evaluation
 from rainspark.trainer.evaluation.tables import ModelScores, References, markdown
+from rainspark.trainer.settings.evaluation import parse_evaluation
 from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window
 
 SETTINGS = Settings(leads_min=(30, 60), thresholds_mmh=(0.5, 2.0), scales_px=(1, 3))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from rainspark.data.errors import ConfigError
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.stream.stream import Batch
-from rainspark.trainer.evaluation.config import LISTS, ArchiveConfig, EvaluateConfig, gather_lists, parse_evaluation
 from rainspark.trainer.evaluation.contestants import BASELINES, read_entries, windows_of
 from rainspark.trainer.evaluation.overlap import meets
-from rainspark.trainer.settings.data import WindowsConfig
+from rainspark.trainer.settings.data import ArchiveConfig, WindowsConfig
+from rainspark.trainer.settings.evaluation import LISTS, EvaluateConfig, gather_lists, parse_evaluation
 
 BASE = ["--data.shards", "S", "--out", "O"]
 
@@ -60,7 +60,7 @@ def test_a_file_of_settings_is_read_too(tmp_path: Path) -> None:
         (["--models", "a", "--data.shard", "T"], "nearest valid key is data.shards"),
         (["--models", "a", "--reprot", "x"], "nearest valid key is report"),
         (["--models", "a", "--data.test_share", "1.5"], "data.test_share is 1.5; it is a share"),
-        (["--models", "a", "--data.guard_h", ".inf"], "data.guard_h is inf; it must be a finite number"),
+        (["--models", "a", "--data.guard_h", ".inf"], "data.guard_h is inf; a finite number of hours, 0 or more"),
         (["--models", "a", "--data.test_times", '["2019-01-01/2020-01-01"]'], "data.train_times is not"),
     ],
 )
@@ -69,19 +69,15 @@ def test_slips_on_the_command_line_are_named(more: list[str], text: str) -> None
         parse_evaluation([*BASE, *more])
 
 
-def test_the_archive_has_the_settings_of_training_that_matter_here() -> None:
-    known = {field.name for field in fields(WindowsConfig)}
-    assert {field.name for field in fields(ArchiveConfig)} < known
-    stated = ArchiveConfig(shards="S", guard_h=2.0, test_share=0.2, threads=3, target_frame=4, min_rain_fraction=0.5)
-    windows = stated.windows
-    assert (windows.guard_h, windows.test_share, windows.validation_share) == (2.0, 0.2, 0.1)
-    assert (windows.threads, windows.target_frame, windows.min_rain_fraction) == (3, 4, 0.5)
-    assert stated.stated == ["test_share", "guard_h"]
-    other = ArchiveConfig(shards="S", source="A", select="nl50", select_rule="smaat_compat", readers=3, prefetch_mb=8.0,
-                          deadline_s=9.0, cache_dir="c", cache_gb=7.0)  # fmt: skip
-    for field in fields(ArchiveConfig):
-        if (value := getattr(other, field.name)) is not None:
-            assert getattr(other.windows, field.name) == value, field.name
+def test_the_split_is_that_of_training_unless_it_is_stated() -> None:
+    training = WindowsConfig(shards="S")
+    unstated = ArchiveConfig(shards="S")
+    assert (unstated.split_shares, unstated.split_guard_h) == (training.split_shares, training.split_guard_h)
+    assert (training.validation_share, training.test_share, training.guard_h) == (0.1, 0.0, 24.0)
+    assert unstated.stated_split == []
+    stated = ArchiveConfig(shards="S", guard_h=0, test_share=0.2)
+    assert (stated.split_shares, stated.split_guard_h) == ((0.1, 0.2), 0)
+    assert stated.stated_split == ["test_share", "guard_h"]
     assert set(LISTS) < {field.name for field in fields(EvaluateConfig)}
 
 

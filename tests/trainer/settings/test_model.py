@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rainspark.data.errors import ConfigError
 from rainspark.data.sequences import TimeSpan
 from rainspark.trainer.settings.data import WindowsConfig, parse_span
+from rainspark.trainer.settings.evaluation import EvaluateConfig
 from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
 from rainspark.trainer.settings.model import NowcastConfig
 from rainspark.trainer.settings.parse import as_dict, as_yaml, dotted_keys, from_dict, parse_config
@@ -240,6 +241,7 @@ def test_dotted_keys_are_those_of_the_saved_file() -> None:
 
 def test_every_setting_is_explained() -> None:
     """A setting that its class's text leaves out has no help on the command line."""
-    for cls in (NowcastConfig, WindowsConfig):
-        explained = set(re.findall(r"^        (\w+): ", cls.__doc__ or "", re.MULTILINE))
+    for cls in (NowcastConfig, WindowsConfig, EvaluateConfig):
+        text = "".join(base.__doc__ or "" for base in cls.__mro__)
+        explained = set(re.findall(r"^        (\w+): ", text, re.MULTILINE))
         assert explained == set(cls.__dataclass_fields__)

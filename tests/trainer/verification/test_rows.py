@@ -317,7 +317,7 @@ def test_select_takes_what_is_there() -> None:
         ({"thresholds_mmh": ()}, "thresholds_mmh is empty"),
         ({"thresholds_mmh": (math.nan,)}, r"thresholds_mmh holds nan; expected finite numbers above 0, in mm/h"),
         ({"thresholds_mmh": (0.0, 1.0)}, r"thresholds_mmh holds 0\.0; expected finite numbers above 0"),
-        ({"thresholds_mmh": tuple(range(1, 102))}, "thresholds_mmh holds 101; expected 100 at most"),
+        ({"thresholds_mmh": tuple(range(1, 102))}, "thresholds_mmh holds 101 values; expected 100 at most"),
         ({"scales_px": (0,)}, "scales_px holds 0; expected finite numbers above 0, in pixels"),
         ({"scales_px": (1.5,)}, "whole number of pixels"),
         ({"leads_min": (5, math.inf)}, "leads_min holds inf"),
