@@ -7,12 +7,7 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parents[1]
 sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() != TREE / "trainer"]
 
-import rainspark  # noqa: E402
-
-rainspark.check_tree(TREE)
-
 if __name__ == "__main__":
-    from rainspark.trainer.evaluation.evaluating import main
-    from rainspark.trainer.processes.entry import run_process
+    from rainspark.__main__ import run_script
 
-    run_process(main)
+    run_script("evaluate", TREE)

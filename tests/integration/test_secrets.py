@@ -38,6 +38,7 @@ from collections.abc import Sequence
 from rainspark.trainer.settings.experiment import PretrainConfig
 from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_process
+from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.run import run_training
 from rainspark.trainer.training.pretraining import Pretraining
 
@@ -60,7 +61,7 @@ def fail(text):
     raise ValueError(text)
 
 ADDRESS = sys.stdin.readline().strip()
-run_process(lambda: run_training(Crashing, PretrainConfig, sys.argv[1:], prog="crashing"))
+run_process(lambda: run_training(Crashing, parse_config(sys.argv[1:], PretrainConfig, prog="crashing")))
 '''
 
 

@@ -252,20 +252,28 @@ def _shown(windows: Iterator[WindowRain], total: int, form: str, enabled: bool) 
             last = now
 
 
-def main(argv: Sequence[str] | None = None) -> ExitCode:
-    """Parse, score, write.
+def main(argv: Sequence[str]) -> ExitCode:
+    """Read the settings of a command line, score, write.
 
     Args:
         argv: Command line without the program's name.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
-    config = parse_evaluation(given)
+    return run(parse_evaluation(argv), argv)
+
+
+def run(config: EvaluateConfig, argv: Sequence[str]) -> ExitCode:
+    """Score and write as the settings say.
+
+    Args:
+        config: The evaluation.
+        argv: The command line, for the report.
+    """
     start_other_processes(os.environ)
     engine = Engine(EngineConfig(device=config.device))
     clean, evaluating = False, None
     try:
         set_up_logging(engine.rank)
-        command = shlex.join(["python", "trainer/evaluate.py", *given])
+        command = shlex.join(["rainspark", "evaluate", *argv])
         evaluating = Evaluating(config, engine, command)
         code = evaluating.run()
         clean = True

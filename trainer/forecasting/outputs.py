@@ -26,6 +26,7 @@ from ..pictures.animation import write_animation
 from ..pictures.forecasts import Case, forecast_frames
 from ..processes.agreement import NonFiniteError
 from ..processes.entry import set_up_logging
+from ..settings.forecast import parse_forecast
 from .forecaster import RunForecaster, load_forecaster
 from .latest import Latest, read_latest
 from .netcdf import Provenance, write_forecast
@@ -148,14 +149,22 @@ def write_outputs(
     return [netcdf, out / FRAMES_FOLDER, out / ANIMATION_NAME]
 
 
-def main(argv: Sequence[str] | None = None) -> ExitCode:
-    """Parse, read, forecast, write.
+def main(argv: Sequence[str]) -> ExitCode:
+    """Read a command line, forecast, write.
 
     Args:
         argv: Command line without the program's name.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_args(given)
+    return run(parse_forecast(argv), argv)
+
+
+def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
+    """Read the latest radar, forecast, write.
+
+    Args:
+        options: As `parse_forecast` gives them.
+        argv: The command line, for the file's history.
+    """
     set_up_logging(0, logging.WARNING)
     if options.out.exists() and not options.out.is_dir():
         raise DataError(f"--out {options.out} is a file; expected a folder to write to: choose another name")
@@ -170,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
         forecast,
         options.out,
         grid=forecaster.grid,
-        command=shlex.join(["python", "trainer/forecast.py", *given]),
+        command=shlex.join(["rainspark", "forecast", *argv]),
         institution=options.institution,
         pictures=not options.no_pictures,
     )
@@ -192,20 +201,6 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
         )
     sys.stdout.write("\n".join(lines) + "\n")
     return ExitCode.DONE
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="trainer/forecast.py", description="Forecast from the latest radar files.", allow_abbrev=False
-    )
-    parser.add_argument("--run", required=True, type=Path, help="folder of a fine-tuning run, or of a checkpoint")
-    parser.add_argument("--input", required=True, nargs="+", type=Path, help="KNMI HDF5 files or folders of them")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write to; made if need be")
-    parser.add_argument("--name", help="the model's name in file and pictures (the run folder's name)")
-    parser.add_argument("--institution", default="not stated", help="goes into the NetCDF file (not stated)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the model runs (cpu)")
-    parser.add_argument("--no-pictures", action="store_true", help="write the NetCDF file only")
-    return parser
 
 
 def _version() -> str:

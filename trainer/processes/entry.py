@@ -94,7 +94,7 @@ def set_up_logging(rank: int, level: int = logging.INFO) -> None:
     root.setLevel(level if rank == 0 else logging.WARNING)
 
 
-def run_entry(main: Callable[[], ExitCode]) -> int:
+def run_entry(main: Callable[[], int]) -> int:
     """Run an entry point and turn what ends it into a message and an exit code.
 
     What the user can mend is reported in its own words; everything else keeps its traceback.
@@ -109,7 +109,7 @@ def run_entry(main: Callable[[], ExitCode]) -> int:
         return code
 
 
-def run_process(main: Callable[[], ExitCode]) -> NoReturn:
+def run_process(main: Callable[[], int]) -> NoReturn:
     """Run an entry point and end its process, whatever threads and connections to other ranks an error has left."""
     threading.excepthook = report_thread_error
     try:

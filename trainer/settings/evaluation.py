@@ -1,6 +1,5 @@
 """The settings of an evaluation, and how its command line is read."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -98,32 +97,7 @@ def parse_evaluation(argv: Sequence[str]) -> EvaluateConfig:
     Raises:
         ConfigError: As `trainer.settings.parse.parse_config`.
     """
-    return parse_config(gather_lists(argv), EvaluateConfig, prog="trainer/evaluate.py")
-
-
-def gather_lists(argv: Sequence[str]) -> list[str]:
-    """Write `--models a b` as `--models=["a", "b"]`, which the parser takes; other words stay as they are."""
-    words: list[str] = []
-    position = 0
-    while position < len(argv):
-        word = argv[position]
-        position += 1
-        name = word.removeprefix("--")
-        if not (word.startswith("--") and name in LISTS):
-            words.append(word)
-            continue
-
-        values = []
-        while position < len(argv) and not argv[position].startswith("--"):
-            values.append(argv[position])
-            position += 1
-        if len(values) == 1 and values[0].startswith("["):
-            words.append(f"{word}={values[0]}")
-        elif name in ("models", "cases"):
-            words.append(f"{word}={json.dumps(values)}")
-        else:
-            words.append(f"{word}=[{', '.join(values)}]")
-    return words
+    return parse_config(argv, EvaluateConfig, prog="rainspark evaluate", lists=LISTS)
 
 
 def _epoch_s(text: str) -> int:

@@ -25,7 +25,7 @@ from ..forecasting.build import build_nowcaster
 from ..processes.entry import StopSignal
 from ..record.folder import EVALUATED
 from ..settings.experiment import FinetuneConfig
-from ..settings.parse import as_dict
+from ..settings.parse import as_dict, parse_config
 from .build import build_nowcast_task
 from .nowcast_held_out import NONFINITE, NowcastHeldOut
 from .nowcast_task import NowcastTask
@@ -284,10 +284,15 @@ def _head_of(origin: TrainState | None) -> str:
     return head
 
 
-def main(argv: Sequence[str] | None = None) -> ExitCode:
-    """Parse, build, run.
+def main(argv: Sequence[str]) -> ExitCode:
+    """Read the settings of a command line and run.
 
     Args:
         argv: Command line without the program's name.
     """
-    return run_training(Finetuning, FinetuneConfig, argv, prog="trainer/finetune.py")
+    return run(parse_config(argv, FinetuneConfig, prog="rainspark finetune"))
+
+
+def run(config: FinetuneConfig) -> ExitCode:
+    """Train as the settings say."""
+    return run_training(Finetuning, config)

@@ -10,6 +10,7 @@ from ...models.weights.transfer import InitReport, init_from
 from ..engine.engine import Engine
 from ..processes.entry import StopSignal
 from ..settings.experiment import PretrainConfig
+from ..settings.parse import parse_config
 from .build import build_pretrain_task, build_spark
 from .pretrain_held_out import PretrainHeldOut
 from .pretrain_task import PretrainTask
@@ -57,10 +58,15 @@ class Pretraining(TrainingRun[PretrainConfig]):
         return {**super().places(), "encoder": export}
 
 
-def main(argv: Sequence[str] | None = None) -> ExitCode:
-    """Parse, build, run.
+def main(argv: Sequence[str]) -> ExitCode:
+    """Read the settings of a command line and run.
 
     Args:
         argv: Command line without the program's name.
     """
-    return run_training(Pretraining, PretrainConfig, argv, prog="trainer/pretrain.py")
+    return run(parse_config(argv, PretrainConfig, prog="rainspark pretrain"))
+
+
+def run(config: PretrainConfig) -> ExitCode:
+    """Train as the settings say."""
+    return run_training(Pretraining, config)

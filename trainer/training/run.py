@@ -2,10 +2,9 @@
 
 import logging
 import os
-import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Generic, TypeVar
 
@@ -31,7 +30,7 @@ from ..record.folder import check_name, evaluation_is_owed, hold, writing
 from ..record.summary import summarise, summary_lines, write_summary
 from ..record.usage import Usage
 from ..settings.experiment import FinetuneConfig, PretrainConfig
-from ..settings.parse import as_dict, as_yaml, parse_config
+from ..settings.parse import as_dict, as_yaml
 from ..tracking.services import ways_to_look
 from ..tracking.trackers import METRICS_FILE, Trackers, open_trackers
 from .held_out import HeldOut
@@ -384,22 +383,13 @@ class TrainingRun(ABC, Generic[_Config]):
         return places
 
 
-def run_training(
-    build: Callable[[_Config, Engine, StopSignal], TrainingRun[_Config]],
-    kind: type[_Config],
-    argv: Sequence[str] | None,
-    *,
-    prog: str,
-) -> ExitCode:
-    """Parse the settings, start the processes, build a run and train it: all that an entry point does.
+def run_training(build: Callable[[_Config, Engine, StopSignal], TrainingRun[_Config]], config: _Config) -> ExitCode:
+    """Start the processes, build a run and train it: all that a training command does with its settings.
 
     Args:
         build: The class of the run.
-        kind: The class of its settings.
-        argv: Command line without the program's name; None: this process'.
-        prog: Name of the program, for messages.
+        config: Its settings.
     """
-    config = parse_config(sys.argv[1:] if argv is None else argv, kind, prog=prog)
     start_other_processes(os.environ)
     stop = StopSignal()
     stop.install()

@@ -1,6 +1,5 @@
 """What an evaluation is asked for and what it scores: options, names, overlaps in time, and windows as rain."""
 
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from rainspark.data.stream.stream import Batch
 from rainspark.trainer.evaluation.contestants import BASELINES, read_entries, windows_of
 from rainspark.trainer.evaluation.overlap import meets
 from rainspark.trainer.settings.data import ArchiveConfig, WindowsConfig
-from rainspark.trainer.settings.evaluation import LISTS, EvaluateConfig, gather_lists, parse_evaluation
+from rainspark.trainer.settings.evaluation import LISTS, EvaluateConfig, parse_evaluation
 
 BASE = ["--data.shards", "S", "--out", "O"]
 
@@ -32,8 +31,7 @@ def test_lists_are_read_word_by_word() -> None:
 
 @given(st.lists(st.text(min_size=1).filter(lambda word: not word.startswith(("--", "["))), min_size=1, max_size=4))
 def test_any_word_may_name_a_model(words: list[str]) -> None:
-    (word,) = gather_lists(["--models", *words])
-    assert json.loads(word.removeprefix("--models=")) == words
+    assert parse_evaluation([*BASE, "--models", *words]).models == tuple(words)
 
 
 def test_a_file_of_settings_is_read_too(tmp_path: Path) -> None:

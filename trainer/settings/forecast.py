@@ -1,0 +1,28 @@
+"""Options of a forecast's command line."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `rainspark forecast`."""
+    parser = argparse.ArgumentParser(
+        prog="rainspark forecast",
+        usage="%(prog)s --run RUN --input FILES_OR_FOLDERS --out FOLDER [options]",
+        description="Forecast from the latest radar files.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", required=True, type=Path, help="folder of a fine-tuning run, or of a checkpoint")
+    parser.add_argument("--input", required=True, nargs="+", type=Path, help="KNMI HDF5 files or folders of them")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write to; made if need be")
+    parser.add_argument("--name", help="the model's name in file and pictures (the run folder's name)")
+    parser.add_argument("--institution", default="not stated", help="goes into the NetCDF file (not stated)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the model runs (cpu)")
+    parser.add_argument("--no-pictures", action="store_true", help="write the NetCDF file only")
+    return parser
+
+
+def parse_forecast(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of a forecast; ends the process for help and for wrong options."""
+    return make_parser().parse_args(argv)

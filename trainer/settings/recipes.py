@@ -1,0 +1,34 @@
+"""Find the shipped recipes: `--config pretrain_resnet50` names a file of configs/ from any folder."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+from ...data.errors import ConfigError
+
+FOLDER: Final = Path(__file__).resolve().parents[2] / "configs"
+
+
+def recipe_names() -> list[str]:
+    """List the recipes by name."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find_config(text: str) -> Path:
+    """Find a file of settings by its path, or a shipped recipe by its name.
+
+    Raises:
+        ConfigError: It is neither; the nearest recipe is named.
+    """
+    path = Path(text)
+    if path.is_file():
+        return path
+    if text in recipe_names():
+        return FOLDER / f"{text}.yaml"
+
+    near = get_close_matches(path.stem, recipe_names(), n=1)
+    hint = f"; the nearest recipe is {near[0]}" if near else ""
+    raise ConfigError(
+        f"--config {text}: there is no such file, seen from {Path.cwd()}, and no such recipe{hint}; recipes are "
+        f"{', '.join(recipe_names())}"
+    )
