@@ -3,6 +3,7 @@
 Nothing is imported before it is asked for: the help of every command, and a mistyped setting, answer without torch.
 """
 
+import gc
 import importlib
 import os
 import sys
@@ -129,9 +130,13 @@ def run_script(command: str, tree: Path) -> NoReturn:
 
 
 def _run(words: Sequence[str]) -> NoReturn:
+    is_short = words[:1] == ["forecast"]
+    if is_short:
+        # Looking for cycles among the objects that libraries make at import would take a quarter of its time.
+        gc.disable()
     from .trainer.processes.entry import run_process
 
-    run_process(lambda: main(words))
+    run_process(lambda: main(words), at_once=is_short)
 
 
 def _help() -> str:

@@ -7,7 +7,7 @@ and data.sources.hdf5 bounds memory, demands that every pixel was written, and f
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -72,7 +72,7 @@ class KnmiSource:
         """Read a part of a composite, and digest the very bytes that it was read from."""
         assert isinstance(ref, FileRef)
         data = ref.place.read(MAX_FILE_BYTES)
-        _, counts = _parsed(ref.place, data, crop)
+        _, counts = _parsed(ref.place, data, lambda _: crop)
         assert counts is not None
         return Reading(counts=counts, sha256=hashlib.sha256(data).hexdigest())
 
@@ -122,28 +122,30 @@ def read_header(where: Path | Place) -> Header:
     return _parsed(place, place.read(MAX_FILE_BYTES), None)[0]
 
 
-def read(where: Path | Place, crop: Crop | None = None) -> Frame:
-    """Read one composite, or a part of it.
+def read(where: Path | Place, crop: Crop | Callable[[Grid], Crop] | None = None) -> Frame:
+    """Read one composite, or a part of it; the file is opened and parsed once.
 
     Args:
         where: The file, or a member of an archive.
-        crop: Part to keep; None for the whole grid.
+        crop: Part to keep, or what finds it in the file's grid; None for the whole grid.
 
     Raises:
         DataError: As `read_header`, or the pixels cannot be decoded, or the crop lies outside the grid.
     """
     place = Place(path=where) if isinstance(where, Path) else where
-    data = place.read(MAX_FILE_BYTES)
-    if crop is None:
-        grid = _parsed(place, data, None)[0].grid
-        crop = Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
-    header, counts = _parsed(place, data, crop)
+
+    def choose(grid: Grid) -> Crop:
+        if callable(crop):
+            return crop(grid)
+        return crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
+
+    header, counts = _parsed(place, place.read(MAX_FILE_BYTES), choose)
     assert counts is not None
     return Frame(
         counts=counts,
         end_time_s=header.end_time_s,
         scale_mmh=header.scale_mmh,
-        grid=header.grid.cropped(crop),
+        grid=header.grid.cropped(choose(header.grid)),
         source=header.source,
         licence=header.licence,
     )
@@ -163,12 +165,16 @@ def _named_time(place: Place) -> int:
         raise
 
 
-def _parsed(place: Place, data: bytes, crop: Crop | None) -> tuple[Header, npt.NDArray[np.uint16] | None]:
-    """Read a file's header and, where a crop is asked for, these pixels."""
+def _parsed(
+    place: Place, data: bytes, choose: Callable[[Grid], Crop] | None
+) -> tuple[Header, npt.NDArray[np.uint16] | None]:
+    """Read a file's header and, where a part of its grid is chosen, these pixels."""
     with hdf5.opened(data, str(place), "a KNMI HDF5 composite") as file:
         header = _header(file, place)
-        if crop is None:
+        if choose is None:
             return header, None
+
+        crop = choose(header.grid)
         crop.check_inside(header.grid.rows, header.grid.cols)
         counts = hdf5.read_pixels(hdf5.member(file, "image1/image_data"), crop)
     for code in header.missing_codes:

@@ -1,13 +1,21 @@
 """Build the nowcaster that settings describe."""
 
+from typing import TYPE_CHECKING
+
 from ...data.units import ModelSpace
-from ...models.encoder import build_encoder
-from ...models.nowcasting.nowcaster import Nowcaster
 from ...models.nowcasting.smaat_unet import SmaAtUNet
 from ..settings.model import NowcastConfig
 
+if TYPE_CHECKING:
+    from ...models.nowcasting.nowcaster import Nowcaster
 
-def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> Nowcaster | SmaAtUNet:
+
+def model_space(config: NowcastConfig) -> ModelSpace:
+    """Give the space that the settings describe."""
+    return ModelSpace(kind=config.space.kind, scale_mmh=config.space.scale_mmh, clip_mmh=config.space.clip_mmh)
+
+
+def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> "Nowcaster | SmaAtUNet":
     """Build the model that the settings describe, with fresh weights from torch's generator.
 
     Args:
@@ -18,6 +26,11 @@ def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> Nowcaster | Sma
         smaat_unet = SmaAtUNet(config.frames_in, config.frames_out, width=config.smaat_width)
         smaat_unet.set_checkpoint_blocks(config.checkpoint_blocks)
         return smaat_unet
+
+    # These bring timm, whose import takes longer than a forecast.
+    from ...models.encoder import build_encoder
+    from ...models.nowcasting.nowcaster import Nowcaster
+
     model = Nowcaster(
         build_encoder(config.encoder, config.frames_in, depth_drop=config.depth_drop),
         frames_out=config.frames_out,

@@ -15,16 +15,16 @@ from ...models.nowcasting.matching import match_distribution
 from ...models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
 from ...models.patches import PATCH
 from ...models.weights.manifest import CheckpointError
-from ..checkpoint.folder import Loaded, best_checkpoint, load
+from ..checkpoint.folder import best_checkpoint, load
 from ..settings.experiment import FinetuneConfig
 from ..settings.parse import from_dict
-from .build import build_nowcaster
+from .build import build_nowcaster, model_space
 
 
 def forecast_whole(
     model: Callable[..., Tensor], past_mmh_bthw: Tensor, past_valid_bthw: Tensor | None, space: ModelSpace
 ) -> Tensor:
-    """Forecast frames of any size, in model space: they are extended to whole patches of missing pixels and cut again.
+    """Forecast frames of any size, in model space: extend them to whole patches by missing pixels, and cut the result.
 
     Args:
         model: A `ForecastModel`, or what wraps one.
@@ -33,11 +33,11 @@ def forecast_whole(
         space: The model's space.
     """
     height, width = past_mmh_bthw.shape[-2:]
-    rows, cols = -height % PATCH, -width % PATCH
+    border = (0, -width % PATCH, 0, -height % PATCH)
     past, valid = past_mmh_bthw, past_valid_bthw
-    if rows or cols:
-        whole = torch.ones_like(past, dtype=torch.bool) if valid is None else valid
-        past, valid = nn.functional.pad(past, (0, cols, 0, rows)), nn.functional.pad(whole, (0, cols, 0, rows))
+    if any(border):
+        measured = torch.ones_like(past, dtype=torch.bool) if valid is None else valid
+        past, valid = nn.functional.pad(past, border), nn.functional.pad(measured, border)
     forecast_bthw: Tensor = model(space.from_mmh(past), None, valid)
     return forecast_bthw[..., :height, :width]
 
@@ -58,9 +58,13 @@ def rain_of(
     rain_mmh_bthw = space.to_mmh(forecast_bthw).clamp(min=0)
     if match == "none":
         return rain_mmh_bthw
-    last_mmh, valid_b1hw = past_mmh_bthw[:, -1:], None if past_valid_bthw is None else past_valid_bthw[:, -1:]
+
+    last_mmh = past_mmh_bthw[:, -1:]
+    valid_b1hw = None if past_valid_bthw is None else past_valid_bthw[:, -1:]
     if match == "last_frame":
         return match_distribution(rain_mmh_bthw, last_mmh, valid_b1hw)
+
+    # The last frame, carried along to every lead time, gives the rates.
     steps = displacements(estimate_motion(past_mmh_bthw, past_valid_bthw), rain_mmh_bthw.shape[1])
     filled_mmh = last_mmh if valid_b1hw is None else fill_missing(last_mmh, valid_b1hw)
     # Without the guess of what flows in, which is smooth: what is taken here are rates, cores included.
@@ -68,7 +72,9 @@ def rain_of(
     matched_mmh = match_distribution(rain_mmh_bthw, carried_mmh, None)
     if valid_b1hw is not None:
         # What was filled in from nothing is 0: it would say that it stays dry.
-        matched_mmh = torch.where(valid_b1hw.any(3, keepdim=True).any(2, keepdim=True), matched_mmh, rain_mmh_bthw)
+        has_rates = valid_b1hw.any(3, keepdim=True).any(2, keepdim=True)
+        matched_mmh = torch.where(has_rates, matched_mmh, rain_mmh_bthw)
+
     return torch.maximum(rain_mmh_bthw, matched_mmh) if match == "floor" else matched_mmh
 
 
@@ -105,8 +111,7 @@ class RunForecaster:
     @property
     def space(self) -> ModelSpace:
         """Give the model's space."""
-        space = self.config.model.space
-        return ModelSpace(kind=space.kind, scale_mmh=space.scale_mmh, clip_mmh=space.clip_mmh)
+        return model_space(self.config.model)
 
     @property
     def grid(self) -> Grid:
@@ -141,10 +146,11 @@ class RunForecaster:
                 f"{self.name}: forecasts {self.frames_out} frames, {frames_out} were asked for; ask for 1 to "
                 f"{self.frames_out}"
             )
-        past, space = rain_mmh_bthw.float(), self.space
+
+        past = rain_mmh_bthw.float()
         with torch.no_grad():
-            forecast_bthw = forecast_whole(self.model, past, valid_bthw, space)
-            rain_bthw = rain_of(forecast_bthw, past, valid_bthw, space=space, match=self.config.model.match)
+            forecast_bthw = forecast_whole(self.model, past, valid_bthw, self.space)
+            rain_bthw = rain_of(forecast_bthw, past, valid_bthw, space=self.space, match=self.config.model.match)
         return rain_bthw[:, :frames_out]
 
 
@@ -159,26 +165,29 @@ def load_forecaster(folder: Path, *, name: str | None = None, device: str = "cpu
     Raises:
         CheckpointError: No such run, a checkpoint that does not verify, or one of another kind or architecture.
     """
-    saved = _chosen(folder)
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(f"{folder} {problem}; expected the folder of a fine-tuning run")
+    # A best checkpoint that is damaged is an error: any other one is another model, and a score would not say so.
+    saved = load(best_checkpoint(folder) or folder)
     try:
         config = from_dict(saved.state.config, FinetuneConfig)
     except ConfigError as error:
         raise CheckpointError(
             f"{saved.path}: not of a fine-tuning run ({error}); train one with trainer/finetune.py --init_from {folder}"
         ) from error
-    space = config.model.space
-    model = build_nowcaster(
-        config.model, ModelSpace(kind=space.kind, scale_mmh=space.scale_mmh, clip_mmh=space.clip_mmh)
-    )
+
+    model = build_nowcaster(config.model, model_space(config.model))
     weights = saved.average or saved.model
-    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
-    if own != found:
-        differing = sorted(key for key in own.keys() | found.keys() if own.get(key) != found.get(key))
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    stored = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    differing = sorted(key for key in expected.keys() | stored.keys() if expected.get(key) != stored.get(key))
+    if differing:
         raise CheckpointError(
             f"{saved.path}: its weights are not those of the model that its settings describe: "
             f"{', '.join(differing[:4])} differ ({len(differing)} in all); another version wrote it, or it was changed"
         )
+
     model.load_state_dict(weights)
     return RunForecaster(
         name=name or folder.resolve().name,
@@ -188,12 +197,3 @@ def load_forecaster(folder: Path, *, name: str | None = None, device: str = "cpu
         step=saved.state.step,
         path=saved.path,
     )
-
-
-def _chosen(folder: Path) -> Loaded:
-    """Load the best checkpoint where one was chosen, else the newest."""
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise CheckpointError(f"{folder} {what}; expected the folder of a fine-tuning run")
-    # A best checkpoint that is damaged is an error: any other one is another model, and a score would not say so.
-    return load(best_checkpoint(folder) or folder)

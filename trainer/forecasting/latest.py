@@ -14,7 +14,7 @@ from ...data.frames import Crop, Frame, Grid, iso_time
 from ...data.sources import knmi
 from ...data.sources.knmi import FileRef
 from ...data.units import MISSING_COUNT
-from .grid import PolarStereographic
+from .grid import same_projection
 
 PIXEL_TOLERANCE: Final = 1e-3
 """Offsets are float32 in files: a thousandth of a pixel is rounding, more is another grid."""
@@ -60,25 +60,23 @@ def read_latest(paths: Iterable[Path], *, grid: Grid, cadence_s: int, frames_in:
         DataError: Too few files, a gap, another cadence, another grid, a frame without any measurement, files of
             two products, or what `data.sources.knmi` refuses: two of one time, a damaged one.
     """
-    given = knmi.scan(paths)
-    refs = given[-frames_in:]
+    refs = knmi.scan(paths)[-frames_in:]
     if len(refs) < frames_in:
-        times = ", ".join(iso_time(ref.end_time_s) for ref in refs[:MAX_NAMED_TIMES])
         raise DataError(
-            f"{len(refs)} radar files were given ({times}{', ...' if len(refs) > MAX_NAMED_TIMES else ''}), "
-            f"but the model needs {frames_in}, one every {_minutes(cadence_s)}; give the last {frames_in}"
+            f"{len(refs)} radar files were given ({_listed(ref.end_time_s for ref in refs)}), but the model needs "
+            f"{frames_in}, one every {_minutes(cadence_s)}; give the last {frames_in}"
         )
-    _check_times(refs, cadence_s, frames_in)
-    frames = [_read(ref.path, grid) for ref in refs]
+    _check_times(refs, cadence_s)
+
+    frames = [knmi.read(ref.place, lambda inside: find_crop(grid, inside=inside)) for ref in refs]
     valid_thw = np.stack([frame.counts != MISSING_COUNT for frame in frames])
-    empty = [
-        iso_time(frame.end_time_s) for frame, valid_hw in zip(frames, valid_thw, strict=True) if not valid_hw.any()
-    ]
+    empty = [frame.end_time_s for frame, valid_hw in zip(frames, valid_thw, strict=True) if not valid_hw.any()]
     if empty:
         raise DataError(
-            f"no pixel of the run's area holds a measurement at {_some(empty)} ({len(empty)} of {frames_in} frames); "
+            f"no pixel of the run's area holds a measurement at {_listed(empty)} ({len(empty)} of {frames_in} frames); "
             "expected radar data in every frame: wait for a complete hour, or give other files"
         )
+
     last = frames[-1]
     for ref, frame in zip(refs, frames, strict=True):
         if frame.source != last.source:
@@ -86,6 +84,7 @@ def read_latest(paths: Iterable[Path], *, grid: Grid, cadence_s: int, frames_in:
                 f"files of two products: {ref.path.name} is {frame.source!r}, {refs[-1].path.name} is "
                 f"{last.source!r}; give files of one"
             )
+
     return Latest(
         rain_mmh_thw=np.stack([_rain_mmh(frame) for frame in frames]),
         valid_thw=valid_thw,
@@ -103,16 +102,15 @@ def find_crop(grid: Grid, *, inside: Grid) -> Crop:
     Raises:
         DataError: Projection or pixel size differ, the pixels of one lie between the other's, or it reaches outside.
     """
-    if grid.projection != inside.projection:
-        found, expected = PolarStereographic.parse(inside.projection), PolarStereographic.parse(grid.projection)
-        if not found.equals(expected):
-            raise DataError(
-                f"the projection is {inside.projection!r}; the run's is {grid.projection!r}: give files of that product"
-            )
+    if not same_projection(grid, inside.projection):
+        raise DataError(
+            f"the projection is {inside.projection!r}; the run's is {grid.projection!r}: give files of that product"
+        )
     if abs(grid.pixel_km - inside.pixel_km) > 1e-6 * grid.pixel_km:
         raise DataError(
             f"pixels of {inside.pixel_km:g} km; the run's are {grid.pixel_km:g} km: give files of that product"
         )
+
     down = (inside.y0_km - grid.y0_km) / grid.pixel_km
     right = (grid.x0_km - inside.x0_km) / grid.pixel_km
     row0, col0 = round(down), round(right)
@@ -121,6 +119,7 @@ def find_crop(grid: Grid, *, inside: Grid) -> Crop:
             f"the run's grid begins {down:.3f} rows and {right:.3f} columns into the file's; expected whole numbers: "
             "the pixels do not lie on the run's"
         )
+
     row1, col1 = row0 + grid.rows, col0 + grid.cols
     if row0 < 0 or col0 < 0 or row1 > inside.rows or col1 > inside.cols:
         raise DataError(
@@ -130,36 +129,27 @@ def find_crop(grid: Grid, *, inside: Grid) -> Crop:
     return Crop(row0=row0, row1=row1, col0=col0, col1=col1)
 
 
-def _check_times(refs: Sequence[FileRef], cadence_s: int, frames_in: int) -> None:
+def _check_times(refs: Sequence[FileRef], cadence_s: int) -> None:
+    """Refuse frames that come at another cadence, and frames of which some are missing."""
     steps_s = [after.end_time_s - before.end_time_s for before, after in pairwise(refs)]
-    if not steps_s:
-        return
     # Where no two frames are one cadence apart, it is not that some are missing: they come at another pace.
-    odd = next((number for number, step_s in enumerate(steps_s) if step_s % cadence_s), None)
-    if odd is None and cadence_s not in steps_s:
-        odd = 0
-    if odd is not None:
+    odd = [number for number, step_s in enumerate(steps_s) if step_s % cadence_s]
+    if not odd and steps_s and cadence_s not in steps_s:
+        odd = [0]
+    if odd:
+        before, after = refs[odd[0]], refs[odd[0] + 1]
         raise DataError(
-            f"{refs[odd].path.name} and {refs[odd + 1].path.name} are {_minutes(steps_s[odd])} apart; the run was "
-            f"trained on frames every {_minutes(cadence_s)}: give files of that cadence"
+            f"{before.path.name} and {after.path.name} are {_minutes(after.end_time_s - before.end_time_s)} apart; the "
+            f"run was trained on frames every {_minutes(cadence_s)}: give files of that cadence"
         )
+
     present = {ref.end_time_s for ref in refs}
     missing = [time_s for time_s in range(refs[0].end_time_s, refs[-1].end_time_s, cadence_s) if time_s not in present]
     if missing:
         raise DataError(
-            f"among the last {frames_in} files the frame of {_some([iso_time(time_s) for time_s in missing])} is "
-            f"missing ({len(missing)} in all); expected one every {_minutes(cadence_s)}: fetch what is missing, or "
-            "give files up to the gap"
+            f"among the last {len(refs)} files the frame of {_listed(missing)} is missing ({len(missing)} in all); "
+            f"expected one every {_minutes(cadence_s)}: fetch what is missing, or give files up to the gap"
         )
-
-
-def _read(path: Path, grid: Grid) -> Frame:
-    header = knmi.read_header(path)
-    try:
-        crop = find_crop(grid, inside=header.grid)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    return knmi.read(path, crop)
 
 
 def _rain_mmh(frame: Frame) -> npt.NDArray[np.float32]:
@@ -172,6 +162,7 @@ def _minutes(time_s: int) -> str:
     return f"{time_s / 60:g} min"
 
 
-def _some(times: Sequence[str]) -> str:
-    more = ", ..." if len(times) > MAX_NAMED_TIMES else ""
-    return ", ".join(times[:MAX_NAMED_TIMES]) + more
+def _listed(times_s: Iterable[int]) -> str:
+    """Format the first few of some times."""
+    texts = [iso_time(time_s) for time_s in times_s]
+    return ", ".join([*texts[:MAX_NAMED_TIMES], *(["..."] if len(texts) > MAX_NAMED_TIMES else [])])

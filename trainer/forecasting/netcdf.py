@@ -5,7 +5,6 @@ CF standard name table.
 """
 
 import io
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from ...data.frames import Grid
 from ...data.store.storage import open_storage
-from .grid import PolarStereographic, pixel_centres_m
+from .grid import cf_attributes, pixel_centres_m, to_degrees
 
 CONVENTIONS: Final = "CF-1.8"
 TIME_UNITS: Final = "seconds since 1970-01-01 00:00:00"
@@ -72,6 +71,7 @@ def write_forecast(
     """
     if rain_mmh_thw.ndim != 3 or rain_mmh_thw.shape[1:] != (grid.rows, grid.cols):
         raise ValueError(f"rain_mmh_thw has shape {rain_mmh_thw.shape}; expected (leads, {grid.rows}, {grid.cols})")
+
     buffer = io.BytesIO()
     with h5netcdf.File(buffer, "w") as file:
         file.dimensions = {"time": len(rain_mmh_thw), "y": grid.rows, "x": grid.cols, "nv": 2}
@@ -104,76 +104,61 @@ def _write_times(file: Any, reference_time_s: int, cadence_s: int, num_leads: in
     # CF 1.8 knows no integers of 64 bits (2.2), and 32 end in 2038; float64 holds whole seconds exactly.
     leads_s = cadence_s * np.arange(1, num_leads + 1, dtype=np.float64)
     valid_s = reference_time_s + leads_s
-    time = {"units": TIME_UNITS, "calendar": "standard"}
-    _variable(
-        file, "time", ("time",), valid_s,
-        {"standard_name": "time", "long_name": "valid time, UTC", "axis": "T", "bounds": "time_bounds", **time},
-    )  # fmt: skip
+
+    time = _write(file, "time", ("time",), valid_s, "valid time, UTC", TIME_UNITS)
+    time.attrs.update({"axis": "T", "bounds": "time_bounds", "calendar": "standard"})
     # Boundary variables take their units from their parent: CF 7.1.
-    _variable(file, "time_bounds", ("time", "nv"), np.stack([valid_s - cadence_s, valid_s], axis=1), {})
-    _variable(
-        file, "forecast_reference_time", (), np.float64(reference_time_s),
-        {"standard_name": "forecast_reference_time", "long_name": "end of the last radar frame, UTC", **time},
-    )  # fmt: skip
-    _variable(
-        file, "forecast_period", ("time",), leads_s / 60,
-        {"standard_name": "forecast_period", "long_name": "lead time", "units": "minutes"},
-    )  # fmt: skip
+    _write(file, "time_bounds", ("time", "nv"), np.stack([valid_s - cadence_s, valid_s], axis=1))
+
+    last_s, long_name = np.float64(reference_time_s), "end of the last radar frame, UTC"
+    last = _write(file, "forecast_reference_time", (), last_s, long_name, TIME_UNITS)
+    last.attrs["calendar"] = "standard"
+    _write(file, "forecast_period", ("time",), leads_s / 60, "lead time", "minutes")
 
 
 def _write_grid(file: Any, grid: Grid) -> None:
-    projection = PolarStereographic.parse(grid.projection)
     x_m, y_m = pixel_centres_m(grid)
-    for axis, values_m, where in (("x", x_m, "easting"), ("y", y_m, "northing")):
-        _variable(
-            file, axis, (axis,), values_m,
-            {
-                "standard_name": f"projection_{axis}_coordinate",
-                "long_name": f"{where} of the pixel's centre",
-                "units": "m",
-                "axis": axis.upper(),
-            },
-        )  # fmt: skip
-    longitude_deg, latitude_deg = projection.degrees(x_m[None, :], y_m[:, None])
-    for name, values_deg, units in (("lat", latitude_deg, "degrees_north"), ("lon", longitude_deg, "degrees_east")):
-        whole = {"lat": "latitude", "lon": "longitude"}[name]
-        _variable(
-            file, name, ("y", "x"), values_deg.astype(np.float32),
-            {"standard_name": whole, "long_name": f"{whole} of the pixel's centre", "units": units},
-        )  # fmt: skip
-    _variable(file, "crs", (), np.int32(0), projection.cf_attributes())
+    for axis, values_m, direction in (("x", x_m, "easting"), ("y", y_m, "northing")):
+        variable = _write(file, axis, (axis,), values_m, f"{direction} of the pixel's centre", "m")
+        variable.attrs.update({"standard_name": f"projection_{axis}_coordinate", "axis": axis.upper()})
+
+    longitude_deg, latitude_deg = to_degrees(grid.projection, x_m[None, :], y_m[:, None])
+    for word, values_deg, direction in (("latitude", latitude_deg, "north"), ("longitude", longitude_deg, "east")):
+        degrees: npt.NDArray[np.float32] = values_deg.astype(np.float32)
+        variable = _write(file, word[:3], ("y", "x"), degrees, f"{word} of the pixel's centre", f"degrees_{direction}")
+        variable.attrs["standard_name"] = word
+
+    _write(file, "crs", (), np.int32(0)).attrs.update(cf_attributes(grid.projection))
 
 
 def _write_rain(file: Any, rain_mmh_thw: npt.NDArray[np.floating]) -> None:
     rain: npt.NDArray[np.float32] = np.where(np.isfinite(rain_mmh_thw), rain_mmh_thw, np.nan).astype(np.float32)
-    _variable(
-        file, "rainfall_rate", ("time", "y", "x"), rain,
-        {
-            "standard_name": "rainfall_rate",
-            "long_name": "forecast rain rate",
-            "units": "mm h-1",
-            "cell_methods": "time: mean",
-            "grid_mapping": "crs",
-            "coordinates": "lat lon forecast_period forecast_reference_time",
-        },
-        fillvalue=np.float32(np.nan),
-    )  # fmt: skip
+    dimensions, missing = ("time", "y", "x"), np.float32(np.nan)
+    variable = _write(file, "rainfall_rate", dimensions, rain, "forecast rain rate", "mm h-1", fillvalue=missing)
+    variable.attrs["cell_methods"] = "time: mean"
+    variable.attrs["grid_mapping"] = "crs"
+    variable.attrs["coordinates"] = "lat lon forecast_period forecast_reference_time"
 
 
-def _variable(
+def _write(
     file: Any,
     name: str,
-    dimensions: Sequence[str],
+    dimensions: tuple[str, ...],
     values: Any,
-    attributes: Mapping[str, Any],
-    fillvalue: np.float32 | None = None,
-) -> None:
-    """Make a variable; fields are compressed, one lead a chunk, so that a lead is read alone."""
+    long_name: str = "",
+    units: str = "",
+    **settings: Any,
+) -> Any:
+    """Write a variable; with a long name it also gets its own name as CF's standard name.
+
+    Fields are compressed, one lead a chunk, so that a lead is read alone.
+    """
     array = np.asarray(values)
-    options: dict[str, Any] = {}
     if array.ndim > 1:
-        chunks = (1, *array.shape[1:]) if array.ndim > 2 else array.shape
-        options = {"compression": "gzip", "compression_opts": COMPRESSION_LEVEL, "shuffle": True, "chunks": chunks}
-    variable = file.create_variable(name, tuple(dimensions), array.dtype, data=array, fillvalue=fillvalue, **options)
-    for key, value in attributes.items():
-        variable.attrs[key] = value
+        chunks = array.shape if array.ndim == 2 else (1, *array.shape[1:])
+        settings |= {"compression": "gzip", "compression_opts": COMPRESSION_LEVEL, "shuffle": True, "chunks": chunks}
+    variable = file.create_variable(name, dimensions, array.dtype, data=array, **settings)
+
+    if long_name:
+        variable.attrs.update({"standard_name": name, "long_name": long_name, "units": units})
+    return variable

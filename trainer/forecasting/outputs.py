@@ -1,4 +1,4 @@
-"""The next hour from the latest radar files: `python trainer/forecast.py --run RUN --input FILES --out DIR`."""
+"""A forecast made and written: the NetCDF file, a picture a lead time, and the animation."""
 
 import argparse
 import io
@@ -9,21 +9,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
-from torch import Tensor
 
 from ...data.errors import ConfigError, DataError
 from ...data.exit_codes import ExitCode
 from ...data.frames import Grid, iso_time
 from ...data.store.storage import open_storage
-from ..pictures.animation import write_animation
-from ..pictures.forecasts import Case, forecast_frames
+from ..checkpoint.state import installed_versions
 from ..processes.agreement import NonFiniteError
 from ..processes.entry import set_up_logging
 from ..settings.forecast import parse_forecast
@@ -31,7 +27,6 @@ from .forecaster import RunForecaster, load_forecaster
 from .latest import Latest, read_latest
 from .netcdf import Provenance, write_forecast
 
-LOG = logging.getLogger(__name__)
 FRAMES_FOLDER = "frames"
 ANIMATION_NAME = "forecast.gif"
 
@@ -71,18 +66,19 @@ def make_forecast(forecaster: RunForecaster, paths: Sequence[Path]) -> Forecast:
     if not isinstance(cadence_s, int):
         raise DataError(f"{forecaster.name}: the run records no cadence_s ({cadence_s!r}); train it again")
     latest = read_latest(paths, grid=forecaster.grid, cadence_s=cadence_s, frames_in=forecaster.frames_in)
+
     rain_bthw = torch.from_numpy(latest.rain_mmh_thw)[None]
-    valid_bthw: Tensor | None = torch.from_numpy(latest.valid_thw)[None]
-    if latest.valid_thw.all():
-        valid_bthw = None
+    valid_bthw = None if latest.valid_thw.all() else torch.from_numpy(latest.valid_thw)[None]
     output_bthw = forecaster.forecast(rain_bthw, valid_bthw, forecaster.frames_out)
     rain_thw: npt.NDArray[np.float32] = output_bthw[0].float().cpu().numpy()
+
     seen_hw = latest.valid_thw.any(axis=0)
     bad_thw = ~np.isfinite(rain_thw) & seen_hw
     if bad_thw[:, seen_hw].all():
         raise NonFiniteError(
             f"{forecaster.name}: not one pixel of the forecast is a finite number; nothing was written"
         )
+
     return Forecast(
         rain_mmh_thw=np.where(seen_hw, rain_thw, np.float32(np.nan)),
         num_nonfinite=int(bad_thw.sum()),
@@ -111,46 +107,56 @@ def write_outputs(
     Raises:
         DataError: Something cannot be written.
     """
-    latest = forecast.latest
     stamp = datetime.fromtimestamp(forecast.reference_time_s, UTC).strftime("%Y%m%d%H%M")
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     netcdf = out / f"forecast_{stamp}.nc"
+    provenance = Provenance(
+        model=f"{forecast.model} (Rainspark {installed_versions().get('rainspark', 'not installed')})",
+        source=forecast.latest.source,
+        licence=forecast.latest.licence,
+        history=f"{now}: {command}",
+        institution=institution,
+    )
     write_forecast(
         netcdf,
         rain_mmh_thw=forecast.rain_mmh_thw,
         reference_time_s=forecast.reference_time_s,
         cadence_s=forecast.cadence_s,
         grid=grid,
-        provenance=Provenance(
-            model=f"{forecast.model} (Rainspark {_version()})",
-            source=latest.source,
-            licence=latest.licence,
-            history=f"{now}: {command}",
-            institution=institution,
-        ),
+        provenance=provenance,
     )
-    if not pictures:
-        return [netcdf]
+    return [netcdf, *(_draw(forecast, out, stamp, grid.pixel_km) if pictures else [])]
+
+
+def _draw(forecast: Forecast, out: Path, stamp: str, pixel_km: float) -> list[Path]:
+    # A second of imports that a forecast without pictures does not need.
+    from PIL import Image
+
+    from ..pictures.animation import write_animation
+    from ..pictures.forecasts import Case, forecast_frames
+
     case = Case(
-        radar_mmh_thw=latest.rain_mmh_thw,
-        radar_valid_thw=latest.valid_thw,
+        radar_mmh_thw=forecast.latest.rain_mmh_thw,
+        radar_valid_thw=forecast.latest.valid_thw,
         forecasts_mmh={forecast.model: forecast.rain_mmh_thw},
         reference_time_s=forecast.reference_time_s,
         cadence_s=forecast.cadence_s,
-        pixel_km=grid.pixel_km,
+        pixel_km=pixel_km,
     )
     title = f"{forecast.model}: forecast from {case.clock(0)}"
+
     storage = open_storage(out / FRAMES_FOLDER)
     for lead, picture in enumerate(forecast_frames(case, forecast.model, title), start=1):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, format="PNG")
         storage.write(f"forecast_{stamp}_{lead * forecast.cadence_s // 60:03d}min.png", buffer.getvalue())
+
     write_animation(out / ANIMATION_NAME, case, title)
-    return [netcdf, out / FRAMES_FOLDER, out / ANIMATION_NAME]
+    return [out / FRAMES_FOLDER, out / ANIMATION_NAME]
 
 
 def main(argv: Sequence[str]) -> ExitCode:
-    """Read a command line, forecast, write.
+    """Read a command line, forecast, and write the forecast.
 
     Args:
         argv: Command line without the program's name.
@@ -159,7 +165,7 @@ def main(argv: Sequence[str]) -> ExitCode:
 
 
 def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
-    """Read the latest radar, forecast, write.
+    """Read the latest radar files, forecast, and write the forecast.
 
     Args:
         options: As `parse_forecast` gives them.
@@ -170,11 +176,12 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
         raise DataError(f"--out {options.out} is a file; expected a folder to write to: choose another name")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: this machine has no CUDA device that torch can use; leave the option out")
-    started = time.perf_counter()
+
+    started_s = time.perf_counter()
     forecaster = load_forecaster(options.run, name=options.name, device=options.device)
-    loaded = time.perf_counter()
+    loaded_s = time.perf_counter()
     forecast = make_forecast(forecaster, options.input)
-    made = time.perf_counter()
+    made_s = time.perf_counter()
     written = write_outputs(
         forecast,
         options.out,
@@ -183,28 +190,26 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
         institution=options.institution,
         pictures=not options.no_pictures,
     )
-    ended = time.perf_counter()
-    first_s, last_s = forecast.reference_time_s, forecast.reference_time_s
-    first_s += forecast.cadence_s
-    last_s += forecast.cadence_s * len(forecast.rain_mmh_thw)
-    lines = [
-        f"{forecast.model}: {iso_time(first_s)} to {iso_time(last_s)} from {len(forecast.latest.files)} radar files"
-    ]
-    lines += [f"  {path}" for path in written]
-    lines.append(
-        f"loading {loaded - started:.1f} s, reading and forecasting {made - loaded:.1f} s, writing {ended - made:.1f} s"
+    ended_s = time.perf_counter()
+
+    _report(forecast, written)
+    sys.stdout.write(
+        f"loading {loaded_s - started_s:.1f} s, reading and forecasting {made_s - loaded_s:.1f} s, "
+        f"writing {ended_s - made_s:.1f} s\n"
     )
+    return ExitCode.DONE
+
+
+def _report(forecast: Forecast, written: Sequence[Path]) -> None:
+    """Print what was forecast, from what, and where it lies."""
+    first_s = forecast.reference_time_s + forecast.cadence_s
+    last_s = forecast.reference_time_s + forecast.cadence_s * len(forecast.rain_mmh_thw)
+    num_files = len(forecast.latest.files)
+    lines = [f"{forecast.model}: {iso_time(first_s)} to {iso_time(last_s)} from {num_files} radar files"]
+    lines += [f"  {path}" for path in written]
     if forecast.num_nonfinite:
         lines.append(
             f"warning: {forecast.num_nonfinite} pixels of the forecast are no finite number: missing in the file, "
             "green in the pictures"
         )
     sys.stdout.write("\n".join(lines) + "\n")
-    return ExitCode.DONE
-
-
-def _version() -> str:
-    try:
-        return version("rainspark")
-    except PackageNotFoundError:
-        return "not installed"

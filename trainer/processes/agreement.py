@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from ...data.errors import ConfigError, DataError
 from ...data.exit_codes import ExitCode
+from ...models.weights.files import WeightsError
 from ...models.weights.manifest import CheckpointError
-from ...models.weights.transfer import WeightsError
 from .ending import write_error
 from .heartbeat import ENDED_WITH, WAITING, Heartbeat
 from .rendezvous import RankEndedError

@@ -1,7 +1,9 @@
 """The latest files as input: the right frames and pixels, and every reason to refuse, by name."""
 
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,19 @@ SIZE = (24, 20)
 CROP = Crop(row0=4, row1=20, col0=2, col1=18)
 
 
+OPENED: list[str] = []
+"""Every file that this process opens."""
+
+
+def note_open(event: str, arguments: tuple[Any, ...]) -> None:
+    """Note what is opened; an audit hook, which stays for as long as the process."""
+    if event == "open":
+        OPENED.append(str(arguments[0]))
+
+
+sys.addaudithook(note_open)
+
+
 def _grid(folder: Path) -> Grid:
     return knmi.read_header(sorted(folder.glob("*.h5"))[0]).grid
 
@@ -29,6 +44,13 @@ def _grid(folder: Path) -> Grid:
 def radar(tmp_path: Path) -> Path:
     write_series(tmp_path / "radar", range(6), size=SIZE)
     return tmp_path / "radar"
+
+
+def test_each_file_is_opened_once_and_only_those_that_are_used(radar: Path) -> None:
+    grid = _grid(radar).cropped(CROP)
+    OPENED.clear()
+    latest = read_latest([radar], grid=grid, cadence_s=300, frames_in=4)
+    assert [path for path in OPENED if path.endswith(".h5")] == [str(path) for path in latest.files]
 
 
 def test_the_last_frames_are_read_and_cut_to_the_grid(radar: Path) -> None:
