@@ -73,8 +73,8 @@ def to_degrees(
     """
     crs = parse_projection(projection)
     transformer = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-    longitude_deg, latitude_deg = transformer.transform(*np.broadcast_arrays(x_m, y_m))
-    return longitude_deg, latitude_deg
+    every_x_m, every_y_m = np.broadcast_arrays(x_m, y_m)
+    return transformer.transform(every_x_m, every_y_m)
 
 
 def cf_attributes(projection: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_a_forecast_is_written_with_its_pictures(run: Path, tmp_path: Path, caps
     with netCDF4.Dataset(out / "forecast_202001010000.nc") as file:
         np.testing.assert_allclose(file["rainfall_rate"][:].filled(np.nan), expected, rtol=1e-6)
         assert "my model" in file.source
-        assert "trainer/forecast.py --run" in file.history
+        assert "rainspark forecast --run" in file.history
     with Image.open(out / "forecast.gif") as picture:
         assert getattr(picture, "n_frames", 1) == FRAMES_IN + FRAMES_OUT
 
