@@ -3,17 +3,47 @@
 Nothing is imported before it is asked for: the help of every command, and a mistyped setting, answer without torch.
 """
 
+import argparse
+import difflib
 import gc
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
 from . import check_tree
+from .data.command import run_command
+from .data.errors import ConfigError
 
 Main = Callable[[Sequence[str]], int]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        summary: What it does, in one line.
+        run: Reads its command line and does it; returns the exit code.
+        module: Of the package; has `make_parser` where it parses its command line by argparse.
+    """
+
+    summary: str
+    run: Main
+    module: str | None = None
+
+
+def _room(module: str, *first: str) -> tuple[Main, str]:
+    """Make a sub-command of a module's `main`, with words that stand before the user's."""
+
+    def run(argv: Sequence[str]) -> int:
+        code: int = importlib.import_module(f".{module}", __package__).main([*first, *argv])
+        return code
+
+    return run, module
 
 
 def _pretrain(argv: Sequence[str]) -> int:
@@ -23,7 +53,7 @@ def _pretrain(argv: Sequence[str]) -> int:
     config = parse_config(argv, PretrainConfig, prog="rainspark pretrain")
     from .trainer.training.pretraining import run
 
-    return run(config)
+    _end(lambda: run(config))
 
 
 def _finetune(argv: Sequence[str]) -> int:
@@ -33,7 +63,7 @@ def _finetune(argv: Sequence[str]) -> int:
     config = parse_config(argv, FinetuneConfig, prog="rainspark finetune")
     from .trainer.training.finetuning import run
 
-    return run(config)
+    _end(lambda: run(config))
 
 
 def _evaluate(argv: Sequence[str]) -> int:
@@ -42,50 +72,43 @@ def _evaluate(argv: Sequence[str]) -> int:
     config = parse_evaluation(argv)
     from .trainer.evaluation.evaluating import run
 
-    return run(config, argv)
+    _end(lambda: run(config, argv))
 
 
 def _forecast(argv: Sequence[str]) -> int:
     from .trainer.settings.forecast import parse_forecast
 
     options = parse_forecast(argv)
+    # Looking for cycles among the objects that libraries make at import would take a quarter of its time.
+    gc.disable()
     from .trainer.forecasting.outputs import run
 
-    return run(options, argv)
+    _end(lambda: run(options, argv), at_once=True)
 
 
-def _inspect(argv: Sequence[str]) -> int:
-    from .data.pack.__main__ import main
+def _end(work: Callable[[], int], *, at_once: bool = False) -> NoReturn:
+    """Do what needs torch and end the process, whatever threads and connections to other ranks are left."""
+    from .trainer.processes.entry import run_process
 
-    return main(["inspect", *argv])
-
-
-def _room(module: str) -> Main:
-    """Make a sub-command of a module that reads its own command line."""
-
-    def run(argv: Sequence[str]) -> int:
-        code: int = importlib.import_module(f".{module}", __package__).main(argv)
-        return code
-
-    return run
+    run_process(work, at_once=at_once)
 
 
-COMMANDS: Final[dict[str, tuple[str, Main]]] = {
-    "pack": ("pack radar files into an archive of shards", _room("data.pack.__main__")),
-    "inspect": ("show what an archive holds, and draw a contact sheet", _inspect),
-    "fetch": ("download radar files from a weather service", _room("data.fetch.__main__")),
-    "count": ("count the windows that a selection holds", _room("data.count")),
-    "verify": ("read every byte of an archive again and list what is wrong", _room("data.verify")),
-    "reshard": ("write an archive anew: other sizes, other windows, several into one", _room("data.reshard")),
-    "storms": ("make radar files of moving storms, to try things with", _room("data.sources.synthetic")),
-    "pretrain": ("pretrain an encoder by masked modelling", _pretrain),
-    "finetune": ("train a nowcaster", _finetune),
-    "evaluate": ("score nowcasters and baselines, and write a report", _evaluate),
-    "forecast": ("forecast the next hour from the latest radar files", _forecast),
-    "checkpoint": ("list, verify or show the checkpoints of a run", _room("trainer.checkpoint.__main__")),
-    "weights": ("export an encoder for timm, import published weights", _room("models.weights.__main__")),
-    "doctor": ("check a training job before it is submitted", _room("launch.doctor.__main__")),
-    "submit": ("submit a training job to Slurm", _room("launch.submit")),
+COMMANDS: Final = {
+    "pack": Command("pack radar files into an archive of shards", *_room("data.pack.__main__")),
+    "inspect": Command("show what an archive holds, and draw a contact sheet", *_room("data.pack.__main__", "inspect")),
+    "fetch": Command("download radar files from a weather service", *_room("data.fetch.__main__")),
+    "count": Command("count the windows that a selection holds", *_room("data.count")),
+    "verify": Command("read every byte of an archive again and list what is wrong", *_room("data.verify")),
+    "reshard": Command("write an archive anew: other sizes, several into one", *_room("data.reshard")),
+    "storms": Command("make radar files of moving storms, to try things with", *_room("data.sources.synthetic")),
+    "pretrain": Command("pretrain an encoder by masked modelling", _pretrain),
+    "finetune": Command("train a nowcaster", _finetune),
+    "evaluate": Command("score nowcasters and baselines, and write a report", _evaluate),
+    "forecast": Command("forecast the next hour from the latest radar", _forecast, "trainer.settings.forecast"),
+    "checkpoint": Command("list, verify or show the checkpoints of a run", *_room("trainer.checkpoint.__main__")),
+    "weights": Command("export an encoder for timm, import published weights", *_room("models.weights.__main__")),
+    "doctor": Command("check a training job before it is submitted", *_room("launch.doctor.__main__")),
+    "submit": Command("submit a training job to Slurm", *_room("launch.submit")),
 }
 
 HELP: Final = """\
@@ -109,13 +132,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     if not words or words[0] in ("-h", "--help"):
-        sys.stdout.write(_help())
+        width = max(len(name) for name in COMMANDS) + 2
+        listed = "\n".join(f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items())
+        sys.stdout.write(HELP.format(commands=listed))
         return 0
-    if words[0] not in COMMANDS:
-        from .data.errors import ConfigError
-
-        raise ConfigError(_unknown(words[0]))
-    return COMMANDS[words[0]][1](words[1:])
+    return run_command(lambda: _chosen(words[0]).run(words[1:]))
 
 
 def run_script(command: str, tree: Path) -> NoReturn:
@@ -126,54 +147,41 @@ def run_script(command: str, tree: Path) -> NoReturn:
         tree: Root of the tree that the script lies in.
     """
     check_tree(tree)
-    _run([command, *sys.argv[1:]])
+    sys.exit(main([command, *sys.argv[1:]]))
 
 
-def _run(words: Sequence[str]) -> NoReturn:
-    is_short = words[:1] == ["forecast"]
-    if is_short:
-        # Looking for cycles among the objects that libraries make at import would take a quarter of its time.
-        gc.disable()
-    from .trainer.processes.entry import run_process
-
-    run_process(lambda: main(words), at_once=is_short)
-
-
-def _help() -> str:
-    width = max(len(name) for name in COMMANDS) + 2
-    return HELP.format(commands="\n".join(f"  {name:<{width}}{summary}" for name, (summary, _) in COMMANDS.items()))
-
-
-def _unknown(word: str) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(word, COMMANDS, n=1)
+def _chosen(name: str) -> Command:
+    """Find a sub-command; raises ConfigError for a name that there is not."""
+    if name in COMMANDS:
+        return COMMANDS[name]
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"; the nearest is {near[0]}" if near else ""
-    return f"rainspark has no command {word!r}{hint}; there are {', '.join(COMMANDS)}"
+    raise ConfigError(f"rainspark has no command {name!r}{hint}; there are {', '.join(COMMANDS)}")
 
 
 def _complete() -> None:
-    """Answer the shell's question for completions: names of commands here, everything else by the command's parser."""
+    """Answer the shell, which asks for completions: sub-commands here, anything else by the command's own parser."""
     import argcomplete
 
     words = os.environ["COMP_LINE"].split()
-    if len(words) > 1 and words[1] in COMMANDS:
-        # Words before this one are skipped: the sub-command is the program that completes itself.
-        os.environ["_ARGCOMPLETE"] = "2"
-        COMMANDS[words[1]][1]([])
+    command = COMMANDS.get(words[1]) if len(words) > 1 else None
+    if command is None:
+        parser = argparse.ArgumentParser(prog="rainspark")
+        parser.add_argument("command", choices=list(COMMANDS))
+        argcomplete.autocomplete(parser)
         return
 
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="rainspark")
-    parser.add_argument("command", choices=list(COMMANDS))
-    argcomplete.autocomplete(parser)
+    # Words before this one are skipped: the sub-command is the program that completes itself.
+    os.environ["_ARGCOMPLETE"] = "2"
+    if command.module is not None:
+        argcomplete.autocomplete(importlib.import_module(f".{command.module}", __package__).make_parser())
+    else:
+        command.run([])
 
 
 def start() -> NoReturn:
-    """Run the command of this process, and end the process with its exit code."""
-    words = sys.argv[1:]
-    _run(words)
+    """Run the command of this process and end it with the exit code."""
+    sys.exit(main())
 
 
 if __name__ == "__main__":

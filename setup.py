@@ -23,6 +23,8 @@ REQUIRES = [
     # ODIM files state their corners in degrees only; the grid needs them projected.
     "pyproj>=3.6",
     "jsonargparse[signatures]>=4.49",
+    # Completion by Tab, of sub-commands and of settings: jsonargparse asks for it where it is installed.
+    "argcomplete>=3",
     "safetensors>=0.5",
     "tensorboard>=2.15",
     "matplotlib>=3.8",
@@ -68,6 +70,7 @@ setup(
     package_dir={"rainspark": "."},
     packages=["rainspark", *(f"rainspark.{room}" for room in find_packages(include=ROOMS))],
     package_data={"rainspark": ["configs/*", "launch/multinode.sh"]},
+    entry_points={"console_scripts": ["rainspark = rainspark.__main__:start"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

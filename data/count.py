@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from .command import run_command
+from .command import CommandParser, run_command
 from .json_checks import shown
 from .shards.index import Index, load_index, of_source
 from .shards.timeline import ready_origins
@@ -58,7 +58,7 @@ def report(index: Index, selection: Selection, *, table: bool) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
 
     def work() -> int:
         index = load_index(open_storage(arguments.shards))
@@ -94,8 +94,9 @@ def _lost_words(selection: Selection, lost: int) -> str:
     return f", and {lost:,} across gaps that cannot be rebuilt" if selection.rule == "smaat_compat" else ""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rainspark count", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `rainspark count`."""
+    parser = CommandParser(prog="rainspark count", description=__doc__)
     parser.add_argument("shards", metavar="SHARDS")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--select", choices=("nl50", "nl20"), help="a published selection: 50%% or 20%% of wet pixels")

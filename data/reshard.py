@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from .command import GOES_ON, run_command
+from .command import GOES_ON, CommandParser, run_command
 from .errors import DataError
 from .json_checks import shown
 from .pack.recut import OpenArchive, ReshardJob, ReshardOptions, Segment, plan_reshard
@@ -166,16 +166,21 @@ def _write(target: Storage, job: ReshardJob) -> Index:
     return index
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
-    parser = argparse.ArgumentParser(prog="rainspark reshard", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `rainspark reshard`."""
+    parser = CommandParser(prog="rainspark reshard", description=__doc__)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders or addresses of packed archives")
     parser.add_argument("--out", required=True, metavar="NEW", help="folder or address of the new archive")
     parser.add_argument("--shard-mb", type=int, default=256, help="size of a shard, about (256)")
     parser.add_argument("--frames", type=int, help="frames of a sequence at most (as before)")
     parser.add_argument("--window", type=int, help="longest window to be read, frames (as before)")
     parser.add_argument("--restart", action="store_true", help="drop the shards of an unfinished call that differs")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
+    arguments = make_parser().parse_args(argv)
 
     def work() -> int:
         for name, value in (

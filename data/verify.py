@@ -16,7 +16,7 @@ import blosc2
 import numpy as np
 from tqdm import tqdm
 
-from .command import run_command
+from .command import CommandParser, run_command
 from .errors import DataError
 from .exit_codes import ExitCode
 from .frames import iso_time
@@ -360,13 +360,18 @@ def _said_by(header: bytes) -> str:
     return f"the tar header says {kind.get(info.type, f'type {info.type!r}')} {shown(info.name)!r} of {info.size} bytes"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 sound, 4 problems, 130 interrupted (argparse: 2, usage)."""
-    parser = argparse.ArgumentParser(prog="rainspark verify", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `rainspark verify`."""
+    parser = CommandParser(prog="rainspark verify", description=__doc__)
     parser.add_argument("shards", metavar="SHARDS", help="folder or address of a packed archive")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--threads", type=int, help="shards at once (as many as cores, four at most)")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 sound, 4 problems, 130 interrupted (argparse: 2, usage)."""
+    arguments = make_parser().parse_args(argv)
 
     def work() -> int:
         if arguments.threads is not None and arguments.threads < 1:

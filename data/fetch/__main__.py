@@ -16,7 +16,7 @@ from typing import Final
 
 from tqdm import tqdm
 
-from ..command import GOES_ON, run_command
+from ..command import GOES_ON, CommandParser, run_command
 from ..errors import DataError
 from ..json_checks import shown
 from ..sequences import TimeSpan
@@ -200,7 +200,7 @@ def _error_of(future: "Future[None]") -> DataError | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
 
     def work() -> int:
         options = _options(arguments)
@@ -261,8 +261,9 @@ def _time(text: str, option: str, num_days: int) -> int:
     raise DataError(f"{option} {shown(text)!r}: expected a day, 2019-01-31, or a time, 2019-01-31T12:00 (UTC)")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rainspark fetch", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `rainspark fetch`."""
+    parser = CommandParser(prog="rainspark fetch", description=__doc__)
     knmi = parser.add_subparsers(dest="command", required=True).add_parser(
         "knmi", help=f"KNMI's Open Data API; the key comes from {KEY_VARIABLE}"
     )

@@ -1,5 +1,6 @@
 """Pack radar data into shards, `rainspark pack knmi FILES --out SHARDS`, or show them, `rainspark inspect SHARDS`."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from ..shards.contact_sheet import draw_contact_sheet
 from ..shards.index import Index, check_shard_sizes, load_index
 from ..shards.summary import summarise
 from ..store.storage import open_storage
+from . import options
 from .archive import pack_or_keep
 from .options import parse_command
 
@@ -29,6 +31,11 @@ def _describe(index: Index) -> str:
                 changes.append(f"{clamped} {'pixel' if clamped == 1 else 'pixels'} above 655.34 mm/h set to it")
             lines.append(f"rounding      {source}: to counts of 0.01 mm/h, {'; '.join(changes)}\n")
     return "".join(lines)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `rainspark pack`."""
+    return options.make_parser(__doc__ or "", archive=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ..command import CommandParser
 from ..errors import DataError
 from ..frames import Crop, parse_crop
 from ..shards.index import MAX_CADENCE_S
@@ -47,13 +48,13 @@ def parse_command(argv: Sequence[str], description: str) -> Command:
         DataError: Values that no archive can have. Usage errors end the program as argparse does.
     """
     first, *others = _split(argv)
-    arguments = _parser(description, archive=True).parse_args(first)
+    arguments = make_parser(description, archive=True).parse_args(first)
     if arguments.command == "inspect":
         if others:
             raise DataError("inspect takes one archive; expected no + after it")
         return Command(out=arguments.shards, inspect=True, picture=arguments.out)
     options = _options(arguments)
-    parser = _parser(description, archive=False)
+    parser = make_parser(description, archive=False)
     inputs = [_input(one, options) for one in (arguments, *(parser.parse_args(other) for other in others))]
     return Command(out=arguments.out, inputs=tuple(inputs), options=options, restart=arguments.restart)
 
@@ -133,8 +134,8 @@ def _argument(text: str) -> tuple[str, str | float]:
         return name, value
 
 
-def _parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rainspark pack", description=description, epilog=EPILOG)
+def make_parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
+    parser = CommandParser(prog="rainspark pack", description=description, epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
     knmi = commands.add_parser("knmi", help="KNMI HDF5 composites, also inside tars and zips")
     smaat = commands.add_parser("smaat", help="SmaAt-UNet's collected HDF5: frames, or ready windows as they are")

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from ..command import CommandParser
 from ..errors import DataError
 from ..exit_codes import ExitCode
 from ..randomness import generator
@@ -286,9 +287,9 @@ def _range(text: str) -> tuple[float, float]:
     return numbers[0], numbers[-1]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 4 for sizes or a folder that cannot be."""
-    parser = argparse.ArgumentParser(prog="rainspark storms", description="Write moving storms.")
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `rainspark storms`."""
+    parser = CommandParser(prog="rainspark storms", description="Write moving storms.")
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
     parser.add_argument("--hours", type=float, default=6, help="length of the series (6)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal storms (0)")
@@ -297,7 +298,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--event-hours", type=float, default=0, help="hours of one weather system; 0: all one (0)")
     parser.add_argument("--speed-kmh", type=_range, default=(SPEED_KMH,) * 2, help="speed, or LOW:HIGH (45)")
     parser.add_argument("--lifetime-min", type=_range, default=(LIFETIME_MIN,) * 2, help="life of 10 km waves (20)")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 4 for sizes or a folder that cannot be."""
+    arguments = make_parser().parse_args(argv)
     try:
         _write_folder(arguments)
     except DataError as error:

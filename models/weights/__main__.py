@@ -9,12 +9,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from .files import ENCODER_PREFIX, WeightsError, read_weights
-from .manifest import CheckpointError
-from .transfer import architecture_of, check_finite, encoder_for_timm, write_safetensors
-
 
 def _export(arguments: argparse.Namespace) -> None:
+    from .files import read_weights
+    from .transfer import architecture_of, encoder_for_timm, write_safetensors
+
     weights = read_weights(arguments.source)
     encoder = encoder_for_timm(weights)
     name, in_chans = architecture_of(encoder, weights.source), encoder["conv1.weight"].shape[1]
@@ -29,6 +28,9 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
+    from .files import ENCODER_PREFIX, read_weights
+    from .transfer import architecture_of, check_finite, encoder_for_timm, write_safetensors
+
     weights = read_weights(arguments.source)
     rooms = Counter(name.split(".")[0] for name in weights.tensors)
     sys.stdout.write(f"read   {weights.source}: {len(weights.tensors)} tensors\n")
@@ -44,9 +46,11 @@ def _import(arguments: argparse.Namespace) -> None:
         sys.stdout.write(f"wrote  {arguments.out}; start from it with --init_from {arguments.out}\n")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code (4: weights that cannot be used)."""
-    parser = argparse.ArgumentParser(prog="rainspark weights", description="Weights in and out.")
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `rainspark weights`."""
+    parser = argparse.ArgumentParser(
+        prog="rainspark weights", description="Export an encoder for timm, or import published weights."
+    )
     commands = parser.add_subparsers(required=True)
     export = commands.add_parser("export", help="write the encoder of a run for timm.create_model")
     export.add_argument("source", type=Path, help="a run's folder, a checkpoint's folder, or a weights file")
@@ -58,7 +62,16 @@ def main(argv: list[str] | None = None) -> int:
     importing.set_defaults(run=_import)
     for command in (export, importing):
         command.add_argument("--force", action="store_true", help="replace an existing file")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (4: weights that cannot be used)."""
+    arguments = make_parser().parse_args(argv)
+    # Here, not above: the help answers without torch.
+    from .files import WeightsError
+    from .manifest import CheckpointError
+
     try:
         arguments.run(arguments)
     except (WeightsError, CheckpointError, OSError) as error:

@@ -17,15 +17,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from ...data.command import CommandParser
 from ...data.errors import DataError
 from ...data.frames import printable
 from ...data.redaction import redact
 from ...data.store.storage import URL_SCHEME, Storage, open_storage
 from ...models.weights.manifest import MANIFEST_NAME, STEP_FOLDER, CheckpointError, step_folders, verify_folder
-from .folder import Loaded, checkpoints_of, load
 from .transfer import finished_in, pull, pull_latest, verify_in
+
+if TYPE_CHECKING:
+    from .folder import Loaded
 
 NOT_WHOLE: Final = 4
 _DEADLINE_S: Final = 60.0
@@ -43,12 +46,17 @@ class _Row:
     verdict: str = "yes"
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `rainspark checkpoint`."""
+    parser = CommandParser(prog="rainspark checkpoint", description="List, verify or show checkpoints.")
+    parser.add_argument("command", choices=("list", "verify", "show"), metavar="list|verify|show")
+    parser.add_argument("place", metavar="PLACE", help="a run, a checkpoint, or an address (s3://...) of either")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when all that was asked for is whole, 4 otherwise."""
-    parser = argparse.ArgumentParser(prog="rainspark checkpoint", description="Look at checkpoints.")
-    parser.add_argument("command", choices=("list", "verify", "show"))
-    parser.add_argument("place", metavar="PLACE", help="a run, a checkpoint, or an address (s3://...) of either")
-    arguments = parser.parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     place: str = arguments.place
     try:
         if URL_SCHEME.match(place):
@@ -60,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _look_in_folder(command: str, path: Path) -> int:
+    # Here, not above: the help answers without torch.
+    from .folder import checkpoints_of, load
+
     single = (path / MANIFEST_NAME).exists() or STEP_FOLDER.fullmatch(path.name) is not None
     folders = [path] if single else [folder for _, folder in step_folders(checkpoints_of(path))]
     if not folders:
@@ -85,6 +96,8 @@ def _row_of(folder: Path) -> _Row:
 
 
 def _look_in_store(command: str, url: str) -> int:
+    from .folder import load
+
     root, step = _split(url)
     storage = open_storage(root, deadline_s=_DEADLINE_S)
     try:
@@ -140,7 +153,7 @@ def _tabulate(rows: Sequence[_Row], *, reasons: bool) -> int:
     return NOT_WHOLE if problems else 0
 
 
-def _show(loaded: Loaded, place: str) -> int:
+def _show(loaded: "Loaded", place: str) -> int:
     lines = [place]
     for name, tensors in (("model", loaded.model), ("optimizer", loaded.optimizer), ("average", loaded.average)):
         num_values = sum(tensor.numel() for tensor in tensors.values())

@@ -4,17 +4,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...data.command import CommandParser
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of `rainspark forecast`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="rainspark forecast",
-        usage="%(prog)s --run RUN --input FILES_OR_FOLDERS --out FOLDER [options]",
         description="Forecast from the latest radar files.",
-        allow_abbrev=False,
     )
     parser.add_argument("--run", required=True, type=Path, help="folder of a fine-tuning run, or of a checkpoint")
-    parser.add_argument("--input", required=True, nargs="+", type=Path, help="KNMI HDF5 files or folders of them")
+    parser.add_argument(
+        "--input", required=True, nargs="+", type=Path, metavar="FILES", help="KNMI HDF5 files or folders of them"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder to write to; made if need be")
     parser.add_argument("--name", help="the model's name in file and pictures (the run folder's name)")
     parser.add_argument("--institution", default="not stated", help="goes into the NetCDF file (not stated)")
