@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -137,7 +136,7 @@ def test_a_script_answers_as_its_command_does(script: str, tmp_path: Path) -> No
 
 
 @pytest.fixture
-def foreign_folder(tmp_path: Path) -> Iterator[Path]:
+def foreign_folder(tmp_path: Path) -> Path:
     """A folder that holds packages of the names of our rooms, as a thesis folder does."""
     for name in ("data", "models", "trainer", "launch"):
         (tmp_path / name).mkdir()
