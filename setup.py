@@ -20,6 +20,8 @@ REQUIRES = [
     "obstore>=0.12",
     # KNMI's Open Data API: proxies, certificates and redirects as the user's environment says.
     "requests>=2.31",
+    # Its retries: jitter came with version 2.
+    "urllib3>=2",
     # ODIM files state their corners in degrees only; the grid needs them projected.
     "pyproj>=3.6",
     "jsonargparse[signatures]>=4.49",

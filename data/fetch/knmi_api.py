@@ -4,16 +4,16 @@ Source: KNMI Data Platform, Open Data API (https://developer.dataplatform.knmi.n
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
-from urllib.parse import quote
 
 from ..errors import DataError
 from ..json_checks import shown
+from ..redaction import redact
 from ..sequences import TimeSpan
-from .web import AnswerError, Web, shown_url
+from .web import AnswerError, Web
 
 API_URL: Final = "https://api.dataplatform.knmi.nl/open-data"
 KEY_VARIABLE: Final = "KNMI_API_KEY"
@@ -22,38 +22,32 @@ KEY_ADVICE: Final = (
     f"that page shows a public anonymous one too) and set it: export {KEY_VARIABLE}=..."
 )
 PAGE_FILES: Final = 1000
-MAX_PAGES: Final = 10_000
 MAX_FILE_BYTES: Final = 2**42
 # Names become files of the user's disk: no folders, nothing hidden, nothing that steers a terminal.
 FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
-SPAN: Final = re.compile(r"_(\d{8})T?(\d{6})_(\d{8})T?(\d{6})(?=[_.])", re.ASCII)
-TIME: Final = re.compile(r"_(\d{8})T?(\d{4}(?:\d{2})?)(?=[_.])", re.ASCII)
+TIMES: Final = re.compile(r"_(\d{8})T?(\d{4}(?:\d{2})?)(?:_(\d{8})T?(\d{6}))?(?=[_.])", re.ASCII)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Dataset:
     """A dataset of KNMI that is known here.
 
     Attributes:
         version: Its version.
+        prefix: What comes before the time in its files' names, which sort by time.
         what: One file of it, for people.
-        prefix: What comes before the time in its files' names, if they sort by time.
     """
 
     version: str
-    what: str
     prefix: str
+    what: str
 
 
 DATASETS: Final[Mapping[str, Dataset]] = {
-    "nl_rdr_data_rtcor_5m_tar": Dataset(
-        version="1.0", what="a tar of 288 composites, 08:05 to 08:00 UTC", prefix="RAD25_OPER_R___TARRRT__L2__"
-    ),
-    "nl_rdr_data_rtcor_5m": Dataset(version="1.0", what="one 5-minute composite", prefix="RAD_NL25_RAC_RT_"),
-    "rad_nl25_rac_mfbs_5min": Dataset(
-        version="2.0", what="a zip of a year's composites", prefix="RADNL_CLIM____MFBSNL25_05m_"
-    ),
-    "radar_forecast": Dataset(version="2.0", what="one 2-hour forecast", prefix="RAD_NL25_RAC_FM_"),
+    "nl_rdr_data_rtcor_5m_tar": Dataset("1.0", "RAD25_OPER_R___TARRRT__L2__", "a day of 288 composites, to 08:00 UTC"),
+    "nl_rdr_data_rtcor_5m": Dataset("1.0", "RAD_NL25_RAC_RT_", "one 5-minute composite"),
+    "rad_nl25_rac_mfbs_5min": Dataset("2.0", "RADNL_CLIM____MFBSNL25_05m_", "a zip of a year's composites"),
+    "radar_forecast": Dataset("2.0", "RAD_NL25_RAC_FM_", "one 2-hour forecast"),
 }
 
 
@@ -66,14 +60,6 @@ class RemoteFile:
     modified: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """The files of a time span, in the order of their names, and how many names hold no time that can be read."""
-
-    files: tuple[RemoteFile, ...]
-    num_untimed: int
-
-
 class KnmiApi:
     """One dataset of the API.
 
@@ -81,63 +67,62 @@ class KnmiApi:
         web: Sends the requests, with the key.
         url: The API's root.
         dataset: Its name.
-        version: Its version.
+        version: Its version; None for the known one.
 
     Raises:
         DataError: A name or version that is none.
     """
 
-    def __init__(self, web: Web, url: str, dataset: str, version: str) -> None:
-        for what, text in (("dataset", dataset), ("version", version)):
-            if FILE_NAME.fullmatch(text) is None:
-                raise DataError(f"{what} {shown(text)!r}: expected a name such as nl_rdr_data_rtcor_5m_tar, 1.0")
-        self._web, self._dataset, self._version = web, dataset, version
+    def __init__(self, web: Web, url: str, dataset: str, version: str | None) -> None:
+        known = DATASETS.get(dataset)
+        self._prefix = known.prefix if known is not None else ""
+        version = version or (known.version if known is not None else "")
+        if not FILE_NAME.fullmatch(dataset) or not FILE_NAME.fullmatch(version):
+            raise DataError(
+                f"dataset {shown(dataset)!r}, version {shown(version)!r}: expected a name, and a --version where the "
+                f"dataset is none of {', '.join(DATASETS)}"
+            )
+        self.dataset = f"{dataset} {version}"
+        self._web = web
         self._files_url = f"{url.rstrip('/')}/v1/datasets/{dataset}/versions/{version}/files"
-        self._shown = shown_url(self._files_url)
+        self._shown = redact(self._files_url)
 
-    def list_files(self, span: TimeSpan) -> Listing:
-        """List the files that hold frames of a time span, page by page.
+    def list_files(self, span: TimeSpan) -> list[RemoteFile]:
+        """List the files that hold frames of a time span, sorted by name.
 
         Raises:
             DataError: The API refuses, or its answers are not what its manual says.
         """
+        files = {file.name: file for page in self._pages(span) for file in page}
+        times = {name: ends for name in files if (ends := times_of_name(name)) is not None}
+        wanted = [name for name, (first, last) in times.items() if first < span.stop_s and last >= span.start_s]
+        return [files[name] for name in sorted(wanted)]
+
+    def _pages(self, span: TimeSpan) -> Iterator[list[RemoteFile]]:
+        """Read the pages of the list, sorted by name, up to the last one that can hold files of the span."""
         params = {"maxKeys": str(PAGE_FILES), "orderBy": "filename", "sorting": "asc"}
-        prefix = DATASETS[self._dataset].prefix if self._dataset in DATASETS else ""
-        if prefix:
+        if self._prefix:
             # A file begins a year before its last frame at most, so earlier names need not be listed.
             begin = datetime.fromtimestamp(span.start_s, UTC) - timedelta(days=370)
-            params["begin"] = f"{prefix}{begin:%Y%m%d}"
-        found: dict[str, RemoteFile] = {}
-        num_untimed, last, tokens = 0, "", set[str]()
-        for _ in range(MAX_PAGES):
-            page = self._page(params)
-            for entry in page["files"]:
-                file = _remote_file(entry, self._shown)
-                if found.setdefault(file.name, file) != file:
-                    raise DataError(f"{self._shown}: {file.name} was replaced while it was listed; start again")
+            params["begin"] = f"{self._prefix}{begin:%Y%m%d}"
+
+        tokens: set[str] = set()
+        while True:
+            page = self._ask(self._files_url, params)
+            entries = page.get("files") if isinstance(page, dict) else None
+            if not isinstance(entries, list):
+                raise DataError(f"{self._shown}: the answer is no list of files; is it the right address?")
+            files = [_remote_file(entry, self._shown) for entry in entries]
+            yield files
+
+            last = times_of_name(files[-1].name) if files and self._prefix else None
+            if not page.get("isTruncated") or (last is not None and last[0] >= span.stop_s):
+                return
             token = page.get("nextPageToken")
-            names = [entry["filename"] for entry in page["files"]]
-            rising = all(a < b for a, b in zip([last, *names], names, strict=False))
-            last = names[-1] if names else last
-            if not page["isTruncated"] or (prefix and rising and self._is_past(prefix, last, span)):
-                break
-            if not isinstance(token, str) or not token or token in tokens or not names:
-                raise DataError(
-                    f"{self._shown}: the list goes on (isTruncated), but nextPageToken is "
-                    f"{'a repeated one' if token in tokens else type(token).__name__}; expected a new one: start again"
-                )
+            if not isinstance(token, str) or token in tokens:
+                raise DataError(f"{self._shown}: the list goes on and names no new page; start again")
             tokens.add(token)
             params["nextPageToken"] = token
-        else:
-            raise DataError(f"{self._shown}: more than {MAX_PAGES} pages of files; expected fewer")
-        wanted = []
-        for file in found.values():
-            times = times_of_name(file.name)
-            if times is None:
-                num_untimed += 1
-            elif times[0] < span.stop_s and times[1] >= span.start_s:
-                wanted.append(file)
-        return Listing(files=tuple(sorted(wanted, key=lambda file: file.name)), num_untimed=num_untimed)
 
     def download_url(self, name: str) -> str:
         """Ask for the temporary address of a file.
@@ -145,39 +130,20 @@ class KnmiApi:
         Raises:
             DataError: The API refuses, or gives none.
         """
-        answer = self._ask(f"{self._files_url}/{quote(name, safe='')}/url", {})
+        answer = self._ask(f"{self._files_url}/{name}/url", {})
         url = answer.get("temporaryDownloadUrl") if isinstance(answer, dict) else None
-        if not isinstance(url, str) or not url.isprintable() or len(url) > 16_384:
+        if not isinstance(url, str):
             raise DataError(f"{self._shown}/{name}/url: the answer holds no temporaryDownloadUrl; expected one")
         return url
-
-    def _page(self, params: Mapping[str, str]) -> dict[str, Any]:
-        page = self._ask(self._files_url, params)
-        good = (
-            isinstance(page, dict)
-            and isinstance(page.get("files"), list)
-            and isinstance(page.setdefault("isTruncated", False), bool)
-        )
-        if not good:
-            raise DataError(f"{self._shown}: the answer is no list of files; is it the address of the right service?")
-        return dict(page)
 
     def _ask(self, url: str, params: Mapping[str, str]) -> Any:
         try:
             return self._web.json(url, params)
         except AnswerError as error:
-            advice = {
-                400: "; check --dataset and --version",
-                401: f"; the key in {KEY_VARIABLE} is not accepted: {KEY_ADVICE}",
-                403: f"; the key in {KEY_VARIABLE} is not accepted or has expired: {KEY_ADVICE}",
-                404: "; is there such a dataset, version and file? See https://dataplatform.knmi.nl",
-            }.get(error.status, "")
-            raise AnswerError(f"{error}{advice}", error.status) from None
-
-    def _is_past(self, prefix: str, name: str, span: TimeSpan) -> bool:
-        """Tell whether this name, and so all that sort after it, begin after the span."""
-        times = times_of_name(name)
-        return name.startswith(prefix) and times is not None and times[0] >= span.stop_s
+            advice = "check --dataset and --version"
+            if error.status in (401, 403):
+                advice = f"the key in {KEY_VARIABLE} is not accepted or has expired: {KEY_ADVICE}"
+            raise AnswerError(f"{error}; {advice}", error.status) from None
 
 
 def times_of_name(name: str) -> tuple[int, int] | None:
@@ -185,13 +151,11 @@ def times_of_name(name: str) -> tuple[int, int] | None:
 
     Daily tars and yearly zips name their first and last frame, other files their one time.
     """
-    span, single = SPAN.search(name), TIME.search(name)
-    if span is not None:
-        texts = (span.group(1) + span.group(2), span.group(3) + span.group(4))
-    elif single is not None:
-        texts = (f"{single.group(1)}{single.group(2):0<6}",) * 2
-    else:
+    match = TIMES.search(name)
+    if match is None:
         return None
+    first_day, first_time, last_day, last_time = match.groups()
+    texts = (f"{first_day}{first_time:0<6}", f"{last_day or first_day}{last_time or first_time:0<6}")
     try:
         first, last = (datetime.strptime(text, "%Y%m%d%H%M%S").replace(tzinfo=UTC) for text in texts)
     except ValueError:

@@ -1,13 +1,11 @@
 """A web server on this machine that answers as KNMI's Open Data API and its file store do, faults included."""
 
-import base64
 import email.utils
-import hashlib
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,7 +36,9 @@ class Knmi:
             "429:date", a status, "reset", "cut:BYTES", "redirect", "html", "slow" or "" for none; the last one, after
             "*", stays.
         ranges: Whether the store knows Range.
-        md5: Content-MD5 given, right or wrong.
+        modified: When the files were last changed.
+        etag: Version mark of every file.
+        after_data: Called once when an answer of the store was sent.
         log: The requests.
     """
 
@@ -47,9 +47,10 @@ class Knmi:
     page_files: int = 1000
     script: dict[str, list[str]] = field(default_factory=dict)
     ranges: bool = True
-    md5: str = ""
+    modified: str = "2020-01-01T00:00:00Z"
     etag: str = '"one"'
     repeat_token: bool = False
+    after_data: Callable[[], None] | None = None
     log: list[Request] = field(default_factory=list)
     api_url: str = ""
     store_url: str = ""
@@ -115,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             {
                 "filename": name,
                 "size": knmi.sizes.get(name, len(knmi.files[name])),
-                "lastModified": "2020-01-01T00:00:00Z",
+                "lastModified": knmi.modified,
             }
             for name in shown
         ]
@@ -153,12 +154,12 @@ class _Handler(BaseHTTPRequestHandler):
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             status, headers["Content-Range"] = 206, f"bytes {start}-{len(data) - 1}/{len(data)}"
             data = data[start:]
-        elif knmi.md5:
-            right = base64.b64encode(hashlib.md5(data).digest()).decode()
-            headers["Content-MD5"] = right if knmi.md5 == "right" else base64.b64encode(bytes(16)).decode()
         if kind == "cut":
             self._answer(status, data[: int(detail)], headers, claimed=len(data))
             self.close_connection = True
+            if knmi.after_data is not None:
+                knmi.after_data()
+                knmi.after_data = None
         elif kind == "slow":
             self._answer(status, data[: len(data) // 2], headers, claimed=len(data))
             self.wfile.flush()
