@@ -182,7 +182,7 @@ def test_weights_that_have_seen_the_test_part_are_refused(
     """The pretraining held out the last fifth; of a validation part that begins before it is warned."""
     leaks = {"init_from": pretrained, "run__steps": 1, "optim__warmup_steps": 0}
     with pytest.raises(
-        ConfigError, match=r"was trained on .*, and the test part of this run is .*how well it remember"
+        ConfigError, match=r"the test part of this run .* share frames with the train part of .*how well it remember"
     ):
         train(arguments(shards, tmp_path / "run", **leaks, data__test_share=0.4, data__guard_h=0))
     assert not (tmp_path / "run").exists()

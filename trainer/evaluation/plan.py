@@ -17,13 +17,14 @@ from ...data.store.storage import Storage
 from ...data.windows.plan import evaluation_plan
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from ...models.nowcasting.motion import LEVELS
+from ..checkpoint.seen import SYNTHETIC, Spans, listed
 from ..forecasting.forecaster import RunForecaster
 from ..settings.data import ArchiveConfig
 from ..settings.evaluation import EvaluateConfig
-from ..training.windows import open_archive, split_archive
+from ..training.windows import open_archive, split_archive, window_times
 from ..verification.rows import Settings, WindowId
 from .contestants import FITTED, Entry, TrainingPart
-from .overlap import SYNTHETIC, Spans, listed, overlaps, recorded_spans
+from .overlap import check_overlaps, frames_seen
 
 ADVECTION_PIXELS = 2 * LEVELS[0]
 LOG = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Plan:
 
     def issue_s(self, row_n: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Give the end times of the windows' last past frames, epoch seconds."""
-        return first_times(self.index, self.table)[row_n] + (self.frames_in - 1) * self.index.cadence_s
+        return window_times(self.index, self.table).first_s[row_n] + (self.frames_in - 1) * self.index.cadence_s
 
     def rows(self, limit: int | None) -> npt.NDArray[np.int64]:
         """Give the rows of the table that are scored, in order."""
@@ -100,9 +101,8 @@ def make_plan(
             f"{ADVECTION_PIXELS} a side and more: leave it out"
         )
     caveats = [line for run in runs.values() for line in (*_grid_caveats(run, index), *_more_leads(run, frames[1]))]
-    first_s = first_times(index, table)
     for run in runs.values():
-        caveats += overlaps(config, run, first_s, window, index)
+        caveats += check_overlaps(config, run, window_times(index, table), index.source)
     if config.split == "validation" and runs:
         caveats.append("The runs' best checkpoints were chosen on this very part: their scores are a little too good.")
     minutes = tuple(index.cadence_s * (lead + 1) / 60 for lead in range(frames[1]))
@@ -131,12 +131,6 @@ def make_plan(
     )
 
 
-def first_times(index: Index, table: WindowTable) -> npt.NDArray[np.int64]:
-    """Give the end time of each window's first frame, epoch seconds."""
-    start_s = np.array([entry.start_s for entry in index.sequences], np.int64)
-    return start_s[table.sequence] + table.start.astype(np.int64) * index.cadence_s
-
-
 def _split(config: EvaluateConfig, index: Index, runs: Mapping[str, RunForecaster]) -> Spans:
     """Give the spans of the parts: the runs' own, or those of the settings."""
     needed = config.split != "all"
@@ -153,18 +147,18 @@ def _split(config: EvaluateConfig, index: Index, runs: Mapping[str, RunForecaste
             f"data.{stated[0]} is set, but the runs' records say how the archive is split; leave out "
             f"{', '.join(f'data.{name}' for name in stated)}"
         )
-    spans = {name: recorded_spans(run.data, run.path) for name, run in runs.items()}
+    spans = {name: frames_seen(run).spans for name, run in runs.items()}
     first = next(iter(spans))
-    for name, parts in spans.items():
-        if needed and not parts[config.split]:
+    for name, own in spans.items():
+        if needed and not own[config.split]:
             raise ConfigError(
                 f"{name} was trained without a {config.split} part ({runs[name].path}); score another split, or `all` "
                 "of an archive that it was not trained on"
             )
-        if needed and parts[config.split] != spans[first][config.split]:
+        if needed and own[config.split] != spans[first][config.split]:
             raise ConfigError(
                 f"{first} and {name} were trained with different {config.split} parts: "
-                f"{listed(spans[first][config.split])} and {listed(parts[config.split])}; score them one by one, or "
+                f"{listed(spans[first][config.split])} and {listed(own[config.split])}; score them one by one, or "
                 "with --split all on an archive that neither was trained on"
             )
     return spans[first]

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from ...data.errors import ConfigError, DataError
 from ...data.exit_codes import ExitCode
-from ...data.sequences import TimeSpan
 from ...data.shards.index import Index
 from ...models.masking import num_visible
 from ...models.nowcasting.nowcaster import Nowcaster
 from ...models.nowcasting.smaat_unet import SmaAtUNet
 from ...models.patches import PATCH
-from ...models.weights.manifest import MANIFEST_NAME, CheckpointError, step_folders
+from ...models.weights.manifest import CheckpointError, step_folders
 from ...models.weights.transfer import InitReport, init_from
-from ..checkpoint.folder import BEST_FOLDER, CHECKPOINTS_FOLDER, STATE_FILE, Loaded, load, save
-from ..checkpoint.state import TrainState, parse_state
+from ..checkpoint.folder import BEST_FOLDER, CHECKPOINTS_FOLDER, Loaded, load, save
+from ..checkpoint.seen import SeenFrames, state_beside
+from ..checkpoint.state import TrainState
 from ..engine.engine import Engine
 from ..forecasting.build import build_nowcaster
 from ..processes.entry import StopSignal
@@ -30,6 +30,7 @@ from .build import build_nowcast_task
 from .nowcast_held_out import NONFINITE, NowcastHeldOut
 from .nowcast_task import NowcastTask
 from .run import TrainingRun, run_training
+from .windows import window_times
 
 LOG = logging.getLogger(__name__)
 CHOICES = {"csi": ("held_out_csi", 1), "mse": ("held_out_mse", -1), "loss": (EVALUATED, -1)}
@@ -102,7 +103,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
             ConfigError: That layer would be frozen as it was made, or the weights have seen the test part.
         """
         config, last = self.config.model, LAST_LAYER[self.config.model.name]
-        origin = _state_beside(source)
+        origin = state_beside(source)
         if origin is not None:
             self._compare_with(origin, source)
         fresh = {name: tensor.clone() for name, tensor in self.model.state_dict().items() if name.startswith(last)}
@@ -131,18 +132,14 @@ class Finetuning(TrainingRun[FinetuneConfig]):
                 )  # fmt: skip
         if origin.data.get("source") != self.windows.index.source:
             return
-        trained = [TimeSpan(**span) for span in origin.data.get("spans", {}).get("train", ())]
-        for part in ("validation", "test"):
-            shared = [
-                (span, seen)
-                for span in self.windows.spans[part]
-                for seen in trained
-                if span.start_s < seen.stop_s and seen.start_s < span.stop_s
-            ]
-            if not shared:
+        seen = SeenFrames.read(origin.data)
+        for part, table in (("validation", self.windows.held_out), ("test", self.windows.test)):
+            if seen is None or table is None:
                 continue
-            own_span, seen_span = shared[0]
-            what = f"init_from: {source} was trained on {seen_span}, and the {part} part of this run is {own_span}"
+            shared = seen.shared("train", window_times(self.windows.index, table), str(source))
+            if shared is None:
+                continue
+            what = f"init_from: in the {part} part of this run {shared}"
             if part == "test":
                 raise ConfigError(
                     f"{what}: a score there would say how well it remembers. Start from a run that held it out (the "
@@ -264,14 +261,6 @@ class Finetuning(TrainingRun[FinetuneConfig]):
             f"--models {shlex.quote(str(self.folder))} persistence --out {shlex.quote(str(self.folder / 'scores'))}"
         )
         return places
-
-
-def _state_beside(source: Path) -> TrainState | None:
-    """Read the state of the checkpoint that a file of weights belongs to; None for a file that stands alone."""
-    state = source.parent / STATE_FILE
-    if not (state.is_file() and source.parent.joinpath(MANIFEST_NAME).is_file()):
-        return None
-    return parse_state(state, state.read_bytes())
 
 
 def _head_of(origin: TrainState | None) -> str:

@@ -16,6 +16,7 @@ from ...data.store.storage import Storage, open_storage
 from ...data.stream.stream import Stream
 from ...data.windows.mixing import check_batches, default_block_bytes, default_lanes
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
+from ..checkpoint.seen import WindowTimes
 from ..settings.data import ArchiveConfig, WindowsConfig
 
 LOG = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Windows:
         index: What they hold.
         train: Windows to train on.
         held_out: Windows to evaluate on while training; None where nothing is held out.
+        test: Windows that are never read while training; None where there is no such part.
         spans: Times of the parts "train", "validation" and "test".
     """
 
@@ -40,6 +42,7 @@ class Windows:
     index: Index
     train: WindowTable
     held_out: WindowTable | None
+    test: WindowTable | None
     spans: dict[str, tuple[TimeSpan, ...]]
 
     def names(self, window_b: np.ndarray) -> list[str]:
@@ -61,6 +64,13 @@ class Windows:
             "scale_mmh": scales_mmh.pop() if len(scales_mmh) == 1 else None,
             "spans": {part: [asdict(span) for span in some] for part, some in self.spans.items()},
         }
+
+
+def window_times(index: Index, table: WindowTable) -> WindowTimes:
+    """Look up the end times of the windows' frames."""
+    start_s = np.array([entry.start_s for entry in index.sequences], np.int64)
+    first_s = start_s[table.sequence] + table.start.astype(np.int64) * index.cadence_s
+    return WindowTimes(first_s=first_s, num_frames=table.window, cadence_s=index.cadence_s)
 
 
 def split_archive(index: Index, config: ArchiveConfig) -> dict[str, tuple[TimeSpan, ...]]:
@@ -149,12 +159,11 @@ def open_windows(config: WindowsConfig, window: int) -> Windows:
     spans = split_archive(index, config)
     train = _part(index, config, window, spans, "train")
     held_out = _part(index, config, window, spans, "validation") if spans["validation"] else None
-    if spans["test"]:
-        # Not for use here: that the test part holds no window would else be found out after days of training.
-        _part(index, config, window, spans, "test")
+    # Selected here too, so that a test part without a window is found before days of training.
+    test = _part(index, config, window, spans, "test") if spans["test"] else None
     if config.guard_h == 0 and (spans["validation"] or spans["test"]):
         LOG.warning("data.guard_h is 0: one rain system may stand in both the training and the held-out part")
-    return Windows(storage=storage, index=index, train=train, held_out=held_out, spans=spans)
+    return Windows(storage=storage, index=index, train=train, held_out=held_out, test=test, spans=spans)
 
 
 def _part(

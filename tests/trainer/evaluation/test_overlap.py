@@ -14,8 +14,9 @@ from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index, load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.trainer.checkpoint.folder import save
+from rainspark.trainer.checkpoint.seen import SYNTHETIC, WindowTimes, starting_states
 from rainspark.trainer.checkpoint.state import TrainState
-from rainspark.trainer.evaluation.overlap import SYNTHETIC, ancestors, overlaps
+from rainspark.trainer.evaluation.overlap import check_overlaps
 from rainspark.trainer.evaluation.plan import _place_caveats
 from rainspark.trainer.forecasting.forecaster import RunForecaster
 from rainspark.trainer.settings.evaluation import EvaluateConfig, parse_evaluation
@@ -59,7 +60,7 @@ def asked(*more: str) -> EvaluateConfig:
 
 
 def found(config: EvaluateConfig, model: RunForecaster, index: Index) -> list[str]:
-    return overlaps(config, model, FIRST_S, 6, index)
+    return check_overlaps(config, model, WindowTimes(first_s=FIRST_S, num_frames=6, cadence_s=300), index.source)
 
 
 def test_one_shared_frame_is_refused_and_one_frame_less_is_told(index: Index) -> None:
@@ -114,7 +115,7 @@ def test_weights_that_have_seen_the_windows_are_followed_back(tmp_path: Path, in
 
 def test_runs_that_start_from_each_other_come_to_an_end(tmp_path: Path) -> None:
     folder = saved(tmp_path / "x", FinetuneConfig, described(0, 1), "--init_from", str(tmp_path / "x"))
-    assert len(list(ancestors(run(described(0, 1), folder)))) == 1
+    assert len(list(starting_states(str(folder)))) == 1
 
 
 def test_places_on_the_map_are_told_by_their_corners() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rainspark.data.errors import ConfigError
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.stream.stream import Batch
+from rainspark.trainer.checkpoint.seen import WindowTimes
 from rainspark.trainer.evaluation.contestants import BASELINES, read_entries, windows_of
-from rainspark.trainer.evaluation.overlap import meets
 from rainspark.trainer.settings.data import ArchiveConfig, WindowsConfig
 from rainspark.trainer.settings.evaluation import LISTS, EvaluateConfig, parse_evaluation
 
@@ -133,7 +133,9 @@ def test_a_window_meets_a_span_when_one_of_its_frames_ends_in_it(
     span = TimeSpan(start_s=start_s, stop_s=start_s + length_s)
     ends = [first + cadence_s * frame for frame in range(window)]
     expected = any(span.start_s <= end < span.stop_s for end in ends)
-    assert meets(np.array([first]), window, cadence_s, span).tolist() == [expected]
+    assert WindowTimes(first_s=np.array([first]), num_frames=window, cadence_s=cadence_s).inside([span]).tolist() == [
+        expected
+    ]
 
 
 def test_windows_are_cut_out_of_batches_as_rain() -> None:
