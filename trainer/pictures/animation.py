@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...data.shards.palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS
 from ...data.store.storage import open_storage
-from .forecasts import NONFINITE_COLOUR, Case, Stage, forecast_label, shortened
+from .forecasts import NONFINITE_COLOUR, Case, Stage, shortened
 
 RADAR_MS: Final = 180
 FORECAST_MS: Final = 320
@@ -19,6 +19,8 @@ REST_MS: Final = 900
 """How long the last radar frame and the last forecast frame stand."""
 
 GIF_COLOURS: Final = 256
+CODE: Final = np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+"""Turns red, green and blue into a number of 24 bits."""
 
 
 def animation_frames(case: Case, title: str) -> tuple[list[npt.NDArray[np.uint8]], list[int]]:
@@ -35,28 +37,32 @@ def animation_frames(case: Case, title: str) -> tuple[list[npt.NDArray[np.uint8]
     """
     models = list(case.forecasts_mmh)
     with_observed = case.observed_mmh_thw is not None
-    stage = Stage(case, len(models) + with_observed, title)
-    named = len(models) + with_observed > 1
-    pictures, durations_ms = [], []
-    for frame in range(len(case.radar_mmh_thw)):
+    num_panels = len(models) + with_observed
+    stage = Stage(case, num_panels, title)
+    pictures = []
+
+    for frame, image in enumerate(case.radar_images()):
         step = frame - len(case.radar_mmh_thw) + 1
-        labels = [f"{shortened(model)}: radar" if named else "radar" for model in models]
+        labels = [f"{shortened(model)}: radar" if num_panels > 1 else "radar" for model in models]
         if with_observed:
             labels = ["Radar", *labels]
-        clock = f"{case.clock(step)}   radar {case.lead_text(step)}"
-        pictures.append(stage.draw([case.radar_image(frame)] * len(labels), labels, clock, step))
-        durations_ms.append(RADAR_MS if step else REST_MS)
+        pictures.append(
+            stage.draw([image] * num_panels, labels, f"{case.clock(step)}   radar {case.lead_text(step)}", step)
+        )
+
     for lead in range(case.num_leads):
         step = lead + 1
         text = f"forecast {case.lead_text(step)}"
-        heads = [shortened(model) if named else text for model in models]
-        labels = [forecast_label(case, model, lead, head) for model, head in zip(models, heads, strict=True)]
+        labels = [case.label(model, lead, shortened(model) if num_panels > 1 else text) for model in models]
         images = [case.forecast_image(model, lead) for model in models]
         if with_observed:
-            labels, images = ["Radar: what came", *labels], [case.observed_image(lead), *images]
+            labels = ["Radar: what came", *labels]
+            images = [case.observed_image(lead), *images]
         pictures.append(stage.draw(images, labels, f"{case.clock(step)}   {text}", step))
-        durations_ms.append(FORECAST_MS)
-    durations_ms[-1] = REST_MS
+
+    durations_ms = [RADAR_MS] * len(case.radar_mmh_thw) + [FORECAST_MS] * case.num_leads
+    for last in (len(case.radar_mmh_thw) - 1, -1):
+        durations_ms[last] = REST_MS
     return pictures, durations_ms
 
 
@@ -83,51 +89,44 @@ def write_gif(path: Path, pictures: Sequence[npt.NDArray[np.uint8]], durations_m
             f"{len(pictures)} pictures of shapes {sorted({picture.shape for picture in pictures})} and "
             f"{len(durations_ms)} durations; expected at least one picture, one shape, and a duration each"
         )
-    packed = [_packed(picture) for picture in pictures]
-    palette, index_of = _palette(packed)
-    frames = []
-    for codes_hw in packed:
-        frame = Image.fromarray(index_of[codes_hw], mode="P")
+    codes_thw = np.stack([picture.astype(np.int32) @ CODE for picture in pictures])
+    palette, index_of = _palette(codes_thw)
+    frames = [Image.fromarray(index_of[codes_hw], mode="P") for codes_hw in codes_thw]
+    for frame in frames:
         frame.putpalette(palette.tobytes())
-        frames.append(frame)
+
     buffer = io.BytesIO()
-    frames[0].save(
-        buffer, format="GIF", save_all=True, append_images=frames[1:], duration=list(durations_ms), loop=0,
-        optimize=False, disposal=1,
-    )  # fmt: skip
+    options: dict[str, Any] = {"loop": 0, "optimize": False, "disposal": 1}
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=list(durations_ms), **options)
     open_storage(path.parent).write(path.name, buffer.getvalue())
 
 
-def _packed(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    """Give a number a colour, (height, width)."""
-    red, green, blue = (picture[..., channel].astype(np.int32) for channel in range(3))
-    return red << 16 | green << 8 | blue
-
-
-def _palette(packed: Sequence[npt.NDArray[np.int32]]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def _palette(codes_thw: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Choose 256 colours: the scale's own first, then the most frequent; every other takes the nearest of them.
+
+    Args:
+        codes_thw: Colours as numbers of 24 bits.
 
     Returns:
         (palette, (256, 3); the palette's index of every 24-bit colour that occurs, (2**24,))
     """
-    scale = [DRY_COLOUR, *RAIN_COLOURS, MISSING_COLOUR, NONFINITE_COLOUR]
-    chosen = [int(colour[1:], 16) for colour in scale]
-    counts: dict[int, int] = {}
-    for codes_hw in packed:
-        codes, times = np.unique(codes_hw, return_counts=True)
-        for code, count in zip(codes.tolist(), times.tolist(), strict=True):
-            counts[code] = counts.get(code, 0) + count
-    others = sorted(counts.keys() - set(chosen), key=lambda code: (-counts[code], code))
-    chosen += others[: GIF_COLOURS - len(chosen)]
+    scale = [int(colour[1:], 16) for colour in (DRY_COLOUR, *RAIN_COLOURS, MISSING_COLOUR, NONFINITE_COLOUR)]
+    codes, counts = np.unique(codes_thw, return_counts=True)
+    others = codes[np.lexsort((codes, -counts))]
+    others = others[~np.isin(others, scale)]
+    num_others = GIF_COLOURS - len(scale)
+    chosen = np.concatenate([scale, others[:num_others]])
+
     palette = np.zeros((GIF_COLOURS, 3), dtype=np.uint8)
-    palette[: len(chosen)] = [_unpacked(code) for code in chosen]
+    palette[: len(chosen)] = _parts(chosen)
     index_of = np.zeros(1 << 24, dtype=np.uint8)
     index_of[chosen] = np.arange(len(chosen), dtype=np.uint8)
-    used = palette[: len(chosen)].astype(np.int32)
-    for code in others[GIF_COLOURS - len(scale) :]:
-        index_of[code] = np.argmin(((used - np.array(_unpacked(code))) ** 2).sum(axis=1))
+
+    for code in others[num_others:]:
+        index_of[code] = np.argmin(((_parts(chosen) - _parts(code)) ** 2).sum(axis=-1))
     return palette, index_of
 
 
-def _unpacked(code: int) -> tuple[int, int, int]:
-    return code >> 16, code >> 8 & 255, code & 255
+def _parts(codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Split colours into red, green and blue."""
+    return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1)

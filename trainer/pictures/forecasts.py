@@ -21,10 +21,12 @@ from .panels import (
     DOTS_PER_INCH,
     GAP_INCHES,
     INK,
+    add_panel,
     hatch_missing,
     missing_patch,
     panel_grid,
     rain_legend,
+    write_line,
     write_png,
 )
 
@@ -76,30 +78,30 @@ class Case:
             )
         if not self.forecasts_mmh:
             raise ValueError("a case without forecasts; expected at least one model")
-        expected = (self.num_leads, *shape[1:])
         if (self.observed_mmh_thw is None) != (self.observed_valid_thw is None):
             raise ValueError("observed_mmh_thw and observed_valid_thw belong together; one of them is None")
-        others: dict[str, npt.NDArray[np.generic]] = dict(self.forecasts_mmh)
-        if self.observed_mmh_thw is not None and self.observed_valid_thw is not None:
-            others |= {"observed_mmh_thw": self.observed_mmh_thw, "observed_valid_thw": self.observed_valid_thw}
+
+        expected = (self.num_leads, *shape[1:])
+        others: dict[str, npt.NDArray[Any] | None] = dict(self.forecasts_mmh)
+        others |= {"observed_mmh_thw": self.observed_mmh_thw, "observed_valid_thw": self.observed_valid_thw}
         for name, values in others.items():
-            if values.shape != expected or 0 in expected:
+            if values is not None and (values.shape != expected or 0 in expected):
                 raise ValueError(f"{name} has shape {values.shape}; expected {expected}")
 
     @property
     def num_leads(self) -> int:
-        """Number of lead times."""
+        """Count the lead times."""
         return len(next(iter(self.forecasts_mmh.values())))
 
     @property
     def seen_hw(self) -> npt.NDArray[np.bool_]:
-        """True where the radar measured in at least one input frame: elsewhere a forecast rests on nothing."""
+        """Mark the pixels measured in at least one input frame, (rows, cols): elsewhere a forecast rests on nothing."""
         seen_hw: npt.NDArray[np.bool_] = np.any(self.radar_valid_thw, axis=0)
         return seen_hw
 
-    def radar_image(self, frame: int) -> npt.NDArray[np.uint8]:
-        """Colour an input frame, (rows, cols, 3)."""
-        return rgb(self.radar_mmh_thw[frame], ~self.radar_valid_thw[frame])
+    def radar_images(self) -> npt.NDArray[np.uint8]:
+        """Colour the input frames, (frames, rows, cols, 3)."""
+        return rgb(self.radar_mmh_thw, ~self.radar_valid_thw)
 
     def observed_image(self, lead: int) -> npt.NDArray[np.uint8]:
         """Colour what the radar saw at a lead (0 is the first), (rows, cols, 3)."""
@@ -111,12 +113,17 @@ class Case:
         """Colour a model's forecast at a lead, (rows, cols, 3); what is not finite stands out."""
         field_hw = self.forecasts_mmh[model][lead]
         image = rgb(field_hw, ~self.seen_hw)
-        image[~np.isfinite(field_hw) & self.seen_hw] = _bytes_of(NONFINITE_COLOUR)
+        image[~np.isfinite(field_hw) & self.seen_hw] = list(bytes.fromhex(NONFINITE_COLOUR[1:]))
         return image
 
     def num_nonfinite(self, model: str, lead: int) -> int:
         """Count the pixels of a forecast that are no finite number where the radar had measured."""
         return int((~np.isfinite(self.forecasts_mmh[model][lead]) & self.seen_hw).sum())
+
+    def label(self, model: str, lead: int, text: str) -> str:
+        """Add to a panel's label how many pixels of its forecast are no finite number."""
+        count = self.num_nonfinite(model, lead)
+        return f"{text} ({count} px no number)" if count else text
 
     def clock(self, step: int) -> str:
         """Write the end time of a frame, `step` cadences after the last radar frame."""
@@ -130,8 +137,7 @@ class Case:
     def legend_patches(self, *, hatched: bool = True) -> list[Patch]:
         """Give the patches of the neutral colours that occur; missing pixels are hatched or plain."""
         patches = []
-        known = [self.radar_valid_thw, *([] if self.observed_valid_thw is None else [self.observed_valid_thw])]
-        if not all(valid_thw.all() for valid_thw in known):
+        if not all(valid is None or valid.all() for valid in (self.radar_valid_thw, self.observed_valid_thw)):
             patches.append(missing_patch(hatched=hatched))
         if any(self.num_nonfinite(model, lead) for model in self.forecasts_mmh for lead in range(self.num_leads)):
             patches.append(Patch(facecolor=NONFINITE_COLOUR, edgecolor="#666666", linewidth=0.4, label="not a number"))
@@ -151,27 +157,37 @@ class Stage:
         rows, cols = case.radar_mmh_thw.shape[1:]
         across = num_panels if num_panels < 3 else 2 if num_panels <= 4 else 3
         down = -(-num_panels // across)
+
         # Whole screen pixels for a radar pixel: nothing is blurred, and no row is drawn twice as thick as the next.
         zoom = max(1, round((_PANEL_PIXELS if num_panels == 1 else _SMALL_PANEL_PIXELS) / cols))
         panel_width, panel_height = zoom * cols / DOTS_PER_INCH, zoom * rows / DOTS_PER_INCH
         width = max(2 * _MARGIN_INCHES + across * panel_width + (across - 1) * GAP_INCHES, 4.4)
         height = _HEAD_INCHES + down * (panel_height + _LABEL_INCHES) + _FOOT_INCHES
+
         self._figure = Figure(figsize=(width, height), facecolor="white", dpi=DOTS_PER_INCH)
         self._canvas = FigureCanvasAgg(self._figure)
-        self._write(title, 0.2, 10)
-        self._clock = self._write("", 0.45, 12.5)
+        write_line(self._figure, title, 0.2, 10, letter=0.58)
+        self._clock = write_line(self._figure, "", 0.45, 12.5, letter=0.58)
         self._clock.set_fontweight("bold")
+
         self._images: list[AxesImage] = []
         self._labels: list[Text] = []
         # In points times letters, a letter being about 0.56 of the font size wide: a long name is set smaller.
         self._label_room = 72 * panel_width / 0.56
+
         left_inches = (width - across * panel_width - (across - 1) * GAP_INCHES) / 2
         for panel in range(num_panels):
             line, column = divmod(panel, across)
             left = left_inches + column * (panel_width + GAP_INCHES)
             bottom = height - _HEAD_INCHES - (line + 1) * (panel_height + _LABEL_INCHES)
-            box = (left / width, bottom / height, panel_width / width, panel_height / height)
-            self._add_panel(box, case, with_scale=panel == 0)
+            axis = add_panel(self._figure, left, bottom, panel_width, panel_height)
+            blank = np.zeros((rows, cols, 3), dtype=np.uint8)
+            self._images.append(axis.imshow(blank, interpolation="nearest", aspect="auto"))
+            label: dict[str, Any] = {"fontsize": 8.5, "color": INK, "va": "bottom", "parse_math": False}
+            self._labels.append(axis.text(0, 1.015, "", transform=axis.transAxes, **label))
+            if panel == 0:
+                scale_bar(axis, case.pixel_km)
+
         self._add_time_line(case, left_inches, width, height)
         rain_legend(self._figure, case.legend_patches(hatched=False))
 
@@ -189,44 +205,24 @@ class Stage:
         Returns:
             The picture, (height, width, 3), 0..255.
         """
-        for shown, image in zip(self._images, images, strict=True):
-            shown.set_data(image)
+        for field, image in zip(self._images, images, strict=True):
+            field.set_data(image)
         for text, label in zip(self._labels, labels, strict=True):
             text.set_text(label)
             text.set_fontsize(min(8.5, self._label_room / max(len(label), 1)))
         self._clock.set_text(clock)
         self._clock.set_color(ACCENT if step > 0 else INK)
+
+        # The time line: dark up to the last radar frame, then in colour.
         start = 0 if step > 0 else self._first_step
         self._now.set_x(start)
         self._now.set_width(step - start)
         self._now.set_facecolor(ACCENT if step > 0 else INK)
         self._past.set_visible(step > 0)
+
         canvas: Any = self._canvas
         canvas.draw()
         return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
-
-    def _write(self, text: str, from_top: float, points: float) -> Text:
-        width, height = self._figure.get_size_inches()
-        points_that_fit = 72 * 0.96 * width / (0.58 * max(len(text), 1))
-        return self._figure.text(
-            0.5, 1 - from_top / height, text, ha="center", va="center", fontsize=min(points, points_that_fit),
-            color=INK, parse_math=False,
-        )  # fmt: skip
-
-    def _add_panel(self, box: tuple[float, float, float, float], case: Case, *, with_scale: bool) -> None:
-        axis = self._figure.add_axes(box)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        for spine in axis.spines.values():
-            spine.set_color("#888888")
-            spine.set_linewidth(0.6)
-        blank = np.zeros((*case.radar_mmh_thw.shape[1:], 3), dtype=np.uint8)
-        self._images.append(axis.imshow(blank, interpolation="nearest", aspect="auto"))
-        self._labels.append(
-            axis.text(0, 1.015, "", transform=axis.transAxes, fontsize=8.5, color=INK, va="bottom", parse_math=False)
-        )
-        if with_scale:
-            scale_bar(axis, case.pixel_km)
 
     def _add_time_line(self, case: Case, left_inches: float, width: float, height: float) -> None:
         """Draw a bar that fills: dark for radar frames, coloured for forecast ones."""
@@ -250,15 +246,9 @@ def forecast_frames(case: Case, model: str, title: str) -> list[npt.NDArray[np.u
     for lead in range(case.num_leads):
         step = lead + 1
         clock = f"{case.clock(step)}   {case.lead_text(step)}"
-        label = forecast_label(case, model, lead, "forecast")
+        label = case.label(model, lead, "forecast")
         pictures.append(stage.draw([case.forecast_image(model, lead)], [label], clock, step))
     return pictures
-
-
-def forecast_label(case: Case, model: str, lead: int, text: str) -> str:
-    """Add to a panel's label what is wrong with its pixels."""
-    count = case.num_nonfinite(model, lead)
-    return f"{text} ({count} px no number)" if count else text
 
 
 def forecast_beside_radar(path: Path, case: Case, *, leads: Sequence[int], title: str) -> None:
@@ -277,6 +267,7 @@ def forecast_beside_radar(path: Path, case: Case, *, leads: Sequence[int], title
     wrong = [lead for lead in leads if not 1 <= lead <= case.num_leads]
     if wrong or not leads:
         raise ValueError(f"leads are {list(leads)}; expected at least one of 1 to {case.num_leads}")
+
     rows, cols = case.radar_mmh_thw.shape[1:]
     names = ([] if case.observed_mmh_thw is None else [None]) + list(case.forecasts_mmh)
     figure, axes = panel_grid((len(names), rows, cols), len(leads), title, _BESIDE_INCHES)
@@ -286,15 +277,18 @@ def forecast_beside_radar(path: Path, case: Case, *, leads: Sequence[int], title
         for column, lead in enumerate(leads):
             axis = axes[line][column]
             if name is None:
-                image, missing_hw = case.observed_image(lead - 1), ~_observed_valid(case)[lead - 1]
+                assert case.observed_valid_thw is not None
+                image = case.observed_image(lead - 1)
+                missing_hw = ~case.observed_valid_thw[lead - 1]
             else:
-                image, missing_hw = case.forecast_image(name, lead - 1), ~case.seen_hw
+                image = case.forecast_image(name, lead - 1)
+                missing_hw = ~case.seen_hw
             axis.imshow(image, interpolation="nearest")
-            if missing_hw.any():
-                hatch_missing(axis, missing_hw)
+            hatch_missing(axis, missing_hw)
             if line == 0:
                 heading = f"{case.lead_text(lead)}   {case.clock(lead)[11:16]} UTC"
                 axis.set_title(heading, fontsize=9, color=INK, pad=5)
+
     scale_bar(axes[0][0], case.pixel_km)
     rain_legend(figure, case.legend_patches())
     write_png(figure, path)
@@ -307,23 +301,16 @@ def scale_bar(axis: Axes, pixel_km: float) -> None:
     most_km = 0.3 * (right - left) * pixel_km
     power = 10 ** np.floor(np.log10(most_km))
     length_km = next(float(digit * power) for digit in (5, 2, 1) if digit * power <= most_km)
-    x, y = left + 0.04 * (right - left), high - 0.05 * (high - low)
+
+    x = left + 0.04 * (right - left)
+    y = high - 0.05 * (high - low)
     halo = [patheffects.withStroke(linewidth=3, foreground="white")]
     axis.plot([x, x + length_km / pixel_km], [y, y], color=INK, linewidth=1.6, path_effects=halo, solid_capstyle="butt")
     axis.text(x, y - 0.015 * (high - low), f"{length_km:g} km", fontsize=7, color=INK, va="bottom", path_effects=halo)
     axis.set_xlim(left, right)
 
 
-def _observed_valid(case: Case) -> npt.NDArray[np.bool_]:
-    assert case.observed_valid_thw is not None
-    return case.observed_valid_thw
-
-
 def shortened(name: str, most: int = 26) -> str:
     """Cut a long name in its middle: the ends tell runs apart."""
     half = (most - 1) // 2
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
-
-
-def _bytes_of(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

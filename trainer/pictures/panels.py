@@ -1,8 +1,9 @@
 """Pictures of what a model makes of rain, on one colour scale, and the parts that all pictures share."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import Text
 
 from ...data.shards.palette import DRY_COLOUR, MASKED_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
 from ...data.whole_file import write_whole
@@ -55,55 +57,52 @@ def reconstruction_picture(
         ValueError: shapes that do not belong together.
         OSError: the file cannot be written.
     """
-    _check_shapes(radar_mmh_thw, visible_hw, reconstruction_mmh_thw, valid_thw, frame_titles, patch, prediction_mmh_thw)
+    maps = {"reconstruction": reconstruction_mmh_thw, "valid": valid_thw, "prediction": prediction_mmh_thw}
+    _check_shapes(radar_mmh_thw.shape, maps, visible_hw, patch, len(frame_titles))
     missing_thw = np.isnan(radar_mmh_thw) if valid_thw is None else np.isnan(radar_mmh_thw) | ~valid_thw
     visible_pixels_hw = np.kron(visible_hw, np.ones((patch, patch), dtype=bool)).astype(bool)
     filled_thw = np.where(visible_pixels_hw, radar_mmh_thw, reconstruction_mmh_thw)
-    share = 1 - visible_hw.mean()
-    heads = ["Radar", f"What the network saw ({share:.0%} masked)", "Reconstruction of the masked part"]
-    columns = [radar_mmh_thw, radar_mmh_thw, filled_thw]
+    columns = {
+        "Radar": radar_mmh_thw,
+        f"What the network saw ({1 - visible_hw.mean():.0%} masked)": radar_mmh_thw,
+        "Reconstruction of the masked part": filled_thw,
+    }
     if prediction_mmh_thw is not None:
-        heads, columns = [*heads, "The network everywhere"], [*columns, prediction_mmh_thw]
+        columns["The network everywhere"] = prediction_mmh_thw
 
     figure, axes = panel_grid(radar_mmh_thw.shape, len(columns), title)
     for row, frame_title in enumerate(frame_titles):
         axes[row][0].set_ylabel(frame_title, fontsize=8, color=INK)
-        for column, field_thw in enumerate(columns):
+        for axis, field_thw in zip(axes[row], columns.values(), strict=True):
             # What the network made of pixels without radar cannot be judged: they stay grey in every column.
-            missing_hw = missing_thw[row]
-            axis = axes[row][column]
-            axis.imshow(rgb(field_thw[row], missing_hw), interpolation="nearest")
-            if missing_hw.any():
-                hatch_missing(axis, missing_hw)
-            if column == 1:
-                _cover(axis, ~visible_hw, patch)
-            if row == 0:
-                axis.set_title(heads[column], fontsize=9, color=INK, pad=5)
+            axis.imshow(rgb(field_thw[row], missing_thw[row]), interpolation="nearest")
+            hatch_missing(axis, missing_thw[row])
+        _cover(axes[row][1], ~visible_hw, patch)
+    for axis, head in zip(axes[0], columns, strict=True):
+        axis.set_title(head, fontsize=9, color=INK, pad=5)
+
     neutral = [Patch(facecolor=MASKED_COLOUR, edgecolor="#6b727d", label="masked")]
     rain_legend(figure, [*neutral, missing_patch()] if missing_thw.any() else neutral)
     write_png(figure, path)
 
 
 def _check_shapes(
-    radar_mmh_thw: npt.NDArray[np.floating],
+    shape: tuple[int, ...],
+    maps: Mapping[str, npt.NDArray[Any] | None],
     visible_hw: npt.NDArray[np.bool_],
-    reconstruction_mmh_thw: npt.NDArray[np.floating],
-    valid_thw: npt.NDArray[np.bool_] | None,
-    frame_titles: Sequence[str],
     patch: int,
-    prediction_mmh_thw: npt.NDArray[np.floating] | None,
+    num_titles: int,
 ) -> None:
-    shape = radar_mmh_thw.shape
+    """Refuse maps that have another shape than the radar, (frames, rows, cols), and what does not fit it besides."""
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"radar_mmh_thw has shape {shape}, expected (frames, rows, cols)")
-    others = {"reconstruction": reconstruction_mmh_thw, "valid": valid_thw, "prediction": prediction_mmh_thw}
-    for name, other in others.items():
-        if other is not None and other.shape != shape:
-            raise ValueError(f"{name} has shape {other.shape}, expected the radar's, {shape}")
+    for name, values in maps.items():
+        if values is not None and values.shape != shape:
+            raise ValueError(f"{name} has shape {values.shape}, expected the radar's, {shape}")
     if (visible_hw.shape[0] * patch, visible_hw.shape[1] * patch) != shape[1:]:
         raise ValueError(f"visible_hw has shape {visible_hw.shape}; with patch {patch} it does not tile {shape[1:]}")
-    if len(frame_titles) != shape[0]:
-        raise ValueError(f"{len(frame_titles)} frame titles for {shape[0]} frames; expected one each")
+    if num_titles != shape[0]:
+        raise ValueError(f"{num_titles} frame titles for {shape[0]} frames; expected one each")
 
 
 def panel_grid(
@@ -120,45 +119,59 @@ def panel_grid(
     Returns:
         The figure, and its axes by line and column.
     """
-    num_frames, rows, cols = shape
+    num_lines, rows, cols = shape
     panel_width, panel_height = panel_inches, panel_inches * rows / cols
     width = SIDE_INCHES + num_columns * (panel_width + GAP_INCHES)
-    height = _TITLE_INCHES + num_frames * (panel_height + GAP_INCHES) + _FOOT_INCHES
+    height = _TITLE_INCHES + num_lines * (panel_height + GAP_INCHES) + _FOOT_INCHES
     figure = Figure(figsize=(width, height), facecolor="white", dpi=DOTS_PER_INCH)
     FigureCanvasAgg(figure)
+
     heading, _, note = title.partition("\n")
-    for text, points, from_top in ((heading, 11, 0.22), (note, 8, 0.44)):
-        # A letter is about 0.6 of the font size wide: a long line is set smaller, not cut off.
-        points_that_fit = 72 * 0.96 * width / (0.6 * max(len(text), 1))
-        y = 1 - from_top / height
-        # A name may hold a dollar sign, and is no formula.
-        size = min(points, points_that_fit)
-        figure.text(0.5, y, text, ha="center", va="center", fontsize=size, color=INK, parse_math=False)
-    axes: list[list[Axes]] = []
-    for row in range(num_frames):
-        bottom = height - _TITLE_INCHES - (row + 1) * panel_height - row * GAP_INCHES
-        line = []
-        for column in range(num_columns):
-            left = SIDE_INCHES + column * (panel_width + GAP_INCHES)
-            box = (left / width, bottom / height, panel_width / width, panel_height / height)
-            axis = figure.add_axes(box)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            for spine in axis.spines.values():
-                spine.set_color("#888888")
-                spine.set_linewidth(0.6)
-            line.append(axis)
-        axes.append(line)
+    write_line(figure, heading, 0.22, 11, letter=0.6)
+    write_line(figure, note, 0.44, 8, letter=0.6)
+
+    axes: list[list[Axes]] = [[] for _ in range(num_lines)]
+    for line, column in np.ndindex(num_lines, num_columns):
+        bottom = height - _TITLE_INCHES - (line + 1) * panel_height - line * GAP_INCHES
+        left = SIDE_INCHES + column * (panel_width + GAP_INCHES)
+        axes[line].append(add_panel(figure, left, bottom, panel_width, panel_height))
     return figure, axes
+
+
+def write_line(figure: Figure, text: str, from_top: float, points: float, *, letter: float) -> Text:
+    """Write a line of text, centred; a long one is set smaller, not cut off.
+
+    Args:
+        figure: To write on.
+        text: The line; a name in it may hold a dollar sign, and is no formula.
+        from_top: Inches below the upper edge.
+        points: Size of the font.
+        letter: Width of a letter as a share of that.
+    """
+    width, height = figure.get_size_inches()
+    size = min(points, 72 * 0.96 * width / (letter * max(len(text), 1)))
+    y = 1 - from_top / height
+    return figure.text(0.5, y, text, ha="center", va="center", fontsize=size, color=INK, parse_math=False)
+
+
+def add_panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Add axes without ticks, in a thin grey frame; all arguments in inches."""
+    whole_width, whole_height = figure.get_size_inches()
+    axis = figure.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_color("#888888")
+        spine.set_linewidth(0.6)
+    return axis
 
 
 def hatch_missing(axis: Axes, missing_hw: npt.NDArray[np.bool_]) -> None:
     """Draw the hatching of missing pixels, (rows, cols), over a panel."""
-    # imshow's pixel centres are whole numbers, and so are contourf's: the half level runs between the two kinds.
-    rows, cols = np.arange(missing_hw.shape[0]), np.arange(missing_hw.shape[1])
-    if min(missing_hw.shape) < 2:
+    if not missing_hw.any() or min(missing_hw.shape) < 2:
         return
-    filled = axis.contourf(cols, rows, missing_hw.astype(float), levels=[0.5, 1.5], colors="none", hatches=["////"])
+    # imshow's pixel centres are whole numbers, and so are contourf's: the half level runs between the two kinds.
+    filled = axis.contourf(missing_hw.astype(float), levels=[0.5, 1.5], colors="none", hatches=["////"])
     filled.set_edgecolor("#8c8c8c")
     filled.set_linewidth(0)
 
@@ -183,6 +196,7 @@ def rain_legend(figure: Figure, neutral: Sequence[Patch]) -> None:
     bar = figure.add_axes((SIDE_INCHES / width, 0.42 / height, bar_inches / width, 0.17 / height))
     for position, colour in enumerate((DRY_COLOUR, *RAIN_COLOURS)):
         bar.add_patch(Rectangle((position, 0), 1, 1, facecolor=colour, edgecolor="#888888", linewidth=0.4))
+
     bar.set_xlim(0, num_classes)
     bar.set_ylim(0, 1)
     bar.set_yticks([])
@@ -191,17 +205,11 @@ def rain_legend(figure: Figure, neutral: Sequence[Patch]) -> None:
     for spine in bar.spines.values():
         spine.set_visible(False)
     bar.set_title("Rain rate in mm/h (below 0.1: dry)", fontsize=8, color=INK, loc="left", pad=4)
-    if not neutral:
-        return
-    figure.legend(
-        handles=list(neutral),
-        loc="center right",
-        bbox_to_anchor=(1 - GAP_INCHES / width, 0.5 / height),
-        fontsize=8,
-        labelcolor=INK,
-        frameon=False,
-        borderaxespad=0,
-    )
+
+    if neutral:
+        style: dict[str, Any] = {"fontsize": 8, "labelcolor": INK, "frameon": False, "borderaxespad": 0}
+        anchor = (1 - GAP_INCHES / width, 0.5 / height)
+        figure.legend(handles=list(neutral), loc="center right", bbox_to_anchor=anchor, **style)
 
 
 def write_png(figure: Figure, path: Path) -> None:
