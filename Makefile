@@ -20,21 +20,22 @@ $(READY): setup.py .ci/constraints.txt .ci/compiler
 
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(BIN)/python -m rainspark.data.sources.synthetic --out $(DEMO)/radar --hours 24 --seed 1 --size 192
-	$(BIN)/python -m rainspark.data.pack knmi $(DEMO)/radar --out $(DEMO)/shards
+	$(BIN)/rainspark storms --out $(DEMO)/radar --hours 24 --seed 1 --size 192
+	$(BIN)/rainspark pack knmi $(DEMO)/radar --out $(DEMO)/shards
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process $$(nproc) trainer/pretrain.py --config configs/demo.yaml --data.shards $(DEMO)/shards --run.dir $(DEMO)/run
-	$(BIN)/python -m rainspark.models.weights export $(DEMO)/run --out $(DEMO)/encoder.safetensors
+		--num_cpu_threads_per_process $$(nproc) trainer/pretrain.py --config demo --data.shards $(DEMO)/shards --run.dir $(DEMO)/run
+	$(BIN)/rainspark weights export $(DEMO)/run --out $(DEMO)/encoder.safetensors
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process $$(nproc) trainer/finetune.py --config configs/demo_nowcast.yaml --data.shards $(DEMO)/shards \
+		--num_cpu_threads_per_process $$(nproc) trainer/finetune.py --config demo_nowcast --data.shards $(DEMO)/shards \
 		--init_from $(DEMO)/run --run.dir $(DEMO)/nowcast
-	$(BIN)/python trainer/evaluate.py --data.shards $(DEMO)/shards --split test \
+	$(BIN)/rainspark evaluate --data.shards $(DEMO)/shards --split test \
 		--models $(DEMO)/nowcast persistence extrapolation --limit 8 --out $(DEMO)/scores --report $(DEMO)/report
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.figures
 
 # One thread a process: on tensors this small threads wait for each other, and some tests start two processes.
 test: $(READY)
