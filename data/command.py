@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from .credentials import redact
 from .errors import ConfigError, DataError
 from .exit_codes import ExitCode
 from .frames import printable
-from .redaction import redact
 
 TYPE_WORDS: Final[dict[Any, str]] = {int: "INT", float: "FLOAT", Path: "PATH"}
 GOES_ON: Final = "; the same command goes on where it stopped"

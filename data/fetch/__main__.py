@@ -17,12 +17,13 @@ from typing import Final
 from tqdm import tqdm
 
 from ..command import GOES_ON, CommandParser, run_command
+from ..credentials import check_credentials, variable
 from ..errors import DataError
 from ..json_checks import shown
 from ..sequences import TimeSpan
 from ..store.storage import Storage, open_storage
 from .download import Downloader
-from .knmi_api import API_URL, DATASETS, KEY_ADVICE, KEY_VARIABLE, KnmiApi, RemoteFile
+from .knmi_api import API_URL, DATASETS, KnmiApi, RemoteFile
 from .web import AnswerError, Web
 
 PARTS_FOLDER: Final = ".fetching"
@@ -161,10 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = FetchOptions(**vars(make_parser().parse_args(argv)))
 
     def work() -> int:
-        key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not key.isascii() or not key.isprintable() or key == "" or " " in key:
-            raise DataError(f"{KEY_VARIABLE} is not set, or to no key; expected an API key of KNMI: {KEY_ADVICE}")
-        fetch_knmi(options, key)
+        check_credentials("knmi", options.api)
+        fetch_knmi(options, variable("KNMI_API_KEY"))
         if not options.dry_run:
             sys.stdout.write(f"fetched       {shown(options.out)}\n")
         return 0
@@ -189,7 +188,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of `rainspark fetch`."""
     parser = CommandParser(prog="rainspark fetch", description=__doc__)
     knmi = parser.add_subparsers(required=True, metavar="SERVICE").add_parser(
-        "knmi", help=f"KNMI's Open Data API; the key comes from {KEY_VARIABLE}"
+        "knmi", help="KNMI's Open Data API; the key comes from KNMI_API_KEY"
     )
     known = "; ".join(f"{name}: {dataset.what}" for name, dataset in DATASETS.items())
     add = knmi.add_argument

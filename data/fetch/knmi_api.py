@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from ..credentials import ADVICE, redact
 from ..errors import DataError
 from ..json_checks import shown
-from ..redaction import redact
 from ..sequences import TimeSpan
 from .web import AnswerError, Web
 
 API_URL: Final = "https://api.dataplatform.knmi.nl/open-data"
-KEY_VARIABLE: Final = "KNMI_API_KEY"
-KEY_ADVICE: Final = (
-    "ask for a free one at https://developer.dataplatform.knmi.nl/open-data-api (registered: 1000 requests an hour; "
-    f"that page shows a public anonymous one too) and set it: export {KEY_VARIABLE}=..."
-)
 PAGE_FILES: Final = 1000
 MAX_FILE_BYTES: Final = 2**42
 # Names become files of the user's disk: no folders, nothing hidden, nothing that steers a terminal.
@@ -142,7 +137,7 @@ class KnmiApi:
         except AnswerError as error:
             advice = "check --dataset and --version"
             if error.status in (401, 403):
-                advice = f"the key in {KEY_VARIABLE} is not accepted or has expired: {KEY_ADVICE}"
+                advice = f"the key in KNMI_API_KEY is not accepted or has expired: {ADVICE['knmi']}"
             raise AnswerError(f"{error}; {advice}", error.status) from None
 
 

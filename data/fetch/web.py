@@ -13,9 +13,9 @@ from tqdm import tqdm
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError
 
+from ..credentials import redact
 from ..errors import DataError
 from ..json_checks import shown
-from ..redaction import redact
 
 TIMEOUTS_S: Final = (20.0, 30.0)
 """For a connection, and for the next bytes."""

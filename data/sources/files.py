@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, NoReturn
 
+from ..credentials import redact
 from ..errors import DataError
-from ..redaction import redact
 from . import archives
 from .archives import Member
 

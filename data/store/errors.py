@@ -6,8 +6,8 @@ from typing import Final, TypeVar
 
 from obstore.exceptions import BaseError
 
+from ..credentials import ADVICE, redact
 from ..errors import DamagedError, DataError
-from ..redaction import redact
 from .retries import TransientError
 
 RAISED_BY_OBSTORE: Final = (BaseError, OSError, ValueError)
@@ -108,8 +108,7 @@ def judge(place: str, action: str, error: Exception) -> TransientError | DataErr
         clock = "this machine's clock, " if code in _CLOCK_CODES else ""
         return DataError(
             f"{place}: could not {action}: the store refuses access: {reason}; check {clock}the rights on this object "
-            "and the credentials in the environment (for s3:// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
-            "AWS_SESSION_TOKEN and AWS_REGION; AWS_SKIP_SIGNATURE=true reads public buckets)"
+            f"and the credentials in the environment: {ADVICE.get(place.partition(':')[0], 'none are sent')}"
         )
     if status is None and not _LASTING.search(text):
         return TransientError(reason)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
+from ..credentials import redact
 from ..errors import DataError
-from ..redaction import redact
 from .names import Traffic
 
 _Result = TypeVar("_Result")

@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from ..credentials import redact
 from ..errors import DamagedError, DataError
-from ..redaction import redact
 from ..whole_file import PARTIAL_SUFFIX, writing_whole
 from .names import Traffic, already_there, beyond_end, check_name, check_range
 

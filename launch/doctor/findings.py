@@ -85,7 +85,7 @@ def number(count: int, noun: str) -> str:
 
 def guarded(what: str, code: int, work: Callable[[], list[Finding]]) -> list[Finding]:
     """Do a check; what it raises is its finding, without secrets."""
-    from ...data.redaction import redact
+    from ...data.credentials import redact
 
     try:
         return work()

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ...data.command import CommandParser
+from ...data.credentials import redact
 from ...data.errors import DataError
 from ...data.frames import printable
-from ...data.redaction import redact
 from ...data.store.storage import URL_SCHEME, Storage, open_storage
 from ...models.weights.manifest import MANIFEST_NAME, STEP_FOLDER, CheckpointError, step_folders, verify_folder
 from .transfer import finished_in, pull, pull_latest, verify_in

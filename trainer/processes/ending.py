@@ -10,8 +10,8 @@ import traceback
 from contextlib import suppress
 from typing import Final, NoReturn
 
+from ...data.credentials import redact
 from ...data.frames import printable
-from ...data.redaction import redact
 
 THREAD_NAME: Final = "tracker "
 """Beginning of the names of threads that a process leaves behind without waiting: those that serve trackers."""

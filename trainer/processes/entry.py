@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
+from ...data.credentials import RedactingFormatter
 from ...data.exit_codes import ExitCode
-from ...data.redaction import RedactingFormatter
 from .agreement import code_of
 from .ending import end_process, end_with_parent, flush_output, report_thread_error, write_error
 from .heartbeat import ENDED_WITH

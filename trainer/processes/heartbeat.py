@@ -14,9 +14,9 @@ from typing import Final, NoReturn
 
 from torch.distributed.distributed_c10d import Store
 
+from ...data.credentials import redact
 from ...data.exit_codes import ExitCode
 from ...data.frames import printable
-from ...data.redaction import redact
 from .rendezvous import Verdict, declare, read_verdict
 from .table import Beat, Seen, keep_older, name_late, publication, silent_ranks
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ...data.credentials import looks_secret
 from ...data.errors import ConfigError
-from ...data.redaction import looks_secret
 from .experiment import FinetuneConfig, PretrainConfig, TrainingConfig, leaves
 from .help import help_text, type_words
 from .recipes import find_config

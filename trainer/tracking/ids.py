@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ...data.redaction import redact
+from ...data.credentials import redact
 from ...data.whole_file import write_whole
 
 IDS_FILE: Final = "trackers.json"

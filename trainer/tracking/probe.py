@@ -2,8 +2,8 @@
 
 import threading
 
+from ...data.credentials import redact
 from ...data.fetch.web import knock
-from ...data.redaction import redact
 from ..processes.ending import THREAD_NAME
 
 

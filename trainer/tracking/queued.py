@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
-from ...data.redaction import redact
+from ...data.credentials import redact
 from ..processes.ending import THREAD_NAME
 
 QUEUE_LENGTH: Final = 4096

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
-from ...data.redaction import looks_secret, redact
+from ...data.credentials import looks_secret, redact
 from .ids import ServiceRun
 from .probe import ask
 from .queued import Tracker, describe

@@ -1,10 +1,14 @@
 """Secrets in messages: whatever is around them, they are not shown."""
 
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rainspark.data.redaction import HIDDEN, redact
+from rainspark.data.credentials import HIDDEN, check_credentials, redact
+from rainspark.data.errors import DataError
 
 SECRETS = st.text("ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz0123456789", min_size=24, max_size=40)
 AROUND = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40)
@@ -49,15 +53,52 @@ def test_values_of_secret_variables_are_hidden_in_every_form(secret: str, before
             assert secret not in redact(f"{before}{form}{after}")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY",
-     "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_SECRET", "GOOGLE_BEARER_TOKEN", "GOOGLE_SERVICE_ACCOUNT_KEY",
-     "KNMI_API_KEY", "NEPTUNE_API_TOKEN", "WANDB_API_KEY", "HTTP_PASSWORD"],
-)  # fmt: skip
-def test_the_variables_of_the_stores_are_known(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+VARIABLES = """
+    AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID AWS_SESSION_TOKEN AZURE_STORAGE_ACCOUNT_KEY AZURE_STORAGE_SAS_TOKEN
+    AZURE_CLIENT_SECRET GOOGLE_BEARER_TOKEN GOOGLE_SERVICE_ACCOUNT_KEY KNMI_API_KEY NEPTUNE_API_TOKEN WANDB_API_KEY
+    HTTP_PASSWORD"""
+
+
+@pytest.mark.parametrize("name", VARIABLES.split())
+def test_the_variables_of_the_services_are_known(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "CANARYVALUE")
     assert redact("found CANARYVALUE, expected x") == f"found {HIDDEN}, expected x"
+
+
+@pytest.mark.parametrize(
+    ("service", "variables", "are_enough"),
+    [
+        ("s3", {}, False),
+        ("s3", {"AWS_ACCESS_KEY_ID": "a"}, False),
+        ("s3", {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, True),
+        ("s3", {"AWS_SKIP_SIGNATURE": "Yes"}, True),
+        ("s3", {"AWS_SKIP_SIGNATURE": "false"}, False),
+        ("s3", {"AWS_EC2_METADATA_DISABLED": "false"}, True),
+        ("s3", {"AWS_EC2_METADATA_DISABLED": "true"}, False),
+        ("gs", {}, False),
+        ("gs", {"GOOGLE_APPLICATION_CREDENTIALS": "/key.json"}, True),
+        ("gs", {"HOME": "{home}"}, True),
+        ("az", {"AZURE_STORAGE_ACCOUNT_KEY": "a"}, False),
+        ("az", {"AZURE_STORAGE_ACCOUNT_KEY": "a", "AZURE_STORAGE_ACCOUNT_NAME": "b"}, True),
+        ("az", {"AZURE_STORAGE_USE_EMULATOR": "1"}, True),
+    ],
+)
+def test_credentials_are_looked_for_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str, variables: dict[str, str], are_enough: bool
+) -> None:
+    home = tmp_path / "home"
+    (home / ".config" / "gcloud").mkdir(parents=True)
+    (home / ".config" / "gcloud" / "application_default_credentials.json").write_bytes(b"{}")
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_", "GCE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in {"HOME": str(tmp_path), **variables}.items():
+        monkeypatch.setenv(name, value.format(home=home))
+
+    if are_enough:
+        check_credentials(service, "place")
+    else:
+        with pytest.raises(DataError, match=r"^place: no credentials in the environment; set "):
+            check_credentials(service, "place")
 
 
 def test_what_is_no_secret_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,50 @@
-"""Keeps secrets out of messages: the errors of network libraries quote addresses, headers and replies."""
+"""Credentials: which environment variables hold them, what they look like, and how they are kept out of messages."""
 
 import logging
 import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote, quote_plus
+
+from .errors import DataError
+
+YES: Final = frozenset({"1", "true", "on", "yes", "y"})
+_AZURE_KEYS: Final = """
+    AZURE_STORAGE_ACCOUNT_KEY AZURE_STORAGE_ACCESS_KEY AZURE_STORAGE_MASTER_KEY AZURE_STORAGE_SAS_KEY
+    AZURE_STORAGE_SAS_TOKEN AZURE_STORAGE_TOKEN AZURE_FEDERATED_TOKEN_FILE AZURE_CLIENT_SECRET
+    AZURE_STORAGE_CLIENT_SECRET AZURE_MSI_ENDPOINT AZURE_IDENTITY_ENDPOINT AZURE_SKIP_SIGNATURE=true
+    AZURE_USE_AZURE_CLI=true"""
+CREDENTIALS: Final[Mapping[str, str]] = {
+    # AWS_EC2_METADATA_DISABLED is the AWS tools' own switch; said outright to be off, the machine's role is meant.
+    "s3": """AWS_ACCESS_KEY_ID+AWS_SECRET_ACCESS_KEY AWS_WEB_IDENTITY_TOKEN_FILE AWS_METADATA_ENDPOINT
+        AWS_CONTAINER_CREDENTIALS_RELATIVE_URI AWS_CONTAINER_CREDENTIALS_FULL_URI
+        AWS_SKIP_SIGNATURE=true AWS_EC2_METADATA_DISABLED=false""",
+    "gs": """GOOGLE_APPLICATION_CREDENTIALS GOOGLE_SERVICE_ACCOUNT GOOGLE_SERVICE_ACCOUNT_PATH
+        GOOGLE_SERVICE_ACCOUNT_KEY GOOGLE_BEARER_TOKEN GCE_METADATA_HOST GOOGLE_SKIP_SIGNATURE=true
+        ~/.config/gcloud/application_default_credentials.json""",
+    "az": "AZURE_STORAGE_USE_EMULATOR=true "
+    + " ".join(f"AZURE_STORAGE_ACCOUNT_NAME+{key}" for key in _AZURE_KEYS.split()),
+    "knmi": "KNMI_API_KEY",
+}
+"""Where credentials come from, by service: environment variables, or files of its own tool, of which one suffices.
+
+Joined by `+`, all of them are needed; `NAME=true` is a switch that asks for none, or for the machine's own.
+"""
+ADVICE: Final[Mapping[str, str]] = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN for temporary ones; `aws configure "
+    "export-credentials --format env` prints those of a profile) and AWS_REGION, or AWS_SKIP_SIGNATURE=true for a "
+    "public bucket, or AWS_EC2_METADATA_DISABLED=false to use the role of the machine",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT to the path of a key file (or run `gcloud auth "
+    "application-default login`), or GOOGLE_SKIP_SIGNATURE=true for a public bucket, or GCE_METADATA_HOST to use the "
+    "account of the machine",
+    "az": "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_TOKEN, or "
+    "AZURE_CLIENT_ID, AZURE_CLIENT_SECRET and AZURE_TENANT_ID, or AZURE_SKIP_SIGNATURE=true for a public container, or "
+    "AZURE_IDENTITY_ENDPOINT for the machine's identity",
+    "knmi": "ask for a free key at https://developer.dataplatform.knmi.nl/open-data-api (registered: 1000 requests an "
+    "hour; that page shows a public anonymous one too) and set it: export KNMI_API_KEY=...",
+}
 
 HIDDEN: Final = "[hidden]"
 MIN_SECRET_CHARACTERS: Final = 6
@@ -49,6 +89,26 @@ _RULES: Final = (
 )
 
 
+def check_credentials(service: str, where: str) -> None:
+    """Check that there are credentials of a service, right or wrong.
+
+    Raises:
+        DataError: There are none; names `where`, and what to set.
+    """
+    if not any(all(_is_given(name) for name in choice.split("+")) for choice in CREDENTIALS[service].split()):
+        raise DataError(f"{where}: no credentials in the environment; {ADVICE[service]}")
+
+
+def variable(name: str) -> str:
+    """Read an environment variable; "" where it is not set."""
+    return os.environ.get(name, "").strip()
+
+
+def is_on(name: str) -> bool:
+    """Tell whether an environment variable says yes."""
+    return variable(name).lower() in YES
+
+
 def redact(text: str) -> str:
     """Replace what may be a secret by "[hidden]".
 
@@ -84,6 +144,16 @@ class RedactingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Write one record."""
         return redact(super().format(record))
+
+
+def _is_given(choice: str) -> bool:
+    """Tell whether a variable is set, a switch has its value, or a file is there."""
+    name, _, value = choice.partition("=")
+    if name.startswith("~"):
+        return Path(name).expanduser().is_file()
+    if value == "true":
+        return is_on(name)
+    return variable(name).lower() == value if value else variable(name) != ""
 
 
 def _environment_secrets() -> list[str]:
