@@ -28,6 +28,8 @@ REQUIRES = [
     # Completion by Tab, of sub-commands and of settings: jsonargparse asks for it where it is installed.
     "argcomplete>=3",
     "safetensors>=0.5",
+    # Reads the JSON of archives into our dataclasses, every key and type checked; DeepSpeed brings it anyway.
+    "pydantic>=2.10",
     "tensorboard>=2.15",
     "matplotlib>=3.8",
     "pillow>=10",

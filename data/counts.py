@@ -1,19 +1,18 @@
-"""Turn rain rates into counts of 0.01 mm/h, and say what that changed."""
+"""Turn rain rates into counts of 0.01 mm/h, and measure what that changes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import DataError
+from .json_checks import Count, Limits
 from .units import MISSING_COUNT
 
 QUANTUM_MMH: Final = 0.01
-"""mm/h a count of sources that are requantised (DESIGN.md, Units)."""
-
-
+"""mm/h a count of sources that are requantised."""
 MAX_COUNT: Final = MISSING_COUNT - 1
 """Largest count of a measurement, 655.34 mm/h at that scale: no gauge on Earth holds a higher rate for minutes."""
 
@@ -27,11 +26,11 @@ class Rounding:
         clamped: Pixels above the range, set to its largest count.
     """
 
-    max_error_mmh: float = 0.0
-    clamped: int = 0
+    max_error_mmh: Annotated[float, Limits(ge=0)] = 0.0
+    clamped: Count = 0
 
     def plus(self, other: "Rounding") -> "Rounding":
-        """Put two together."""
+        """Merge two: the larger change, and all clamped pixels."""
         return Rounding(
             max_error_mmh=max(self.max_error_mmh, other.max_error_mmh), clamped=self.clamped + other.clamped
         )
@@ -49,7 +48,7 @@ def requantise(
 
     Args:
         rain_mmh: mm/h, (values,).
-        pixel_of: Says which pixel a value is.
+        pixel_of: Names the pixel of a value by its position.
 
     Raises:
         DataError: A rate that is negative beyond half a count, or infinite.
@@ -62,10 +61,12 @@ def requantise(
             f"pixel {pixel_of(first)} is {rain_mmh[first]:g} mm/h (one of {int(wrong.sum())}); expected finite rates "
             "of 0 and more: remove the file, or tell its producer"
         )
+
     exact = np.where(missing, 0.0, rain_mmh) / QUANTUM_MMH
     rounded = np.clip(np.rint(exact), 0, MAX_COUNT)
     above = exact > MAX_COUNT + 0.5
     error = float(np.max(np.abs(rounded - exact), initial=0.0, where=~above)) * QUANTUM_MMH
+
     counts = rounded.astype(np.uint16)
     counts[missing] = MISSING_COUNT
     return counts, Rounding(max_error_mmh=error, clamped=int(np.count_nonzero(above)))

@@ -1,21 +1,22 @@
 """What a radar frame is: counts, scale, missing code, end time and grid. Times are integer epoch seconds, UTC."""
 
+import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import DataError
+from .json_checks import JsonRecord, read_json
 
-CROP_TEXT = re.compile(r"(\d{1,9}):(\d{1,9}),(\d{1,9}):(\d{1,9})", re.ASCII)
+CROP_TEXT: Final = re.compile(r"(\d{1,9}):(\d{1,9}),(\d{1,9}):(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(JsonRecord):
     """A regular map grid; row 0 lies in the north.
 
     Attributes:
@@ -35,7 +36,7 @@ class Grid:
     y0_km: float
 
     def cropped(self, crop: "Crop") -> "Grid":
-        """Give the grid of a part of this one.
+        """Cut a part out of the grid.
 
         Raises:
             DataError: The crop reaches outside the grid.
@@ -56,11 +57,14 @@ class Grid:
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
-        """Read the fields back; raises DataError for a missing, unknown or mistyped one."""
-        checked = _checked_fields(cls, values, {"pixel_km": float, "projection": str, "x0_km": float, "y0_km": float})
-        if checked["rows"] < 1 or checked["cols"] < 1:
-            raise DataError(f"a grid of {checked['rows']} x {checked['cols']} pixels; expected at least 1 x 1")
-        return cls(**checked)
+        """Read the fields back; raises DataError for a missing, unknown or mistyped one, or a grid without pixels."""
+        try:
+            grid = read_json(cls, json.dumps(values).encode())
+        except DataError as error:
+            raise DataError(f"grid: {error}") from error
+        if grid.rows < 1 or grid.cols < 1:
+            raise DataError(f"a grid of {grid.rows} x {grid.cols} pixels; expected at least 1 x 1")
+        return grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +102,8 @@ class Crop:
             )
 
     def __str__(self) -> str:
-        """Write the crop as `parse_crop` reads it."""
+        """Format the crop as `parse_crop` reads it."""
         return f"{self.row0}:{self.row1},{self.col0}:{self.col1}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Any) -> Self:
-        """Read the fields back; raises DataError for a missing, unknown or mistyped one."""
-        return cls(**_checked_fields(cls, values, {}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +128,7 @@ class Frame:
 
 
 def parse_crop(text: str) -> Crop:
-    """Read a crop such as "284:572,225:513" (rows, columns; the ends are exclusive).
+    """Parse a crop such as "284:572,225:513" (rows, columns; the ends are exclusive).
 
     Raises:
         DataError: The text is no crop, or the rectangle holds no pixels.
@@ -141,37 +136,15 @@ def parse_crop(text: str) -> Crop:
     match = CROP_TEXT.fullmatch(text)
     if match is None:
         raise DataError(f"crop {text!r} was not understood; expected ROW0:ROW1,COL0:COL1, for example 284:572,225:513")
-    row0, row1, col0, col1 = (int(part) for part in match.groups())
+    row0, row1, col0, col1 = map(int, match.groups())
     return Crop(row0=row0, row1=row1, col0=col0, col1=col1)
 
 
 def printable(text: str) -> str:
-    """Write a message for people: line ends stay, what else would steer a terminal is spelt out."""
+    """Spell out the characters of a message that would steer a terminal; line ends stay."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def iso_time(time_s: int) -> str:
-    """Write a time for people: epoch seconds -> "2010-08-26T00:05:00Z"."""
+    """Format a time: epoch seconds -> "2010-08-26T00:05:00Z"."""
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _checked_fields(cls: type, values: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """Check that `values` holds exactly a dataclass's fields, each of its kind (int where `kinds` says nothing)."""
-    names = [field.name for field in fields(cls)]
-    what = cls.__name__.lower()
-    if not isinstance(values, dict):
-        raise DataError(f"{what} is {type(values).__name__}; expected an object with the keys {', '.join(names)}")
-    for name in (*names, *values):
-        if name not in values or name not in names:
-            raise DataError(f"{what}: key {name!r} is {'missing' if name in names else 'unknown'}")
-    checked: dict[str, Any] = {}
-    for name in names:
-        kind, value = kinds.get(name, int), values[name]
-        good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-        if not good:
-            raise DataError(f"{what}: key {name!r} is {value!r:.80}; expected a value of type {kind.__name__}")
-        try:
-            checked[name] = float(value) if kind is float else value
-        except OverflowError as error:
-            raise DataError(f"{what}: key {name!r} is a whole number beyond every measure") from error
-    return checked

@@ -1,72 +1,79 @@
-"""Values that were read from JSON files: which keys, types and ranges they may have; and JSON written one way only."""
+"""Records as JSON: written in one way only, and read back with every key, type and range checked."""
 
 import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar, cast
 
 from .errors import DataError
-from .frames import Crop, Grid
 
-# Annotation -> the JSON type it is read from.
-JSON_TYPES: Final[Mapping[Any, tuple[type, ...]]] = {
-    int: (int,),
-    float: (int, float),
-    str: (str,),
-    Crop: (dict,),
-    Grid: (dict,),
-}
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
+_Item = TypeVar("_Item")
+_Record = TypeVar("_Record", bound="JsonRecord")
 
-def canonical(values: Any) -> bytes:
-    """Write JSON in one way only: sorted keys, no spaces, ASCII, no NaN."""
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+MOST_LISTED: Final = 1000
+"""Errors of one record that are looked at one by one: a list of them takes far more memory than the file."""
 
 
-def parse_json(data: bytes) -> Any:
-    """Read JSON text of finite numbers, every key once; raises ValueError (JSONDecodeError too) or RecursionError."""
-    return json.loads(
-        data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_distinct
-    )
+class JsonRecord:
+    """A frozen dataclass that JSON is read into: exact types, finite numbers, and no keys but its fields."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
 
-def typed(cls: type, values: Any, where: str) -> dict[str, Any]:
-    """Check that `values` is an object with exactly a dataclass's fields, each of the JSON type it is read from.
+class Limits:
+    """What a field of a `JsonRecord` may hold beyond its type, in pydantic's words."""
+
+    def __init__(self, **limits: Any) -> None:
+        """Take the limits, such as `ge=0`."""
+        self._limits = limits
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Add the limits to what pydantic checks of the field."""
+        return {**handler(source), **self._limits}
+
+
+# The first wrong item of an array is enough: millions of errors would take gigabytes.
+Listed = Annotated[tuple[_Item, ...], Limits(fail_fast=True)]
+Count = Annotated[int, Limits(ge=0)]
+Share = Annotated[float, Limits(ge=0, le=1)]
+Digest = Annotated[str, Limits(pattern="^[0-9a-f]{64}$")]
+
+
+def canonical(value: Any) -> bytes:
+    """Write JSON in one way only: sorted keys, no spaces, ASCII, no NaN; a dataclass's fields unless they are None."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_filled_fields)
+    return text.encode("ascii")
+
+
+def read_json(cls: type[_Record], data: bytes) -> _Record:
+    """Read JSON text, UTF-8, into a record.
 
     Raises:
-        DataError: Naming `where` and the key.
+        DataError: It is no JSON, a key stands in an object twice, or a key or value is not as the class declares it;
+            names the key, and quotes the value in 80 characters at most.
     """
-    if not isinstance(values, dict):
-        raise DataError(f"{where} is of type {type(values).__name__}; expected an object")
-    known = {field.name: field.type for field in fields(cls)}
-    for name in (*known, *values):
-        if name not in values or name not in known:
-            raise DataError(f"{where}: key {name!r} is {'missing' if name in known else 'unknown'}")
-    checked = {}
-    for name, kind in known.items():
-        value = values[name]
-        expected = JSON_TYPES.get(kind, (dict,) if str(kind).startswith("dict") else (list,))
-        if type(value) not in expected:
-            raise DataError(f"{where}: key {name!r} is {value!r:.80}; expected {expected[-1].__name__}")
-        checked[name] = as_float(value, f"{where}: key {name!r}") if kind is float else value
-    return checked
+    import pydantic
 
-
-def as_float(value: float, where: str) -> float:
-    """Turn a JSON number into a float; raises DataError for one that is beyond every float."""
     try:
-        return float(value)
-    except OverflowError as error:
-        raise DataError(f"{where} is a whole number beyond every measure; copy or pack it again") from error
+        # pydantic takes the last one of equal keys in silence.
+        json.loads(data, object_pairs_hook=_refuse_repeated_keys)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"it is no JSON ({error})") from error
+
+    try:
+        record: _Record = _adapter(cast(Any, cls)).validate_json(data)
+    except pydantic.ValidationError as error:
+        raise DataError(_first_problem(error)) from error
+    return record
 
 
 def demand(holds: bool, key: str, found: Any, expected: str) -> None:
     """Raise DataError, naming the key, unless a value is what it can be."""
     if not holds:
-        raise DataError(
-            f"key {key} is {shown(found)}; expected {expected}; the index was changed: copy or pack it again"
-        )
+        raise DataError(f"key {key} is {shown(found)}; expected {expected}")
 
 
 def demand_distinct(key: str, values: Iterable[str]) -> None:
@@ -83,19 +90,40 @@ def shown(value: Any) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text:.20} is beyond every measure")
-    return value
+@cache
+def _adapter(cls: type["JsonRecord"]) -> "TypeAdapter[Any]":
+    # Imported where JSON is read: a command's --help does without.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
+def _first_problem(error: "ValidationError") -> str:
+    """Format the first of a record's errors."""
+    if error.error_count() > MOST_LISTED:
+        return f"{error.error_count()} keys or values are wrong; expected those of {error.title}"
+    problem = error.errors(include_url=False, include_context=False)[0]
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in problem["loc"]).removeprefix(".")
+
+    match problem["type"]:
+        case "json_invalid":
+            return problem["msg"]
+        case "missing":
+            return f"key {shown(path)} is missing"
+        case "unexpected_keyword_argument":
+            return f"key {shown(path)} is unknown"
+        case "value_error":
+            # What the record's own check says.
+            return f"key {shown(path)}: {problem['msg'].removeprefix('Value error, ')}"
+    key = f"key {shown(path)}" if path else "it"
+    expected = problem["msg"].replace("Input should be", "expected").replace("String should", "expected to")
+    return f"{key} is {shown(problem['input'])}; {expected}"
+
+
+def _filled_fields(record: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if value is not None}
+
+
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
         raise ValueError("a key stands in an object twice")
-    return values
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")

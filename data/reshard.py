@@ -3,25 +3,21 @@
 import argparse
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
-
-from tqdm import tqdm
+from typing import Final
 
 from .command import GOES_ON, CommandParser, run_command
 from .errors import DataError
 from .json_checks import shown
-from .pack.recut import OpenArchive, ReshardJob, ReshardOptions, Segment, plan_reshard
-from .pack.resume import close_state, dump_record, held, kept_shard, open_state, record_name, shard_name
+from .pack.recut import ReshardJob, ReshardOptions, plan_reshard
 from .pack.survey import MEGABYTE
-from .shards.chunk import TYPE_BYTES, check_chunk
-from .shards.decode import check_sequence
-from .shards.index import INDEX_NAME, Index, check_shard_sizes, describe_archive, dump_index, load_index, signed
-from .shards.summary import RainTotals, summarise
-from .shards.timeline import with_rain_after
-from .shards.writer import PackedFrame, WrittenShard, write_shard
+from .pack.writing import write_or_keep
+from .shards.decode import check_sequence, checked_frame
+from .shards.index import Index, check_shard_sizes, load_index
+from .shards.summary import summarise
+from .shards.totals import RainTotals
+from .shards.writer import PackedFrame, PlannedSequence
 from .store.storage import Storage, open_storage
 
 CACHE_BYTES: Final = 2**27
@@ -55,27 +51,14 @@ def reshard(urls: Sequence[str], out: str, options: ReshardOptions, *, restart: 
         target = open_storage(out, to_write=True)
         stack.callback(target.close)
         _check_outside(target, [storage for storage, _ in opened])
+
         job = plan_reshard(opened, options)
-        stack.enter_context(held(target))
-        if target.exists(INDEX_NAME):
-            index = load_index(target)
-            if index.packed_from != job.draft.packed_from:
-                raise DataError(
-                    f"{target.url} holds an archive of other frames or options; choose another --out, or remove that "
-                    "one first"
-                )
-            check_shard_sizes(target, index)
-            sys.stderr.write(f"{target.url}: already made from these archives with these options\n")
-        else:
-            open_state(target, job.draft.packed_from, restart=restart)
-            index = _write(target, job)
-        close_state(target)
-        return index
+        return write_or_keep(target, job.plan, _StoredFrames(job), restart=restart)[0]
 
 
-def _check_outside(target: Storage, read: Sequence[Storage]) -> None:
-    """Refuse to write into a folder below an archive that is read: its own files and the new ones would be one heap."""
-    for storage in read:
+def _check_outside(target: Storage, sources: Sequence[Storage]) -> None:
+    """Refuse to write below an archive that is read: its own files and the new ones would be one heap."""
+    for storage in sources:
         if storage.folder is None or target.folder is None:
             inside = f"{target.url}/".startswith(f"{storage.url}/") and target.url != storage.url
         else:
@@ -84,86 +67,46 @@ def _check_outside(target: Storage, read: Sequence[Storage]) -> None:
             raise DataError(f"{target.url} lies inside {storage.url}, which is read; choose another --out")
 
 
-@dataclass(eq=False)
-class _Reader:
-    """Reads and verifies sequences, and keeps the last few."""
+class _StoredFrames:
+    """Frames as they are stored; sequences are verified when they are read, and the last few are kept."""
 
-    archives: Sequence[OpenArchive]
-    _held: "OrderedDict[tuple[int, int], memoryview]" = field(default_factory=OrderedDict)
-    _num_bytes: int = 0
+    def __init__(self, job: ReshardJob) -> None:
+        self._job = job
+        self._kept: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
 
-    def frames(self, segments: Sequence[Segment], bar: "tqdm[Any]") -> Iterator[PackedFrame]:
-        """Give the stored frames of some segments, as they are."""
-        for segment in segments:
-            index = self.archives[segment.archive].index
+    def __call__(self, planned: PlannedSequence, advance: Callable[[int], object]) -> Iterator[PackedFrame]:
+        """Give the frames of a sequence of the new archive, in order."""
+        for segment in self._job.segments[planned.key]:
+            index = self._job.archives[segment.archive].index
             entry = index.sequences[segment.sequence]
-            data, ends = self._sequence(segment.archive, segment.sequence), (0, *entry.frame_ends)
+            data = self._sequence(segment.archive, segment.sequence)
             for frame in range(segment.first, segment.first + segment.num_frames):
-                buffer = data[ends[frame] : ends[frame + 1]]
-                try:
-                    check_chunk(buffer, index.rows * index.cols * TYPE_BYTES)
-                except DataError as error:
-                    shard = index.shards[entry.shard].name
-                    raise DataError(f"shard {shard}, key {entry.key}, frame {frame}: {error}; pack it again") from error
                 yield PackedFrame(
-                    buffer=bytes(buffer),
+                    buffer=bytes(checked_frame(index, entry, data, frame)),
                     rain_fraction=entry.rain_fraction[frame],
                     missing=entry.missing[frame],
-                    totals=RainTotals.none(),
+                    totals=RainTotals(),
                 )
-                bar.update()
+                advance(1)
 
     def _sequence(self, archive: int, sequence: int) -> memoryview:
         """Read the KEY.frames data of a sequence whose bytes are what its index says; raises DataError if not."""
-        place = (archive, sequence)
-        if place in self._held:
-            self._held.move_to_end(place)
-            return self._held[place]
-        opened = self.archives[archive]
-        index, entry = opened.index, opened.index.sequences[sequence]
+        position = (archive, sequence)
+        if position in self._kept:
+            self._kept.move_to_end(position)
+            return self._kept[position]
+
+        opened = self._job.archives[archive]
+        entry = opened.index.sequences[sequence]
+        name = opened.index.shards[entry.shard].name
         data = opened.storage.read_checked(
-            index.shards[entry.shard].name, entry.offset, entry.offset + entry.num_bytes,
-            lambda found: check_sequence(index, entry, found),
-        )  # fmt: skip
+            name, entry.offset, entry.offset + entry.num_bytes, lambda data: check_sequence(opened.index, entry, data)
+        )
         begin = entry.frames_offset - entry.offset
-        self._held[place] = memoryview(data)[begin : begin + entry.frames_bytes]
-        self._num_bytes += entry.frames_bytes
-        while self._num_bytes > CACHE_BYTES and len(self._held) > 1:
-            self._num_bytes -= len(self._held.popitem(last=False)[1])
-        return self._held[place]
-
-
-def _write(target: Storage, job: ReshardJob) -> Index:
-    """Write the shards that are not there yet, then the index."""
-    descriptions = [describe_archive(job.draft, origin) for origin in job.draft.origins]
-    written: list[WrittenShard] = []
-    reader = _Reader(job.archives)
-    total = sum(planned.num_frames for planned in job.sequences)
-    with tqdm(total=total, desc="copying", unit=" frames", mininterval=0.5) as bar:
-        for number in range(job.num_shards):
-            planned = job.sequences[number :: job.num_shards]
-            shard = kept_shard(target, number, planned)
-            if shard is None:
-                shard = write_shard(
-                    target, shard_name(number), number, planned, descriptions,
-                    lambda sequence: reader.frames(job.segments[sequence.key], bar),
-                )  # fmt: skip
-                target.write(record_name(number), dump_record(shard))
-            else:
-                bar.update(sum(sequence.num_frames for sequence in planned))
-            written.append(shard)
-    entries = sorted(
-        (entry for shard in written for entry in shard.sequences), key=lambda entry: (entry.start_s, entry.origin)
-    )
-    draft = job.draft
-    filled = with_rain_after(entries, cadence_s=draft.cadence_s, num_pixels=draft.rows * draft.cols)
-    # What comes after a ready window is not the archive's to know.
-    sequences = tuple(
-        before if before.key in job.ready else after for before, after in zip(entries, filled, strict=True)
-    )
-    index = signed(replace(draft, shards=tuple(shard.shard for shard in written), sequences=sequences))
-    target.write(INDEX_NAME, dump_index(index))
-    return index
+        self._kept[position] = memoryview(data)[begin : begin + entry.frames_bytes]
+        while len(self._kept) > 1 and sum(map(len, self._kept.values())) > CACHE_BYTES:
+            self._kept.popitem(last=False)
+        return self._kept[position]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -183,13 +126,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
 
     def work() -> int:
-        for name, value in (
-            ("shard-mb", arguments.shard_mb),
-            ("frames", arguments.frames),
-            ("window", arguments.window),
-        ):
+        for option, value in {
+            "shard-mb": arguments.shard_mb,
+            "frames": arguments.frames,
+            "window": arguments.window,
+        }.items():
             if value is not None and value < 1:
-                raise DataError(f"--{name} {value}: expected at least 1")
+                raise DataError(f"--{option} {value}: expected at least 1")
         options = ReshardOptions(
             window=arguments.window, max_frames=arguments.frames, shard_bytes=arguments.shard_mb * MEGABYTE
         )

@@ -1,4 +1,4 @@
-"""Frames -> gap-free runs -> overlapping sequences -> windows; rain fractions; splits by time without leakage."""
+"""Cut frames into gap-free runs and overlapping sequences, measure rain, and split by time without leakage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """Frames that are not there between two runs: the end times around the hole, and how many frames it lacks."""
+    """Missing frames between two runs: the end times on both sides, and how many frames are missing."""
 
     after_s: int
     before_s: int
     num_missing: int
 
     def __str__(self) -> str:
-        """Write the gap for people."""
+        """Format the gap for people."""
         return f"{self.num_missing} frames missing between {iso_time(self.after_s)} and {iso_time(self.before_s)}"
 
 
@@ -64,7 +64,7 @@ class TimeSpan:
     stop_s: int
 
     def __str__(self) -> str:
-        """Write the span for people."""
+        """Format the span for people."""
         return f"{iso_time(self.start_s)} to {iso_time(self.stop_s)}"
 
 
@@ -83,13 +83,15 @@ def find_runs(end_times_s: Sequence[int], cadence_s: int) -> Runs:
         raise DataError(f"a cadence of {cadence_s} s; expected at least 1 s")
     if not end_times_s:
         raise DataError("no frames; expected at least one")
+
     steps = [after - before for before, after in pairwise(end_times_s)]
     for i, step in enumerate(steps):
         if step <= 0:
             raise DataError(
                 f"frame times do not rise: {iso_time(end_times_s[i + 1])} follows {iso_time(end_times_s[i])}"
             )
-    # The found cadence is named before single frames are: files 10 minutes apart are no 5-minute archive full of gaps.
+
+    # A wrong cadence is reported before single frames: files 10 minutes apart are no 5-minute archive full of gaps.
     if steps and min(steps) != cadence_s:
         raise DataError(
             f"a cadence of {_minutes(cadence_s)} was asked for, but the closest frames are {_minutes(min(steps))} "
@@ -97,12 +99,15 @@ def find_runs(end_times_s: Sequence[int], cadence_s: int) -> Runs:
             f"set the cadence to the files' own (--cadence-min {min(steps) / 60:g}), or remove the files that do not "
             "belong"
         )
+
     for time_s in end_times_s:
         if (time_s - end_times_s[0]) % cadence_s:
             raise DataError(
                 f"the frame of {iso_time(time_s)} is not a multiple of {_minutes(cadence_s)} after the first one, "
                 f"{iso_time(end_times_s[0])}; remove it, or set the cadence to the files' own"
             )
+
+    # A run ends wherever a step is longer than the cadence.
     breaks = [i + 1 for i, step in enumerate(steps) if step != cadence_s]
     gaps = tuple(
         Gap(after_s=end_times_s[i - 1], before_s=end_times_s[i], num_missing=steps[i - 1] // cadence_s - 1)
@@ -126,6 +131,8 @@ def cut_run(num_frames: int, window: int, max_frames: int) -> tuple[Piece, ...]:
             f"sequences of at most {max_frames} frames cannot hold windows of {window}; "
             "expected a window of at least 1 frame and sequences at least as long"
         )
+
+    # The next piece begins where the windows of this one no longer fit into it.
     step = max_frames - window + 1
     pieces = []
     first = 0
@@ -178,6 +185,8 @@ def split_spans(
         raise DataError(
             f"a guard of {guard_s} s over {first_s} to {last_s} s; expected a guard of at least 0 and a span"
         )
+
+    # Guards are taken off first; what rounding leaves over goes to training.
     parts = [name for name, share in shares.items() if share > 0]
     total_s = last_s + 1 - first_s
     usable_s = total_s - guard_s * (len(parts) - 1)
@@ -188,6 +197,7 @@ def split_spans(
             f"the archive spans {total_s / 3600:.1f} h, too little for {len(parts)} parts ({', '.join(parts)}) with a "
             f"guard of {guard_s / 3600:g} h between them; take a shorter guard (0 is allowed) or more data"
         )
+
     spans: dict[str, tuple[TimeSpan, ...]] = dict.fromkeys(shares, ())
     start_s = first_s
     for name, length_s in zip(parts, lengths_s, strict=True):

@@ -1,4 +1,4 @@
-"""The command line of data.pack: which sources, which parts of their grids, and how they are packed."""
+"""The command line of `rainspark pack`: which sources, which parts of their grids, and how they are packed."""
 
 import argparse
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Command:
 
 
 def parse_command(argv: Sequence[str], description: str) -> Command:
-    """Read the command line.
+    """Parse the command line.
 
     Raises:
         DataError: Values that no archive can have. Usage errors end the program as argparse does.
@@ -53,23 +53,26 @@ def parse_command(argv: Sequence[str], description: str) -> Command:
         if others:
             raise DataError("inspect takes one archive; expected no + after it")
         return Command(out=arguments.shards, inspect=True, picture=arguments.out)
-    options = _options(arguments)
+
     parser = make_parser(description, archive=False)
-    inputs = [_input(one, options) for one in (arguments, *(parser.parse_args(other) for other in others))]
+    options = _options(arguments)
+    inputs = [_input(source, options) for source in (arguments, *map(parser.parse_args, others))]
     return Command(out=arguments.out, inputs=tuple(inputs), options=options, restart=arguments.restart)
 
 
 def _split(argv: Sequence[str]) -> list[list[str]]:
-    parts: list[list[str]] = [[]]
+    """Split the command line at every +."""
+    words_of: list[list[str]] = [[]]
     for word in argv:
         if word == BETWEEN_SOURCES:
-            parts.append([])
+            words_of.append([])
         else:
-            parts[-1].append(word)
-    return parts
+            words_of[-1].append(word)
+    return words_of
 
 
 def _options(arguments: argparse.Namespace) -> PackOptions:
+    """Check the options of the archive."""
     window = WINDOW if arguments.window is None else arguments.window
     # Judged before it is rounded: infinity and what is no number have no whole number of seconds.
     cadence_fits = 1 <= arguments.cadence_min * 60 <= MAX_CADENCE_S
@@ -93,6 +96,7 @@ def _options(arguments: argparse.Namespace) -> PackOptions:
 
 
 def _area(arguments: argparse.Namespace) -> tuple[Crop | None, int | None, int | None]:
+    """Check which part of its grid is packed of a source: crop, tile and stride."""
     tile, stride = arguments.tile, arguments.stride
     if (tile is not None and tile < 1) or (stride is not None and (tile is None or stride < 1)):
         raise DataError(f"--tile {tile}, --stride {stride}: expected pixels above 0, and a stride only with a tile")
@@ -107,17 +111,19 @@ def _input(arguments: argparse.Namespace, options: PackOptions) -> PackInput:
 
 
 def _source(arguments: argparse.Namespace, options: PackOptions) -> Source:
+    """Make what reads the files of a sub-command."""
     if arguments.command == "knmi":
         return KnmiSource()
     if arguments.command == "smaat":
         return SmaatSource(group=arguments.group, cadence_s=options.cadence_s, skip_gaps=arguments.skip_gaps)
+
     zr = None if arguments.zr is None else parse_zr(arguments.zr)
     if arguments.command == "odim":
         return OdimSource(quantity=arguments.quantity, zr=zr, name=arguments.name, licence=arguments.licence)
     return ImporterSource(
         importer=arguments.importer,
         time_pattern=arguments.time_pattern,
-        arguments=dict(_argument(text) for text in arguments.argument),
+        arguments=dict(map(_argument, arguments.argument)),
         zr=zr,
         name=arguments.name,
         licence=arguments.licence,
@@ -125,6 +131,7 @@ def _source(arguments: argparse.Namespace, options: PackOptions) -> Source:
 
 
 def _argument(text: str) -> tuple[str, str | float]:
+    """Parse an argument of an importer."""
     name, between, value = text.partition("=")
     if not between or not name.isidentifier():
         raise DataError(f"--argument {text!r}: expected NAME=VALUE, such as qty=DBZH")
@@ -135,23 +142,23 @@ def _argument(text: str) -> tuple[str, str | float]:
 
 
 def make_parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
+    """Make the parser of the first source, with the options of the archive, or of those after a +."""
     parser = CommandParser(prog="rainspark pack", description=description, epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
     knmi = commands.add_parser("knmi", help="KNMI HDF5 composites, also inside tars and zips")
     smaat = commands.add_parser("smaat", help="SmaAt-UNet's collected HDF5: frames, or ready windows as they are")
     smaat.add_argument("--group", choices=(*GROUPS, "both"), default="both", help="which group to take (both)")
     smaat.add_argument("--skip-gaps", action="store_true", help="leave out ready windows across gaps, and count them")
-    odim = commands.add_parser("odim", help="ODIM_H5 composites (OPERA and others), also inside tars and zips",
-                               description=ODIM_TIMES)  # fmt: skip
+    odim_help = "ODIM_H5 composites (OPERA and others), also inside tars and zips"
+    odim = commands.add_parser("odim", help=odim_help, description=ODIM_TIMES)
     odim.add_argument("--quantity", choices=QUANTITIES, help="which to take where a file holds several")
     importer = commands.add_parser("importer", help="any format that pysteps imports")
     importer.add_argument("--importer", required=True, metavar="NAME", help="pysteps' importer, such as mrms_grib")
-    importer.add_argument(
-        "--time-pattern", required=True, metavar="PATTERN", help="names of the files as strftime writes their end time"
-    )
-    importer.add_argument(
-        "--argument", action="append", default=[], metavar="NAME=VALUE", help="a further argument of the importer"
-    )
+    pattern_help = "names of the files as strftime writes their end time"
+    importer.add_argument("--time-pattern", required=True, metavar="PATTERN", help=pattern_help)
+    argument_help = "a further argument of the importer"
+    importer.add_argument("--argument", action="append", default=[], metavar="NAME=VALUE", help=argument_help)
+
     for source in (odim, importer):
         source.add_argument("--zr", metavar="A,B", help="Z = A R**B for reflectivity, such as 200,1.6")
         source.add_argument("--name", help="the product's name (what the files say)")
@@ -163,6 +170,7 @@ def make_parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
         source.add_argument("--stride", type=int, metavar="PIXELS", help="from tile to tile (the tile's side)")
         if archive:
             _add_archive_options(source)
+
     if archive:
         inspect = commands.add_parser("inspect", help="print the summary and draw a contact sheet")
         inspect.add_argument("shards", metavar="SHARDS")
@@ -176,9 +184,7 @@ def _add_archive_options(source: argparse.ArgumentParser) -> None:
     source.add_argument("--frames", type=int, default=144, help="frames of a sequence at most (144)")
     source.add_argument("--cadence-min", type=float, default=5, help="minutes from frame to frame (5)")
     source.add_argument("--shard-mb", type=int, default=256, help="size of a shard, about (256)")
-    source.add_argument(
-        "--max-bad", type=int, default=0, help="damaged files to leave out, listed, before giving up (0)"
-    )
-    source.add_argument(
-        "--restart", action="store_true", help="drop the shards of an unfinished pack of other files or options"
-    )
+    bad_help = "damaged files to leave out, listed, before giving up (0)"
+    source.add_argument("--max-bad", type=int, default=0, help=bad_help)
+    restart_help = "drop the shards of an unfinished pack of other files or options"
+    source.add_argument("--restart", action="store_true", help=restart_help)

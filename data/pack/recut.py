@@ -1,4 +1,4 @@
-"""How shards are packed anew: what the archives hold, put together into runs and cut into other sequences."""
+"""Plan how shards are packed anew: what the archives hold, put together into runs and cut into other sequences."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -8,19 +8,20 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ..counts import NO_ROUNDING, Rounding
 from ..errors import DataError
 from ..frames import iso_time
 from ..json_checks import canonical, shown
 from ..sequences import cut_run
-from ..shards.index import SCHEMA_VERSION, Index, SequenceEntry
+from ..shards.index import SCHEMA_VERSION, Index, SequenceEntry, draft_index
 from ..shards.origins import Origin
-from ..shards.summary import rain_of, rounding_of, sum_totals, totals_to_json
+from ..shards.summary import rain_of
 from ..shards.timeline import ready_origins
+from ..shards.totals import sum_totals
 from ..shards.writer import PlannedSequence
 from ..store.storage import Storage
-from ..units import MISSING_COUNT
 from .survey import MEGABYTE, MIN_SHARDS
+from .tiling import time_key
+from .writing import ArchivePlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +72,26 @@ class ReshardJob:
 
     Attributes:
         archives: What is read.
-        draft: The new index without shards, sequences and fingerprint.
-        sequences: Its sequences, in time order.
+        plan: The archive; its sequences lie in time order.
         segments: Where the frames of each sequence come from, by key.
-        num_shards: How many tars they are dealt to.
-        ready: Keys of ready windows.
     """
 
     archives: tuple[OpenArchive, ...]
-    draft: Index
-    sequences: tuple[PlannedSequence, ...]
+    plan: ArchivePlan
     segments: dict[str, tuple[Segment, ...]]
-    num_shards: int
-    ready: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cut:
+    """One sequence of the new archive, where its frames come from, and whether it is a ready window."""
+
+    planned: PlannedSequence
+    segments: tuple[Segment, ...]
+    ready: bool = False
+
+
+_Owner = tuple[int, int, SequenceEntry]
+"""An archive's place, a sequence's in it, and the sequence."""
 
 
 def plan_reshard(opened: Sequence[tuple[Storage, Index]], options: ReshardOptions) -> ReshardJob:
@@ -110,36 +118,29 @@ def plan_reshard(opened: Sequence[tuple[Storage, Index]], options: ReshardOption
     window = options.window or _own(archives, "window", [index.window for _, index in opened])
     max_frames = options.max_frames or _own(archives, "frames", [index.max_frames for _, index in opened])
     cut_run(1, window, max_frames)
-    all_ready = all(len(archive.ready) == len(archive.index.origins) for archive in archives)
-    storage, first = opened[0]
-    if all_ready and options.max_frames not in (None, first.max_frames):
-        raise DataError(
-            f"{storage.url} holds ready windows of {first.window} frames, which cannot be cut anew; leave --frames away"
-        )
-    cuts = [
-        cut
-        for number, origin in enumerate(origins)
-        for cut in (
-            *_recut(archives, origin, number, window, max_frames),
-            *_kept(archives, number, window, max_frames),
-        )
-    ]
-    cuts.sort(key=lambda cut: (cut.start_s, cut.origin))
-    keys = [_key(cut.start_s, cut.origin, len(origins)) for cut in cuts]
-    sequences = tuple(
-        PlannedSequence(key=key, origin=cut.origin, start_s=cut.start_s, first=number, num_frames=cut.num_frames,
-                        num_starts=cut.num_starts)
-        for number, (key, cut) in enumerate(zip(keys, cuts, strict=True))
-    )  # fmt: skip
+    _check_ready(archives, options, window, max_frames)
+
+    cuts = [cut for number in range(len(origins)) for cut in _cuts(archives, origins, number, window, max_frames)]
+    cuts.sort(key=lambda cut: (cut.planned.start_s, cut.planned.origin))
     num_bytes = sum(_stored_bytes(archives, cut.segments) for cut in cuts)
-    return ReshardJob(
-        archives=archives,
-        draft=_draft(archives, origins, window, max_frames, options),
-        sequences=sequences,
-        segments={key: cut.segments for key, cut in zip(keys, cuts, strict=True)},
-        num_shards=min(max(-(-num_bytes // options.shard_bytes), MIN_SHARDS), len(sequences)),
-        ready=frozenset(key for key, cut in zip(keys, cuts, strict=True) if cut.ready),
+    num_shards = min(max(-(-num_bytes // options.shard_bytes), MIN_SHARDS), len(cuts))
+
+    made_from = (SCHEMA_VERSION, window, max_frames, options.shard_bytes, [index.fingerprint for _, index in opened])
+    draft = draft_index(
+        origins,
+        cadence_s=opened[0][1].cadence_s,
+        window=window,
+        max_frames=max_frames,
+        # Every frame is owned once before and after, so the sums stay what they were.
+        statistics=sum_totals({name: rain_of(index, name) for name in index.sources} for _, index in opened),
+        packed_from=hashlib.sha256(canonical(made_from)).hexdigest(),
     )
+    plan = ArchivePlan(
+        draft=draft,
+        sequences=tuple(tuple(cut.planned for cut in cuts[number::num_shards]) for number in range(num_shards)),
+        ready=frozenset(cut.planned.key for cut in cuts if cut.ready),
+    )
+    return ReshardJob(archives=archives, plan=plan, segments={cut.planned.key: cut.segments for cut in cuts})
 
 
 def _check_together(opened: Sequence[tuple[Storage, Index]]) -> None:
@@ -166,22 +167,6 @@ def _check_together(opened: Sequence[tuple[Storage, Index]]) -> None:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cut:
-    """One sequence of the new archive: whose it is, when it begins, what it holds and where that comes from."""
-
-    origin: int
-    start_s: int
-    num_frames: int
-    num_starts: int
-    segments: tuple[Segment, ...]
-    ready: bool = False
-
-
-_Owner = tuple[int, int, SequenceEntry]
-"""An archive's place, a sequence's in it, and the sequence."""
-
-
 def _own(archives: Sequence[OpenArchive], option: str, values: Sequence[int]) -> int:
     """Give the value that all archives share."""
     if len(set(values)) > 1:
@@ -190,10 +175,23 @@ def _own(archives: Sequence[OpenArchive], option: str, values: Sequence[int]) ->
     return values[0]
 
 
-def _recut(
-    archives: Sequence[OpenArchive], origin: Origin, number: int, window: int, max_frames: int
+def _check_ready(archives: Sequence[OpenArchive], options: ReshardOptions, window: int, max_frames: int) -> None:
+    """Raise DataError where ready windows would have to be cut."""
+    all_ready = all(len(archive.ready) == len(archive.index.origins) for archive in archives)
+    for archive in archives:
+        own = archive.index.window
+        recut = all_ready and options.max_frames not in (None, archive.index.max_frames)
+        if archive.ready and (recut or window != own or max_frames < own):
+            raise DataError(
+                f"{archive.storage.url} holds ready windows of {own} frames, which cannot be cut anew; leave --window "
+                f"at {own}, and --frames away"
+            )
+
+
+def _cuts(
+    archives: Sequence[OpenArchive], origins: Sequence[Origin], number: int, window: int, max_frames: int
 ) -> Iterator[_Cut]:
-    """Put the runs of one origin together from what the sequences own, and cut them."""
+    """Put the runs of one origin together from what the sequences own, and cut them; ready windows stay as they are."""
     cadence_s = archives[0].index.cadence_s
     owners = [
         (archive, sequence, entry)
@@ -202,13 +200,19 @@ def _recut(
         if opened.origin_of[entry.origin] == number
     ]
     owned = _owned_frames(owners, cadence_s)
-    _check_distinct(archives, origin, owners, owned, cadence_s)
+    _check_distinct(archives, origins[number], owners, owned, cadence_s)
+
     ready = np.array([entry.origin in archives[archive].ready for archive, _, entry in owners], bool)
-    owned = owned[~ready[owned["owner"]]]
-    edges = [0, *(np.flatnonzero(np.diff(owned["time_s"]) != cadence_s) + 1).tolist(), len(owned)]
+    in_runs = owned[~ready[owned["owner"]]]
+    edges = [0, *(np.flatnonzero(np.diff(in_runs["time_s"]) != cadence_s) + 1).tolist(), len(in_runs)]
+    suffix = f"-{number:04d}" if len(origins) > 1 else ""
     for begin, end in pairwise(edges):
         if end > begin:
-            yield from _cut_stretch(owners, owned[begin:end], number, window, max_frames)
+            yield from _cut_stretch(owners, in_runs[begin:end], number, suffix, window, max_frames)
+
+    for archive, sequence, entry in (owner for owner, is_ready in zip(owners, ready, strict=True) if is_ready):
+        whole = Segment(archive=archive, sequence=sequence, first=0, num_frames=entry.num_frames)
+        yield _cut(entry.start_s, number, suffix, entry.num_starts, (whole,), ready=True)
 
 
 def _owned_frames(owners: Sequence[_Owner], cadence_s: int) -> npt.NDArray[np.void]:
@@ -243,7 +247,7 @@ def _check_distinct(
 
 
 def _cut_stretch(
-    owners: Sequence[_Owner], owned: npt.NDArray[np.void], origin: int, window: int, max_frames: int
+    owners: Sequence[_Owner], owned: npt.NDArray[np.void], origin: int, suffix: str, window: int, max_frames: int
 ) -> Iterator[_Cut]:
     """Cut owned frames that follow each other, and the ones behind that their last windows need."""
     last = owned[-1]
@@ -253,50 +257,33 @@ def _cut_stretch(
         num_starts = min(piece.num_starts, len(owned) - piece.first)
         if num_starts < 1:
             continue
-        segments, place, stop = [], piece.first, piece.first + piece.num_frames
-        while place < stop:
-            at = owned[min(place, len(owned) - 1)]
-            archive, sequence, entry = owners[at["owner"]]
-            first = int(at["frame"]) + max(place - len(owned) + 1, 0)
+
+        segments = []
+        position = piece.first
+        stop = piece.first + piece.num_frames
+        while position < stop:
+            frame = owned[min(position, len(owned) - 1)]
+            archive, sequence, entry = owners[frame["owner"]]
+            first = int(frame["frame"]) + max(position - len(owned) + 1, 0)
             # What a sequence holds beyond its own frames is the next one's too: one sequence less is read.
-            count = min(entry.num_frames - first, stop - place)
+            count = min(entry.num_frames - first, stop - position)
             segments.append(Segment(archive=archive, sequence=sequence, first=first, num_frames=count))
-            place += count
-        yield _Cut(
-            origin=origin,
-            start_s=int(owned["time_s"][piece.first]),
-            num_frames=piece.num_frames,
-            num_starts=num_starts,
-            segments=tuple(segments),
-        )
+            position += count
+        yield _cut(int(owned["time_s"][piece.first]), origin, suffix, num_starts, tuple(segments))
 
 
-def _kept(archives: Sequence[OpenArchive], number: int, window: int, max_frames: int) -> Iterator[_Cut]:
-    """Take ready windows as they are; raises DataError where others are asked for."""
-    for place, archive in enumerate(archives):
-        index = archive.index
-        for sequence, entry in enumerate(index.sequences):
-            if entry.origin not in archive.ready or archive.origin_of[entry.origin] != number:
-                continue
-            if window != index.window or max_frames < index.window:
-                raise DataError(
-                    f"{archive.storage.url} holds ready windows of {index.window} frames, which cannot be cut anew; "
-                    f"leave --window at {index.window} and --frames at that or more"
-                )
-            whole = Segment(archive=place, sequence=sequence, first=0, num_frames=entry.num_frames)
-            yield _Cut(
-                origin=number,
-                start_s=entry.start_s,
-                num_frames=entry.num_frames,
-                num_starts=entry.num_starts,
-                segments=(whole,),
-                ready=True,
-            )
-
-
-def _key(start_s: int, origin: int, num_origins: int) -> str:
-    time = iso_time(start_s).replace("-", "").replace(":", "")
-    return time if num_origins == 1 else f"{time}-{origin:04d}"
+def _cut(
+    start_s: int, origin: int, suffix: str, num_starts: int, segments: tuple[Segment, ...], *, ready: bool = False
+) -> _Cut:
+    planned = PlannedSequence(
+        key=time_key(start_s) + suffix,
+        origin=origin,
+        start_s=start_s,
+        first=0,
+        num_frames=sum(segment.num_frames for segment in segments),
+        num_starts=num_starts,
+    )
+    return _Cut(planned=planned, segments=segments, ready=ready)
 
 
 def _stored_bytes(archives: Sequence[OpenArchive], segments: Sequence[Segment]) -> int:
@@ -305,46 +292,3 @@ def _stored_bytes(archives: Sequence[OpenArchive], segments: Sequence[Segment]) 
         ends = (0, *archives[segment.archive].index.sequences[segment.sequence].frame_ends)
         total += ends[segment.first + segment.num_frames] - ends[segment.first]
     return total
-
-
-def _draft(
-    archives: Sequence[OpenArchive], origins: tuple[Origin, ...], window: int, max_frames: int, options: ReshardOptions
-) -> Index:
-    """Say what is known of the new archive before anything is copied."""
-    first = archives[0].index
-    # Every frame is owned once before and after, so the sums stay what they were.
-    totals = sum_totals({name: rain_of(archive.index, name) for name in archive.index.sources} for archive in archives)
-    statistics = totals_to_json(totals)
-    for name, rounding in _rounding(archives).items():
-        statistics[name]["rounding"] = vars(rounding)
-    what = [
-        SCHEMA_VERSION,
-        window,
-        max_frames,
-        options.shard_bytes,
-        [archive.index.fingerprint for archive in archives],
-    ]
-    return Index(
-        schema_version=SCHEMA_VERSION,
-        cadence_s=first.cadence_s,
-        rows=first.rows,
-        cols=first.cols,
-        missing_count=MISSING_COUNT,
-        window=window,
-        max_frames=max_frames,
-        origins=origins,
-        shards=(),
-        sequences=(),
-        statistics=statistics,
-        packed_from=hashlib.sha256(canonical(what)).hexdigest(),
-    )
-
-
-def _rounding(archives: Sequence[OpenArchive]) -> dict[str, Rounding]:
-    """Put together what requantising changed, of the sources where it changed anything."""
-    found: dict[str, Rounding] = {}
-    for archive in archives:
-        for name in archive.index.sources:
-            if "rounding" in archive.index.statistics[name]:
-                found[name] = rounding_of(archive.index, name).plus(found.get(name, NO_ROUNDING))
-    return found

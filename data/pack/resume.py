@@ -7,13 +7,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
-from ..counts import Rounding
 from ..errors import DataError
-from ..shards.index import parse_sequence_entry, parse_shard_entry
-from ..shards.summary import totals_from_json, totals_to_json
+from ..json_checks import JsonRecord, canonical, read_json
 from ..shards.writer import PlannedSequence, WrittenShard
 from ..store.storage import Storage
 
@@ -22,28 +20,27 @@ JOB_NAME: Final = STATE_FOLDER + "job.json"
 READ_BYTES: Final = 2**23
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Record(JsonRecord):
+    """What is known of a finished shard, with the SHA-256 of just that."""
+
+    record: WrittenShard
+    sha256: str
+
+
 @contextmanager
 def held(storage: Storage) -> Iterator[None]:
-    """Hold what is packed into against a second pack; a store cannot be held, and a word says so.
+    """Hold what is packed into against a second pack; a store cannot be locked, and a note says so.
 
     Raises:
-        DataError: As `held_alone`.
+        DataError: The folder cannot be made, or another pack holds it.
     """
-    if storage.folder is not None:
-        with held_alone(storage.folder):
-            yield
-    else:
+    folder = storage.folder
+    if folder is None:
         sys.stderr.write(f"{storage.url} cannot be locked: do not start a second pack into it before this one ends\n")
         yield
+        return
 
-
-@contextmanager
-def held_alone(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it against a second pack into it.
-
-    Raises:
-        DataError: It cannot be made, or another pack holds it.
-    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -69,7 +66,7 @@ def open_state(storage: Storage, digest: str, *, restart: bool) -> None:
 
     Args:
         storage: The folder that is packed into.
-        digest: SHA-256 of the options and input bytes (`data.pack.survey.Job.digest`).
+        digest: SHA-256 of the options and input bytes (`Index.packed_from`).
         restart: Drop what another pack left, finished shards and all.
 
     Raises:
@@ -77,10 +74,11 @@ def open_state(storage: Storage, digest: str, *, restart: bool) -> None:
     """
     storage.delete_partial()
     names = storage.names()
-    wanted = json.dumps({"job": digest}).encode("ascii")
+    job = json.dumps({"job": digest}).encode("ascii")
     if JOB_NAME in names:
-        if storage.read(JOB_NAME) == wanted:
+        if storage.read(JOB_NAME) == job:
             return
+
         num_finished = sum(name.startswith(STATE_FOLDER) and name != JOB_NAME for name in names)
         if num_finished and not restart:
             raise DataError(
@@ -94,13 +92,14 @@ def open_state(storage: Storage, digest: str, *, restart: bool) -> None:
             if name.startswith((STATE_FOLDER, "shard-")):
                 storage.delete(name)
         names = storage.names()
+
     if names:
         raise DataError(
             f"{storage.url} holds files that are not from packing ({', '.join(names[:3])}); "
             "choose an empty or new folder"
         )
     # Of two packs that begin at once in an empty store, one is refused here.
-    storage.write(JOB_NAME, wanted, if_absent=True)
+    storage.write(JOB_NAME, job, if_absent=True)
 
 
 def close_state(storage: Storage) -> None:
@@ -123,63 +122,46 @@ def record_name(number: int) -> str:
 
 
 def dump_record(written: WrittenShard) -> bytes:
-    """Write what is known of a finished shard, with the SHA-256 of just that."""
-    values = {
-        "shard": vars(written.shard),
-        "sequences": [vars(entry) for entry in written.sequences],
-        "totals": totals_to_json(written.totals),
-        "rounding": {source: vars(rounding) for source, rounding in sorted(written.rounding.items())},
-        "left_out": written.left_out,
-    }
-    return json.dumps({"record": values, "sha256": _digest_of(values)}, allow_nan=False).encode("ascii")
+    """Write the record of a finished shard."""
+    return canonical(_Record(record=written, sha256=hashlib.sha256(canonical(written)).hexdigest()))
 
 
 def kept_shard(storage: Storage, number: int, planned: Sequence[PlannedSequence]) -> WrittenShard | None:
-    """Find the shard that an earlier pack finished, if record and shard are still what they were; a word if not."""
+    """Find the shard that an earlier pack finished; a note says why it cannot be kept.
+
+    Returns:
+        The shard, or None unless it and its record are still what they were.
+    """
     if not storage.exists(record_name(number)):
         return None
-    shard = _parse_record(storage.read(record_name(number)))
-    keys = [sequence.key for sequence in planned if shard is not None and sequence.key not in shard.left_out]
-    if shard is None or [entry.key for entry in shard.sequences] != keys:
-        sys.stderr.write(f"{storage.url}/{record_name(number)} is damaged: packing {shard_name(number)} again\n")
-        return None
-    if not storage.exists(shard_name(number)):
-        sys.stderr.write(f"{storage.url}/{shard_name(number)} is gone: packing it again\n")
-        return None
-    if (storage.size(shard_name(number)), _sha256_of(storage, shard_name(number))) != (
-        shard.shard.num_bytes,
-        shard.shard.sha256,
-    ):
-        sys.stderr.write(f"{storage.url}/{shard_name(number)} was changed: packing it again\n")
-        return None
-    return shard
+
+    name = shard_name(number)
+    written = _parse_record(storage.read(record_name(number)))
+    keys = [sequence.key for sequence in planned if written is not None and sequence.key not in written.left_out]
+    if written is None or [entry.key for entry in written.sequences] != keys:
+        problem = f"{record_name(number)} is damaged: packing {name} again"
+    elif not storage.exists(name):
+        problem = f"{name} is gone: packing it again"
+    elif storage.size(name) != written.shard.num_bytes or _sha256_of(storage, name) != written.shard.sha256:
+        problem = f"{name} was changed: packing it again"
+    else:
+        return written
+    sys.stderr.write(f"{storage.url}/{problem}\n")
+    return None
 
 
 def _parse_record(data: bytes) -> WrittenShard | None:
     """Read a record back; None for one that is not what `dump_record` wrote."""
     try:
-        values = json.loads(data)
-        record = values["record"]
-        if values["sha256"] != _digest_of(record):
-            return None
-        return WrittenShard(
-            shard=parse_shard_entry(record["shard"], "shard"),
-            sequences=tuple(parse_sequence_entry(entry, "sequences") for entry in record["sequences"]),
-            totals=totals_from_json(record["totals"]),
-            rounding={source: Rounding(**values) for source, values in record["rounding"].items()},
-            left_out=tuple(record["left_out"]),
-        )
-    # Whatever bytes may lie there; those of another version have a digest of their own.
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
+        written = read_json(_Record, data).record
+    except DataError:
         return None
-
-
-def _digest_of(record: Any) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
+    return written if dump_record(written) == data else None
 
 
 def _sha256_of(storage: Storage, name: str) -> str:
-    size, digest = storage.size(name), hashlib.sha256()
+    size = storage.size(name)
+    digest = hashlib.sha256()
     for start in range(0, size, READ_BYTES):
         digest.update(storage.read(name, start, min(size, start + READ_BYTES)))
     return digest.hexdigest()

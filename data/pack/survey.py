@@ -11,18 +11,19 @@ from tqdm import tqdm
 from ..errors import DataError
 from ..frames import Crop
 from ..sequences import find_runs
-from ..shards.index import SCHEMA_VERSION
+from ..shards.index import SCHEMA_VERSION, draft_index
 from ..shards.origins import Origin, check_origins
 from ..shards.writer import PlannedSequence
 from ..sources.hdf5 import ChoiceError
 from ..sources.knmi import KnmiSource
 from ..sources.source import Found, FrameRef, Header, Source
 from .tiling import Unit, around, beyond_tiles, cut_sequences, cut_tiles, spread_tiles
+from .writing import ArchivePlan
 
 MIN_SHARDS: Final = 16
 MEGABYTE: Final = 1_000_000
 SIDES: Final = 32
-"""Frames' sides are multiples of this wherever models train (DESIGN.md): patches, and five halvings."""
+"""Frames' sides are multiples of this wherever models train: patches, and five halvings."""
 MAX_BAD_HINT: Final = "--max-bad N leaves out up to N damaged files and lists them"
 WINDOW: Final = 24
 """Longest window by default: an hour in, an hour out, at 5 minutes."""
@@ -89,17 +90,12 @@ class Part:
     ready: bool
 
     def origins(self) -> list[Origin]:
-        """Say where each part of the grid comes from."""
-        header = self.header
-        return [
-            Origin(
-                source=header.source, licence=header.licence, scale_mmh=header.scale_mmh, grid=header.grid, crop=crop
-            )
-            for crop in self.crops
-        ]
+        """List the origins that it gives to the archive."""
+        shared = {name: getattr(self.header, name) for name in ("source", "licence", "scale_mmh", "grid")}
+        return [Origin(**shared, crop=crop) for crop in self.crops]
 
     def crop_of(self, unit: Sequence[PlannedSequence]) -> Crop:
-        """Give the rectangle that holds a unit's tiles."""
+        """Find the rectangle that holds a unit's tiles."""
         return around([self.crops[planned.origin - self.first_origin] for planned in unit])
 
 
@@ -109,36 +105,26 @@ class Job:
 
     Attributes:
         parts: The sources.
-        options: How to pack; with the window that was settled on.
-        window: Longest window that shall be read, in frames.
         units: The sequences, those of the same frames together, in time order.
-        num_shards: How many tars the units are dealt to.
-        digest: SHA-256 of options and input bytes: equal digests give equal archives.
+        plan: The archive; its draft's `packed_from` is the SHA-256 of options and input bytes, so that equal ones give
+            equal archives.
         notes: What the user should know about what was left out.
     """
 
     parts: tuple[Part, ...]
-    options: PackOptions
-    window: int
     units: tuple[Unit, ...]
-    num_shards: int
-    digest: str
+    plan: ArchivePlan
     notes: tuple[str, ...] = ()
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        """Where all of it comes from."""
-        return tuple(origin for part in self.parts for origin in part.origins())
 
     def part_of(self, planned: PlannedSequence) -> Part:
         """Find the source of a sequence."""
-        return next(part for part in reversed(self.parts) if part.first_origin <= planned.origin)
+        return _part_of(self.parts, planned)
 
 
 def survey(
     paths: Sequence[Path], options: PackOptions, source: Source | None = None, more: Sequence[PackInput] = ()
 ) -> Job:
-    """Read what all input says about itself, and plan the archive; nothing is written.
+    """Find out what every frame says about itself, and plan the archive; nothing is written.
 
     Args:
         paths: Files, folders and archives.
@@ -153,91 +139,94 @@ def survey(
         source=source or KnmiSource(), paths=tuple(paths), crop=options.crop, tile=options.tile, stride=options.stride
     )
     inputs = (first, *more)
-    found = [given.source.scan(given.paths) for given in inputs]
-    window = _window(found, options)
+    scanned = [packed.source.scan(packed.paths) for packed in inputs]
+    window = _window(scanned, options)
     settled = replace(options, window=window, max_frames=max(window, options.max_frames))
     # The cheapest check comes first: file names alone tell a wrong cadence.
-    for frames in found:
+    for frames in scanned:
         if frames.windows is None:
             find_runs([ref.end_time_s for ref in frames.refs], settled.cadence_s)
+
     digest = hashlib.sha256(repr((SCHEMA_VERSION, settled)).encode())
-    notes = [note for frames in found for note in frames.notes]
+    notes = [note for frames in scanned for note in frames.notes]
     parts: list[Part] = []
     sequences: list[tuple[PlannedSequence, ...]] = []
     expected_bytes = 0.0
-    for given, frames in zip(inputs, found, strict=True):
-        digest.update(repr((given.source.settings, given.crop, given.tile, given.stride)).encode())
-        checked = _check_frames(given.source, frames, settled, given.crop, notes)
+    for packed, frames in zip(inputs, scanned, strict=True):
+        digest.update(repr((packed.source.settings, packed.crop, packed.tile, packed.stride)).encode())
         num_origins = sum(len(before.crops) for before in parts)
-        part = _part(given, checked, num_origins, ready=frames.windows is not None)
+        part, num_bytes = _survey_part(packed, frames, settled, num_origins, notes)
         for ref, sha256 in zip(part.refs, part.sha256s, strict=True):
             digest.update(ref.end_time_s.to_bytes(8, "little", signed=True) + bytes.fromhex(sha256))
-        notes += beyond_tiles(part.header.grid, given.crop, part.crops) if part.tiled else ()
+
         times_s = [ref.end_time_s for ref in part.refs]
         planned = cut_sequences(times_s, frames.windows, settled.cadence_s, window, settled.max_frames)
         # Gzip-compressed composites and Blosc2 buffers are about as long a pixel: the files' sizes tell the shards'.
-        stored = sum(one.num_frames for one in planned) / len(times_s)
+        stored = sum(sequence.num_frames for sequence in planned) / len(times_s)
         pixels = sum(crop.rows * crop.cols for crop in part.crops)
-        expected_bytes += checked.num_bytes * stored * pixels / (part.header.grid.rows * part.header.grid.cols)
+        expected_bytes += num_bytes * stored * pixels / (part.header.grid.rows * part.header.grid.cols)
         parts.append(part)
         sequences.append(planned)
+
     _check_fit(parts)
     notes += _untrainable(parts[0], options)
-    wanted = max(-int(-expected_bytes // settled.shard_bytes), MIN_SHARDS)
-    units = _units(parts, sequences, wanted)
-    return Job(
-        parts=tuple(parts),
-        options=settled,
-        window=window,
-        units=units,
-        num_shards=min(wanted, len(units)),
-        digest=digest.hexdigest(),
-        notes=tuple(notes),
-    )
+    num_shards = max(-int(-expected_bytes // settled.shard_bytes), MIN_SHARDS)
+    units = _units(parts, sequences, num_shards)
+    plan = _plan(parts, units, min(num_shards, len(units)), window, settled, digest.hexdigest())
+    return Job(parts=tuple(parts), units=units, plan=plan, notes=tuple(notes))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Checked:
-    """Frames of a source that are as they should be: their digests, common header, and bytes of input."""
+def _survey_part(
+    packed: PackInput, scanned: Found, options: PackOptions, first_origin: int, notes: list[str]
+) -> tuple[Part, int]:
+    """Read what every frame of a source says about itself; gives the part, and the bytes of its input.
 
-    refs: tuple[FrameRef, ...]
-    sha256s: tuple[str, ...]
-    header: Header
-    num_bytes: int
-
-
-def _check_frames(source: Source, found: Found, options: PackOptions, crop: Crop | None, notes: list[str]) -> _Checked:
-    """Read what every frame says about itself; with `max_bad`, decode it too, and leave out what is damaged."""
+    With `max_bad`, frames are decoded too, and what is damaged is left out.
+    """
     refs: list[FrameRef] = []
     sha256s: list[str] = []
     bad: list[str] = []
     first: Header | None = None
     num_bytes = 0
-    for ref in tqdm(found.refs, desc="checking", unit=" frames", mininterval=0.5):
+    for ref in tqdm(scanned.refs, desc="checking", unit=" frames", mininterval=0.5):
         try:
-            surveyed = source.survey(ref)
+            surveyed = packed.source.survey(ref)
             if options.max_bad:
                 grid = surveyed.header.grid
-                source.read(ref, crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols))
+                packed.source.read(ref, packed.crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols))
         except DataError as error:
             # No number of damaged files helps where the command asks for what the files do not hold.
-            if found.windows is not None or (not options.max_bad and isinstance(error, ChoiceError)):
+            if scanned.windows is not None or (not options.max_bad and isinstance(error, ChoiceError)):
                 raise
             bad.append(str(error))
             if len(bad) > options.max_bad:
                 _refuse_damaged(bad, options.max_bad, error)
             continue
+
         first = first or surveyed.header
-        if not refs and crop is not None:
-            crop.check_inside(first.grid.rows, first.grid.cols)
+        if not refs and packed.crop is not None:
+            packed.crop.check_inside(first.grid.rows, first.grid.cols)
         _check_agreement(ref, surveyed.header, refs[0] if refs else ref, first)
         refs.append(ref)
         sha256s.append(surveyed.sha256)
         num_bytes += surveyed.num_bytes
+
     if first is None:
         raise DataError(f"all {len(bad)} frames are damaged; the first: {bad[0]}")
+    crops = cut_tiles(first.grid, packed.crop, packed.tile, packed.stride)
     notes += [f"left out: {line}" for line in bad]
-    return _Checked(refs=tuple(refs), sha256s=tuple(sha256s), header=first, num_bytes=num_bytes)
+    notes += beyond_tiles(first.grid, packed.crop, crops) if packed.tile is not None else ()
+    part = Part(
+        source=packed.source,
+        refs=tuple(refs),
+        sha256s=tuple(sha256s),
+        header=first,
+        crops=crops,
+        first_origin=first_origin,
+        tiled=packed.tile is not None,
+        ready=scanned.windows is not None,
+    )
+    return part, num_bytes
 
 
 def _refuse_damaged(bad: Sequence[str], max_bad: int, error: DataError) -> NoReturn:
@@ -253,43 +242,32 @@ def _refuse_damaged(bad: Sequence[str], max_bad: int, error: DataError) -> NoRet
 
 
 def _untrainable(part: Part, options: PackOptions) -> tuple[str, ...]:
-    """Say so at once where no model can be trained on whole frames of this size, and which crop would do."""
+    """Note where no model can be trained on whole frames of this size, and which crop would do."""
     crop = part.crops[0]
     rows, cols = (side // SIDES * SIDES for side in (crop.rows, crop.cols))
     if options.tile is not None or (rows, cols) == (crop.rows, crop.cols):
         return ()
-    nearest = (
-        Crop(row0=crop.row0, row1=crop.row0 + rows, col0=crop.col0, col1=crop.col0 + cols) if rows and cols else None
-    )
-    advice = f"--crop {nearest} is the nearest that fits" if nearest else "a larger --crop is needed"
+
+    advice = "a larger --crop is needed"
+    if rows and cols:
+        nearest = Crop(row0=crop.row0, row1=crop.row0 + rows, col0=crop.col0, col1=crop.col0 + cols)
+        advice = f"--crop {nearest} is the nearest that fits"
     return (
         f"note: nothing here can be trained on whole frames of {crop.rows} x {crop.cols} pixels; expected sides that "
         f"are multiples of {SIDES}: {advice}",
     )
 
 
-def _part(given: PackInput, checked: _Checked, first_origin: int, *, ready: bool) -> Part:
-    return Part(
-        source=given.source,
-        refs=checked.refs,
-        sha256s=checked.sha256s,
-        header=checked.header,
-        crops=cut_tiles(checked.header.grid, given.crop, given.tile, given.stride),
-        first_origin=first_origin,
-        tiled=given.tile is not None,
-        ready=ready,
-    )
-
-
 def _check_agreement(ref: FrameRef, header: Header, first_ref: FrameRef, first: Header) -> None:
+    """Check that a frame is of the same product as the first one."""
     for name in ("grid", "scale_mmh", "missing_codes", "licence", "source"):
-        found, expected = getattr(header, name), getattr(first, name)
-        if found != expected:
+        value, expected = getattr(header, name), getattr(first, name)
+        if value != expected:
             advice = "pack them apart"
             if name == "source":
                 advice += ", or name them with --name (odim, importer) if they are one product"
             raise DataError(
-                f"{ref}: {name} is {found}, but {expected} in {first_ref}; expected one product in one archive: "
+                f"{ref}: {name} is {value}, but {expected} in {first_ref}; expected one product in one archive: "
                 f"{advice}"
             )
 
@@ -297,8 +275,8 @@ def _check_agreement(ref: FrameRef, header: Header, first_ref: FrameRef, first: 
 def _check_fit(parts: Sequence[Part]) -> None:
     """Check that the sources can stand in one archive."""
     rows, cols = parts[0].crops[0].rows, parts[0].crops[0].cols
-    for place, part in enumerate(parts):
-        for other in parts[:place]:
+    for number, part in enumerate(parts):
+        for other in parts[:number]:
             _check_same_source(other, part)
         crop = part.crops[0]
         if (crop.rows, crop.cols) != (rows, cols):
@@ -316,10 +294,10 @@ def _check_same_source(first: Part, second: Part) -> None:
     if first.header.source != source:
         return
     for name in ("licence", "scale_mmh"):
-        found, expected = getattr(second.header, name), getattr(first.header, name)
-        if found != expected:
+        value, expected = getattr(second.header, name), getattr(first.header, name)
+        if value != expected:
             raise DataError(
-                f"{name} of {source} is {found} in one input, {expected} in another; expected one: state it alike, or "
+                f"{name} of {source} is {value} in one input, {expected} in another; expected one: state it alike, or "
                 "tell the two apart with --name (odim, importer)"
             )
     shared = next((origin for origin in second.origins() if origin in first.origins()), None)
@@ -330,9 +308,9 @@ def _check_same_source(first: Part, second: Part) -> None:
         )
 
 
-def _window(found: Sequence[Found], options: PackOptions) -> int:
+def _window(scanned: Sequence[Found], options: PackOptions) -> int:
     """Settle the longest window: that of ready windows, or what was asked for."""
-    lengths = {frames.windows[0].num_frames for frames in found if frames.windows is not None}
+    lengths = {frames.windows[0].num_frames for frames in scanned if frames.windows is not None}
     if not lengths:
         return options.window or WINDOW
     if len(lengths) > 1 or options.window not in (None, *lengths):
@@ -355,3 +333,24 @@ def _units(parts: Sequence[Part], sequences: Sequence[Sequence[PlannedSequence]]
             tuple(replace(planned, key=f"{planned.key}-{planned.origin:04d}") for planned in unit) for unit in units
         ]
     return tuple(sorted(units, key=lambda unit: (unit[0].start_s, unit[0].origin)))
+
+
+def _plan(
+    parts: Sequence[Part], units: Sequence[Unit], num_shards: int, window: int, options: PackOptions, digest: str
+) -> ArchivePlan:
+    """Deal the units to shards, and draft the index."""
+    origins = [origin for part in parts for origin in part.origins()]
+    draft = draft_index(
+        origins, cadence_s=options.cadence_s, window=window, max_frames=options.max_frames, packed_from=digest
+    )
+    return ArchivePlan(
+        draft=draft,
+        sequences=tuple(
+            tuple(planned for unit in units[number::num_shards] for planned in unit) for number in range(num_shards)
+        ),
+        ready=frozenset(planned.key for unit in units for planned in unit if _part_of(parts, planned).ready),
+    )
+
+
+def _part_of(parts: Sequence[Part], planned: PlannedSequence) -> Part:
+    return next(part for part in reversed(parts) if part.first_origin <= planned.origin)

@@ -1,4 +1,4 @@
-"""Which parts of a grid are packed, and which sequences are packed in one go: tiles of a domain, and units of work."""
+"""Cut a grid into tiles, frames into sequences, and the packing into units of work."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ Unit = tuple[PlannedSequence, ...]
 
 
 def cut_tiles(grid: Grid, crop: Crop | None, tile: int | None, stride: int | None) -> tuple[Crop, ...]:
-    """Give the parts of a grid that are packed: the crop itself, or whole square tiles inside it, row by row.
+    """Find the parts of a grid that are packed: the crop itself, or whole square tiles inside it, row by row.
 
     Args:
         grid: The source's grid.
@@ -33,6 +33,7 @@ def cut_tiles(grid: Grid, crop: Crop | None, tile: int | None, stride: int | Non
     whole.check_inside(grid.rows, grid.cols)
     if tile is None:
         return (whole,)
+
     step = stride or tile
     tiles = tuple(
         Crop(row0=row, row1=row + tile, col0=col, col1=col + tile)
@@ -45,7 +46,7 @@ def cut_tiles(grid: Grid, crop: Crop | None, tile: int | None, stride: int | Non
 
 
 def beyond_tiles(grid: Grid, crop: Crop | None, tiles: Sequence[Crop]) -> tuple[str, ...]:
-    """Say what lies beyond the last whole tiles, if anything does."""
+    """Note what lies beyond the last whole tiles, if anything does."""
     whole = crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
     last = around(tiles)
     rows, cols = whole.row1 - last.row1, whole.col1 - last.col1
@@ -58,7 +59,7 @@ def beyond_tiles(grid: Grid, crop: Crop | None, tiles: Sequence[Crop]) -> tuple[
 
 
 def around(crops: Sequence[Crop]) -> Crop:
-    """Give the smallest rectangle that holds all of them."""
+    """Find the smallest rectangle that holds all of them."""
     return Crop(
         row0=min(crop.row0 for crop in crops),
         row1=max(crop.row1 for crop in crops),
@@ -83,9 +84,10 @@ def cut_sequences(
             for run in find_runs(times_s, cadence_s).runs
             for piece in cut_run(run.num_frames, window, max_frames)
         ]
+
     return tuple(
         PlannedSequence(
-            key=iso_time(times_s[first]).replace("-", "").replace(":", ""),
+            key=time_key(times_s[first]),
             origin=0,
             start_s=times_s[first],
             first=first,
@@ -94,6 +96,11 @@ def cut_sequences(
         )
         for first, num_frames, num_starts in pieces
     )
+
+
+def time_key(start_s: int) -> str:
+    """Name a sequence by the end time of its first frame."""
+    return iso_time(start_s).replace("-", "").replace(":", "")
 
 
 def spread_tiles(
@@ -107,10 +114,11 @@ def spread_tiles(
         first_origin: Position of the first tile's origin in the archive.
         least: How many units there should be, if there are tiles enough.
     """
+    # Groups of tiles: small enough for memory, many enough for the units that are wanted.
     longest = max(planned.num_frames for planned in sequences)
     fit = max(1, MAX_UNIT_BYTES // (2 * crops[0].rows * crops[0].cols * longest))
-    parts = min(len(crops), max(-(-len(crops) // fit), -(-least // len(sequences))))
-    edges = [len(crops) * part // parts for part in range(parts + 1)]
+    num_groups = min(len(crops), max(-(-len(crops) // fit), -(-least // len(sequences))))
+    edges = [len(crops) * group // num_groups for group in range(num_groups + 1)]
     return [
         tuple(replace(planned, origin=first_origin + tile) for tile in range(begin, end))
         for planned in sequences

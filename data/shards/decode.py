@@ -1,16 +1,13 @@
-"""From a sequence's bytes to frames in memory: checks, Blosc2, and the cache of decoded frames."""
-
-import json
-from typing import Any
+"""From a sequence's bytes to frames in memory: checks first, then Blosc2."""
 
 import blosc2
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..frames import iso_time
 from .chunk import check_chunk
-from .index import Index, SequenceEntry, describe_archive, verify_sequence_bytes
+from .description import wrong_in_json
+from .index import Index, SequenceEntry, verify_sequence_bytes
 
 
 def check_sequence(index: Index, entry: SequenceEntry, data: bytes) -> None:
@@ -28,40 +25,35 @@ def check_sequence(index: Index, entry: SequenceEntry, data: bytes) -> None:
         )
 
 
-def wrong_in_json(index: Index, entry: SequenceEntry, data: bytes) -> list[str]:
-    """Compare a sequence's KEY.json with the index, all of it; returns what differs, in words."""
-    begin = entry.json_offset - entry.offset
+def checked_frame(index: Index, entry: SequenceEntry, frames: memoryview, frame: int) -> memoryview:
+    """Take one frame's buffer, and check its own header before Blosc2 sees it.
+
+    Blosc2 writes as many bytes as the header says, whatever room there is, and runs whatever filters and codecs it
+    names.
+
+    Args:
+        index: The archive's index.
+        entry: The sequence.
+        frames: The data of its KEY.frames member.
+        frame: Number of the frame in the sequence.
+
+    Raises:
+        DataError: For a buffer of other sizes than the index says, or of another kind than packing writes.
+    """
+    begin = entry.frame_ends[frame - 1] if frame else 0
+    buffer = frames[begin : entry.frame_ends[frame]]
     try:
-        found = json.loads(data[begin : begin + entry.json_bytes])
-    except (ValueError, RecursionError) as error:
-        return [f"{entry.key}.json is no JSON ({error})"]
-    expected: dict[str, Any] = {
-        **describe_archive(index, index.origins[entry.origin]),
-        "schema_version": index.schema_version,
-        "key": entry.key,
-        "start_s": entry.start_s,
-        "start_time": iso_time(entry.start_s),
-        "num_frames": entry.num_frames,
-        "starts": entry.num_starts,
-        "frame_ends": list(entry.frame_ends),
-        "rain_fraction": list(entry.rain_fraction),
-        "missing": list(entry.missing),
-    }
-    said = found if isinstance(found, dict) else {}
-    return [
-        f"{entry.key}.json says {name} = {said.get(name)!r:.80}, the index says {value!r:.80}"
-        for name, value in expected.items()
-        if said.get(name) != value
-    ]
+        check_chunk(buffer, index.rows * index.cols * np.dtype(np.uint16).itemsize)
+    except DataError as error:
+        size = f"{index.rows} x {index.cols} uint16"
+        raise DataError(f"{_name(index, entry, frame)} of {size}: {error}; pack this source again") from error
+    return buffer
 
 
 def decode_frame(
     index: Index, entry: SequenceEntry, frames: memoryview, frame: int, counts_hw: npt.NDArray[np.uint16]
 ) -> None:
     """Decode one frame into place, without the GIL once `blosc2.set_releasegil(True)` was called.
-
-    The buffer's own header is checked first: Blosc2 writes as many bytes as it says, whatever the room there is, and
-    runs whatever filters and codecs it names.
 
     Args:
         index: The archive's index.
@@ -71,17 +63,14 @@ def decode_frame(
         counts_hw: C-contiguous uint16 (rows, cols), overwritten.
 
     Raises:
-        DataError: For a buffer of other sizes than the index says, of another kind than packing writes, or one that
-            Blosc2 cannot decode.
+        DataError: As `checked_frame`, or for a buffer that Blosc2 cannot decode.
     """
-    begin = entry.frame_ends[frame - 1] if frame else 0
-    buffer = frames[begin : entry.frame_ends[frame]]
-    where = f"shard {index.shards[entry.shard].name}, key {entry.key}, frame {frame}"
-    try:
-        check_chunk(buffer, counts_hw.nbytes)
-    except DataError as error:
-        raise DataError(f"{where} of {index.rows} x {index.cols} uint16: {error}; pack this source again") from error
+    buffer = checked_frame(index, entry, frames, frame)
     try:
         blosc2.decompress2(buffer, dst=counts_hw, nthreads=1)
     except (ValueError, RuntimeError) as error:
-        raise DataError(f"{where}: cannot be decoded ({error}); pack this source again") from error
+        raise DataError(f"{_name(index, entry, frame)}: cannot be decoded ({error}); pack this source again") from error
+
+
+def _name(index: Index, entry: SequenceEntry, frame: int) -> str:
+    return f"shard {index.shards[entry.shard].name}, key {entry.key}, frame {frame}"

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import TypeVar
 
 from ..errors import DataError
 from ..frames import Crop, Grid
-from ..json_checks import demand, shown, typed
+from ..json_checks import demand, shown
 from ..units import SCALES_MMH
 
 _Value = TypeVar("_Value")
@@ -30,20 +30,6 @@ class Origin:
     grid: Grid
     crop: Crop
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain JSON values."""
-        return vars(self) | {"grid": self.grid.to_json(), "crop": self.crop.to_json()}
-
-    @classmethod
-    def from_json(cls, values: Any, where: str) -> Self:
-        """Read the fields back; raises DataError naming `where` and the key."""
-        checked = typed(cls, values, where)
-        try:
-            checked["grid"], checked["crop"] = Grid.from_json(checked["grid"]), Crop.from_json(checked["crop"])
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
-        return cls(**checked)
-
 
 def check_origins(origins: Sequence[Origin], rows: int, cols: int) -> None:
     """Check the ranges of every value of an archive's origins, and that they can stand in one archive.
@@ -61,30 +47,33 @@ def check_origins(origins: Sequence[Origin], rows: int, cols: int) -> None:
     first_of: dict[str, Origin] = {}
     for i, origin in enumerate(origins):
         where = f"origins[{i}]."
-        texts = (
-            ("source", origin.source), ("licence", origin.licence), ("grid.projection", origin.grid.projection)
-        )  # fmt: skip
-        for name, value in texts:
-            demand(value.isprintable(), where + name, value, "printable text")
-        demand(lowest_mmh <= origin.scale_mmh <= highest_mmh, where + "scale_mmh", origin.scale_mmh,
-               f"{lowest_mmh:g} to {highest_mmh:g} mm/h")  # fmt: skip
+        texts = {"source": origin.source, "licence": origin.licence, "grid.projection": origin.grid.projection}
+        for name, text in texts.items():
+            demand(text.isprintable(), where + name, text, "printable text")
+        possible = lowest_mmh <= origin.scale_mmh <= highest_mmh
+        demand(possible, where + "scale_mmh", origin.scale_mmh, f"{lowest_mmh:g} to {highest_mmh:g} mm/h")
+
+        # One size of frame in the archive, inside every grid.
         shape = (origin.crop.rows, origin.crop.cols)
         demand((rows, cols) == shape, "rows, cols", (rows, cols), f"{shape}, those of {where}crop")
         origin.crop.check_inside(origin.grid.rows, origin.grid.cols)
+
+        # One scale and licence of a source, and every part of its grid once.
         first = first_of.setdefault(origin.source, origin)
         for name in ("licence", "scale_mmh"):
-            found, expected = getattr(origin, name), getattr(first, name)
-            demand(found == expected, where + name, found, f"{shown(expected)}, as in the source's other origin")
+            value = getattr(origin, name)
+            expected = getattr(first, name)
+            demand(value == expected, where + name, value, f"{shown(expected)}, as in the source's other origin")
         demand(origin not in origins[:i], f"origins[{i}]", "one that came before", "distinct origins")
 
 
 def sources_of(origins: Sequence[Origin]) -> tuple[str, ...]:
-    """Name the distinct sources, in the order in which they first come."""
+    """List the distinct sources, in the order in which they first come."""
     return tuple(dict.fromkeys(origin.source for origin in origins))
 
 
 def common(origins: Sequence[Origin], name: str, value_of: Callable[[Origin], _Value]) -> _Value:
-    """Give the value that all origins share.
+    """Take the value that all origins share.
 
     Args:
         origins: The origins.
@@ -95,22 +84,22 @@ def common(origins: Sequence[Origin], name: str, value_of: Callable[[Origin], _V
         DataError: Origins differ in it.
     """
     first, *others = (value_of(origin) for origin in origins)
-    for other in others:
-        if other != first:
-            raise DataError(
-                f"{name}: the archive holds several, such as {_words(first)} and {_words(other)}, and one is needed "
-                f"here; {_advice(sources_of(origins))}"
-            )
-    return first
+    other = next((value for value in others if value != first), first)
+    if other == first:
+        return first
+
+    sources = sources_of(origins)
+    if len(sources) > 1:
+        advice = "choose one of its sources (data.source, or --source on the command line): " + "; ".join(sources)
+    else:
+        advice = f"its sequences are tiles of {sources[0]}: pack one part of the grid (--crop) for this"
+    raise DataError(
+        f"{name}: the archive holds several, such as {_format(first)} and {_format(other)}, and one is needed here; "
+        f"{advice}"
+    )
 
 
-def _words(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, Grid):
         return f"{value.rows} x {value.cols} pixels from x {value.x0_km:g} km, y {value.y0_km:g} km"
     return shown(value)
-
-
-def _advice(sources: tuple[str, ...]) -> str:
-    if len(sources) > 1:
-        return "choose one of its sources (data.source, or --source on the command line): " + "; ".join(sources)
-    return f"its sequences are tiles of {sources[0]}: pack one part of the grid (--crop) for this"

@@ -1,7 +1,8 @@
-"""The frames that an origin holds, from the index alone: which follows which, and how much of each is wet."""
+"""The frames and windows that an archive holds, from the index alone: which follows which, and how wet each is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,11 @@ def frame_bases(index: Index) -> npt.NDArray[np.int64]:
     return np.cumsum(counts) - counts
 
 
+def rain_fractions(index: Index) -> npt.NDArray[np.float64]:
+    """List the rain fraction of every frame of every sequence, one after the other, float64 (n,)."""
+    return _joined([entry.rain_fraction for entry in index.sequences], np.float64)
+
+
 def wet_counts(sequences: Sequence[SequenceEntry], num_pixels: int) -> npt.NDArray[np.int64]:
     """Count the pixels above zero of every frame of every sequence, one after the other, int64 (n,).
 
@@ -38,18 +44,38 @@ def wet_counts(sequences: Sequence[SequenceEntry], num_pixels: int) -> npt.NDArr
         sequences: The sequences.
         num_pixels: Pixels of a frame.
     """
-    share = np.concatenate([np.asarray(entry.rain_fraction, np.float64) for entry in sequences] or [np.zeros(0)])
-    missing = np.concatenate([np.asarray(entry.missing, np.int64) for entry in sequences] or [np.zeros(0, np.int64)])
+    share = _joined([entry.rain_fraction for entry in sequences], np.float64)
+    missing = _joined([entry.missing for entry in sequences], np.int64)
     # The share is that of a whole number of pixels among the valid ones, rounded once.
     return np.rint(share * (num_pixels - missing)).astype(np.int64)
 
 
+def owned_windows(
+    index: Index, order: Sequence[int], length: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """List the windows that sequences own.
+
+    Args:
+        index: The archive's index.
+        order: Positions of the sequences in `index.sequences`, in the order that is wanted.
+        length: Frames of a window.
+
+    Returns:
+        Of every window, the position of its sequence and its first frame inside it: int64 (n,) each.
+    """
+    own = [index.sequences[position] for position in order]
+    counts = np.array([max(0, min(entry.num_starts, entry.num_frames - length + 1)) for entry in own], np.int64)
+    sequence = np.repeat(np.array(order, np.int64), counts)
+    start = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return sequence, start
+
+
 def by_origin(sequences: Sequence[SequenceEntry]) -> dict[int, list[int]]:
     """List the positions of each origin's sequences, in their order."""
-    places: dict[int, list[int]] = {}
-    for place, entry in enumerate(sequences):
-        places.setdefault(entry.origin, []).append(place)
-    return places
+    positions: dict[int, list[int]] = {}
+    for position, entry in enumerate(sequences):
+        positions.setdefault(entry.origin, []).append(position)
+    return positions
 
 
 def origin_frames(own: Sequence[SequenceEntry], *, cadence_s: int, num_pixels: int) -> OriginFrames:
@@ -60,9 +86,9 @@ def origin_frames(own: Sequence[SequenceEntry], *, cadence_s: int, num_pixels: i
         cadence_s: Seconds from frame to frame.
         num_pixels: Pixels of a frame.
     """
-    times_s = [entry.start_s + np.arange(entry.num_frames, dtype=np.int64) * cadence_s for entry in own]
-    distinct_s, place = np.unique(np.concatenate(times_s or [np.zeros(0, np.int64)]), return_index=True)
-    return OriginFrames(times_s=distinct_s, num_wet=wet_counts(own, num_pixels)[place])
+    times_s = _joined([entry.start_s + np.arange(entry.num_frames) * cadence_s for entry in own], np.int64)
+    distinct_s, first = np.unique(times_s, return_index=True)
+    return OriginFrames(times_s=distinct_s, num_wet=wet_counts(own, num_pixels)[first])
 
 
 def ready_origins(index: Index) -> frozenset[int]:
@@ -94,12 +120,14 @@ def frames_after(
         float64 (s,), NO_FRAME_AFTER where there is none.
     """
     last_s = np.array([entry.start_s + (entry.num_frames - 1) * cadence_s for entry in sequences], np.int64)
-    after_s, share = np.empty(len(sequences), np.int64), np.empty(len(sequences))
+    after_s = np.empty(len(sequences), np.int64)
+    share = np.empty(len(sequences))
+
     for own in by_origin(sequences).values():
-        frames = origin_frames([sequences[place] for place in own], cadence_s=cadence_s, num_pixels=num_pixels)
-        place = np.searchsorted(frames.times_s, last_s[own], side="right")
-        after_s[own] = np.append(frames.times_s, NO_TIME_S)[place]
-        share[own] = np.append(frames.num_wet / num_pixels, NO_FRAME_AFTER)[place]
+        frames = origin_frames([sequences[i] for i in own], cadence_s=cadence_s, num_pixels=num_pixels)
+        following = np.searchsorted(frames.times_s, last_s[own], side="right")
+        after_s[own] = np.append(frames.times_s, NO_TIME_S)[following]
+        share[own] = np.append(frames.num_wet / num_pixels, NO_FRAME_AFTER)[following]
     return after_s, share
 
 
@@ -107,3 +135,8 @@ def with_rain_after(sequences: Sequence[SequenceEntry], cadence_s: int, num_pixe
     """Fill in `rain_after` of all sequences of an archive, in the order they came (see `frames_after`)."""
     _, shares = frames_after(sequences, cadence_s=cadence_s, num_pixels=num_pixels)
     return tuple(replace(entry, rain_after=share) for entry, share in zip(sequences, shares.tolist(), strict=True))
+
+
+def _joined(values: Sequence[npt.ArrayLike], dtype: type) -> npt.NDArray[Any]:
+    """Join the values of sequences; there may be none."""
+    return np.concatenate([np.asarray(of_one, dtype) for of_one in values] or [np.zeros(0, dtype)])

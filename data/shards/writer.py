@@ -1,30 +1,33 @@
 """One shard: a plain tar of sequences, each a KEY.json and a KEY.frames of Blosc2 buffers; same input, same bytes."""
 
 import hashlib
+import io
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, BinaryIO, Final
+from typing import Final
 
 import blosc2
 import numpy as np
 import numpy.typing as npt
 
 from ..counts import NO_ROUNDING, Rounding
-from ..frames import iso_time
-from ..json_checks import canonical
+from ..json_checks import JsonRecord, Listed, canonical
 from ..sequences import rain_fraction
 from ..store.storage import Storage
 from ..units import MISSING_COUNT
-from .index import NO_FRAME_AFTER, SCHEMA_VERSION, SequenceEntry, ShardEntry
-from .summary import RainTotals, sum_totals
+from .description import Description
+from .index import NO_FRAME_AFTER, Index, SequenceEntry, ShardEntry
+from .totals import RainTotals, sum_totals
 
 # Level 5: on 288 x 288 KNMI frames 15.3 kB in 2.2 ms; level 7 saves 5% for four times the time, decoding is equal.
 ZSTD_LEVEL: Final = 5
 # One block a frame compresses best; the cap keeps a continent's frame inside a core's cache. Never left to Blosc2,
 # whose own choice depends on the machine, and with it the bytes.
 MAX_BLOCK_BYTES: Final = 2**20
+END_BYTES: Final = 2 * tarfile.BLOCKSIZE
+"""A tar ends with two blocks of zeros (POSIX.1-2017, pax, ustar interchange format)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,6 @@ class PackedFrame:
     rain_fraction: float
     missing: int
     totals: RainTotals
-    rounding: Rounding = NO_ROUNDING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,40 +62,20 @@ class PlannedSequence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrittenShard:
+class WrittenShard(JsonRecord):
     """What was written.
 
     Attributes:
         shard: The shard.
         sequences: Its sequences.
         totals: The rain of the frames that they own, by source.
-        rounding: What requantising changed in these frames, by source.
         left_out: Keys of sequences that were planned and hold no measurement.
     """
 
     shard: ShardEntry
-    sequences: tuple[SequenceEntry, ...]
+    sequences: Listed[SequenceEntry]
     totals: dict[str, RainTotals]
-    rounding: dict[str, Rounding] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
-
-
-class _CountedFile:
-    """A file that counts and digests what is written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.num_bytes = 0
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self.num_bytes += len(data)
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
+    left_out: Listed[str] = ()
 
 
 def pack_frame(counts_hw: npt.NDArray[np.uint16], scale_mmh: float, rounding: Rounding = NO_ROUNDING) -> PackedFrame:
@@ -112,8 +94,7 @@ def pack_frame(counts_hw: npt.NDArray[np.uint16], scale_mmh: float, rounding: Ro
         buffer=bytes(buffer),
         rain_fraction=rain_fraction(counts_hw),
         missing=int(np.count_nonzero(counts_hw == MISSING_COUNT)),
-        totals=RainTotals.of_frame(counts_hw, scale_mmh),
-        rounding=rounding,
+        totals=RainTotals.of_frame(counts_hw, scale_mmh, rounding),
     )
 
 
@@ -122,7 +103,7 @@ def write_shard(
     name: str,
     number: int,
     sequences: Sequence[PlannedSequence],
-    descriptions: Sequence[dict[str, Any]],
+    draft: Index,
     frames_of: Callable[[PlannedSequence], Iterable[PackedFrame]],
 ) -> WrittenShard:
     """Write one tar, which appears under its name when it is whole and on the disk.
@@ -132,40 +113,41 @@ def write_shard(
         name: The tar's name.
         number: Its position in the index.
         sequences: What goes into it, in order.
-        descriptions: What every KEY.json of an origin says beside its own sequence (`data.shards.describe_archive`).
+        draft: The archive's index as far as it is known before the sequences are.
         frames_of: Reads and compresses a sequence's frames, in order; none for a sequence that is to be left out.
     """
     totals: dict[str, RainTotals] = {}
-    rounding: dict[str, Rounding] = {}
-    entries, left_out = [], []
+    entries: list[SequenceEntry] = []
+    left_out: list[str] = []
+    digest = hashlib.sha256()
+    num_bytes = 0
+
     with storage.writer(name) as file:
-        tar = _CountedFile(file)
         for planned in sequences:
             frames = list(frames_of(planned))
             if not frames:
                 left_out.append(planned.key)
                 continue
-            description = descriptions[planned.origin]
-            entries.append(_write_sequence(tar, number, planned, frames, description))
-            own, source = frames[: planned.num_starts], description["source"]
-            totals = sum_totals([totals, {source: reduce(RainTotals.plus, (frame.totals for frame in own))}])
-            changed = reduce(Rounding.plus, (frame.rounding for frame in own))
-            rounding[source] = rounding.get(source, NO_ROUNDING).plus(changed)
-        tar.write(b"\0" * (2 * tarfile.BLOCKSIZE))
-    shard = ShardEntry(name=name, num_bytes=tar.num_bytes, sha256=tar.sha256)
-    return WrittenShard(
-        shard=shard, sequences=tuple(entries), totals=totals, rounding=rounding, left_out=tuple(left_out)
-    )
+            entry, members = _lay_out(planned, frames, number, num_bytes, draft)
+            file.write(members)
+            digest.update(members)
+            num_bytes += len(members)
+            entries.append(entry)
+            owned = reduce(RainTotals.plus, (frame.totals for frame in frames[: planned.num_starts]))
+            totals = sum_totals([totals, {draft.origins[planned.origin].source: owned}])
+
+        # Always two blocks: TarWriter's own end, filled up to 10 kB, would change the bytes of every archive.
+        file.write(bytes(END_BYTES))
+        digest.update(bytes(END_BYTES))
+
+    shard = ShardEntry(name=name, num_bytes=num_bytes + END_BYTES, sha256=digest.hexdigest())
+    return WrittenShard(shard=shard, sequences=tuple(entries), totals=totals, left_out=tuple(left_out))
 
 
-def _write_sequence(
-    tar: _CountedFile,
-    shard: int,
-    planned: PlannedSequence,
-    frames: Sequence[PackedFrame],
-    description: dict[str, Any],
-) -> SequenceEntry:
-    """Write both members of a sequence and say where they lie."""
+def _lay_out(
+    planned: PlannedSequence, frames: Sequence[PackedFrame], shard: int, offset: int, draft: Index
+) -> tuple[SequenceEntry, bytes]:
+    """Put both members of a sequence together; gives its entry and its bytes in the shard."""
     data = b"".join(frame.buffer for frame in frames)
     entry = SequenceEntry(
         key=planned.key,
@@ -174,10 +156,10 @@ def _write_sequence(
         start_s=planned.start_s,
         num_frames=planned.num_frames,
         num_starts=planned.num_starts,
-        offset=tar.num_bytes,
+        offset=offset,
         num_bytes=0,
         sha256="",
-        json_offset=tar.num_bytes + tarfile.BLOCKSIZE,
+        json_offset=offset + tarfile.BLOCKSIZE,
         json_bytes=0,
         frames_offset=0,
         frames_bytes=len(data),
@@ -186,41 +168,32 @@ def _write_sequence(
         missing=tuple(frame.missing for frame in frames),
         rain_after=NO_FRAME_AFTER,
     )
-    text = _describe(entry, description)
-    json_member = _member(f"{planned.key}.json", text)
-    members = json_member + _member(f"{planned.key}.frames", data)
-    tar.write(members)
-    return replace(
+
+    description = canonical(Description.of(draft, entry))
+    json_member = _member(planned.key, "json", description)
+    members = json_member + _member(planned.key, "frames", data)
+    entry = replace(
         entry,
         num_bytes=len(members),
         sha256=hashlib.sha256(members).hexdigest(),
-        json_bytes=len(text),
-        frames_offset=entry.offset + len(json_member) + tarfile.BLOCKSIZE,
+        json_bytes=len(description),
+        frames_offset=offset + len(json_member) + tarfile.BLOCKSIZE,
     )
+    return entry, members
 
 
-def _describe(entry: SequenceEntry, description: dict[str, Any]) -> bytes:
-    """Write KEY.json: everything that a reader without the index needs."""
-    own = {
-        "schema_version": SCHEMA_VERSION,
-        "key": entry.key,
-        "start_s": entry.start_s,
-        "start_time": iso_time(entry.start_s),
-        "num_frames": entry.num_frames,
-        "starts": entry.num_starts,
-        "frame_ends": entry.frame_ends,
-        "rain_fraction": entry.rain_fraction,
-        "missing": entry.missing,
-        "codec": "one Blosc2 buffer a frame, frame i from byte frame_ends[i-1] (0 first) to frame_ends[i], "
-        "uint16 (rows, cols)",
-    }
-    return canonical(own | description)
-
-
-def _member(name: str, data: bytes) -> bytes:
+def _member(key: str, kind: str, data: bytes) -> bytes:
     """Make a tar member that says nothing about who packed it, where, or when."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    header = info.tobuf(format=tarfile.GNU_FORMAT)
-    assert len(header) == tarfile.BLOCKSIZE, "a key is too long for one tar header"
-    return header + data + b"\0" * (-len(data) % tarfile.BLOCKSIZE)
+    # Imported where shards are written: it brings torch along, which no other step of packing needs.
+    from webdataset.writer import TarWriter
+
+    file = io.BytesIO()
+    tar = TarWriter(file, encoder=False, user="", group="", mode=0o644, mtime=0)
+    # The writer's own option for the format has no effect in webdataset 1.0.
+    tar.tarstream.format = tarfile.GNU_FORMAT
+    tar.write({"__key__": key, kind: data})
+    num_bytes = tar.tarstream.offset
+    tar.close()
+
+    assert num_bytes == tarfile.BLOCKSIZE + -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, "a key is too long"
+    return file.getvalue()[:num_bytes]

@@ -11,7 +11,16 @@ from ..errors import DataError
 from ..json_checks import shown
 from ..sequences import TimeSpan
 from ..shards.index import Index
-from ..shards.timeline import by_origin, frame_bases, frames_after, origin_frames, ready_origins, wet_counts
+from ..shards.timeline import (
+    by_origin,
+    frame_bases,
+    frames_after,
+    origin_frames,
+    owned_windows,
+    rain_fractions,
+    ready_origins,
+    wet_counts,
+)
 
 Rule = Literal["strict", "smaat_compat"]
 Published = Literal["nl50", "nl20"]
@@ -175,11 +184,7 @@ def candidate_windows(index: Index, selection: Selection) -> Candidates:
         (i for i in range(len(sequences)) if sequences[i].origin in chosen),
         key=lambda i: (sequences[i].shard, sequences[i].offset),
     )
-    counts = np.array(
-        [max(0, min(sequences[i].num_starts, sequences[i].num_frames - window + 1)) for i in order], np.int64
-    )
-    sequence = np.repeat(np.array(order, np.int64), counts)
-    start = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
+    sequence, start = owned_windows(index, order, window)
     inside, enough, rain = _judged(index, selection, sequence, start)
     return Candidates(sequence, start, inside, enough, rain)
 
@@ -257,8 +262,7 @@ def _judged(
     last_s = first_s + (window - 1) * cadence_s
     base = frame_bases(index)
     if selection.rule == "strict":
-        shares = [np.asarray(entry.rain_fraction, np.float64) for entry in index.sequences]
-        rain = np.concatenate(shares or [np.zeros(0)])[base[sequence] + start + selection.target_frame % window]
+        rain = rain_fractions(index)[base[sequence] + start + selection.target_frame % window]
         enough = rain >= selection.min_rain_fraction
     else:
         last_s, rain = _frame_after(index, sequence, start + window, first_s + window * cadence_s)

@@ -1,7 +1,7 @@
-"""Archives for the tests of this room: indexes made in memory, and small packed ones."""
+"""Archives for tests: indexes made in memory, and small packed ones."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rainspark.data.frames import Crop, Grid
+from rainspark.data.pack.resume import close_state
+from rainspark.data.pack.writing import ArchivePlan, write_archive
 from rainspark.data.sequences import cut_run
-from rainspark.data.shards.index import Index, SequenceEntry, ShardEntry, describe_archive, dump_index, signed
+from rainspark.data.shards.index import Index, SequenceEntry, ShardEntry, draft_index
 from rainspark.data.shards.origins import Origin
-from rainspark.data.shards.timeline import with_rain_after
-from rainspark.data.shards.writer import PackedFrame, PlannedSequence, pack_frame, write_shard
+from rainspark.data.shards.writer import PackedFrame, PlannedSequence, pack_frame
 from rainspark.data.store.storage import Storage, open_storage
 from rainspark.data.windows.selection import WindowTable
 
@@ -87,23 +88,47 @@ def index_in_memory(
             filled[shard] += num_bytes
         seen += num_run_frames
         time_s += (num_run_frames + gap_frames) * CADENCE_S
-    # Not signed: the digest of a long archive takes longer than planning it.
-    return Index(
-        schema_version=2,
-        cadence_s=CADENCE_S,
-        rows=32,
-        cols=32,
-        missing_count=65535,
-        window=window,
-        max_frames=max_frames,
-        origins=(whole_origin(32, 32),),
-        shards=tuple(
-            ShardEntry(name=f"shard-{i:05d}.tar", num_bytes=filled[i] + 1024, sha256="0" * 64)
-            for i in range(num_shards)
-        ),
-        sequences=tuple(sequences),
-        statistics={},
+    draft = draft_index([whole_origin(32, 32)], cadence_s=CADENCE_S, window=window, max_frames=max_frames)
+    shards = tuple(
+        ShardEntry(name=f"shard-{i:05d}.tar", num_bytes=filled[i] + 1024, sha256="0" * 64) for i in range(num_shards)
     )
+    # Not signed: the digest of a long archive takes longer than planning it.
+    return replace(draft, shards=shards, sequences=tuple(sequences))
+
+
+def write_planned(
+    folder: str | Path,
+    origins: Sequence[Origin],
+    planned: Sequence[PlannedSequence],
+    frames_of: Callable[[PlannedSequence], Iterable[PackedFrame]],
+    *,
+    window: int,
+    max_frames: int,
+    num_shards: int,
+    ready: bool = False,
+) -> tuple[Storage, Index]:
+    """Write an archive of given sequences, dealt round-robin to shards as pack does.
+
+    Args:
+        folder: Where.
+        origins: The origins.
+        planned: The sequences.
+        frames_of: Gives the frames of a sequence.
+        window: Longest window.
+        max_frames: Longest sequence.
+        num_shards: Shards.
+        ready: Whether the sequences are ready windows.
+    """
+    num_shards = min(num_shards, len(planned))
+    plan = ArchivePlan(
+        draft=draft_index(origins, cadence_s=CADENCE_S, window=window, max_frames=max_frames),
+        sequences=tuple(tuple(planned[i::num_shards]) for i in range(num_shards)),
+        ready=frozenset(sequence.key for sequence in planned if ready),
+    )
+    storage = open_storage(folder)
+    index = write_archive(storage, plan, lambda planned, advance: frames_of(planned))  # noqa: ARG005
+    close_state(storage)
+    return storage, index
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,7 +158,6 @@ def pack_archive(
     keep_counts: bool = True,
 ) -> PackedArchive:
     """Pack runs of frames, uint16 (t, rows, cols), as pack does: cut into sequences, dealt round-robin to shards."""
-    storage = open_storage(folder)
     planned: list[PlannedSequence] = []
     times_s: list[int] = []
     packed: list[PackedFrame] = []
@@ -141,7 +165,8 @@ def pack_archive(
     counts_thw: dict[str, npt.NDArray[np.uint16]] = {}
     rows = cols = 0
     for run_thw in runs:
-        first, (rows, cols) = len(times_s), run_thw.shape[1:]
+        first = len(times_s)
+        rows, cols = run_thw.shape[1:]
         begin_s = times_s[-1] + (1 + gap_frames) * CADENCE_S if times_s else FIRST_S
         times_s += [begin_s + i * CADENCE_S for i in range(len(run_thw))]
         for counts_hw in run_thw:
@@ -163,36 +188,16 @@ def pack_archive(
             )
             if keep_counts:
                 counts_thw[key] = run_thw[piece.first : piece.first + piece.num_frames]
-    draft = Index(
-        schema_version=2,
-        cadence_s=CADENCE_S,
-        rows=rows,
-        cols=cols,
-        missing_count=65535,
+
+    storage, index = write_planned(
+        folder,
+        [whole_origin(rows, cols)],
+        planned,
+        lambda sequence: packed[sequence.first : sequence.first + sequence.num_frames],
         window=window,
         max_frames=max_frames,
-        origins=(whole_origin(rows, cols),),
-        shards=(),
-        sequences=(),
-        statistics={},
+        num_shards=num_shards,
     )
-    written = [
-        write_shard(
-            storage,
-            f"shard-{i:05d}.tar",
-            i,
-            planned[i::num_shards],
-            [describe_archive(draft, origin) for origin in draft.origins],
-            lambda sequence: packed[sequence.first : sequence.first + sequence.num_frames],
-        )
-        for i in range(min(num_shards, len(planned)))
-    ]
-    shards = tuple(one.shard for one in written)
-    sequences = tuple(sorted((entry for one in written for entry in one.sequences), key=lambda entry: entry.start_s))
-    index = signed(
-        replace(draft, shards=shards, sequences=with_rain_after(sequences, cadence_s=CADENCE_S, num_pixels=rows * cols))
-    )
-    storage.write("index.json", dump_index(index))
     return PackedArchive(folder=folder, storage=storage, index=index, counts_thw=counts_thw)
 
 

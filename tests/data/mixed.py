@@ -8,13 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rainspark.data.sequences import cut_run
-from rainspark.data.shards.index import SCHEMA_VERSION, Index, SequenceEntry, describe_archive, dump_index, signed
-from rainspark.data.shards.summary import sum_totals, totals_to_json
+from rainspark.data.shards.index import Index, SequenceEntry
 from rainspark.data.shards.timeline import with_rain_after
-from rainspark.data.shards.writer import PlannedSequence, pack_frame, write_shard
-from rainspark.data.store.storage import open_storage
-from rainspark.data.units import MISSING_COUNT
-from tests.data.archives import CADENCE_S, FIRST_S, PackedArchive, index_in_memory, whole_origin
+from rainspark.data.shards.writer import PlannedSequence, pack_frame
+from tests.data.archives import CADENCE_S, FIRST_S, PackedArchive, index_in_memory, whole_origin, write_planned
 
 
 def mixed_index(parts: Sequence[Index], *, sources: Sequence[str], scales_mmh: Sequence[float] | None = None) -> Index:
@@ -77,7 +74,6 @@ def pack_mixed(
     num_shards: int,
 ) -> PackedArchive:
     """Pack one run of each of several radars, uint16 (t, rows, cols), all from the same time on, into one archive."""
-    storage = open_storage(folder)
     rows, cols = next(iter(frames.values())).shape[1:]
     origins = [whole_origin(rows, cols, source, scale) for source, scale in zip(frames, scales_mmh, strict=True)]
     planned, counts_thw = [], {}
@@ -87,35 +83,15 @@ def pack_mixed(
             counts_thw[key] = run_thw[piece.first : piece.first + piece.num_frames]
             start_s = FIRST_S + piece.first * CADENCE_S
             planned.append(PlannedSequence(key=key, origin=number, start_s=start_s, **vars(piece)))
-    draft = Index(
-        schema_version=SCHEMA_VERSION,
-        cadence_s=CADENCE_S,
-        rows=rows,
-        cols=cols,
-        missing_count=MISSING_COUNT,
+    storage, index = write_planned(
+        folder,
+        origins,
+        planned,
+        lambda sequence: [
+            pack_frame(counts, origins[sequence.origin].scale_mmh) for counts in counts_thw[sequence.key]
+        ],
         window=window,
         max_frames=max_frames,
-        origins=tuple(origins),
-        shards=(),
-        sequences=(),
-        statistics={},
+        num_shards=num_shards,
     )
-    descriptions = [describe_archive(draft, origin) for origin in origins]
-    written = [
-        write_shard(
-            storage, f"shard-{i:05d}.tar", i, planned[i::num_shards], descriptions,
-            lambda one: [pack_frame(counts, origins[one.origin].scale_mmh) for counts in counts_thw[one.key]],
-        )
-        for i in range(min(num_shards, len(planned)))
-    ]  # fmt: skip
-    entries = sorted((entry for one in written for entry in one.sequences), key=lambda entry: entry.start_s)
-    index = signed(
-        replace(
-            draft,
-            shards=tuple(one.shard for one in written),
-            sequences=with_rain_after(entries, CADENCE_S, rows * cols),
-            statistics=totals_to_json(sum_totals(one.totals for one in written)),
-        )
-    )
-    storage.write("index.json", dump_index(index))
     return PackedArchive(folder=Path(folder), storage=storage, index=index, counts_thw=counts_thw)

@@ -1,20 +1,17 @@
 """Small archives that are right in every respect, statistics too, and what windows they hold."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from rainspark.data.shards.decode import check_sequence, decode_frame
-from rainspark.data.shards.index import Index, describe_archive, dump_index, signed
+from rainspark.data.shards.index import Index
 from rainspark.data.shards.origins import Origin
-from rainspark.data.shards.summary import sum_totals, totals_to_json
-from rainspark.data.shards.timeline import with_rain_after
-from rainspark.data.shards.writer import PackedFrame, PlannedSequence, pack_frame, write_shard
-from rainspark.data.store.storage import Storage, open_storage
-from tests.data.archives import CADENCE_S, FIRST_S, whole_origin
+from rainspark.data.shards.writer import PlannedSequence, pack_frame
+from rainspark.data.store.storage import Storage
+from tests.data.archives import CADENCE_S, FIRST_S, whole_origin, write_planned
 
 Frames = dict[int, npt.NDArray[np.uint16]]
 """Frames of one origin, uint16 (rows, cols), by number: number i ends i times the cadence after the first."""
@@ -52,51 +49,34 @@ def pack_frames(
         num_shards: Shards.
         ready: Whether the sequences are ready windows.
     """
-    storage = open_storage(folder)
     packed = {
         (origin, number): pack_frame(counts, origin.scale_mmh)
         for origin, frames in origins.items()
         for number, counts in frames.items()
     }
-    first = next(iter(next(iter(origins.values())).values()))
-    draft = Index(
-        schema_version=2, cadence_s=CADENCE_S, rows=first.shape[0], cols=first.shape[1], missing_count=65535,
-        window=window, max_frames=max_frames, origins=tuple(origins), shards=(), sequences=(), statistics={},
-    )  # fmt: skip
-    cut = sorted((number, place, *more) for place, origin in enumerate(origins) for number, *more in pieces[origin])
+    named = list(origins)
+    cut = sorted((number, named.index(origin), *more) for origin in origins for number, *more in pieces[origin])
     planned = [
         PlannedSequence(
-            key=f"s{at:04d}", origin=place, start_s=FIRST_S + number * CADENCE_S, first=number, num_frames=count,
+            key=f"s{at:04d}",
+            origin=origin,
+            start_s=FIRST_S + number * CADENCE_S,
+            first=number,
+            num_frames=count,
             num_starts=starts,
         )
-        for at, (number, place, count, starts) in enumerate(cut)
-    ]  # fmt: skip
-
-    def frames_of(sequence: PlannedSequence) -> list[PackedFrame]:
-        origin = draft.origins[sequence.origin]
-        return [packed[origin, sequence.first + i] for i in range(sequence.num_frames)]
-
-    descriptions = [describe_archive(draft, origin) for origin in draft.origins]
-    num_shards = min(num_shards, len(planned))
-    written = [
-        write_shard(storage, f"shard-{i:05d}.tar", i, planned[i::num_shards], descriptions, frames_of)
-        for i in range(num_shards)
+        for at, (number, origin, count, starts) in enumerate(cut)
     ]
-    entries = tuple(
-        sorted(
-            (entry for shard in written for entry in shard.sequences), key=lambda entry: (entry.start_s, entry.origin)
-        )
+    _, index = write_planned(
+        folder,
+        named,
+        planned,
+        lambda sequence: [packed[named[sequence.origin], sequence.first + i] for i in range(sequence.num_frames)],
+        window=window,
+        max_frames=max_frames,
+        num_shards=num_shards,
+        ready=ready,
     )
-    filled = with_rain_after(entries, cadence_s=CADENCE_S, num_pixels=first.size)
-    index = signed(
-        replace(
-            draft,
-            shards=tuple(shard.shard for shard in written),
-            sequences=entries if ready else filled,
-            statistics=totals_to_json(sum_totals(shard.totals for shard in written)),
-        )
-    )
-    storage.write("index.json", dump_index(index))
     return index
 
 
@@ -106,10 +86,8 @@ def small_archive(folder: Path, *, seed: int = 0, num_shards: int = 3, source: s
     numbers = [first + i for first, count in runs.items() for i in range(count)]
     origin = whole_origin(6, 8, source=source)
     pieces = [(0, 9, 6), (6, 9, 6), (12, 8, 8), (25, 3, 3), (30, 9, 9)]
-    return pack_frames(
-        folder, {origin: some_frames(numbers, seed=seed)}, {origin: pieces}, window=4, max_frames=9,
-        num_shards=num_shards,
-    )  # fmt: skip
+    frames = {origin: some_frames(numbers, seed=seed)}
+    return pack_frames(folder, frames, {origin: pieces}, window=4, max_frames=9, num_shards=num_shards)
 
 
 Windows = dict[tuple[Origin, int], bytes]
@@ -118,7 +96,7 @@ Windows = dict[tuple[Origin, int], bytes]
 
 def windows_of(storage: Storage, index: Index, window: int) -> Windows:
     """Cut every window of an archive, one at a time, by the plainest means; every one stands in one sequence."""
-    found: Windows = {}
+    windows: Windows = {}
     for entry in index.sequences:
         data = storage.read(index.shards[entry.shard].name, entry.offset, entry.offset + entry.num_bytes)
         check_sequence(index, entry, data)
@@ -128,7 +106,7 @@ def windows_of(storage: Storage, index: Index, window: int) -> Windows:
         for number in range(entry.num_frames):
             decode_frame(index, entry, frames, number, counts_thw[number])
         for start in range(min(entry.num_starts, entry.num_frames - window + 1)):
-            place = (index.origins[entry.origin], entry.start_s + start * index.cadence_s)
-            assert place not in found
-            found[place] = counts_thw[start : start + window].tobytes()
-    return found
+            begun = (index.origins[entry.origin], entry.start_s + start * index.cadence_s)
+            assert begun not in windows
+            windows[begun] = counts_thw[start : start + window].tobytes()
+    return windows

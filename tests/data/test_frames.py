@@ -15,7 +15,7 @@ GRID = Grid(rows=765, cols=700, pixel_km=1.0, projection="+proj=stere", x0_km=0.
 @given(st.integers(0, 5000), st.integers(1, 5000), st.integers(0, 5000), st.integers(1, 5000))
 def test_a_crop_is_read_as_it_is_written(row0: int, rows: int, col0: int, cols: int) -> None:
     crop = Crop(row0=row0, row1=row0 + rows, col0=col0, col1=col0 + cols)
-    assert parse_crop(str(crop)) == crop == Crop.from_json(crop.to_json())
+    assert parse_crop(str(crop)) == crop
     assert (crop.rows, crop.cols) == (rows, cols)
 
 
@@ -55,11 +55,12 @@ def test_crops_outside_the_grid(text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": "765"}, "key 'rows' is '765'"),
-        ({"rows": True}, "key 'rows' is True"),
+        ({"rows": "765"}, "grid: key rows is 765; expected a valid integer"),
+        ({"rows": True}, "key rows is True"),
         ({"rows": 0}, "0 x 700"),
-        ({"pixel_km": None}, "key 'pixel_km' is None"),
-        ({"colour": 1}, "key 'colour' is unknown"),
+        ({"pixel_km": None}, "key pixel_km is None; expected a valid number"),
+        ({"pixel_km": float("nan")}, "key pixel_km is nan; expected a finite number"),
+        ({"colour": 1}, "key colour is unknown"),
     ],
 )
 def test_wrong_grids_are_refused_by_key(change: dict[str, Any], message: str) -> None:
@@ -71,7 +72,7 @@ def test_wrong_grids_are_refused_by_key(change: dict[str, Any], message: str) ->
 def test_a_missing_key_is_named() -> None:
     values = GRID.to_json()
     del values["x0_km"]
-    with pytest.raises(DataError, match="key 'x0_km' is missing"):
+    with pytest.raises(DataError, match="grid: key x0_km is missing"):
         Grid.from_json(values)
 
 

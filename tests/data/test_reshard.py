@@ -98,10 +98,10 @@ def test_the_same_input_gives_the_same_bytes_and_a_second_call_changes_nothing(
     again(tmp_path / "old", tmp_path / "b", options)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     again(tmp_path / "old", tmp_path / "a", options)
-    assert "already made from these archives with these options" in capsys.readouterr().err
-    with pytest.raises(DataError, match="holds an archive of other frames or options"):
+    assert "already packed from this input with these options" in capsys.readouterr().err
+    with pytest.raises(DataError, match="packed from other files or with other options"):
         reshard([str(tmp_path / "old")], str(tmp_path / "a"), ReshardOptions(max_frames=7))
-    with pytest.raises(DataError, match="holds an archive of other frames or options"):
+    with pytest.raises(DataError, match="packed from other files or with other options"):
         reshard([str(tmp_path / "old")], str(tmp_path / "old"), options)
 
 

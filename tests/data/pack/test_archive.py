@@ -23,7 +23,7 @@ from rainspark.data.pack.archive import pack
 from rainspark.data.pack.survey import PackOptions
 from rainspark.data.shards.contact_sheet import draw_contact_sheet, read_frame
 from rainspark.data.shards.index import Index, dump_index, load_index, signed, verify_sequence_bytes
-from rainspark.data.shards.summary import RainTotals, count_windows, run_lengths, summarise
+from rainspark.data.shards.summary import count_windows, run_lengths, summarise
 from rainspark.data.store.storage import open_storage
 from tests.data.radar_files import CROP, FIRST_S, NUMBERS, OPTIONS, digests, random_counts, write_series
 
@@ -72,7 +72,7 @@ def test_sequences_are_dealt_round_robin(radar: Path, tmp_path: Path) -> None:
 
 def test_statistics_count_every_frame_once(radar: Path, tmp_path: Path) -> None:
     index = pack([radar], tmp_path / "out", OPTIONS)
-    rain = RainTotals.from_json(index.statistics[index.source])
+    rain = index.statistics[index.source]
     counts = np.stack([cropped(number) for number in NUMBERS])
     valid = counts[counts != 65535].astype(np.int64)
     assert (rain.frames, rain.pixels, rain.valid) == (len(NUMBERS), counts.size, valid.size)
@@ -234,20 +234,20 @@ def test_real_files_pack_to_a_fifth_of_their_bytes(shared_dir: Path, tmp_path: P
     assert [count_windows(index, 12, share) for share in (0.0, 0.2, 0.5)] == [51, 51, 25]
     assert [count_windows(index, 24, share) for share in (0.0, 0.2, 0.5)] == [39, 39, 17]
     assert sum(shard.num_bytes for shard in index.shards) < 16_000 * 62
-    assert RainTotals.from_json(index.statistics[index.source]).valid == 62 * 288 * 288
+    assert index.statistics[index.source].valid == 62 * 288 * 288
 
 
 BAD_STATISTICS = [
-    ({"frames": 0, "pixels": 0, "valid": 0, "wet": 0}, "'frames' is 0; expected 40, the frames of the sequences"),
-    ({"pixels": 0}, "'pixels' is 0; expected frames of 8 x 8"),
-    ({"valid": 40 * 64 + 1}, "'valid' is 2561; expected at most 2560 pixels"),
-    ({"wet": 40 * 64}, "'wet' is 2560; expected at most"),
-    ({"max_count": 65535}, "'max_count' is 65535"),
-    ({"max_count": 10**400}, "'max_count' is 10+"),
-    ({"sum_counts": 10**400}, "'sum_counts' is 10+"),
-    ({"sum_counts": 0}, "'sum_counts' is 0"),
-    ({"rain_classes": [0] * 11}, r"'rain_classes' is \[0, 0"),
-    ({"wet": -1}, "'wet' is -1; expected counts"),
+    ({"frames": 0, "pixels": 0, "valid": 0, "wet": 0}, "frames .* is 0; expected 40, the frames of the sequences"),
+    ({"pixels": 0}, "pixels .* is 0; expected frames of 8 x 8"),
+    ({"valid": 40 * 64 + 1}, "valid .* is 2561; expected at most 2560 pixels"),
+    ({"wet": 40 * 64}, "wet .* is 2560; expected at most"),
+    ({"max_count": 65535}, "max_count .* is 65535"),
+    ({"max_count": 10**400}, "max_count .* is 10+"),
+    ({"sum_counts": 10**400}, "sum_counts .* is 10+"),
+    ({"sum_counts": 0}, "sum_counts .* is 0"),
+    ({"rain_classes": (0,) * 11}, r"rain_classes .* is \(0, 0"),
+    ({"rain_classes": (1,)}, r"rain_classes .* is \(1,"),
 ]
 
 
@@ -256,10 +256,10 @@ def test_inspect_refuses_statistics_that_cannot_be(
     radar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], values: dict[str, Any], message: str
 ) -> None:
     index = pack([radar], tmp_path / "out", OPTIONS)
-    changed = signed(replace(index, statistics={index.source: index.statistics[index.source] | values}))
+    changed = signed(replace(index, statistics={index.source: replace(index.statistics[index.source], **values)}))
     (tmp_path / "out" / "index.json").write_bytes(dump_index(changed))
     assert main(["inspect", str(tmp_path / "out")]) == 4
-    assert re.search(f"statistics: key {message}", capsys.readouterr().err)
+    assert re.search(f"key {message}.*: copy or pack the archive again", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("size", [(3000, 1), (1, 3000)])

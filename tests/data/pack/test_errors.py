@@ -12,7 +12,7 @@ import pytest
 
 from rainspark.data.errors import DataError
 from rainspark.data.frames import Crop
-from rainspark.data.pack.archive import pack, write_archive
+from rainspark.data.pack.archive import pack, write_job
 from rainspark.data.pack.survey import PackOptions, survey
 from rainspark.data.shards.summary import run_lengths
 from rainspark.data.store.storage import open_storage
@@ -99,14 +99,14 @@ def test_a_file_that_changes_between_survey_and_packing_is_noticed(tmp_path: Pat
     for path in few:
         change(path, replace_image(data=random_counts(1, 12, 10)))
     job = survey([tmp_path / "radar"], OPTIONS)
-    assert write_archive(open_storage(tmp_path / "good"), job).sequences
+    assert write_job(open_storage(tmp_path / "good"), job)[0].sequences
     before = few[3].stat()
     # Pixels alone, in place, with the file's old time: neither length nor header tell.
     change(few[3], lambda file: file["image1/image_data"].write_direct(random_counts(2, 12, 10)))
     os.utime(few[3], ns=(before.st_atime_ns, before.st_mtime_ns))
     assert few[3].stat().st_size == before.st_size
     with pytest.raises(DataError, match=f"{few[3]} changed while it was packed"):
-        write_archive(open_storage(tmp_path / "out"), job)
+        write_job(open_storage(tmp_path / "out"), job)
     assert not (tmp_path / "out" / "index.json").exists()
 
 

@@ -21,7 +21,7 @@ from rainspark.data.pack.__main__ import main
 from rainspark.data.pack.archive import pack
 from rainspark.data.pack.resume import dump_record
 from rainspark.data.pack.survey import PackOptions, survey
-from rainspark.data.shards.summary import RainTotals, totals_from_json
+from rainspark.data.shards.totals import RainTotals
 from rainspark.data.shards.writer import WrittenShard
 from tests.data.radar_files import CROP, OPTIONS, digests, write_series
 
@@ -68,13 +68,13 @@ def interrupted(radar: Path, out: Path) -> None:
     job = survey([radar], OPTIONS)
     (out / "index.json").unlink()
     (out / ".packing").mkdir()
-    (out / ".packing" / "job.json").write_text(json.dumps({"job": job.digest}))
+    (out / ".packing" / "job.json").write_text(json.dumps({"job": job.plan.draft.packed_from}))
     # All of the rain stands in the first record: only the sum of the records is known from here.
-    totals = totals_from_json(index.statistics)
+    totals = index.statistics
     for number, shard in enumerate(index.shards):
         own = tuple(entry for entry in index.sequences if entry.shard == number)
         written = WrittenShard(
-            shard=shard, sequences=own, totals=dict.fromkeys(totals, RainTotals.none()) if number else totals
+            shard=shard, sequences=own, totals=dict.fromkeys(totals, RainTotals()) if number else totals
         )
         (out / ".packing" / f"shard-{number:05d}.json").write_bytes(dump_record(written))
 

@@ -89,8 +89,8 @@ def test_tiles_are_origins_of_one_source(domain: Path, tmp_path: Path, capsys: p
     errors = capsys.readouterr().err
     assert "4 whole tiles of 16 x 16 pixels; the last 12 rows and 4 columns of 44 x 36 lie beyond them" in errors
     # Each of four sequences (0-3, 3-6, 6-8 and 20-22) of the blind tile, and the last one of the tile that went blind.
-    assert "1 of 4 tiles hold no measurement in any frame and are left out\n" in errors
-    assert "1 sequence of another tile holds no measurement and is left out\n" in errors
+    assert "1 of 4 parts hold no measurement in any frame and are left out\n" in errors
+    assert "1 sequence of another part holds no measurement and is left out\n" in errors
     assert [str(origin.crop) for origin in index.origins] == ["0:16,16:32", "16:32,0:16", "16:32,16:32"]
     assert index.sources == ("ODIM ORG:247 RATE",)
     assert len(index.sequences) == 11
@@ -98,9 +98,10 @@ def test_tiles_are_origins_of_one_source(domain: Path, tmp_path: Path, capsys: p
     check_frames(tmp_path / "out", index)
     assert load_index(open_storage(tmp_path / "out")) == index
     clamped = [expected_counts(n, origin.crop) for origin in index.origins for n in NUMBERS]
-    rounding = index.statistics[index.source]["rounding"]
-    assert rounding["clamped"] == sum(int((counts == 65534).sum()) for counts in clamped)
-    assert rounding["max_error_mmh"] < 1e-9
+    rounding = index.statistics[index.source].rounding
+    assert rounding is not None
+    assert rounding.clamped == sum(int((counts == 65534).sum()) for counts in clamped)
+    assert rounding.max_error_mmh < 1e-9
     assert rain_of(index, index.source).frames == 2 * 12 + 9
 
 
@@ -195,8 +196,9 @@ def test_several_radars_stand_in_one_archive(domain: Path, tmp_path: Path, capsy
     num_frames = sum(entry.num_starts for entry in index.sequences if entry.origin)
     assert f"frames        {num_frames} every 5 min, " in told
     assert told.count("all parts together") == 1
-    clamped = index.statistics["ODIM ORG:247 RATE"]["rounding"]["clamped"]
-    assert f"to counts of 0.01 mm/h, no rate changed; {clamped} pixels above 655.34 mm/h set to it\n" in told
+    rounding = index.statistics["ODIM ORG:247 RATE"].rounding
+    assert rounding is not None
+    assert f"to counts of 0.01 mm/h: no rate changed; {rounding.clamped} pixels above 655.34 mm/h set to it\n" in told
 
 
 def test_sources_that_do_not_fit_are_refused(domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +257,7 @@ def test_another_relation_or_tile_is_another_archive(domain: Path, tmp_path: Pat
         survey([domain], TILES, OdimSource(licence="CC BY 4.0")),
         survey([domain], TILES, OdimSource(), [PackInput(source=OdimSource(name="x"), paths=(domain,), tile=16)]),
     ]
-    assert len({job.digest for job in jobs}) == 4
+    assert len({job.plan.draft.packed_from for job in jobs}) == 4
     pack([domain], tmp_path / "out", TILES, source=OdimSource())
     with pytest.raises(DataError, match="packed from other files or with other options"):
         pack([domain], tmp_path / "out", TILES, source=OdimSource(licence="CC BY 4.0"))
@@ -318,7 +320,7 @@ def test_packing_into_a_store(
     store.delete("index.json")
     for name in folder.names("shard-")[3:]:
         store.delete(name)
-    store.write(".packing/job.json", ('{"job": "' + job.digest + '"}').encode())
+    store.write(".packing/job.json", ('{"job": "' + job.plan.draft.packed_from + '"}').encode())
     assert pack([domain], url, TILES, source=OdimSource()) == index
     assert store.names() == folder.names()
     with pytest.raises(DataError, match="packed from other files or with other options"):
@@ -343,7 +345,7 @@ def test_one_odim_file_of_another_product_is_named(tmp_path: Path) -> None:
         DataError, match=f"{files[1]}: source is ODIM ORG:1 RATE, but ODIM ORG:247 RATE in {files[0]}.* with --name "
     ):
         survey([tmp_path], PackOptions(window=2), OdimSource())
-    assert survey([tmp_path], PackOptions(window=2), OdimSource(name="OPERA")).origins[0].source == "OPERA"
+    assert survey([tmp_path], PackOptions(window=2), OdimSource(name="OPERA")).plan.draft.source == "OPERA"
     os.truncate(files[1], 100)
     with pytest.raises(DataError, match=f"{files[1]} cannot be read as an ODIM_H5 composite"):
         survey([tmp_path], PackOptions(window=2), OdimSource())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from rainspark.data.shards.index import (
     verify_sequence_bytes,
 )
 from rainspark.data.shards.origins import Origin
+from rainspark.data.shards.totals import RainTotals
 from rainspark.data.store.storage import open_storage
 
 
@@ -31,11 +33,24 @@ def small_index() -> Index:
 
     def entry(key: str, origin: int, offset: int, start_s: int) -> SequenceEntry:
         return SequenceEntry(
-            key=key, origin=origin, shard=0, start_s=start_s, num_frames=2, num_starts=2, offset=offset, num_bytes=2048,
-            sha256="a" * 64, json_offset=offset + 512, json_bytes=10, frames_offset=offset + 1536, frames_bytes=30,
-            frame_ends=(10, 30), rain_fraction=(0.0, 0.5), missing=(0, 6),
+            key=key,
+            origin=origin,
+            shard=0,
+            start_s=start_s,
+            num_frames=2,
+            num_starts=2,
+            offset=offset,
+            num_bytes=2048,
+            sha256="a" * 64,
+            json_offset=offset + 512,
+            json_bytes=10,
+            frames_offset=offset + 1536,
+            frames_bytes=30,
+            frame_ends=(10, 30),
+            rain_fraction=(0.0, 0.5),
+            missing=(0, 6),
             rain_after=0.25,
-        )  # fmt: skip
+        )
 
     def origin(row0: int, source: str, scale_mmh: float) -> Origin:
         grid = Grid(rows=4, cols=3, pixel_km=1.0, projection="+proj=stere", x0_km=0.0, y0_km=0.0)
@@ -44,12 +59,19 @@ def small_index() -> Index:
 
     return signed(
         Index(
-            schema_version=2, cadence_s=300, rows=2, cols=3, missing_count=65535, window=2, max_frames=2,
+            schema_version=2,
+            cadence_s=300,
+            rows=2,
+            cols=3,
+            missing_count=65535,
+            window=2,
+            max_frames=2,
             origins=(origin(0, "test", 0.12), origin(1, "test", 0.12), origin(0, "other", 0.5)),
             shards=(ShardEntry(name="shard-00000.tar", num_bytes=5120, sha256="b" * 64),),
-            sequences=(entry("a", 0, 0, 0), entry("b", 2, 2048, 9000)), statistics={"frames": 4},
+            sequences=(entry("a", 0, 0, 0), entry("b", 2, 2048, 9000)),
+            statistics={"test": RainTotals(frames=2), "other": RainTotals(frames=2)},
         )
-    )  # fmt: skip
+    )
 
 
 def test_an_index_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -81,7 +103,7 @@ def test_the_fingerprint_covers_every_field() -> None:
         "origins": (replace(index.origins[0], licence="x"), *index.origins[1:]),
         "shards": (replace(index.shards[0], sha256="c" * 64),),
         "sequences": (replace(index.sequences[0], missing=(0, 5)), index.sequences[1]),
-        "statistics": {"frames": 5},
+        "statistics": {"test": RainTotals(frames=3), "other": RainTotals(frames=1)},
     }
     for field in fields(Index):
         value = getattr(index, field.name)
@@ -115,71 +137,73 @@ def edit_shard(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 DAMAGE = [
-    (edit_top("schema_version", 1), "schema_version is 1, this program reads 2; pack the archive again"),
-    (edit_top("cadence_s", 0), "key cadence_s is 0"),
-    (edit_top("cadence_s", 300.0), "key 'cadence_s' is 300.0; expected int"),
-    (edit_origin("scale_mmh", -1.0), r"key origins\[2\]\.scale_mmh is -1.0"),
+    # Types, keys and limits, by pydantic.
+    (
+        edit_top("schema_version", 1),
+        "key schema_version is 1; expected 2; .*another version.*pack the archive again",
+    ),
+    (edit_top("cadence_s", 0), "key cadence_s is 0; expected greater than or equal to 1"),
+    (edit_top("cadence_s", 300.0), "key cadence_s is 300.0; expected a valid integer"),
+    (edit_top("cadence_s", 86401), "key cadence_s is 86401; expected less than or equal to 86400"),
+    (edit_top("cadence_s", 10**25), "key cadence_s is 10{25}"),
     (edit_top("missing_count", 0), "key missing_count is 0; expected 65535"),
+    (edit_top("packed_from", "a pack"), "key packed_from is a pack; expected to match pattern"),
+    (edit_top("surprise", 1), "key surprise is unknown"),
+    (edit_top("\x1b[2J", 1), r"key '\\x1b\[2J' is unknown"),
+    (edit_top("origins", [7]), r"key origins\[0\] is 7; expected an object"),
+    (lambda values: values["origins"][0].pop("licence"), r"key origins\[0\]\.licence is missing"),
+    (edit_origin("crop", None), r"key origins\[2\]\.crop is None; expected an object"),
+    (edit_origin("crop", {}), r"key origins\[2\]\.crop\.row0 is missing"),
+    (edit_origin("crop", {"row0": 2, "row1": 2, "col0": 0, "col1": 3}), r"key origins\[2\]\.crop: .*holds no pixels"),
+    (edit_origin("scale_mmh", 10**400), r"key origins\[2\]\.scale_mmh is 10+; expected a finite number"),
+    (lambda values: values["origins"][0]["grid"].update(x0_km=10**400), r"key origins\[0\]\.grid\.x0_km is 10+; exp"),
+    (edit_shard("name", "../shard.tar"), r"key shards\[0\].name is ../shard.tar"),
+    (edit_shard("name", "\x1b.tar"), r"key shards\[0\].name is '\\x1b.tar'; expected to match"),
+    (edit_shard("sha256", "B" * 64), r"key shards\[0\].sha256 is B{64}"),
+    (edit_top("sequences", [7]), r"key sequences\[0\] is 7; expected an object"),
+    (edit_sequence("key", "b.x"), r"key sequences\[1\].key is b.x"),
+    (edit_sequence("key", "\x1b[2J"), r"key sequences\[1\].key is '\\x1b\[2J'; expected to match"),
+    (edit_sequence("origin", -1), r"\.origin is -1; expected greater"),
+    (edit_sequence("shard", -1), r"\.shard is -1"),
+    (edit_sequence("offset", -1), r"\.offset is -1"),
+    (edit_sequence("frame_ends", ["10", 30]), r"frame_ends\[0\] is 10; expected a valid integer"),
+    (edit_sequence("rain_fraction", [0.0, 1.5]), r"\.rain_fraction\[1\] is 1.5; expected less than or equal to 1"),
+    (edit_sequence("rain_fraction", [0, 10**400]), r"\.rain_fraction\[1\] is 10+; expected a finite number"),
+    (edit_sequence("missing", [0, True]), r"\.missing\[1\] is True; expected a valid integer"),
+    (edit_sequence("rain_after", 1.5), r"\.rain_after is 1.5; expected less than or equal to 1"),
+    (edit_sequence("rain_after", None), r"\.rain_after is None; expected a valid number"),
+    (edit_top("statistics", {"test": {"wet": -1}}), r"key statistics\.test\.wet is -1; expected greater"),
+    (edit_top("statistics", {"test": {"rounding": {"clamped": 0.5}}}), r"statistics\.test\.rounding\.clamped is 0.5"),
+    (edit_top("statistics", {"test": "x"}), r"statistics\.test is x; expected an object"),
+    # What hangs together, by hand.
     (edit_top("window", 3), "key window is 3"),
-    (edit_top("packed_from", "a pack"), "key packed_from is a pack; expected 64 hexadecimal digits"),
     (edit_top("rows", 3), r"key rows, cols is .3, 3.; expected .2, 3., those of origins\[0\]\.crop"),
     (edit_origin("crop", {"row0": 0, "row1": 3, "col0": 0, "col1": 3}), r"expected .3, 3., those of origins\[2\]\."),
     (edit_origin("crop", {"row0": 0, "row1": 2, "col0": 1, "col1": 4}), "outside the grid of 4 rows and 3 columns"),
-    (edit_origin("crop", None), r"origins\[2\]: key 'crop' is None"),
-    (edit_origin("crop", {}), r"origins\[2\]: crop: key 'row0' is missing"),
+    (edit_origin("scale_mmh", -1.0), r"key origins\[2\]\.scale_mmh is -1.0"),
+    (edit_origin("scale_mmh", 1e99), r"key origins\[2\]\.scale_mmh is 1e\+99; expected 1e-06 to 100 mm/h"),
     (edit_origin("source", "test"), r"key origins\[2\]\.scale_mmh is 0.5; expected 0.12, as in the source's other"),
+    (edit_origin("source", "\x1b[2J"), r"key origins\[2\]\.source is '\\x1b\[2J'; expected printable"),
+    (edit_origin("licence", "a\nb"), r"key origins\[2\]\.licence is 'a\\nb'"),
+    (lambda values: values["origins"][0]["grid"].update(projection="\x9b2J"), r"\.grid\.projection is '\\x9b2J'"),
     (lambda values: values["origins"].__setitem__(1, values["origins"][0]), r"key origins\[1\] is one that came"),
     (edit_top("origins", []), "key origins is empty"),
-    (edit_top("origins", [7]), r"origins\[0\] is of type int"),
-    (edit_sequence("origin", 3), r"\.origin is 3; expected 0 to 2"),
-    (edit_sequence("origin", -1), r"\.origin is -1"),
-    (edit_sequence("rain_after", 1.5), r"\.rain_after is 1.5; expected 0 to 1, or -1"),
-    (edit_sequence("rain_after", -0.5), r"\.rain_after is -0.5"),
-    (edit_sequence("rain_after", None), "'rain_after' is None; expected float"),
     (edit_top("sequences", []), "key sequences is empty"),
-    (edit_top("sequences", [7]), r"sequences\[0\] is of type int"),
-    (edit_top("surprise", 1), "key 'surprise' is unknown"),
-    (lambda values: values["origins"][0].pop("licence"), r"origins\[0\]: key 'licence' is missing"),
-    (edit_shard("name", "../shard.tar"), r"key shards\[0\].name is ../shard.tar"),
-    (edit_shard("sha256", "B" * 64), r"key shards\[0\].sha256"),
     (edit_shard("num_bytes", 4000), r"key sequences\[1\] \(b\).offset is bytes 2048 to 4096.*inside the shard's 4000"),
     (edit_sequence("key", "a"), r"key sequences\[\].key is a twice"),
-    (edit_sequence("key", "b.x"), r"key sequences\[1\] \(b.x\).key is b.x"),
+    (edit_sequence("origin", 3), r"\.origin is 3; expected 0 to 2"),
     (edit_sequence("shard", 1), r"\.shard is 1; expected 0 to 0"),
-    (edit_sequence("shard", -1), r"\.shard is -1"),
     (edit_sequence("num_frames", 3), r"\.num_frames is 3"),
     (edit_sequence("num_starts", 0), r"\.num_starts is 0"),
-    (edit_sequence("offset", -1), r"\.offset is bytes -1"),
     (edit_sequence("frames_bytes", 3000), r"\.frames_offset is bytes 3584 to 6584"),
     (edit_sequence("frame_ends", [10, 31]), r"\.frame_ends is up to 31"),
     (edit_sequence("frame_ends", [30, 30]), r"\.frame_ends"),
     (edit_sequence("frame_ends", [30]), r"\.frame_ends is 1 values; expected 2"),
-    (edit_sequence("frame_ends", ["10", 30]), "'frame_ends' holds other values than int"),
-    (edit_sequence("rain_fraction", [0.0, 1.5]), r"\.rain_fraction"),
-    (edit_sequence("missing", [0, 7]), r"\.missing is a value outside"),
-    (edit_sequence("missing", [0, True]), "'missing' holds other values than int"),
-    (edit_top("cadence_s", 86401), "key cadence_s is 86401; expected 1 to 86400 s"),
-    (edit_top("cadence_s", 10**25), "key cadence_s is 10{25}; expected 1 to 86400 s"),
-    (edit_origin("scale_mmh", 1e99), r"key origins\[2\]\.scale_mmh is 1e\+99; expected 1e-06 to 100 mm/h"),
-    (edit_origin("scale_mmh", 10**400), "key 'scale_mmh' is a whole number beyond every measure"),
-    (edit_sequence("rain_fraction", [0, 10**400]), "'rain_fraction' is a whole number beyond every measure"),
-    (
-        lambda values: values["origins"][0]["grid"].update(x0_km=10**400),
-        r"origins\[0\]: grid: key 'x0_km' is a whole number beyond every measure",
-    ),
+    (edit_sequence("missing", [0, 7]), r"\.missing is 7; expected 0 to 6"),
+    (edit_sequence("rain_after", -0.5), r"\.rain_after is -0.5; expected 0 to 1, or -1"),
     (edit_sequence("start_s", 10**18), r"\.start_s is 10{18}, .*years 1900 to 2199"),
     (edit_sequence("start_s", -(10**10)), r"\.start_s is -10{10}"),
     (edit_sequence("start_s", 7_258_118_400 - 300), r"\.start_s is 7258118100, the last frame's 7258118400"),
-    (edit_origin("source", "\ud800"), r"key origins\[2\]\.source is '\\ud800'; expected printable text"),
-    (edit_origin("source", "\x1b[2J"), r"key origins\[2\]\.source is '\\x1b\[2J'; expected printable"),
-    (edit_origin("licence", "a\nb"), r"key origins\[2\]\.licence is 'a\\nb'"),
-    (
-        lambda values: values["origins"][0]["grid"].update(projection="\x9b2J"),
-        r"key origins\[0\]\.grid\.projection is '\\x9b2J'",
-    ),
-    (edit_sequence("key", "\x1b[2J"), r"sequences\[1\] \('\\x1b\[2J'\).key is '\\x1b\[2J'; expected letters"),
-    (edit_shard("name", "\x1b.tar"), r"shards\[0\].name is '\\x1b.tar'; expected a plain name"),
-    (edit_top("\x1b[2J", 1), r"key '\\x1b\[2J' is unknown"),
 ]
 
 
@@ -196,6 +220,7 @@ def test_a_wrong_value_is_refused_by_its_key(
         load_index(storage)
     assert "index.json" in str(caught.value)
     assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
 
 
 def _signed_json(values: dict[str, Any]) -> bytes:
@@ -216,7 +241,7 @@ def test_a_change_without_a_new_fingerprint_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "number", [b"1e400", b"-1e400", b"1" + b"0" * 400, b"1" + b"0" * 5000, b"1" + b"0" * 400 + b".5"]
 )
-@pytest.mark.parametrize("key", [b'"scale_mmh":0.12', b'"rain_fraction":[0.0', b'"pixel_km":1.0', b'"frames":4'])
+@pytest.mark.parametrize("key", [b'"scale_mmh":0.12', b'"rain_fraction":[0.0', b'"pixel_km":1.0', b'"frames":2'])
 def test_numbers_beyond_every_measure_are_refused(tmp_path: Path, key: bytes, number: bytes) -> None:
     storage = open_storage(tmp_path)
     content = dump_index(small_index())
@@ -247,12 +272,14 @@ def test_statistics_nested_without_end_are_refused(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     for depth in (400, 900, 5000, 100_000):
         nested = b'"statistics":{"a":' + b"[" * depth + b"]" * depth + b"}"
-        storage.write("index.json", dump_index(small_index()).replace(b'"statistics":{"frames":4}', nested))
+        data = re.sub(rb'"statistics":\{.*\}\}?,"window', nested + b',"window', dump_index(small_index()))
+        assert nested in data
+        storage.write("index.json", data)
         with pytest.raises(DataError, match=r"index\.json"):
             load_index(storage)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[NaN]", b"[" * 100_000, b"[]", b"null"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[NaN]", b"[" * 100_000, b"[]", b"null", b'"\\ud800"'])
 def test_what_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
     storage = open_storage(tmp_path)
     storage.write("index.json", content)

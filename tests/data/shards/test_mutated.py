@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -205,14 +204,13 @@ def sign_another_archive(folder: Path, original: Original, rng: np.random.Genera
     """Change what the index says of all frames and sign it again."""
     index = original.index
     first, second = index.origins
-    totals = json.loads(json.dumps(index.statistics))
-    totals["one"]["wet"] -= 1
+    one = index.statistics["one"]
     changes: list[dict[str, Any]] = [
         {"cadence_s": 600},
         {"origins": (dataclasses.replace(first, scale_mmh=1.0), second)},
         {"origins": (second, first)},
         {"window": WINDOW - 1},
-        {"statistics": totals},
+        {"statistics": {**index.statistics, "one": dataclasses.replace(one, wet=one.wet - 1)}},
         {"sequences": index.sequences[:-1]},
     ]
     changed = dataclasses.replace(index, **changes[int(rng.integers(len(changes)))])

@@ -146,7 +146,7 @@ def test_every_field_of_the_json_member_is_compared(tmp_path: Path) -> None:
         text = json.dumps(said | {name: "other"}, separators=(",", ":")).encode()
         changed = data[:begin] + text + data[begin + entry.json_bytes :]
         found = replace(entry, num_bytes=len(changed), json_bytes=len(text), sha256=hashlib.sha256(changed).hexdigest())
-        with pytest.raises(DataError, match=f"s0000.json says {name} = 'other'"):
+        with pytest.raises(DataError, match=f"s0000.json(: key {name} is other| says {name} = 'other')"):
             check_sequence(index, found, changed)
 
 

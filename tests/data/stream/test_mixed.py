@@ -11,7 +11,8 @@ from rainspark.data.errors import DataError
 from rainspark.data.shards.contact_sheet import draw_contact_sheet
 from rainspark.data.shards.decode import check_sequence
 from rainspark.data.shards.index import load_index, of_source
-from rainspark.data.shards.summary import RainTotals, rain_of, run_lengths, summarise
+from rainspark.data.shards.summary import rain_of, run_lengths, summarise
+from rainspark.data.shards.totals import RainTotals
 from rainspark.data.stream.stream import Stream, evaluation_batches
 from rainspark.data.windows.plan import plan
 from rainspark.data.windows.selection import Selection, select_windows
