@@ -1,61 +1,49 @@
-"""What a run would stumble over, said before the queue does: `rainspark doctor --config configs/x.yaml`.
+"""Check a training job before it is submitted: `rainspark doctor --config FILE_OR_RECIPE --data.shards S --run.dir R`.
 
-Everything that the entry point takes may follow (`--data.shards S --run.dir R ...`). One line a finding: "ok", "warn"
-(it starts, and may not go as wished) or "FAIL"; the last line counts them. Exit code: 0 without a FAIL, else the first
-one's, in the trainer's own codes: 3 settings and the machine, 4 data, 6 where checkpoints go.
+Settings of the training program may follow (--config, --data.shards, --run.dir, ...). One line a finding: "ok", "warn"
+(it starts, and may not go as wished) or "FAIL"; the last line counts them. Exit code: 0 without a FAIL, else that of
+the first one: 3 settings and the machine, 4 data, 6 where checkpoints go.
 """
 
 import argparse
-import json
 import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
-from . import checkpoints as doctor_checkpoints
-from . import data as doctor_data
-from . import disk as doctor_disk
-from . import machine as doctor_machine
-from . import memory as doctor_memory
-from . import settings as doctor_settings
-from .findings import CHECKPOINT, SETTINGS, Finding, Job, as_json, guarded, number
-
-if TYPE_CHECKING:
-    from ...trainer.settings.experiment import TrainingConfig
+from ...data.command import CommandParser
+from ...data.errors import ConfigError
+from ...data.exit_codes import ExitCode
+from . import batches, data, disk, machine, memory, second_place
+from .findings import Finding, Job, Known, fail, number, ok
 
 LEAD_S: Final = 180.0
-"""Warning before the time limit where no batch script says another."""
-SCRIPT: Final = Path(__file__).with_name("multinode.sh")
+"""Seconds of warning before the time limit that launch/multinode.sh and `rainspark submit` ask for."""
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(CommandParser):
     """Ends with the code of bad settings."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end."""
+        """Report what is wrong and end."""
         sys.stderr.write(f"settings: {message}\n")
-        raise SystemExit(SETTINGS)
+        raise SystemExit(ExitCode.CONFIG)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="rainspark doctor", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `rainspark doctor`."""
+    parser = _Parser(prog="rainspark doctor", description=__doc__)
     parser.add_argument("--entry", choices=("pretrain", "finetune"), default="pretrain", help="what will be trained")
-    parser.add_argument("--nodes", type=_count, help="nodes of the job (1)")
-    parser.add_argument("--ranks-per-node", type=_count, help="ranks on each (1)")
-    parser.add_argument("--world-size", type=_count, help="ranks in all, instead")
-    parser.add_argument("--time-signal-s", type=_amount, help="seconds from the stop signal to the end of the job; "
-                        "launch/multinode.sh's where it is not given")  # fmt: skip
-    parser.add_argument("--sample", type=_count, default=16, help="sequences that are read, verified and decoded")
-    parser.add_argument(
-        "--device-memory-gb", type=_amount, help="memory of a GPU of the job, where this machine has none"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON list instead of lines")
+    parser.add_argument("--nodes", type=_count, metavar="INT", default=1, help="nodes of the job (1)")
+    parser.add_argument("--ranks-per-node", type=_count, metavar="INT", default=1, help="ranks on each (1)")
+    signal_help = f"seconds from the stop signal to the end of the job ({LEAD_S:g})"
+    parser.add_argument("--time-signal-s", type=_amount, metavar="FLOAT", default=LEAD_S, help=signal_help)
+    sample_help = "sequences that are read, verified and decoded (16)"
+    parser.add_argument("--sample", type=_count, metavar="INT", default=16, help=sample_help)
+    memory_help = "memory of a GPU of the job, where this machine has none"
+    parser.add_argument("--device-memory-gb", type=_amount, metavar="FLOAT", help=memory_help)
     return parser
 
 
@@ -75,72 +63,58 @@ def _amount(text: str) -> float:
     return value
 
 
-def _ranks(given: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[int, int]:
-    """Work out (ranks, ranks a node)."""
-    nodes, each, total = given.nodes, given.ranks_per_node, given.world_size
-    if total is None:
-        return (nodes or 1) * (each or 1), each or 1
-    if nodes is None:
-        nodes = -(-total // each) if each else 1
-    each = each or -(-total // nodes)
-    if each * nodes != total:
-        parser.error(f"--world-size {total} is not --nodes {nodes} x --ranks-per-node {each}; leave one of them out")
-    return total, each
-
-
 def examine(job: Job) -> Iterator[Finding]:
-    """Look at everything, cheap things first; each finding is given as soon as it is known.
+    """Check everything, cheap things first; each finding is given as soon as it is known.
 
     Args:
         job: The run that is asked about.
     """
-    folder = Path(job.config.run.dir)
-    yield from doctor_settings.check_launcher(job.config)
-    yield from doctor_settings.check_batches(job)
-    yield from doctor_machine.check_versions()
-    yield from doctor_machine.check_limits(job)
-    yield from doctor_disk.check_folder(job)
-    yield from doctor_machine.check_clock(folder)
-    windows, found = doctor_data.check_archive(job)
-    yield from found
-    if windows is not None:
-        yield from doctor_settings.check_epochs(job, windows)
-        yield from doctor_data.check_sample(job, windows)
-    yield from doctor_data.check_cache(job)
-    yield from doctor_checkpoints.check_second_place(job)
-    if windows is not None:
-        yield from doctor_checkpoints.check_checkpoints(job, windows)
-    size, found = doctor_memory.count_model(job)
-    yield from found
-    if size is not None:
-        num_bytes = doctor_memory.checkpoint_bytes(job, size)
-        yield from doctor_disk.guarded_writing("space", CHECKPOINT, partial(doctor_disk.check_space, job, num_bytes))
-        yield from doctor_disk.check_lead_time(job, num_bytes)
-    if windows is not None and size is not None:
-        yield from doctor_memory.check_memory(job, windows, size)
-    yield from doctor_machine.check_backend(job)
-    if job.config.engine.zero_stage is not None:
-        yield from guarded(
-            "extensions", SETTINGS, lambda: doctor_machine.check_build_locks(doctor_machine.extensions_folder())
-        )
-    yield from doctor_machine.check_imports(job)
+    known = Known()
+    yield from batches.check_batches(job)
+    yield from machine.check_versions()
+    yield from disk.check_folder(job)
+    yield from machine.check_clock(Path(job.config.run.dir))
+
+    yield from data.check_archive(job, known)
+    if known.windows is not None:
+        yield from data.check_sample(job, known.windows)
+    yield from second_place.check_second_place(job)
+
+    yield from memory.check_model(job, known)
+    if known.size is not None:
+        num_bytes = memory.checkpoint_bytes(job, known.size)
+        yield from disk.check_space(job, num_bytes)
+        yield from disk.check_lead_time(job, num_bytes)
+    if known.windows is not None and known.size is not None:
+        yield from memory.check_memory(job, known.windows, known.size)
+
+    yield from machine.check_backend(job)
     if job.world_size > 1:
-        yield from doctor_machine.check_collective()
+        yield from machine.check_collective()
 
 
-def _findings(argv: Sequence[str], given: argparse.Namespace, world_size: int, each: int) -> Iterator[Finding]:
-    config: TrainingConfig | None
-    config, found = doctor_settings.check_settings(argv, given.entry)
-    yield from found
-    if config is None:
+def _findings(argv: Sequence[str], options: argparse.Namespace) -> Iterator[Finding]:
+    from ...trainer.settings.experiment import FinetuneConfig, PretrainConfig
+    from ...trainer.settings.parse import parse_config
+
+    # The settings are read as the training program does, with all its checks across them.
+    kind: type[PretrainConfig] | type[FinetuneConfig]
+    kind = FinetuneConfig if options.entry == "finetune" else PretrainConfig
+    try:
+        config: PretrainConfig | FinetuneConfig = parse_config(argv, kind, prog="rainspark doctor")
+    except ConfigError as error:
+        yield fail("settings", str(error), ExitCode.CONFIG)
         return
-    lead_s = given.time_signal_s
-    if lead_s is None:
-        lead_s = doctor_disk.lead_time_s(SCRIPT) or LEAD_S
+    yield ok("settings", f"{options.entry} into {config.run.dir}, {config.run.steps} steps")
+
     job = Job(
-        config=config, world_size=world_size, ranks_per_node=each, lead_s=lead_s, sample=given.sample,
-        device_memory_gb=given.device_memory_gb,
-    )  # fmt: skip
+        config=config,
+        world_size=options.nodes * options.ranks_per_node,
+        ranks_per_node=options.ranks_per_node,
+        lead_s=options.time_signal_s,
+        sample=options.sample,
+        device_memory_gb=options.device_memory_gb,
+    )
     yield from examine(job)
 
 
@@ -150,34 +124,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Command line without the program's name; None: this process'.
     """
-    parser = _parser()
-    # torch's profiler, by which activations are measured, tells on standard error how it starts.
+    parser = make_parser()
+    # torch's profiler, by which activations are measured, writes to standard error how it starts.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    given, rest = parser.parse_known_args(argv)
-    world_size, each = _ranks(given, parser)
+    options, rest = parser.parse_known_args(argv)
     try:
-        return _report(_findings(rest, given, world_size, each), json_list=given.json)
+        return _report(_findings(rest, options))
     except ModuleNotFoundError as error:
         parser.error(f"{error.name} is not installed in {sys.executable}: run make, then . .venv/bin/activate")
 
 
-def _report(findings: Iterator[Finding], *, json_list: bool) -> int:
+def _report(findings: Iterator[Finding]) -> int:
     """Write the findings as they come, and what they come to; returns the exit code."""
     from ...data.frames import printable
 
-    code, told = 0, []
+    reported = []
     for finding in findings:
-        code = code or finding.code
-        told.append(finding)
-        if not json_list:
-            sys.stdout.write(f"{printable(str(finding))}\n")
-            sys.stdout.flush()
-    if json_list:
-        sys.stdout.write(json.dumps([as_json(finding) for finding in told], indent=1) + "\n")
-        return code
-    levels = [finding.level for finding in told]
+        reported.append(finding)
+        sys.stdout.write(f"{printable(str(finding))}\n")
+        sys.stdout.flush()
+
+    code = next((finding.code for finding in reported if finding.code), 0)
+    levels = [finding.level for finding in reported]
     counts = ", ".join(f"{levels.count(level)} {level}" for level in ("ok", "warn", "FAIL"))
-    sys.stdout.write(f"{number(len(told), 'finding')}: {counts}; exit code {code}\n")
+    sys.stdout.write(f"{number(len(reported), 'finding')}: {counts}; exit code {code}\n")
     return code
 
 

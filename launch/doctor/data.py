@@ -1,44 +1,40 @@
-"""Checks of the data: the index, a sample of the shards, the cache."""
+"""Check the data: the index, and a sample of the shards."""
 
-import os
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ...data.errors import ConfigError
-from .findings import DATA, GIB, SETTINGS, Finding, Job, fail, guarded, number, ok, warn
+from ...data.exit_codes import ExitCode
+from .findings import Finding, Job, Known, checked, fail, number, ok
 
 if TYPE_CHECKING:
     from ...data.shards.index import SequenceEntry
     from ...trainer.training.windows import Windows
 
-GIGABYTE: Final = 1_000_000_000
 
-
-def check_archive(job: Job) -> tuple["Windows | None", list[Finding]]:
+@checked("shards", ExitCode.DATA)
+def check_archive(job: Job, known: Known) -> Iterator[Finding]:
     """Open the archive as a run does: credentials, index, split, frames that the model takes."""
     from ...trainer.training.windows import open_windows
 
-    windows: Windows | None = None
+    try:
+        windows = open_windows(job.config.data, window_of(job))
+    except ConfigError as error:
+        yield fail("shards", str(error), ExitCode.CONFIG)
+        return
 
-    def look() -> list[Finding]:
-        nonlocal windows
-        try:
-            found = open_windows(job.config.data, window_of(job))
-        except ConfigError as error:
-            return [fail("shards", str(error), SETTINGS)]
-        index = found.index
-        what = f"{found.storage.url}: fingerprint {index.fingerprint[:12]}, {number(len(index.shards), 'shard')}, "
-        what += f"{number(len(index.sequences), 'sequence')}, frames of {index.rows} x {index.cols}"
-        parts = [f"{number(len(found.train), 'window')} to train on", f"{len(found.held_out or ())} held out"]
-        unfit = _unfit(job, index.rows, index.cols)
-        if unfit:
-            return [ok("shards", what), unfit]
-        windows = found
-        return [ok("shards", what), ok("split", ", ".join(parts))]
+    index = windows.index
+    counts = f"{number(len(index.shards), 'shard')}, {number(len(index.sequences), 'sequence')}"
+    size = f"frames of {index.rows} x {index.cols}"
+    yield ok("shards", f"{windows.storage.url}: fingerprint {index.fingerprint[:12]}, {counts}, {size}")
 
-    found = guarded("shards", DATA, look)
-    return windows, found
+    unfit = _unfit(job, index.rows, index.cols)
+    if unfit is not None:
+        yield unfit
+        return
+    known.windows = windows
+    yield ok("split", f"{number(len(windows.train), 'window')} to train on, {len(windows.held_out or ())} held out")
 
 
 def window_of(job: Job) -> int:
@@ -58,51 +54,39 @@ def _unfit(job: Job, rows: int, cols: int) -> Finding | None:
 
     crop = job.config.data.crop if isinstance(job.config, FinetuneConfig) else None
     if crop is not None and crop > min(rows, cols):
-        return fail("frames", f"{rows} x {cols} pixels, data.crop {crop}", DATA, expected="a crop that fits in")
+        text = f"{rows} x {cols} pixels, data.crop {crop}"
+        return fail("frames", text, ExitCode.DATA, expected="a crop that fits in")
     if crop is None and (rows % PATCH or cols % PATCH):
-        return fail(
-            "frames",
-            f"{rows} x {cols} pixels",
-            DATA,
-            expected=f"sides that are multiples of {PATCH}",
-            advice="pack with such a crop, or set data.crop where there is one",
-        )
+        expected = f"sides that are multiples of {PATCH}"
+        advice = "pack with such a crop, or set data.crop where there is one"
+        return fail("frames", f"{rows} x {cols} pixels", ExitCode.DATA, expected=expected, advice=advice)
     return None
 
 
-def check_sample(job: Job, windows: "Windows") -> list[Finding]:
+@checked("sample", ExitCode.DATA)
+def check_sample(job: Job, windows: "Windows") -> Iterator[Finding]:
     """Read, verify and decode some sequences, evenly spread over those that are trained on."""
     import numpy as np
 
-    numbers = np.unique(windows.train.sequence).tolist()
-    count = min(job.sample, len(numbers))
-    entries = [windows.index.sequences[int(numbers[place * len(numbers) // count])] for place in range(count)]
-
-    def look() -> list[Finding]:
-        began, num_bytes, num_frames = time.monotonic(), 0, 0
-        for entry in entries:
-            _read(windows, entry)
-            num_bytes += entry.num_bytes
-            num_frames += entry.num_frames
-        seconds = max(time.monotonic() - began, 1e-9)
-        rates = f"{num_bytes / 1e6 / seconds:.1f} MB/s, {num_frames / seconds:.0f} frames/s by one thread"
-        return [ok("sample", f"{count} of {number(len(numbers), 'sequence')} read, verified and decoded: {rates}")]
-
-    return _sizes(windows) + guarded("sample", DATA, look)
-
-
-def _sizes(windows: "Windows") -> list[Finding]:
-    """Compare the shards' lengths; of a store, where each is a request, the sample alone is looked at."""
     from ...data.shards.index import check_shard_sizes
 
-    if windows.storage.folder is None:
-        return []
-
-    def look() -> list[Finding]:
+    # In a store each length is a request: there the sample alone is read.
+    if windows.storage.folder is not None:
         check_shard_sizes(windows.storage, windows.index)
-        return []
 
-    return guarded("shard lengths", DATA, look)
+    sequences = np.unique(windows.train.sequence).tolist()
+    count = min(job.sample, len(sequences))
+    began = time.monotonic()
+    num_bytes = num_frames = 0
+    for position in range(count):
+        entry = windows.index.sequences[int(sequences[position * len(sequences) // count])]
+        _read(windows, entry)
+        num_bytes += entry.num_bytes
+        num_frames += entry.num_frames
+
+    seconds = max(time.monotonic() - began, 1e-9)
+    rates = f"{num_bytes / 1e6 / seconds:.1f} MB/s, {num_frames / seconds:.0f} frames/s by one thread"
+    yield ok("sample", f"{count} of {number(len(sequences), 'sequence')} read, verified and decoded: {rates}")
 
 
 def _read(windows: "Windows", entry: "SequenceEntry") -> None:
@@ -115,37 +99,11 @@ def _read(windows: "Windows", entry: "SequenceEntry") -> None:
         index.shards[entry.shard].name,
         entry.offset,
         entry.offset + entry.num_bytes,
-        lambda found: check_sequence(index, entry, found),
+        lambda content: check_sequence(index, entry, content),
     )
+
     begin = entry.frames_offset - entry.offset
     frames = memoryview(data)[begin : begin + entry.frames_bytes]
     counts_hw = np.empty((index.rows, index.cols), np.uint16)
     for frame in range(entry.num_frames):
         decode_frame(index, entry, frames, frame, counts_hw)
-
-
-def check_cache(job: Job) -> list[Finding]:
-    """Look whether the folder that caches shards of a store can be written, and holds what it may take."""
-    data = job.config.data
-    if data.cache_dir is None:
-        return []
-    from .disk import nearest, write_once
-
-    folder = Path(data.cache_dir)
-
-    def look() -> list[Finding]:
-        write_once(nearest(folder))
-        disk = os.statvfs(nearest(folder))
-        free = disk.f_bavail * disk.f_frsize
-        if free < data.cache_gb * GIGABYTE:
-            return [
-                warn(
-                    "cache",
-                    f"{folder}: {free / GIB:.1f} GiB free",
-                    expected=f"data.cache_gb {data.cache_gb:g}",
-                    advice="free space there, lower data.cache_gb, or choose another data.cache_dir",
-                )
-            ]
-        return [ok("cache", f"{folder} can be written, {free / GIB:.1f} GiB free")]
-
-    return guarded("cache", SETTINGS, look)

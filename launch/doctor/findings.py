@@ -1,27 +1,33 @@
-"""What a check of `rainspark doctor` says: one line a finding, and the exit code that a run would end with for it."""
+"""Report what a check found: one line a finding, and the exit code that a run would end with for it."""
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from functools import wraps
+from typing import TYPE_CHECKING, Final, Literal, ParamSpec
+
+from ...data.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from ...trainer.settings.experiment import TrainingConfig
+    from ...trainer.training.windows import Windows
+    from .memory_formula import ModelSize
 
-SETTINGS: Final = 3
-DATA: Final = 4
-CHECKPOINT: Final = 6
-"""The trainer's own exit codes (trainer/processes/entry.py): settings and the machine, data, where checkpoints go."""
 MIB: Final = 2**20
 GIB: Final = 2**30
+_NOT_WRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""What a folder answers that nothing can be written to; the check of run.dir fails there."""
+
+_Arguments = ParamSpec("_Arguments")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was checked.
 
     Attributes:
         level: "ok"; "warn": a run starts, and may not go as wished; "FAIL": a run would fail.
-        what: What was looked at.
+        what: What was checked.
         found: What was found.
         expected: What would be right; "" where that was found.
         advice: What to do; "" where there is nothing to do.
@@ -40,21 +46,6 @@ class Finding:
         expected = f"; expected {self.expected}" if self.expected else ""
         advice = f"; {self.advice}" if self.advice else ""
         return " ".join(f"{self.level:<4}  {self.what}: {self.found}{expected}{advice}".split("\n"))
-
-
-def ok(what: str, found: str) -> Finding:
-    """Say that something is right."""
-    return Finding(level="ok", what=what, found=found)
-
-
-def warn(what: str, found: str, *, expected: str = "", advice: str = "") -> Finding:
-    """Say that something may not go as wished."""
-    return Finding(level="warn", what=what, found=found, expected=expected, advice=advice)
-
-
-def fail(what: str, found: str, code: int, *, expected: str = "", advice: str = "") -> Finding:
-    """Say that a run would fail."""
-    return Finding(level="FAIL", what=what, found=found, expected=expected, advice=advice, code=code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,22 +69,62 @@ class Job:
     device_memory_gb: float | None
 
 
+@dataclass(kw_only=True)
+class Known:
+    """What earlier checks have learned, and later ones need; None where a check failed."""
+
+    windows: "Windows | None" = None
+    size: "ModelSize | None" = None
+
+
+def ok(what: str, found: str) -> Finding:
+    """Report that something is right."""
+    return Finding(level="ok", what=what, found=found)
+
+
+def warn(what: str, found: str, *, expected: str = "", advice: str = "") -> Finding:
+    """Report that something may not go as wished."""
+    return Finding(level="warn", what=what, found=found, expected=expected, advice=advice)
+
+
+def fail(what: str, found: str, code: ExitCode, *, expected: str = "", advice: str = "") -> Finding:
+    """Report that a run would fail."""
+    return Finding(level="FAIL", what=what, found=found, expected=expected, advice=advice, code=code)
+
+
 def number(count: int, noun: str) -> str:
     """Write a number with what it counts, whose plural ends with "s"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def guarded(what: str, code: int, work: Callable[[], list[Finding]]) -> list[Finding]:
-    """Do a check; what it raises is its finding, without secrets."""
-    from ...data.credentials import redact
+def checked(
+    what: str, code: ExitCode, *, writes: bool = False
+) -> Callable[[Callable[_Arguments, Iterator[Finding]]], Callable[_Arguments, list[Finding]]]:
+    """Make a check of a generator of findings; what it raises is one more finding, without secrets.
 
-    try:
-        return work()
-    except Exception as error:
-        text = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
-        return [fail(what, redact(text), code)]
+    Args:
+        what: What is checked.
+        code: Exit code of a failure that it raises.
+        writes: It writes to the run's folder; where nothing can be written there, that is no second failure.
+    """
 
+    def decorate(check: Callable[_Arguments, Iterator[Finding]]) -> Callable[_Arguments, list[Finding]]:
+        @wraps(check)
+        def run(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> list[Finding]:
+            from ...data.credentials import redact
 
-def as_json(finding: Finding) -> dict[str, Any]:
-    """Give a finding as plain JSON values."""
-    return dict(vars(finding))
+            findings: list[Finding] = []
+            try:
+                findings.extend(check(*arguments, **options))
+            except Exception as error:
+                if writes and isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+                    findings.append(warn(what, "not checked: run.dir cannot be written"))
+                else:
+                    is_plain = isinstance(error, ValueError | OSError)
+                    text = str(error) if is_plain else f"{type(error).__name__}: {error}"
+                    findings.append(fail(what, redact(text), code))
+            return findings
+
+        return run
+
+    return decorate

@@ -1,10 +1,12 @@
 """Check memory: what a rank needs on its device and on the machine, by the formula of memory_formula.py."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .findings import GIB, MIB, SETTINGS, Finding, Job, fail, guarded, number, ok, warn
+from ...data.exit_codes import ExitCode
+from .findings import GIB, MIB, Finding, Job, Known, checked, fail, number, ok, warn
 
 if TYPE_CHECKING:
     from ...trainer.training.windows import Windows
@@ -22,17 +24,12 @@ COMFORTABLE: Final = 0.9
 """Above this share of a memory, fragmentation or a neighbour may end the run."""
 
 
-def count_model(job: Job) -> tuple["ModelSize | None", list[Finding]]:
+@checked("model", ExitCode.CONFIG)
+def check_model(job: Job, known: Known) -> Iterator[Finding]:
     """Count the model that the settings describe."""
-    size: ModelSize | None = None
-
-    def look() -> list[Finding]:
-        nonlocal size
-        size = model_size(job)
-        return [ok("model", f"{size.parameters / 1e6:.1f} million parameters, {size.trained / 1e6:.1f} trained")]
-
-    found = guarded("model", SETTINGS, look)
-    return size, found
+    size = model_size(job)
+    known.size = size
+    yield ok("model", f"{size.parameters / 1e6:.1f} million parameters, {size.trained / 1e6:.1f} trained")
 
 
 def model_size(job: Job) -> "ModelSize":
@@ -46,11 +43,11 @@ def model_size(job: Job) -> "ModelSize":
     from .memory_formula import size_of
 
     config = job.config
-    given = config.model.space
     with torch.device("meta"):
         if isinstance(config, FinetuneConfig):
-            space = ModelSpace(kind=given.kind, scale_mmh=given.scale_mmh, clip_mmh=given.clip_mmh)
-            return size_of(build_nowcaster(config.model, space))
+            space = config.model.space
+            model_space = ModelSpace(kind=space.kind, scale_mmh=space.scale_mmh, clip_mmh=space.clip_mmh)
+            return size_of(build_nowcaster(config.model, model_space))
         return size_of(build_spark(config))
 
 
@@ -65,9 +62,10 @@ def checkpoint_bytes(job: Job, size: "ModelSize") -> int:
     return weights + averages + num_moments(job.config.optim) * size.trained * unit + MIB
 
 
+@checked("memory", ExitCode.CONFIG)
 def check_memory(
     job: Job, windows: "Windows", size: "ModelSize", measured: "Activations | None" = None
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Estimate a rank's memory and compare it with what there is.
 
     Args:
@@ -76,63 +74,55 @@ def check_memory(
         size: Its model.
         measured: Its activations; None to measure them.
     """
+    import torch
 
-    def look() -> list[Finding]:
-        import torch
+    from .memory_formula import rank_memory
+    from .memory_trace import measure_activations
 
-        from .memory_formula import rank_memory
-        from .memory_trace import measure_activations
+    data = job.config.data
+    engine = job.config.engine
+    num_windows = max(data.micro // job.world_size, 1)
+    activations = measured or measure_activations(job.config, windows.index)
+    memory = rank_memory(
+        size,
+        job.config.optim,
+        engine,
+        world_size=job.world_size,
+        micro_steps=data.global_batch // data.micro,
+        activations=activations.of(num_windows),
+    )
+    yield _describe(memory, num_windows)
 
-        data, engine = job.config.data, job.config.engine
-        part = max(data.micro // job.world_size, 1)
-        activations = measured or measure_activations(job.config, windows.index)
-        memory = rank_memory(
-            size,
-            job.config.optim,
-            engine,
-            world_size=job.world_size,
-            micro_steps=data.global_batch // data.micro,
-            activations=activations.of(part),
-        )
-        on_gpu = engine.device == "cuda" or (
-            engine.device == "auto" and (torch.cuda.is_available() or job.device_memory_gb is not None)
-        )
-        host = host_bytes(job, windows) + checkpoint_bytes(job, size) // job.ranks_per_node
-        if not on_gpu:
-            return [_describe(memory, part), _against_ram(job, host + memory.peak)]
-        return [_describe(memory, part), _against_device(job, memory), _against_ram(job, host)]
-
-    return guarded("memory", SETTINGS, look)
+    host = host_bytes(job, windows) + checkpoint_bytes(job, size) // job.ranks_per_node
+    has_gpu = torch.cuda.is_available() or job.device_memory_gb is not None
+    if engine.device == "cuda" or (engine.device == "auto" and has_gpu):
+        yield _against_device(job, memory)
+    else:
+        host += memory.peak
+    whose = f"{number(job.ranks_per_node, 'rank')} a node"
+    yield _compared("machine memory", host * job.ranks_per_node, machine_bytes(), whose, per_rank=False)
 
 
-def _describe(memory: "RankMemory", part: int) -> Finding:
+def _describe(memory: "RankMemory", num_windows: int) -> Finding:
     names = ("weights", "master", "moments", "gradients", "average", "backward", "activations", "update")
-    parts = [f"{name} {getattr(memory, name) / GIB:.2f}" for name in names if getattr(memory, name)]
+    shares = [f"{name} {getattr(memory, name) / GIB:.2f}" for name in names if getattr(memory, name)]
     text = f"{memory.resident / GIB:.2f} GiB from step to step, {memory.peak / GIB:.2f} at the peak"
-    return ok("memory a rank", f"{text} with {number(part, 'window')} a forward ({', '.join(parts)})")
+    return ok("memory a rank", f"{text} with {number(num_windows, 'window')} a forward ({', '.join(shares)})")
 
 
 def _against_device(job: Job, memory: "RankMemory") -> Finding:
     import torch
 
-    name, there = "GPU", 0
+    name = "GPU"
     if job.device_memory_gb is not None:
         there = round(job.device_memory_gb * 1e9)
     elif torch.cuda.is_available():
-        name, there = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
-    if there == 0:
-        return warn(
-            "device memory",
-            "there is no GPU here, and nobody said how much memory the job's have",
-            advice="add --device-memory-gb",
-        )
+        name = torch.cuda.get_device_name(0)
+        there = torch.cuda.get_device_properties(0).total_memory
+    else:
+        text = "there is no GPU here, and the memory of the job's is not known"
+        return warn("device memory", text, advice="add --device-memory-gb")
     return _compared("device memory", memory.peak + DEVICE_RESERVE_BYTES, there, name, per_rank=True)
-
-
-def _against_ram(job: Job, per_rank: int) -> Finding:
-    needed = per_rank * job.ranks_per_node
-    whose = f"{number(job.ranks_per_node, 'rank')} a node"
-    return _compared("machine memory", needed, machine_bytes(), whose, per_rank=False)
 
 
 def _compared(what: str, needed: int, there: int, whose: str, *, per_rank: bool) -> Finding:
@@ -140,7 +130,7 @@ def _compared(what: str, needed: int, there: int, whose: str, *, per_rank: bool)
     advice = "lower data.micro_batch" + ("" if per_rank else " or data.decoded_mb, start fewer ranks a node")
     advice += ", or set model.checkpoint_blocks, engine.zero_stage 1 to 3 or engine.precision bf16"
     if needed > there:
-        return fail(what, text, SETTINGS, expected="less", advice=advice)
+        return fail(what, text, ExitCode.CONFIG, expected="less", advice=advice)
     if needed > COMFORTABLE * there:
         return warn(what, text, expected=f"{COMFORTABLE:.0%} of it at most", advice=advice)
     return ok(what, text)
@@ -150,15 +140,18 @@ def host_bytes(job: Job, windows: "Windows") -> int:
     """Count what a rank holds on the host: itself, compressed and decoded frames, batches made ready."""
     from ...data.windows.mixing import default_block_bytes, default_lanes
 
-    data, index = job.config.data, windows.index
+    data = job.config.data
+    index = windows.index
+    frame_bytes = index.rows * index.cols * 2
     lanes = data.lanes or default_lanes(data.micro)
+    own_lanes = max(1, -(-lanes // job.world_size))
+
     block = default_block_bytes(data.global_batch, lanes) if data.block_mb is None else round(data.block_mb * 1e6)
     largest = max(entry.num_bytes for entry in index.sequences)
-    own_lanes = max(1, -(-lanes // job.world_size))
     # A block ends with the sequence that it began; the archive itself is the most that blocks can hold.
     held = min(own_lanes * (block + largest), sum(entry.num_bytes for entry in index.sequences))
-    batch = max(data.global_batch // job.world_size, 1) * windows.train.window * index.rows * index.cols * 2
-    frames = sum(entry.num_frames for entry in index.sequences) * index.rows * index.cols * 2
+    batch = max(data.global_batch // job.world_size, 1) * windows.train.window * frame_bytes
+    frames = sum(entry.num_frames for entry in index.sequences) * frame_bytes
     decoded = min(round(data.decoded_mb * MIB), frames)
     ahead = min(round(data.prefetch_mb * MIB), held)
     return PROCESS_BYTES + held + ahead + decoded + (data.prefetch_steps + 3) * batch

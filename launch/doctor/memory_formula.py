@@ -119,13 +119,15 @@ def rank_memory(
         micro_steps: Micro-batches a global batch.
         activations: Peak bytes of one micro-batch of one rank, as `launch.doctor.memory_trace` measures them.
     """
-    unit, stage = value_bytes(engine), engine.zero_stage
-    trained, count = size.trained * unit, num_moments(optim)
+    unit = value_bytes(engine)
+    stage = engine.zero_stage
+    trained = size.trained * unit
     share = -(-trained // world_size) if stage else trained
     average = 0
     if optim.ema_decay is not None:
         average = _weights(size, unit, world_size, stage, whole=False) + size.buffer_bytes
     gradients, backward, reduction = _backward(size, unit, world_size, stage, micro_steps)
+
     # An average is moved by a difference of its own size; LAMB builds the new state beside the old.
     update = max(average, LAMB_COPIES * unit * _updated_at_once(size, stage, share // unit) * (optim.name == "lamb"))
     if stage is None or stage == 0:
@@ -135,10 +137,11 @@ def rank_memory(
         update += max(2 * share, trained)
     else:
         update += share
+
     return RankMemory(
         weights=_weights(size, unit, world_size, stage, whole=True),
         master=share if stage else 0,
-        moments=count * share,
+        moments=num_moments(optim) * share,
         gradients=gradients,
         average=average,
         buffers=2 * size.buffer_bytes,
@@ -156,18 +159,19 @@ def _weights(size: ModelSize, unit: int, world_size: int, stage: int | None, *, 
 
 
 def _updated_at_once(size: ModelSize, stage: int | None, share: int) -> int:
-    """Values that the optimizer updates at a time: a parameter, or under ZeRO a rank's flat part."""
+    """Count the values that the optimizer updates at a time: a parameter, or under ZeRO a rank's flat part."""
     return share if stage else size.largest
 
 
 def _backward(size: ModelSize, unit: int, world_size: int, stage: int | None, micro_steps: int) -> tuple[int, int, int]:
-    """Bytes of gradients that stay from step to step, of what stands beside activations, and of the reduction."""
+    """Give the bytes of gradients that stay from step to step, of what stands beside activations, of the reduction."""
     trained = size.trained * unit
     if stage is None:
         # Gradients of micro-batches before the last one stand beside the buckets.
         return (0, trained, 0) if world_size == 1 else (trained, trained * (micro_steps > 1), 0)
     if stage == 0:
         return 0, trained, min(trained, ALL_REDUCE_ELEMENTS * unit)
+
     bucket = min(size.trained, BUCKET_ELEMENTS) * unit
     share = -(-trained // world_size)
     if stage == 3:
@@ -175,6 +179,7 @@ def _backward(size: ModelSize, unit: int, world_size: int, stage: int | None, mi
         # is through; each fetch lands in a flat buffer first.
         gathered = size.parameters * unit
         return share + bucket, gathered + min(gathered, BUCKET_ELEMENTS * unit), 0
+
     kept = 0 if micro_steps == 1 else (trained if stage == 1 else share)
     reduced = share + bucket - bucket // world_size
     # Of several buckets all but the last are reduced while activations are still there.

@@ -1,4 +1,4 @@
-"""Measuring what a step allocates, tensor by tensor: the activations of a model, and a whole engine at work.
+"""Measure what a step allocates, tensor by tensor: the activations of a model, or a whole engine at work.
 
 On the CPU the profiler sees every allocation of torch, so a peak is exact and needs no GPU; memory of libraries beside
 torch's allocator (convolution workspaces, NCCL) is not in it.
@@ -51,14 +51,17 @@ def mark(name: str) -> None:
 
 
 def traced(work: Callable[[], None]) -> list[Stretch]:
-    """Run some work on the CPU and follow what it allocates, from mark to mark."""
+    """Run work on the CPU and follow what it allocates, from mark to mark."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         work()
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         trace.export_chrome_trace(str(path))
         events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     chosen = [event for event in events if _is_memory(event) or str(event.get("name", "")).startswith(_MARK)]
+
+    # Follow the bytes held by address, in the order of time; a mark ends a stretch.
     live: dict[int, int] = {}
     held = peak = 0
     stretches = []
@@ -67,11 +70,13 @@ def traced(work: Callable[[], None]) -> list[Stretch]:
             stretches.append(Stretch(name=event["name"].removeprefix(_MARK), held=held, peak=peak))
             peak = held
             continue
-        place, num_bytes = event["args"]["Addr"], int(event["args"]["Bytes"])
-        # What a thread of the process group lets go of is not seen; its place, taken again, shows it.
-        held -= live.pop(place, 0)
+
+        address = event["args"]["Addr"]
+        num_bytes = int(event["args"]["Bytes"])
+        # What a thread of the process group lets go of is not seen; its address, taken again, shows it.
+        held -= live.pop(address, 0)
         if num_bytes > 0:
-            live[place] = num_bytes
+            live[address] = num_bytes
             held += num_bytes
             peak = max(peak, held)
     return stretches
@@ -105,33 +110,36 @@ def measure_activations(config: TrainingConfig, index: Index) -> Activations:
     """
     model: nn.Module
     task: Task
-    given = config.model.space
-    space = ModelSpace(kind=given.kind, scale_mmh=given.scale_mmh, clip_mmh=given.clip_mmh)
+    stated = config.model.space
+    space = ModelSpace(kind=stated.kind, scale_mmh=stated.scale_mmh, clip_mmh=stated.clip_mmh)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if isinstance(config, FinetuneConfig):
             nowcaster = build_nowcaster(config.model, space)
-            model, task = nowcaster, build_nowcast_task(config, nowcaster, space)
+            model = nowcaster
+            task = build_nowcast_task(config, nowcaster, space)
             window = config.model.frames_in + config.model.frames_out
         else:
             spark = build_spark(config)
-            model, task = spark, build_pretrain_task(config, spark, space, index)
+            model = spark
+            task = build_pretrain_task(config, spark, space, index)
             window = config.data.window
     if config.engine.precision == "fp64":
         model = model.double()
+
     # Gradients that are there already are added to in place, as those in the buckets of several ranks.
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
+
     dtype = AUTOCAST_DTYPES[config.engine.precision]
     # torch's CPU convolutions know no half precision backward on every machine; bfloat16 is as wide.
     dtype = torch.bfloat16 if dtype is torch.float16 else dtype
     forward = Forward(model.train(), device_type="cpu", dtype=dtype, channels_last=config.engine.channels_last)
-    peaks = [_peak(forward, task, _batch(index, windows, window)) for windows in (1, 1, 2)]
-    # The first run makes what libraries keep.
-    _, one, two = peaks
-    per_window = max(two - one, 1)
-    return Activations(fixed=max(one - per_window, 0), per_window=per_window)
+    # The first run makes what libraries keep, and does not count.
+    _, peak_one, peak_two = (_peak(forward, task, _batch(index, windows, window)) for windows in (1, 1, 2))
+    per_window = max(peak_two - peak_one, 1)
+    return Activations(fixed=max(peak_one - per_window, 0), per_window=per_window)
 
 
 def _batch(index: Index, windows: int, window: int) -> Batch:

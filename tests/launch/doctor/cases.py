@@ -18,9 +18,8 @@ def job_of(shards: Path, run: Path, *, world_size: int = 1, **overrides: object)
     """Ask about the smallest run; `job__lead_s` and the like set fields of the job itself."""
     own = {key.removeprefix("job__"): value for key, value in overrides.items() if key.startswith("job__")}
     rest = {key: value for key, value in overrides.items() if not key.startswith("job__")}
-    fields: dict[str, Any] = {
-        "world_size": world_size, "ranks_per_node": world_size, "lead_s": 180.0, "sample": 4, "device_memory_gb": None,
-    }  # fmt: skip
+    fields: dict[str, Any] = {"lead_s": 180.0, "sample": 4, "device_memory_gb": None}
+    fields |= {"world_size": world_size, "ranks_per_node": world_size}
     config = parse_config(arguments(shards, run, **rest), PretrainConfig, prog="test")
     return Job(config=config, **(fields | own))
 
