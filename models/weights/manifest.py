@@ -108,10 +108,14 @@ def verify_folder(path: Path) -> dict[str, dict[str, Any]]:
 
 def step_folders(checkpoints: Path) -> list[tuple[int, Path]]:
     """List the finished checkpoint folders, (global step, folder), newest first; empty where there are none."""
-    if not checkpoints.is_dir():
-        return []
-    named = ((STEP_FOLDER.fullmatch(path.name), path) for path in checkpoints.iterdir() if path.is_dir())
-    return sorted(((int(match.group(1)), path) for match, path in named if match), reverse=True)
+    paths = [path for path in checkpoints.iterdir() if path.is_dir()] if checkpoints.is_dir() else []
+    return sorted(((step, path) for path in paths if (step := step_of(path.name)) is not None), reverse=True)
+
+
+def step_of(name: str) -> int | None:
+    """Read the step from the name of a checkpoint's folder; None for any other name."""
+    match = STEP_FOLDER.fullmatch(name)
+    return None if match is None else int(match.group(1))
 
 
 def latest_verified(checkpoints: Path) -> Path | None:

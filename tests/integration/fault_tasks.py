@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.store.storage import open_storage
-from rainspark.trainer.checkpoint.folder import Loaded, TrainState, save
+from rainspark.trainer.checkpoint.folder import Loaded, save
 from rainspark.trainer.checkpoint.share import share
+from rainspark.trainer.checkpoint.state import TrainState
 from rainspark.trainer.checkpoint.transfer import pull_latest, push
 from rainspark.trainer.engine.engine import Engine, EngineConfig
 from rainspark.trainer.processes.entry import run_entry, set_up_logging

@@ -1,9 +1,9 @@
 """Look at checkpoints: `rainspark checkpoint list|verify|show PLACE`.
 
 PLACE is a run's folder, its `checkpoints` folder or one checkpoint's; or an address (s3://, gs://, az://, file://) of a
-store that a run copies its checkpoints to, or of one checkpoint there: what `run.checkpoint_url` names. `list` tells
-what is whole, `verify` why not; both read every byte, but `list` in a store, which compares sizes only and says so.
-`show` tells what the newest whole one holds.
+store that a run copies its checkpoints to, or of one checkpoint there: what `run.checkpoint_url` names. `list` shows
+which are whole, `verify` also why others are not. Both read every byte, except `list` in a store, which compares sizes
+only and says so. `show` shows what the newest whole one holds.
 
 Exit codes: 0 all that was asked for is whole; 4 it is not, or there is none, or the place cannot be read.
 """
@@ -13,37 +13,25 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ...data.command import CommandParser
 from ...data.credentials import redact
 from ...data.errors import DataError
 from ...data.frames import printable
 from ...data.store.storage import URL_SCHEME, Storage, open_storage
-from ...models.weights.manifest import MANIFEST_NAME, STEP_FOLDER, CheckpointError, step_folders, verify_folder
+from ...models.weights.manifest import MANIFEST_NAME, CheckpointError, step_folders, step_of, verify_folder
 from .transfer import finished_in, pull, pull_latest, verify_in
-
-if TYPE_CHECKING:
-    from .folder import Loaded
+from .whole_folder import checkpoints_of
 
 NOT_WHOLE: Final = 4
 _DEADLINE_S: Final = 60.0
-"""A command is waited for by a person: a dead store is told sooner than to a run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    """One checkpoint of the table."""
-
-    name: str
-    written: str
-    num_bytes: int
-    problem: str | None
-    verdict: str = "yes"
+"""A command is waited for by a person: a dead store is reported sooner than to a run."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -57,108 +45,101 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when all that was asked for is whole, 4 otherwise."""
     arguments = make_parser().parse_args(argv)
-    place: str = arguments.place
     try:
-        if URL_SCHEME.match(place):
-            return _look_in_store(arguments.command, place)
-        return _look_in_folder(arguments.command, Path(place))
+        if URL_SCHEME.match(arguments.place):
+            return _look_in_store(arguments.command, arguments.place)
+        return _look_in_folder(arguments.command, Path(arguments.place))
     except (CheckpointError, DataError, OSError) as error:
         sys.stderr.write(printable(redact(f"{error}\n")))
         return NOT_WHOLE
 
 
 def _look_in_folder(command: str, path: Path) -> int:
-    # Here, not above: the help answers without torch.
-    from .folder import checkpoints_of, load
-
-    single = (path / MANIFEST_NAME).exists() or STEP_FOLDER.fullmatch(path.name) is not None
-    folders = [path] if single else [folder for _, folder in step_folders(checkpoints_of(path))]
-    if not folders:
-        raise CheckpointError(f"{path}: no checkpoint there; expected a run's folder or a checkpoint's")
     if command == "show":
-        loaded = load(path)
-        return _show(loaded, str(loaded.path))
-    return _tabulate([_row_of(folder) for folder in folders], reasons=command == "verify")
+        return _show(path)
+    is_single = (path / MANIFEST_NAME).exists() or step_of(path.name) is not None
+    folders = [path] if is_single else [folder for _, folder in step_folders(checkpoints_of(path))]
+    rows = [(folder.name, _time_of(folder / MANIFEST_NAME), partial(_size_of, folder)) for folder in folders]
+    return _tabulate(str(path), rows, reasons=command == "verify")
 
 
-def _row_of(folder: Path) -> _Row:
-    manifest, written, num_bytes = folder / MANIFEST_NAME, "-", 0
-    if manifest.is_file():
-        written = datetime.fromtimestamp(manifest.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    if folder.is_dir():
-        num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    problem = None
-    try:
-        verify_folder(folder)
-    except CheckpointError as error:
-        problem = str(error)
-    return _Row(name=folder.name, written=written, num_bytes=num_bytes, problem=problem)
+def _size_of(folder: Path) -> int:
+    """Verify a checkpoint's folder, and give its size in bytes."""
+    verify_folder(folder)
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _time_of(manifest: Path) -> str:
+    if not manifest.is_file():
+        return "-"
+    return datetime.fromtimestamp(manifest.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _look_in_store(command: str, url: str) -> int:
-    from .folder import load
+    # The last part of an address may name one checkpoint.
+    root, _, last = url.rstrip("/").rpartition("/")
+    step = last if step_of(last) is not None else None
+    root = (url.rstrip("/") if step is None else root).removesuffix("/checkpoints")
 
-    root, step = _split(url)
-    storage = open_storage(root, deadline_s=_DEADLINE_S)
-    try:
-        finished = finished_in(storage)
-        names = [name for name in finished if step in (None, name)]
-        if not names:
-            raise CheckpointError(
-                f"{url}: no checkpoint there; expected an address that a run's run.checkpoint_url named, or "
-                "checkpoints/step-XXXXXXXX below it"
-            )
-        if command != "show":
-            verifies = command == "verify"
-            return _tabulate([_row_in(storage, name, by_size=not verifies) for name in names], reasons=verifies)
+    with closing(open_storage(root, deadline_s=_DEADLINE_S)) as storage:
+        names = [name for name in finished_in(storage) if step in (None, name)]
+        if command != "show" or not names:
+            rows = [(name, "-", partial(_size_in, storage, name, by_size=command == "list")) for name in names]
+            return _tabulate(url, rows, reasons=command == "verify", whole="sizes" if command == "list" else "yes")
         with tempfile.TemporaryDirectory(prefix="rainspark-") as folder:
-            if step is None:
-                pulled = pull_latest(storage, Path(folder))
-                assert pulled is not None, "it holds finished ones, and none being whole is an error"
-            else:
-                pulled = pull(storage, step, Path(folder))
-            return _show(load(pulled), f"{storage.url}/checkpoints/{pulled.name}")
-    finally:
-        storage.close()
+            path = pull_latest(storage, Path(folder)) if step is None else pull(storage, step, Path(folder))
+            assert path is not None, "it holds finished ones, and none being whole is an error"
+            return _show(path, f"{storage.url}/checkpoints/{path.name}")
 
 
-def _split(url: str) -> tuple[str, str | None]:
-    """Part an address into the store's and the folder name of one checkpoint, None for all of them."""
-    root, step = url.rstrip("/"), None
-    head, _, last = root.rpartition("/")
-    if STEP_FOLDER.fullmatch(last):
-        root, step = head, last
-    return root.removesuffix("/checkpoints"), step
+def _size_in(storage: Storage, name: str, *, by_size: bool) -> int:
+    """Verify a checkpoint in a store, and give the size of its files in bytes."""
+    return sum(entry["bytes"] for entry in verify_in(storage, name, by_size=by_size).values())
 
 
-def _row_in(storage: Storage, name: str, *, by_size: bool) -> _Row:
-    num_bytes, problem = 0, None
-    try:
-        files = verify_in(storage, name, by_size=by_size)
-        num_bytes = sum(entry["bytes"] for entry in files.values())
-    except CheckpointError as error:
-        problem = str(error)
-    verdict = "sizes" if by_size else "yes"
-    return _Row(name=name, written="-", num_bytes=num_bytes, problem=problem, verdict=verdict)
+def _tabulate(
+    place: str, rows: Sequence[tuple[str, str, Callable[[], int]]], *, reasons: bool, whole: str = "yes"
+) -> int:
+    """Check checkpoints and print a line for each.
 
-
-def _tabulate(rows: Sequence[_Row], *, reasons: bool) -> int:
+    Args:
+        place: Where they lie.
+        rows: (name, when it was written, what verifies it and gives its size)
+        reasons: Also print why one is not whole.
+        whole: The word for one that is.
+    """
+    if not rows:
+        raise CheckpointError(
+            f"{place}: no checkpoint there; expected a run's folder, a checkpoint's, or an address that a run's "
+            "run.checkpoint_url named"
+        )
+    problems = []
     sys.stdout.write(f"{'checkpoint':<16} {'written (UTC)':<20} {'bytes':>14}  verified\n")
-    for row in rows:
-        verdict = row.verdict if row.problem is None else "NO"
-        sys.stdout.write(f"{row.name:<16} {row.written:<20} {row.num_bytes:>14,}  {verdict}\n")
-    problems = [row.problem for row in rows if row.problem is not None]
+    for name, written, check in rows:
+        size, verdict = "-", "NO"
+        try:
+            size, verdict = f"{check():,}", whole
+        except CheckpointError as error:
+            problems.append(str(error))
+        sys.stdout.write(f"{name:<16} {written:<20} {size:>14}  {verdict}\n")
+
     for problem in problems if reasons else ():
         sys.stderr.write(printable(redact(f"{problem}\n")))
     return NOT_WHOLE if problems else 0
 
 
-def _show(loaded: "Loaded", place: str) -> int:
-    lines = [place]
+def _show(path: Path, place: str | None = None) -> int:
+    """Print what a checkpoint holds, as lying at `place` where that is another one than its folder."""
+    # Here, not above: the help answers without torch.
+    from .folder import load
+
+    loaded = load(path)
+    lines = [place or str(loaded.path)]
     for name, tensors in (("model", loaded.model), ("optimizer", loaded.optimizer), ("average", loaded.average)):
         num_values = sum(tensor.numel() for tensor in tensors.values())
         kinds = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
         lines.append(f"{name}: {len(tensors)} tensors, {num_values:,} values ({kinds or 'none'})")
+
     state = dataclasses.asdict(loaded.state)
     counts = sorted(set(state.pop("optimizer_steps").values()))
     lines += [f"optimizer steps: {', '.join(f'{count:g}' for count in counts) or 'none'}", json.dumps(state, indent=2)]

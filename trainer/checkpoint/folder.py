@@ -16,44 +16,29 @@ durable, renamed, read back, and only then are older ones removed: a kill at any
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
-from ...data.whole_file import make_durable
 from ...models.weights.manifest import (
     CHECKPOINTS_FOLDER,
     MANIFEST_NAME,
-    STEP_FOLDER,
     CheckpointError,
     check_digest,
     latest_verified,
     read_manifest,
     step_folders,
+    step_of,
     verify_folder,
     write_manifest,
 )
 from .retention import LEAST_KEPT, steps_to_remove
-from .state import TrainState, check_resume, installed_versions, parse_state, state_bytes
-
-__all__ = [
-    "CHECKPOINTS_FOLDER",
-    "CheckpointError",
-    "Loaded",
-    "TrainState",
-    "best_checkpoint",
-    "check_resume",
-    "chosen_weights",
-    "installed_versions",
-    "load",
-    "save",
-]
+from .state import TrainState, parse_state, state_bytes
+from .whole_folder import checkpoint_errors, checkpoints_of, discard, sweep, writing_folder
 
 MODEL_FILE: Final = "model.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.safetensors"
@@ -65,7 +50,6 @@ BEST_FOLDER: Final = "best"
 _STORED_DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 )
-_SAVING, _DISCARDED = ".saving-", ".discarded-"
 _logger = logging.getLogger(__name__)
 
 
@@ -118,22 +102,24 @@ def save(
     tensors = {MODEL_FILE: _storable(MODEL_FILE, model), OPTIMIZER_FILE: _storable(OPTIMIZER_FILE, optimizer)}
     if average:
         tensors[AVERAGE_FILE] = _storable(AVERAGE_FILE, average)
-    with _disk_errors(checkpoints):
-        if not checkpoints.is_dir():
-            checkpoints.mkdir(parents=True)
-            make_durable(checkpoints.parent)
-    _sweep(checkpoints)
-    if _problem(final) is not None:
-        temporary = checkpoints / f"{_SAVING}{final.name}"
-        try:
-            with _disk_errors(temporary):
-                _write(temporary, state_json, tensors)
-                _publish(temporary, final)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+
+    sweep(checkpoints)
+    if not _is_whole(final):
+        with checkpoint_errors(final, "written"), writing_folder(final) as temporary:
+            _write(temporary, state_json, tensors)
+        # What the disk gives back, not what it was given.
         verify_folder(final)
-    _prune(checkpoints, state.step, keep_last=keep_last, keep_every=keep_every)
+
+    # Only now that the new one is proved may older ones go.
+    folders = dict(step_folders(checkpoints))
+    going = steps_to_remove(
+        folders, lambda step: _is_whole(folders[step]), new=state.step, keep_last=keep_last, keep_every=keep_every
+    )
+    for step in going:
+        try:
+            discard(folders[step])
+        except OSError as error:
+            _logger.warning("Old checkpoint %s could not be removed: %s", folders[step], error)
     return final
 
 
@@ -150,40 +136,30 @@ def load(folder: Path) -> Loaded:
         CheckpointError: there is none, or it is damaged; the file, what was expected and what was found are named.
     """
     path = folder
-    if not (STEP_FOLDER.fullmatch(folder.name) or (folder / MANIFEST_NAME).exists()):
-        found = latest_verified(checkpoints_of(folder))
-        if found is None:
+    if step_of(folder.name) is None and not (folder / MANIFEST_NAME).exists():
+        newest = latest_verified(checkpoints_of(folder))
+        if newest is None:
             raise CheckpointError(f"{folder}: no checkpoint there; expected a run's folder or a checkpoint's")
-        path = found
+        path = newest
+
     files = read_manifest(path)
     if absent := sorted({MODEL_FILE, OPTIMIZER_FILE, STATE_FILE} - files.keys()):
         raise CheckpointError(f"{path}: not a training checkpoint: it has no {', '.join(absent)}")
-    raw: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     for name, entry in files.items():
-        try:
-            raw[name] = (path / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{path / name}: cannot be read: {error}; use another checkpoint") from error
-        check_digest(path / name, entry, len(raw[name]), hashlib.sha256(raw[name]).hexdigest())
-    state = parse_state(path / STATE_FILE, raw.pop(STATE_FILE))
-    if (match := STEP_FOLDER.fullmatch(path.name)) and int(match.group(1)) != state.step:
+        with checkpoint_errors(path / name, "read"):
+            contents[name] = (path / name).read_bytes()
+        check_digest(path / name, entry, len(contents[name]), hashlib.sha256(contents[name]).hexdigest())
+
+    state = parse_state(path / STATE_FILE, contents.pop(STATE_FILE))
+    if step_of(path.name) not in (None, state.step):
         raise CheckpointError(f"{path}: holds step {state.step}, not the step of its name; give it its right name")
+
     tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for name in (MODEL_FILE, OPTIMIZER_FILE, AVERAGE_FILE):
-        if name not in raw:
-            tensors[name] = {}
-            continue
-        try:
-            tensors[name] = safetensors.torch.load(raw.pop(name))
-        except SafetensorError as error:
-            raise CheckpointError(f"{path / name}: not a safetensors file: {error}; use another checkpoint") from error
-    return Loaded(
-        state=state,
-        model=tensors[MODEL_FILE],
-        optimizer=tensors[OPTIMIZER_FILE],
-        average=tensors[AVERAGE_FILE],
-        path=path,
-    )
+    for part, name in {"model": MODEL_FILE, "optimizer": OPTIMIZER_FILE, "average": AVERAGE_FILE}.items():
+        with checkpoint_errors(path / name, "read as safetensors"):
+            tensors[part] = safetensors.torch.load(contents.pop(name)) if name in contents else {}
+    return Loaded(state=state, path=path, **tensors)
 
 
 def best_checkpoint(run: Path) -> Path | None:
@@ -209,32 +185,13 @@ def chosen_weights(source: Path) -> Path:
     Raises:
         CheckpointError: the checkpoint is damaged.
     """
-    path = source
+    path: Path | None = source
     if not (source / MANIFEST_NAME).exists():
-        found = best_checkpoint(source) or latest_verified(checkpoints_of(source))
-        if found is None:
-            return source
-        path = found
-    files = verify_folder(path)
-    names = [name for name in (AVERAGE_FILE, MODEL_FILE) if name in files]
-    return path / names[0] if names else source
-
-
-def checkpoints_of(folder: Path) -> Path:
-    """Find the folder of a run's checkpoints; a `checkpoints` folder is given back."""
-    return folder if folder.name == CHECKPOINTS_FOLDER else folder / CHECKPOINTS_FOLDER
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn the errors of a disk into one that names the file and says that nothing older was touched."""
-    try:
-        yield
-    except OSError as error:
-        name, cause = error.filename or path, error.strerror or str(error)
-        raise CheckpointError(f"{name}: cannot be written: {cause}; older checkpoints are untouched") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}; older checkpoints are untouched") from error
+        path = best_checkpoint(source) or latest_verified(checkpoints_of(source))
+    if path is None:
+        return source
+    names = verify_folder(path).keys()
+    return next((path / name for name in (AVERAGE_FILE, MODEL_FILE) if name in names), source)
 
 
 def _storable(file: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -255,68 +212,20 @@ def _storable(file: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
     return stored
 
 
-def _write(temporary: Path, state_json: bytes, tensors: Mapping[str, dict[str, torch.Tensor]]) -> None:
-    temporary.mkdir()
-    (temporary / STATE_FILE).write_bytes(state_json)
+def _write(folder: Path, state_json: bytes, tensors: Mapping[str, dict[str, torch.Tensor]]) -> None:
+    """Write the files of a checkpoint, the manifest last."""
+    (folder / STATE_FILE).write_bytes(state_json)
     for name, named in tensors.items():
-        with _disk_errors(temporary / name):
-            safetensors.torch.save_file(named, temporary / name)
+        with checkpoint_errors(folder / name, "written"):
+            safetensors.torch.save_file(named, folder / name)
         # safetensors creates its files for the owner alone; a shared run folder follows the umask like everything else.
-        shutil.copymode(temporary / STATE_FILE, temporary / name)
-    write_manifest(temporary)
-    for name in (STATE_FILE, *tensors, MANIFEST_NAME):
-        make_durable(temporary / name)
-    make_durable(temporary)
+        shutil.copymode(folder / STATE_FILE, folder / name)
+    write_manifest(folder)
 
 
-def _publish(temporary: Path, final: Path) -> None:
-    if final.exists():
-        _discard(final)
-    temporary.rename(final)
-    make_durable(final.parent)
-
-
-def _problem(folder: Path) -> CheckpointError | None:
+def _is_whole(folder: Path) -> bool:
     try:
         verify_folder(folder)
-    except CheckpointError as error:
-        return error
-    return None
-
-
-def _prune(checkpoints: Path, new: int, *, keep_last: int, keep_every: int | None) -> None:
-    """Remove the oldest checkpoints, as `steps_to_remove` says."""
-    folders = dict(step_folders(checkpoints))
-
-    def is_whole(step: int) -> bool:
-        return _problem(folders[step]) is None
-
-    for step in steps_to_remove(folders, is_whole, new=new, keep_last=keep_last, keep_every=keep_every):
-        try:
-            _discard(folders[step])
-        except OSError as error:
-            _logger.warning("Old checkpoint %s could not be removed: %s", folders[step], error)
-
-
-def _discard(folder: Path) -> None:
-    # Renamed first, so that a kill amid the removal leaves no folder that looks like a damaged checkpoint.
-    aside = folder.with_name(f"{_DISCARDED}{folder.name}")
-    folder.rename(aside)
-    _remove(aside)
-
-
-def _sweep(checkpoints: Path) -> None:
-    """Remove what saves that were killed have left."""
-    for prefix in (_SAVING, _DISCARDED):
-        for path in checkpoints.glob(f"{prefix}*"):
-            try:
-                _remove(path)
-            except OSError as error:
-                raise CheckpointError(f"{path}: left by a save that died, cannot be removed: {error}") from error
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    except CheckpointError:
+        return False
+    return True

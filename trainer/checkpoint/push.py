@@ -1,7 +1,7 @@
 """Copying a checkpoint to a store within a time limit: by a process of its own, which can be ended at any moment.
 
 A thread cannot be ended: a store that hangs would hold up the save that a job's last minute is for. The process loads
-no torch, gets its order on standard input, tells on standard output what has arrived, and dies with its parent.
+no torch, gets its order on standard input, reports on standard output what has arrived, and dies with its parent.
 """
 
 import json
@@ -10,16 +10,17 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ...data.errors import DataError
 from ...data.store.storage import open_storage
-from ...models.weights.manifest import MANIFEST_NAME, CheckpointError
+from ...models.weights.manifest import CheckpointError
 from ..processes.ending import end_with_parent
-from .transfer import push, store_errors
+from .transfer import push
 
-_REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _FOR_THE_RUN: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 """Signals that a scheduler sends to all processes of a job: the run saves then, and waits for the copy."""
 _LAST_WORDS_S: Final = 2.0
@@ -28,23 +29,21 @@ _LAST_WORDS_S: Final = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """How a copy ended.
+    """What the process that copies has reported, in order.
 
     Attributes:
-        is_copied: Whether the checkpoint is in the store, its manifest included.
         sent: Names of the files that have arrived, also of a copy that failed.
-        warnings: What the copy had to say.
-        failure: Why it ended early, None where it did not; what followed the checkpoint itself may have failed.
+        warnings: What it had to warn of.
+        failures: Why it ended early; empty where it did not. The checkpoint may be there: older ones are removed after.
     """
 
-    is_copied: bool
-    sent: tuple[str, ...]
-    warnings: tuple[str, ...]
-    failure: str | None
+    sent: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
 
 def push_within(deadline_s: float, *, url: str, folder: Path, keep_last: int, keep_every: int | None) -> Pushed:
-    """Copy a checkpoint to a store, see `trainer.checkpoint.second_place.push`, and stop when the time is over.
+    """Copy a checkpoint to a store, see `trainer.checkpoint.transfer.push`, and stop when the time is over.
 
     Args:
         deadline_s: Seconds for everything, the start of the process included.
@@ -53,107 +52,78 @@ def push_within(deadline_s: float, *, url: str, folder: Path, keep_last: int, ke
         keep_last: Checkpoints that stay.
         keep_every: Steps whose multiples stay for ever.
     """
-    order = {"url": url, "folder": str(folder), "keep_last": keep_last, "keep_every": keep_every, "parent": os.getpid()}
+    pushed = Pushed()
+    kept = {"keep_last": keep_last, "keep_every": keep_every}
+    order = {"url": url, "folder": str(folder), "kept": kept, "parent": os.getpid()}
     try:
-        process = _started()
+        process = _start()
     except OSError as error:
-        return Pushed(is_copied=False, sent=(), warnings=(), failure=f"no process could be started to copy it: {error}")
-    was_cut = False
+        pushed.failures.append(f"no process could be started to copy it: {error}")
+        return pushed
+
+    output, ending = b"", ""
     try:
-        said, _ = process.communicate(json.dumps(order).encode(), timeout=deadline_s)
+        output, _ = process.communicate(json.dumps(order).encode(), timeout=deadline_s)
+        ending = f"the process that copies ended with code {process.returncode}" if process.returncode else ""
     except subprocess.TimeoutExpired:
         process.kill()
-        was_cut = True
-        try:
-            said, _ = process.communicate(timeout=_LAST_WORDS_S)
-        except subprocess.TimeoutExpired:
-            said = b""
-    except BaseException:
-        process.kill()
-        raise
-    pushed = _understood(said, folder.name)
-    if was_cut and pushed.failure is None:
-        failure = (
-            f"cut off after {deadline_s:g} s (run.push_deadline_s), {len(pushed.sent)} files had arrived; the next "
-            "save tries again: raise it if the way there is slow"
-        )
-        return replace(pushed, failure=failure)
-    if process.returncode and pushed.failure is None:
-        return replace(pushed, failure=f"the process that copies ended with code {process.returncode}")
+        with suppress(subprocess.TimeoutExpired):
+            output, _ = process.communicate(timeout=_LAST_WORDS_S)
+        ending = f"cut off after {deadline_s:g} s (run.push_deadline_s); the next save tries again"
+
+    for line in output.splitlines():
+        # The last line may have been cut off.
+        with suppress(ValueError, TypeError):
+            kind, text = json.loads(line)
+            getattr(pushed, kind).append(text)
+    pushed.failures.extend([ending] if ending else [])
     return pushed
 
 
-def _started() -> subprocess.Popen[bytes]:
+def _start() -> subprocess.Popen[bytes]:
     """Start the process that copies; it begins with the signals blocked that are not meant for it."""
-    paths = [str(_REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # -P: a folder of the user's that is called like a module is none.
+    command = [sys.executable, "-P", "-m", "rainspark.trainer.checkpoint.push"]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
     try:
-        return subprocess.Popen(
-            # -P: a folder of the user's that is called like a module is none.
-            [sys.executable, "-P", "-m", "rainspark.trainer.checkpoint.push"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )  # fmt: skip
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _understood(said: bytes, name: str) -> Pushed:
-    """Put together what the process told, one JSON object a line; a line that was cut off is none."""
-    sent: list[str] = []
-    warnings: list[str] = []
-    failure: str | None = None
-    for line in said.splitlines():
-        try:
-            word = json.loads(line)
-        except ValueError:
-            continue
-        if "sent" in word:
-            sent.append(word["sent"])
-        warnings += [word["warning"]] if "warning" in word else []
-        failure = word.get("failure", failure)
-    is_copied = any(path.endswith(f"{name}/{MANIFEST_NAME}") for path in sent)
-    return Pushed(is_copied=is_copied, sent=tuple(sent), warnings=tuple(warnings), failure=failure)
+def _report(kind: str, text: str) -> None:
+    """Report to the parent; unbuffered, so that what was reported before a kill arrives."""
+    os.write(1, (json.dumps([kind, text]) + "\n").encode())
 
 
-class _Teller(logging.Handler):
-    """Tells the parent what is logged."""
+class _Reporter(logging.Handler):
+    """Reports what is logged to the parent."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell one message."""
-        _tell(warning=record.getMessage())
-
-
-def _tell(**words: str) -> None:
-    # Unbuffered: what was told before a kill arrives.
-    os.write(1, (json.dumps(words) + "\n").encode())
+        """Report one message."""
+        _report("warnings", record.getMessage())
 
 
 def main() -> int:
-    """Be the process that copies; 0 when all of it was done."""
+    """Copy as the order on standard input says; 0 when all of it was done."""
     for number in _FOR_THE_RUN:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_RUN)
+
     order: dict[str, Any] = json.load(sys.stdin)
     end_with_parent(signal.SIGKILL)
     if os.getppid() != order["parent"]:
         return 1
-    logging.basicConfig(level=logging.WARNING, handlers=[_Teller()])
+
+    logging.basicConfig(level=logging.WARNING, handlers=[_Reporter()])
     try:
-        with store_errors(Path(order["folder"])):
-            storage = open_storage(order["url"], to_write=True)
-        push(
-            Path(order["folder"]),
-            storage,
-            keep_last=order["keep_last"],
-            keep_every=order["keep_every"],
-            told=lambda name: _tell(sent=name),
-        )
-    except CheckpointError as error:
-        _tell(failure=str(error))
-        return 1
+        storage = open_storage(order["url"], to_write=True)
+        push(Path(order["folder"]), storage, notify=lambda name: _report("sent", name), **order["kept"])
     except Exception as error:
-        # Told to the run, whose log hides what may quote a secret.
-        _tell(failure=f"{type(error).__name__}: {error}")
+        # Reported to the run, whose log hides what may quote a secret.
+        is_known = isinstance(error, CheckpointError | DataError)
+        _report("failures", str(error) if is_known else f"{type(error).__name__}: {error}")
         return 1
     return 0
 

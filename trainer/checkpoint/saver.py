@@ -2,38 +2,19 @@
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any
 
 from ...models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
 from ..engine.engine import Engine, EngineState
+from ..processes.agreement import on_main
 from ..settings.run import RunConfig
-from .folder import Loaded, TrainState, load, save
+from .folder import Loaded, load, save
 from .second_place import CheckpointStore
 from .share import share
+from .state import TrainState
 
 LOG = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
-
-
-class OnMain(Protocol):
-    """Does something on the main rank and gives its result to all; what fails there fails on all of them."""
-
-    def __call__(self, work: Callable[[], _Result]) -> _Result:
-        """Do it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Written:
-    """What a save came to on the main rank."""
-
-    path: Path | None = None
-    failure: str = ""
-    write_s: float = 0.0
-    push_s: float = 0.0
-    num_bytes: int = 0
 
 
 class Saver:
@@ -49,93 +30,84 @@ class Saver:
 
     Args:
         run: Where the checkpoints lie and how many stay.
-        on_main: Does something on the main rank.
-        rename: Is told what the main rank goes on to.
+        engine: The ranks of the run.
     """
 
-    def __init__(
-        self, run: RunConfig, on_main: OnMain, rename: Callable[[str], None] = lambda _operation: None
-    ) -> None:
+    def __init__(self, run: RunConfig, engine: Engine) -> None:
         self.last_saved = 0
-        self._run, self._on_main, self._rename = run, on_main, rename
+        self._run = run
+        self._engine = engine
         self._store: CheckpointStore | None = None
         self._failed: tuple[int, str] | None = None
 
     @property
     def newest_copy(self) -> str | None:
-        """Where the newest copy lies that this process has made, None without one; known on the main rank."""
+        """Name the newest copy that this process has made, None without one; known on the main rank."""
         return None if self._store is None else self._store.newest_copy
 
-    def resume(self, engine: Engine) -> Loaded | None:
+    def resume(self) -> Loaded | None:
         """Read the newest whole checkpoint on the main rank and give it to all ranks; None for a fresh start.
 
         Raises:
             CheckpointError: There are checkpoints and none is whole, or the second place fails; on all ranks.
         """
-
         # Kept aside: what `on_main` gives to all is pickled, and these are the tensors.
-        found: Loaded | None = None
+        loaded: Loaded | None = None
 
         def read() -> None:
-            nonlocal found
-            newest = self._newest()
-            found = None if newest is None else load(newest)
+            nonlocal loaded
+            folder = Path(self._run.dir)
+            if self._run.checkpoint_url is None:
+                newest = latest_verified(folder / CHECKPOINTS_FOLDER)
+            else:
+                self._store = CheckpointStore(self._run.checkpoint_url, push_deadline_s=self._run.push_deadline_s)
+                newest = self._store.newest(folder)
+            loaded = None if newest is None else load(newest)
 
-        self._on_main(read)
-        loaded = share(engine, found)
-        if loaded is not None:
-            self.last_saved = loaded.state.step
-        return loaded
-
-    def _newest(self) -> Path | None:
-        """Find what to go on from; the main rank, which keeps the second place of the checkpoints open."""
-        folder = Path(self._run.dir)
-        if self._run.checkpoint_url is None:
-            return latest_verified(folder / CHECKPOINTS_FOLDER)
-        self._store = CheckpointStore(self._run.checkpoint_url, push_deadline_s=self._run.push_deadline_s)
-        return self._store.newest(folder)
+        on_main(self._engine, read)
+        shared = share(self._engine, loaded)
+        if shared is not None:
+            self.last_saved = shared.state.step
+        return shared
 
     def save(self, state: TrainState, exported: EngineState) -> dict[str, float]:
         """Write a checkpoint, and copy it to the second place where there is one; every rank calls it.
 
         Returns:
-            Times and size for the metrics; empty where it failed, which is told in a warning.
+            Times and size for the metrics; empty where it failed, with a warning.
 
         Raises:
             CheckpointError: The save before this one failed too, or the second place never took anything.
         """
         run = self._run
 
-        def write() -> _Written:
+        def write() -> tuple[Path, dict[str, float]] | str:
+            """Give the checkpoint and the figures, or why it could not be written."""
             start_s = time.perf_counter()
+            kept: dict[str, Any] = {"keep_last": run.keep_last, "keep_every": run.keep_every}
             try:
-                path = save(
-                    Path(run.dir),
-                    state,
-                    exported.model,
-                    exported.optimizer,
-                    keep_last=run.keep_last,
-                    keep_every=run.keep_every,
-                    average=exported.average,
-                )
+                path = save(Path(run.dir), state, exported.model, exported.optimizer, average=exported.average, **kept)
                 num_bytes = sum(file.stat().st_size for file in path.iterdir())
             except (CheckpointError, OSError) as error:
-                return _Written(failure=str(error))
-            written_s = time.perf_counter()
-            if self._store is not None:
-                self._rename("copy checkpoint")
-                self._store.push(path, keep_last=run.keep_last, keep_every=run.keep_every)
-            push_s = time.perf_counter() - written_s
-            return _Written(path=path, write_s=written_s - start_s, push_s=push_s, num_bytes=num_bytes)
+                return str(error)
 
-        written = self._on_main(write)
-        if written.path is None:
-            self._note_failure(state.step, written.failure)
+            written_s = time.perf_counter()
+            figures = {"save/write_s": written_s - start_s, "save/bytes": float(num_bytes)}
+            if self._store is not None:
+                self._engine.heartbeat.rename("copy checkpoint")
+                self._store.push(path, **kept)
+                figures["save/push_s"] = time.perf_counter() - written_s
+            return path, figures
+
+        outcome = on_main(self._engine, write)
+        if isinstance(outcome, str):
+            self._note_failure(state.step, outcome)
             return {}
-        self.last_saved, self._failed = state.step, None
-        LOG.info("step %d: saved %s", state.step, written.path)
-        figures = {"save/write_s": written.write_s, "save/bytes": float(written.num_bytes)}
-        return figures | ({} if run.checkpoint_url is None else {"save/push_s": written.push_s})
+        path, figures = outcome
+        self.last_saved = state.step
+        self._failed = None
+        LOG.info("step %d: saved %s", state.step, path)
+        return figures
 
     def _note_failure(self, step: int, failure: str) -> None:
         if self._failed is not None:
@@ -145,13 +117,12 @@ class Saver:
             )
         self._failed = step, failure
         LOG.warning(
-            "step %d: NOT SAVED: %s; the run goes on, the newest checkpoint is of step %d; if the next save fails too, "
-            "the run stops",
-            step, failure, self.last_saved,
-        )  # fmt: skip
+            f"step {step}: NOT SAVED: {failure}; the run goes on, the newest checkpoint is of step {self.last_saved}; "
+            "if the next save fails too, the run stops"
+        )
 
     def check_last(self) -> None:
-        """Tell that the run ends without its last checkpoint.
+        """Refuse to end a run without its last checkpoint.
 
         Raises:
             CheckpointError: The newest save failed; on all ranks.

@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 
 from ...data.store.storage import open_storage
-from ...models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, latest_verified
+from ...models.weights.manifest import CHECKPOINTS_FOLDER, MANIFEST_NAME, CheckpointError, latest_verified, step_of
 from .push import push_within
-from .transfer import finished_in, pull_latest, step_of, store_errors
+from .transfer import finished_in, pull_latest
+from .whole_folder import checkpoint_errors
 
 _logger = logging.getLogger(__name__)
 
@@ -26,9 +27,10 @@ class CheckpointStore:
     """
 
     def __init__(self, url: str, *, push_deadline_s: float = 60.0) -> None:
-        with store_errors(Path(url)):
+        with checkpoint_errors(Path(url), "opened"):
             self._storage = open_storage(url, to_write=True)
-        self._url, self._deadline_s = url, push_deadline_s
+        self._url = url
+        self._deadline_s = push_deadline_s
         self._has_taken = False
         self.newest_copy: str | None = None
 
@@ -38,8 +40,8 @@ class CheckpointStore:
         Raises:
             CheckpointError: There are checkpoints and none is whole, the store fails, or is the run's own folder.
         """
-        place = self._storage.folder
-        if place is not None and place.resolve() == folder.resolve():
+        root = self._storage.folder
+        if root is not None and root.resolve() == folder.resolve():
             raise CheckpointError(
                 f"run.checkpoint_url is run.dir, {folder}, itself: no second place; leave it out or choose another"
             )
@@ -47,10 +49,11 @@ class CheckpointStore:
             local, failure = latest_verified(folder / CHECKPOINTS_FOLDER), None
         except CheckpointError as error:
             local, failure = None, error
-        with store_errors(folder):
+
+        with checkpoint_errors(folder, "listed"):
             # Taken by an earlier process of this run: what fails from now on is not the settings.
             self._has_taken = bool(finished_in(self._storage))
-        pulled = pull_latest(self._storage, folder, newer_than=-1 if local is None else step_of(local.name))
+        pulled = pull_latest(self._storage, folder, newer_than=step_of(local.name) if local else None)
         if pulled is None and failure is not None:
             raise failure
         return pulled or local
@@ -64,18 +67,18 @@ class CheckpointStore:
         Raises:
             CheckpointError: The store never took anything: the settings are wrong.
         """
-        ended = push_within(self._deadline_s, url=self._url, folder=folder, keep_last=keep_last, keep_every=keep_every)
-        for warning in ended.warnings:
+        pushed = push_within(self._deadline_s, url=self._url, folder=folder, keep_last=keep_last, keep_every=keep_every)
+        for warning in pushed.warnings:
             _logger.warning("%s", warning)
-        self._has_taken = self._has_taken or bool(ended.sent)
-        if ended.is_copied:
-            self.newest_copy = f"{self._storage.url}/{CHECKPOINTS_FOLDER}/{folder.name}"
+        self._has_taken = self._has_taken or bool(pushed.sent)
+        place = f"{CHECKPOINTS_FOLDER}/{folder.name}"
+        is_copied = f"{place}/{MANIFEST_NAME}" in pushed.sent
+        if is_copied:
+            self.newest_copy = f"{self._storage.url}/{place}"
             _logger.info("%s: copied to %s", folder, self.newest_copy)
-        if ended.failure is None:
-            return
-        failure = f"{folder}: not copied to {self._storage.url}: {ended.failure}"
-        if ended.is_copied:
-            failure = f"{self._storage.url}: {ended.failure}"
-        elif not self._has_taken:
-            raise CheckpointError(failure)
-        _logger.warning("%s", failure)
+
+        for failure in pushed.failures[:1]:
+            what = self._storage.url if is_copied else f"{folder}: not copied to {self._storage.url}"
+            if not self._has_taken:
+                raise CheckpointError(f"{what}: {failure}")
+            _logger.warning("%s: %s", what, failure)

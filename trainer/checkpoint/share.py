@@ -6,7 +6,7 @@ import torch.distributed as dist
 from ..engine.engine import Engine
 from .folder import Loaded
 
-_Tensors = dict[str, torch.Tensor]
+_PARTS = ("model", "optimizer", "average")
 
 
 def share(engine: Engine, loaded: Loaded | None) -> Loaded | None:
@@ -21,25 +21,20 @@ def share(engine: Engine, loaded: Loaded | None) -> Loaded | None:
     """
     if engine.world_size == 1:
         return loaded
-    head = None if loaded is None else (loaded.state, loaded.path, [_shapes(part) for part in _parts(loaded)])
+    head = None
+    if loaded is not None:
+        kinds = {part: {name: (t.shape, t.dtype) for name, t in vars(loaded)[part].items()} for part in _PARTS}
+        head = loaded.state, loaded.path, kinds
     head = engine.broadcast_object(head)
     if head is None:
         return None
-    state, path, shapes = head
-    sources = [{}, {}, {}] if loaded is None else _parts(loaded)
-    model, optimizer, average = (
-        {name: _send(engine, source.get(name), *kind) for name, kind in kinds.items()}
-        for source, kinds in zip(sources, shapes, strict=True)
-    )
-    return Loaded(state=state, model=model, optimizer=optimizer, average=average, path=path)
 
-
-def _parts(loaded: Loaded) -> list[_Tensors]:
-    return [loaded.model, loaded.optimizer, loaded.average]
-
-
-def _shapes(tensors: _Tensors) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    state, path, kinds = head
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for part, named in kinds.items():
+        sources = {} if loaded is None else vars(loaded)[part]
+        tensors[part] = {name: _send(engine, sources.get(name), *kind) for name, kind in named.items()}
+    return Loaded(state=state, path=path, **tensors)
 
 
 def _send(engine: Engine, source: torch.Tensor | None, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """What a run needs besides tensors to go on, and what may differ when it does."""
 
 import dataclasses
-import fnmatch
 import importlib.metadata
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,48 +15,30 @@ from ...models.weights.manifest import CheckpointError
 
 STATE_SCHEMA_VERSION: Final = 1
 
-MAY_CHANGE: Final = (
-    # Where and how it runs; the mathematics are the same up to rounding and precision.
-    "engine.*",
-    "tracking.*",
-    # When it ends and how often it reports.
-    "run.dir",
-    "run.steps",
-    "run.log_every",
-    "run.evaluate_every",
-    "run.save_every",
-    "run.keep_last",
-    "run.keep_every",
-    "run.checkpoint_url",
-    "run.push_deadline_s",
-    "run.max_nonfinite",
-    "run.allow_plan_change",
-    "run.progress",
-    # What changes neither the weights nor the windows that they see.
-    "data.evaluation_windows",
-    "model.checkpoint_blocks",
-    "init_from",
-    # How the same windows get here; the data themselves are held by the plan's fingerprint.
-    "data.shards",
-    "data.threads",
-    "data.prefetch_steps",
-    "data.decoded_mb",
-    "data.prefetch_mb",
-    "data.readers",
-    "data.quarantine",
-    "data.deadline_s",
-    "data.cache_dir",
-    "data.cache_gb",
-)
-"""Settings that may differ between a checkpoint and the run that goes on from it."""
+# Where and how a run computes: the mathematics are the same up to rounding and precision.
+MAY_CHANGE_SECTIONS: Final = frozenset({"engine", "tracking"})
 
-MAY_CHANGE_WHEN_ASKED: Final = (
-    "data.micro_batch",
-    "data.lanes",
-    "data.block_mb",
-    "plan.micro_batch",
-    "plan.lanes",
-    "plan.block_bytes",
+_RUN_SETTINGS: Final = (
+    # When it ends, and how often it does what.
+    *("steps", "log_every", "evaluate_every", "save_every", "max_nonfinite", "allow_plan_change", "progress"),
+    # Where its checkpoints lie, and how many.
+    *("dir", "keep_last", "keep_every", "checkpoint_url", "push_deadline_s"),
+)
+_DATA_SETTINGS: Final = (
+    # How the same windows get here; the data themselves are held by the plan's fingerprint.
+    *("shards", "cache_dir", "cache_gb", "deadline_s", "quarantine"),
+    *("threads", "readers", "prefetch_steps", "prefetch_mb", "decoded_mb"),
+    # What changes neither the weights nor the windows that they see.
+    "evaluation_windows",
+)
+MAY_CHANGE: Final = frozenset(
+    {*(f"run.{name}" for name in _RUN_SETTINGS), *(f"data.{name}" for name in _DATA_SETTINGS)}
+    | {"model.checkpoint_blocks", "init_from"}
+)
+"""Settings that may differ between a checkpoint and the run that goes on from it, beside those of whole sections."""
+
+MAY_CHANGE_WHEN_ASKED: Final = frozenset(
+    {"data.micro_batch", "data.lanes", "data.block_mb", "plan.micro_batch", "plan.lanes", "plan.block_bytes"}
 )
 """Settings that change the order of windows and the batch statistics: only with `--run.allow_plan_change true`."""
 
@@ -72,6 +54,7 @@ ADDED_LATER: Final[Mapping[str, Any]] = {
 """Settings that older checkpoints do not hold, and the value at which a run is what it was without them."""
 
 _ABSENT = object()
+_INTEGERS: Final = ("step", "epoch", "seed", "loss_scale_good_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +91,11 @@ class TrainState:
 
 def installed_versions() -> dict[str, str]:
     """Name the versions that shape a checkpoint; a package that is not installed is left out."""
-    found: dict[str, str] = {"python": sys.version.split()[0]}
+    versions = {"python": sys.version.split()[0]}
     for name in ("rainspark", "torch", "numpy", "safetensors", "timm", "accelerate", "deepspeed"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def check_resume(
@@ -137,26 +118,25 @@ def check_resume(
     now = _flat(_jsonable({**config, "plan": plan}))
     before = {key: value for key, value in ADDED_LATER.items() if key in now}
     before |= _flat(_jsonable({**saved.config, "plan": saved.plan}))
-    accepted, on_request, refused = [], [], []
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
-        if _same(old, new):
-            continue
-        line = f"{key}: saved {_shown(old)}, asked {_shown(new)}"
-        if _matches(key, MAY_CHANGE):
-            accepted.append(line)
-        elif _matches(key, MAY_CHANGE_WHEN_ASKED):
-            on_request.append(line)
-        else:
-            refused.append(line)
-    if refused or (on_request and not allow_plan_change):
-        lines = refused if allow_plan_change else refused + on_request
+
+    lines = {
+        key: f"{key}: saved {_shown(before.get(key, _ABSENT))}, asked {_shown(now.get(key, _ABSENT))}"
+        for key in sorted(before.keys() | now.keys())
+        if not _same(before.get(key, _ABSENT), now.get(key, _ABSENT))
+    }
+    on_request = [key for key in lines if key in MAY_CHANGE_WHEN_ASKED]
+    free = [key for key in lines if key in MAY_CHANGE or key.partition(".")[0] in MAY_CHANGE_SECTIONS]
+    refused = [key for key in lines if key not in {*on_request, *free}]
+    if not allow_plan_change:
+        refused += on_request
+
+    if refused:
         hint = " (micro-batch, lanes and block may change with --run.allow_plan_change true)" if on_request else ""
         raise CheckpointError(
             f"the checkpoint of step {saved.step} belongs to another run; set these back, or choose a new run.dir and "
-            f"--init_from it{hint}:\n" + "\n".join(f"  {line}" for line in lines)
+            f"--init_from it{hint}:\n" + "\n".join(f"  {lines[key]}" for key in refused)
         )
-    return accepted + on_request
+    return list(lines.values())
 
 
 def _jsonable(value: Any, key: str = "") -> Any:
@@ -195,24 +175,22 @@ def parse_state(path: Path, raw: bytes) -> TrainState:
     Raises:
         CheckpointError: it is not such a state; the key is named.
     """
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "step": int, "epoch": int, "seed": int, "config": dict, "plan": dict, "loss_scale": (float, int, type(None)),
-        "optimizer_steps": dict, "versions": dict, "data": dict, "metrics": dict,
-        "loss_scale_good_steps": int,
-    }  # fmt: skip
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON: {error}; use another checkpoint") from error
     if not isinstance(document, dict) or document.pop("schema_version", None) != STATE_SCHEMA_VERSION:
         raise CheckpointError(f"{path}: not of schema_version {STATE_SCHEMA_VERSION}; use the Rainspark that wrote it")
+
     # Checkpoints of earlier versions do not say these.
     document = {"data": {}, "metrics": {}, "loss_scale_good_steps": 0, **document}
-    if document.keys() != kinds.keys():
-        raise CheckpointError(f"{path}: keys {sorted(document)}, expected {sorted(kinds)}; use another checkpoint")
-    for key, kind in kinds.items():
-        if not isinstance(document[key], kind) or isinstance(document[key], bool):
-            raise CheckpointError(f"{path}: {key} is {document[key]!r}; use another checkpoint")
+    expected = {field.name for field in dataclasses.fields(TrainState)}
+    if document.keys() != expected:
+        raise CheckpointError(f"{path}: keys {sorted(document)}, expected {sorted(expected)}; use another checkpoint")
+    for key, value in document.items():
+        kinds = (int,) if key in _INTEGERS else (float, int, type(None)) if key == "loss_scale" else (dict,)
+        if type(value) not in kinds:
+            raise CheckpointError(f"{path}: {key} is {value!r}; use another checkpoint")
     return TrainState(**document)
 
 
@@ -233,7 +211,3 @@ def _same(old: Any, new: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return "nothing" if value is _ABSENT else json.dumps(value)
-
-
-def _matches(key: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)

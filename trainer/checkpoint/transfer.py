@@ -9,31 +9,28 @@ there in full. This module loads no torch: a process of its own copies (trainer/
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from ...data.errors import DataError
 from ...data.store.storage import Storage
-from ...data.whole_file import PARTIAL_SUFFIX, make_durable, write_whole
+from ...data.whole_file import PARTIAL_SUFFIX
 from ...models.weights.manifest import (
     CHECKPOINTS_FOLDER,
     MANIFEST_NAME,
-    STEP_FOLDER,
     CheckpointError,
     check_digest,
     parse_manifest,
     step_folders,
+    step_of,
     verify_folder,
 )
 from .retention import LEAST_KEPT, steps_to_remove
+from .whole_folder import checkpoint_errors, writing_folder
 
 _BLOCK_BYTES: Final = 64 << 20
 _FETCHES: Final = 3
-_PULLING: Final = ".saving-pulled-"
-"""Begins like the temporary folders of saves, which remove each other's remains."""
-_Files = dict[str, dict[str, Any]]
 _logger = logging.getLogger(__name__)
 
 
@@ -43,7 +40,7 @@ def push(
     *,
     keep_last: int,
     keep_every: int | None = None,
-    told: Callable[[str], None] = lambda _: None,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Copy one checkpoint to a store, then remove the oldest ones there. One process calls this.
 
@@ -55,59 +52,35 @@ def push(
         storage: Holds a run's checkpoints below `checkpoints/`.
         keep_last: Checkpoints that stay, 2 or more; the two newest whole ones always stay.
         keep_every: Steps whose multiples stay for ever besides; None for none.
-        told: Gets the name of each file that has arrived.
+        notify: Gets the name of each file that has arrived.
 
     Raises:
         CheckpointError: The folder is not whole, the store holds another checkpoint of that step, or it fails.
     """
-    if not STEP_FOLDER.fullmatch(folder.name):
+    new = step_of(folder.name)
+    if new is None:
         raise CheckpointError(f"{folder}: not a checkpoint's folder; expected step-XXXXXXXX")
-    with store_errors(folder):
-        _sweep(storage)
-    _copy(folder, storage, told)
-    with store_errors(folder):
-        _prune(storage, step_of(folder.name), keep_last=max(keep_last, LEAST_KEPT), keep_every=keep_every)
-        there = set(finished_in(storage)) if keep_every else set()
-    for step, milestone in step_folders(folder.parent) if keep_every else ():
-        if step % (keep_every or 1) == 0 and milestone.name not in there:
-            _copy(milestone, storage, told)
+    with checkpoint_errors(folder, "copied"):
+        if storage.folder is not None:
+            # What copies that were killed have left in a folder; a store shows nothing that is not complete.
+            for path in (storage.folder / CHECKPOINTS_FOLDER).glob(f"step-*/.*{PARTIAL_SUFFIX}"):
+                path.unlink(missing_ok=True)
+        _copy(folder, storage, notify)
+        _prune(storage, new, keep_last=max(keep_last, LEAST_KEPT), keep_every=keep_every)
+
+        finished = finished_in(storage)
+        for step, milestone in step_folders(folder.parent):
+            if keep_every and step % keep_every == 0 and milestone.name not in finished:
+                _copy(milestone, storage, notify)
 
 
-def _sweep(storage: Storage) -> None:
-    """Remove what copies that were killed have left in a folder; a store shows nothing that is not complete."""
-    if storage.folder is not None:
-        for path in (storage.folder / CHECKPOINTS_FOLDER).glob(f"step-*/.*{PARTIAL_SUFFIX}"):
-            path.unlink(missing_ok=True)
-
-
-def _copy(folder: Path, storage: Storage, told: Callable[[str], None]) -> None:
-    """Copy one whole checkpoint: small files first, so that a store that takes nothing is known soon."""
-    files = verify_folder(folder)
-    place = f"{CHECKPOINTS_FOLDER}/{folder.name}"
-    manifest = (folder / MANIFEST_NAME).read_bytes()
-    with store_errors(folder):
-        if _is_pushed(storage, place, manifest, files):
-            told(f"{place}/{MANIFEST_NAME}")
-            return
-        for name, entry in sorted(files.items(), key=lambda item: int(item[1]["bytes"])):
-            _send(folder / name, storage, f"{place}/{name}", entry)
-            told(f"{place}/{name}")
-        try:
-            storage.write(f"{place}/{MANIFEST_NAME}", manifest, if_absent=True)
-        except DataError as error:
-            if storage.exists(f"{place}/{MANIFEST_NAME}"):
-                raise _of_another_run(storage, place) from error
-            raise
-        told(f"{place}/{MANIFEST_NAME}")
-
-
-def pull_latest(storage: Storage, folder: Path, *, newer_than: int = -1) -> Path | None:
+def pull_latest(storage: Storage, folder: Path, *, newer_than: int | None = None) -> Path | None:
     """Fetch the newest whole checkpoint of a store into a run's folder; broken and unfinished ones are passed over.
 
     Args:
         storage: Holds a run's checkpoints below `checkpoints/`.
-        folder: The run's folder, or its `checkpoints` folder.
-        newer_than: Steps up to this one are not looked at.
+        folder: The run's folder.
+        newer_than: Steps up to this one are not looked at; None: all are.
 
     Returns:
         The checkpoint's folder, verified; None where the store holds no newer one that was ever finished.
@@ -115,27 +88,52 @@ def pull_latest(storage: Storage, folder: Path, *, newer_than: int = -1) -> Path
     Raises:
         CheckpointError: There are finished ones and none is whole, the store fails, or the disk does.
     """
-    checkpoints = folder if folder.name == CHECKPOINTS_FOLDER else folder / CHECKPOINTS_FOLDER
     problems: list[str] = []
-    with store_errors(checkpoints):
+    with checkpoint_errors(folder, "fetched"):
         for step, name, is_finished in _steps(storage):
-            if step <= newer_than:
+            if newer_than is not None and step <= newer_than:
                 break
-            where = f"{storage.url}/{CHECKPOINTS_FOLDER}/{name}"
-            if not is_finished:
-                _logger.warning("Checkpoint passed over: %s: no %s: its writing never ended", where, MANIFEST_NAME)
-                continue
             try:
-                return pull(storage, name, checkpoints)
+                return pull(storage, name, folder / CHECKPOINTS_FOLDER)
             except CheckpointError as error:
-                problems.append(str(error))
                 _logger.warning("Checkpoint passed over: %s", error)
-    if problems and newer_than < 0:
+                problems += [str(error)] if is_finished else []
+
+    if problems and newer_than is None:
         raise CheckpointError(
             f"{storage.url}: none of {len(problems)} checkpoints is whole; remove them, or choose another "
             "run.checkpoint_url:\n" + "\n".join(f"  {problem}" for problem in problems)
         )
     return None
+
+
+def pull(storage: Storage, name: str, checkpoints: Path) -> Path:
+    """Fetch one checkpoint; what was damaged on the way is fetched again, and all is verified before it gets its name.
+
+    Args:
+        storage: Holds a run's checkpoints below `checkpoints/`.
+        name: The checkpoint's folder name.
+        checkpoints: The folder that it comes into; what has its name there is replaced.
+
+    Raises:
+        CheckpointError: It is not whole.
+        DataError: The store fails.
+        OSError: The disk fails.
+    """
+    manifest, files = _read_manifest(storage, name)
+    with writing_folder(checkpoints / name) as folder:
+        for file, entry in files.items():
+            path = f"{CHECKPOINTS_FOLDER}/{name}/{file}"
+            for _ in range(_FETCHES):
+                with (folder / file).open("wb") as target:
+                    sha256 = _read(storage, path, entry, target.write)
+                if sha256 == entry["sha256"]:
+                    break
+            check_digest(f"{storage.url}/{path}", entry, entry["bytes"], sha256)
+        (folder / MANIFEST_NAME).write_bytes(manifest)
+        verify_folder(folder)
+    _logger.info("Checkpoint fetched: %s from %s", checkpoints / name, storage.url)
+    return checkpoints / name
 
 
 def finished_in(storage: Storage) -> list[str]:
@@ -147,7 +145,7 @@ def finished_in(storage: Storage) -> list[str]:
     return [name for _, name, is_finished in _steps(storage) if is_finished]
 
 
-def verify_in(storage: Storage, name: str, *, by_size: bool = False) -> _Files:
+def verify_in(storage: Storage, name: str, *, by_size: bool = False) -> dict[str, dict[str, Any]]:
     """Read every file of a checkpoint in a store and compare it with the manifest.
 
     Args:
@@ -160,79 +158,79 @@ def verify_in(storage: Storage, name: str, *, by_size: bool = False) -> _Files:
 
     Raises:
         CheckpointError: Naming the file, what was expected and what was found.
+        DataError: The store fails.
     """
-    with store_errors(Path(name)):
-        _, files = _listed(storage, name)
-        for file, entry in files.items() if not by_size else ():
-            path = f"{CHECKPOINTS_FOLDER}/{name}/{file}"
-            hasher = hashlib.sha256()
-            for start in range(0, entry["bytes"], _BLOCK_BYTES):
-                hasher.update(storage.read(path, start, min(start + _BLOCK_BYTES, entry["bytes"])))
-            check_digest(f"{storage.url}/{path}", entry, entry["bytes"], hasher.hexdigest())
+    _, files = _read_manifest(storage, name)
+    for file, entry in files.items() if not by_size else ():
+        path = f"{CHECKPOINTS_FOLDER}/{name}/{file}"
+        check_digest(f"{storage.url}/{path}", entry, entry["bytes"], _read(storage, path, entry))
     return files
-
-
-def step_of(name: str) -> int:
-    """Read the step from a checkpoint's folder name."""
-    match = STEP_FOLDER.fullmatch(name)
-    assert match is not None
-    return int(match.group(1))
 
 
 def _steps(storage: Storage) -> list[tuple[int, str, bool]]:
     """List a store's checkpoints, (step, folder name, whether it has a manifest), newest first."""
-    found: dict[str, bool] = {}
-    for path in storage.names(f"{CHECKPOINTS_FOLDER}/"):
-        _, name, *rest = path.split("/")
-        if STEP_FOLDER.fullmatch(name) and rest:
-            found[name] = found.get(name, False) or rest == [MANIFEST_NAME]
-    return sorted(((step_of(name), name, is_finished) for name, is_finished in found.items()), reverse=True)
+    paths = set(storage.names(f"{CHECKPOINTS_FOLDER}/"))
+    names = {path.split("/")[1] for path in paths if path.count("/") > 1}
+    manifests = {name: f"{CHECKPOINTS_FOLDER}/{name}/{MANIFEST_NAME}" for name in names}
+    steps = ((step, name, manifests[name] in paths) for name in names if (step := step_of(name)) is not None)
+    return sorted(steps, reverse=True)
 
 
-def _is_pushed(storage: Storage, place: str, manifest: bytes, files: _Files) -> bool:
-    """Tell whether a checkpoint is there already; a broken one of its step is made an unfinished one."""
-    name = f"{place}/{MANIFEST_NAME}"
-    if not storage.exists(name):
-        return False
-    there = storage.read(name)
-    if there == manifest and _has_sizes(storage, place, files):
-        return True
-    if there != manifest and _is_whole(storage, place, there):
-        raise _of_another_run(storage, place)
-    _logger.warning("%s/%s: replaced: it was not whole", storage.url, place)
-    storage.delete(name)
-    return False
+def _read_manifest(storage: Storage, name: str) -> tuple[bytes, dict[str, dict[str, Any]]]:
+    """Read a checkpoint's manifest, and compare names and sizes with what is there."""
+    place = f"{CHECKPOINTS_FOLDER}/{name}"
+    names = storage.names(f"{place}/")
+    if f"{place}/{MANIFEST_NAME}" not in names:
+        raise CheckpointError(f"{storage.url}/{place}: no {MANIFEST_NAME}: its writing never ended")
+    manifest = storage.read(f"{place}/{MANIFEST_NAME}")
+    files = parse_manifest(f"{storage.url}/{place}/{MANIFEST_NAME}", manifest)
+    for file, entry in files.items():
+        size = storage.size(f"{place}/{file}") if f"{place}/{file}" in names else "no"
+        if size != entry["bytes"]:
+            raise CheckpointError(f"{storage.url}/{place}/{file}: {size} bytes, the manifest says {entry['bytes']}")
+    return manifest, files
 
 
-def _of_another_run(storage: Storage, place: str) -> CheckpointError:
-    return CheckpointError(
+def _whole_manifest(storage: Storage, name: str) -> bytes | None:
+    """Read a checkpoint's manifest; None where a file is missing or has another size than it says."""
+    try:
+        return _read_manifest(storage, name)[0]
+    except CheckpointError:
+        return None
+
+
+def _copy(folder: Path, storage: Storage, notify: Callable[[str], None]) -> None:
+    """Copy one whole checkpoint: small files first, so that a store that takes nothing is known soon."""
+    files = verify_folder(folder)
+    manifest = (folder / MANIFEST_NAME).read_bytes()
+    place = f"{CHECKPOINTS_FOLDER}/{folder.name}"
+    another = CheckpointError(
         f"{storage.url}/{place}: holds another checkpoint of this step; it belongs to another run: choose another "
         "run.checkpoint_url, or remove what is there"
     )
 
+    there = _whole_manifest(storage, folder.name)
+    if there not in (None, manifest):
+        raise another
+    if there is None:
+        if storage.exists(f"{place}/{MANIFEST_NAME}"):
+            _logger.warning("%s/%s: replaced: it was not whole", storage.url, place)
+            storage.delete(f"{place}/{MANIFEST_NAME}")
+        for name, entry in sorted(files.items(), key=lambda item: int(item[1]["bytes"])):
+            path = f"{place}/{name}"
+            with storage.writer(path) as target, (folder / name).open("rb") as source:
+                shutil.copyfileobj(source, target, _BLOCK_BYTES)
+            if (size := storage.size(path)) != entry["bytes"]:
+                raise CheckpointError(f"{storage.url}/{path}: {size} bytes arrived of {entry['bytes']}; push it again")
+            notify(path)
 
-def _has_sizes(storage: Storage, place: str, files: _Files) -> bool:
-    return all(
-        storage.exists(f"{place}/{name}") and storage.size(f"{place}/{name}") == entry["bytes"]
-        for name, entry in files.items()
-    )
-
-
-def _is_whole(storage: Storage, place: str, manifest: bytes) -> bool:
-    """Tell whether a manifest can be read and the files that it names have its sizes."""
-    try:
-        return _has_sizes(storage, place, parse_manifest(f"{place}/{MANIFEST_NAME}", manifest))
-    except CheckpointError:
-        return False
-
-
-def _send(path: Path, storage: Storage, name: str, entry: dict[str, Any]) -> None:
-    """Copy one file, and read back its size."""
-    with storage.writer(name) as target, path.open("rb") as source:
-        shutil.copyfileobj(source, target, _BLOCK_BYTES)
-    found = storage.size(name)
-    if found != entry["bytes"]:
-        raise CheckpointError(f"{storage.url}/{name}: {found} bytes arrived of {entry['bytes']}; push it again")
+        try:
+            storage.write(f"{place}/{MANIFEST_NAME}", manifest, if_absent=True)
+        except DataError as error:
+            if storage.exists(f"{place}/{MANIFEST_NAME}"):
+                raise another from error
+            raise
+    notify(f"{place}/{MANIFEST_NAME}")
 
 
 def _prune(storage: Storage, new: int, *, keep_last: int, keep_every: int | None) -> None:
@@ -241,8 +239,7 @@ def _prune(storage: Storage, new: int, *, keep_last: int, keep_every: int | None
     names = {step: name for step, name, is_finished in steps if is_finished}
 
     def is_whole(step: int) -> bool:
-        place = f"{CHECKPOINTS_FOLDER}/{names[step]}"
-        return _is_whole(storage, place, storage.read(f"{place}/{MANIFEST_NAME}"))
+        return _whole_manifest(storage, names[step]) is not None
 
     going = steps_to_remove(names, is_whole, new=new, keep_last=keep_last, keep_every=keep_every)
     remains = [name for step, name, is_finished in steps if not is_finished and step < new]
@@ -253,79 +250,11 @@ def _prune(storage: Storage, new: int, *, keep_last: int, keep_every: int | None
             storage.delete(path)
 
 
-def _listed(storage: Storage, name: str) -> tuple[bytes, _Files]:
-    """Read a checkpoint's manifest, and compare names and sizes with what is there."""
-    place = f"{CHECKPOINTS_FOLDER}/{name}"
-    manifest = storage.read(f"{place}/{MANIFEST_NAME}")
-    files = parse_manifest(f"{storage.url}/{place}/{MANIFEST_NAME}", manifest)
-    there = set(storage.names(f"{place}/"))
-    for file, entry in files.items():
-        if Path(file).name != file or file in {"", ".", "..", MANIFEST_NAME}:
-            raise CheckpointError(f"{storage.url}/{place}/{MANIFEST_NAME}: lists {file!r}; expected plain file names")
-        found = storage.size(f"{place}/{file}") if f"{place}/{file}" in there else "no"
-        if found != entry["bytes"]:
-            raise CheckpointError(f"{storage.url}/{place}/{file}: {found} bytes, the manifest says {entry['bytes']}")
-    return manifest, files
-
-
-def pull(storage: Storage, name: str, checkpoints: Path) -> Path:
-    """Fetch one checkpoint into a temporary folder, verify it, and give it its name.
-
-    Args:
-        storage: Holds a run's checkpoints below `checkpoints/`.
-        name: The checkpoint's folder name.
-        checkpoints: The folder that it comes into; what has its name there is replaced.
-
-    Raises:
-        CheckpointError: It is not whole, or the disk fails.
-        DataError: The store fails.
-    """
-    place, final = f"{CHECKPOINTS_FOLDER}/{name}", checkpoints / name
-    manifest, files = _listed(storage, name)
-    temporary = checkpoints / f"{_PULLING}{name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        for file, entry in files.items():
-            _fetch(storage, f"{place}/{file}", temporary / file, entry)
-        write_whole(temporary / MANIFEST_NAME, manifest)
-        verify_folder(temporary)
-        # What has this name now did not verify, or it would not have been asked for.
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        make_durable(checkpoints)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _logger.info("Checkpoint fetched: %s from %s", final, storage.url)
-    return final
-
-
-def _fetch(storage: Storage, name: str, path: Path, entry: dict[str, Any]) -> None:
-    """Copy one file from the store; what was damaged on the way is fetched again."""
-    for _ in range(_FETCHES):
-        hasher = hashlib.sha256()
-        with path.open("wb") as target:
-            for start in range(0, entry["bytes"], _BLOCK_BYTES):
-                block = storage.read(name, start, min(start + _BLOCK_BYTES, entry["bytes"]))
-                hasher.update(block)
-                target.write(block)
-        make_durable(path)
-        if hasher.hexdigest() == entry["sha256"]:
-            return
-    raise CheckpointError(
-        f"{storage.url}/{name}: damaged: SHA-256 {hasher.hexdigest()}, the manifest says {entry['sha256']}"
-    )
-
-
-@contextmanager
-def store_errors(folder: Path) -> Iterator[None]:
-    """Turn the errors of store and disk into a checkpoint's."""
-    try:
-        yield
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{error.filename or folder}: {error.strerror or error}; checkpoints elsewhere are untouched"
-        ) from error
+def _read(storage: Storage, name: str, entry: dict[str, Any], write: Callable[[bytes], object] = lambda _: None) -> str:
+    """Read a file in parts that fit in memory, hand each one on, and give the SHA-256 of all."""
+    hasher = hashlib.sha256()
+    for start in range(0, entry["bytes"], _BLOCK_BYTES):
+        block = storage.read(name, start, min(start + _BLOCK_BYTES, entry["bytes"]))
+        hasher.update(block)
+        write(block)
+    return hasher.hexdigest()

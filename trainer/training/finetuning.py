@@ -15,9 +15,9 @@ from ...models.masking import num_visible
 from ...models.nowcasting.nowcaster import Nowcaster
 from ...models.nowcasting.smaat_unet import SmaAtUNet
 from ...models.patches import PATCH
-from ...models.weights.manifest import CheckpointError, step_folders
+from ...models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, step_folders
 from ...models.weights.transfer import InitReport, init_from
-from ..checkpoint.folder import BEST_FOLDER, CHECKPOINTS_FOLDER, Loaded, load, save
+from ..checkpoint.folder import BEST_FOLDER, Loaded, load, save
 from ..checkpoint.seen import SeenFrames, state_beside
 from ..checkpoint.state import TrainState
 from ..engine.engine import Engine

@@ -19,8 +19,9 @@ from ...data.units import ModelSpace
 from ...models.patches import PATCH
 from ...models.weights.manifest import latest_verified
 from ...models.weights.transfer import InitReport
-from ..checkpoint.folder import Loaded, TrainState, check_resume, chosen_weights, installed_versions
+from ..checkpoint.folder import Loaded, chosen_weights
 from ..checkpoint.saver import Saver
+from ..checkpoint.state import TrainState, check_resume, installed_versions
 from ..engine.engine import Engine, EngineState
 from ..processes.agreement import any_rank, notify_ranks, on_all_ranks, on_main, outcome_of, settle
 from ..processes.ending import write_output
@@ -69,7 +70,7 @@ class TrainingRun(ABC, Generic[_Config]):
             torch.manual_seed(config.seed)
             self.model: nn.Module = on_all_ranks(engine, self.build_model)
         self.task: Task = self.build_task()
-        self.saver = Saver(config.run, self.on_main, engine.heartbeat.rename)
+        self.saver = Saver(config.run, engine)
         self._skipped_before = 0
         self.first_step = self._resume()
         self.held_out: HeldOut = self.build_held_out()
@@ -262,7 +263,7 @@ class TrainingRun(ABC, Generic[_Config]):
         """Take over the newest checkpoint that verifies, or the weights to start from; return the finished steps."""
         engine, config, model = self.engine, self.config, self.model
         engine.heartbeat.beat("load checkpoint")
-        saved = self.saver.resume(engine)
+        saved = self.saver.resume()
         if saved is None:
             if config.init_from is not None:
                 source = Path(config.init_from)

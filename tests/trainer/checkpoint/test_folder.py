@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rainspark.models.weights.manifest import (
+    CheckpointError,
     latest_verified,
     read_manifest,
     step_folders,
@@ -26,16 +27,8 @@ from rainspark.models.weights.manifest import (
     write_manifest,
 )
 from rainspark.trainer.checkpoint.__main__ import main
-from rainspark.trainer.checkpoint.folder import (
-    CheckpointError,
-    TrainState,
-    best_checkpoint,
-    check_resume,
-    chosen_weights,
-    installed_versions,
-    load,
-    save,
-)
+from rainspark.trainer.checkpoint.folder import best_checkpoint, chosen_weights, load, save
+from rainspark.trainer.checkpoint.state import TrainState, check_resume, installed_versions
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG: dict[str, Any] = {
@@ -260,7 +253,7 @@ def test_whole_files_of_wrong_content_are_refused(tmp_path: Path) -> None:
         ("state.json", json.dumps(state | {"epoch": "1"}).encode(), "epoch is '1'"),
         ("state.json", json.dumps(state | {"step": True}).encode(), "step is True"),
         ("state.json", json.dumps(state | {"step": 6}).encode(), "holds step 6, not the step of its name"),
-        ("model.safetensors", b"\x80\x04.", r"model\.safetensors: not a safetensors file"),
+        ("model.safetensors", b"\x80\x04.", r"model\.safetensors: cannot be read as safetensors"),
     ]
     for name, content, message in cases:
         (path / name).write_bytes(content)
@@ -578,7 +571,7 @@ def test_damaged_averaged_weights_are_refused_by_file_name(tmp_path: Path) -> No
         load(path.parent)
     path.write_bytes(b"not weights")
     write_manifest(path.parent)
-    with pytest.raises(CheckpointError, match=r"ema\.safetensors: not a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors: cannot be read as safetensors"):
         load(path.parent)
 
 

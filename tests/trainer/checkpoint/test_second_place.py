@@ -178,7 +178,7 @@ def test_a_store_that_fails_later_is_a_warning(tmp_path: Path, caplog: pytest.Lo
     place.write_bytes(b"")
     store = CheckpointStore(str(place))
     folder = make_checkpoint(tmp_path / "run", 1)
-    with pytest.raises(CheckpointError, match="could not write"):
+    with pytest.raises(CheckpointError, match="could not list"):
         store.push(folder, keep_last=2)
     place.unlink()
     store.push(folder, keep_last=2)
