@@ -1,4 +1,4 @@
-"""The batch step of a training job: starts all ranks, forwards stop signals, requeues, starts again after a crash.
+"""Run the batch step of a training job: start all ranks, forward stop signals, requeue, start again after a crash.
 
 `python -m rainspark.launch.job --home REPOSITORY [--entry pretrain] [OPTIONS] -- WORDS OF THE TRAINING PROGRAM`, by
 `launch/multinode.sh` and `launch/submit.py`. Needs Python and PyYAML, no torch: in a container only the ranks run.
@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from .. import check_tree
+from ..data.command import CommandParser
+from ..data.errors import ConfigError
+from ..data.exit_codes import ExitCode
 from .launches import (
     MAX_CRASHES,
-    REQUEUE,
     Ended,
     Launches,
     Verdict,
@@ -31,7 +34,6 @@ from .launches import (
     warned_in_a_row,
 )
 from .slurm import (
-    CONFIG,
     Allocation,
     LaunchError,
     choose_port,
@@ -49,11 +51,11 @@ LOG = logging.getLogger("launch")
 RUNTIMES: Final = ("apptainer", "singularity", "srun")
 # What sbatch leaves for srun to take as options: it concerns the batch step's placeholder of one task a node, or keeps
 # this step's environment, where the ranks meet included, from the ranks (`sbatch --export=NONE`).
-_NOT_INHERITED: Final = (
-    "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK",
-    "SLURM_DISTRIBUTION", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND", "SLURM_CPUS_PER_GPU",
-    "SLURM_EXPORT_ENV",
-)  # fmt: skip
+_NOT_INHERITED_TEXT: Final = """
+SLURM_NTASKS SLURM_NPROCS SLURM_NTASKS_PER_NODE SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_DISTRIBUTION
+SLURM_GPUS_PER_TASK SLURM_NTASKS_PER_GPU SLURM_GPU_BIND SLURM_CPUS_PER_GPU SLURM_EXPORT_ENV
+"""
+_NOT_INHERITED: Final = frozenset(_NOT_INHERITED_TEXT.split())
 _WHOLE_AGAIN_S: Final = 900.0
 _LOOK_S: Final = 5.0
 _SETTLE_S: Final = 3.0
@@ -86,8 +88,8 @@ class Job:
     mounts: str | None
 
 
-class _Parser(argparse.ArgumentParser):
-    """Ends with the exit code of settings, not with argparse's own."""
+class _Parser(CommandParser):
+    """Raises LaunchError, so that a wrong option ends with the exit code of settings."""
 
     def error(self, message: str) -> NoReturn:
         raise LaunchError(f"{message}; --help lists the options")
@@ -95,13 +97,13 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """Describe the options that every way to start a job shares; LaunchError where they are wrong."""
-    found = _Parser(prog=prog, allow_abbrev=False)
-    found.add_argument("--ranks-per-node", type=int, metavar="N", help="default: one a GPU of the node, else one")
-    found.add_argument("--container", metavar="IMAGE", help="run the ranks in this image")
-    found.add_argument("--container-runtime", choices=RUNTIMES, help="default: apptainer or singularity, as found")
-    found.add_argument("--container-python", metavar="PATH", default="python3", help="the interpreter in the image")
-    found.add_argument("--mounts", metavar="HOST:INSIDE,...", help="for the container")
-    return found
+    options = _Parser(prog=prog)
+    options.add_argument("--ranks-per-node", type=int, metavar="N", help="default: one a GPU of the node, else one")
+    options.add_argument("--container", metavar="IMAGE", help="run the ranks in this image")
+    options.add_argument("--container-runtime", choices=RUNTIMES, help="default: apptainer or singularity, as found")
+    options.add_argument("--container-python", metavar="PATH", default="python3", help="the interpreter in the image")
+    options.add_argument("--mounts", metavar="HOST:INSIDE,...", help="for the container")
+    return options
 
 
 def read_job(argv: Sequence[str]) -> tuple[Job, Allocation]:
@@ -119,8 +121,10 @@ def read_job(argv: Sequence[str]) -> tuple[Job, Allocation]:
         raise LaunchError(f"--ranks-per-node is {asked.ranks_per_node}; 1 or more")
     if asked.container is None and (asked.container_runtime or asked.mounts):
         raise LaunchError("--container-runtime and --mounts need --container IMAGE")
+    check_tree(asked.home)
+
     allocation = read_allocation(os.environ)
-    words = with_config(words, asked.entry, asked.home)
+    words = with_config(words, asked.entry)
     LOG.info("%s: recipe %s", asked.entry, ", ".join(configurations(words)))
     name = os.environ.get("SLURM_JOB_NAME", asked.entry)
     job = Job(
@@ -159,10 +163,18 @@ def srun_command(job: Job, allocation: Allocation) -> list[str]:
     # Steps see all GPUs of their node and choose by LOCAL_RANK; bound ones would all be called 0.
     gpus = ["--gpu-bind=none"] if allocation.gpus_per_node else []
     cpus = allocation.cpus_per_node // per_node
+
     command = [
-        "srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes * per_node}", f"--ntasks-per-node={per_node}",
-        f"--cpus-per-task={cpus}" if cpus else "--overcommit", "--kill-on-bad-exit=1", "--mpi=none", *gpus,
-    ]  # fmt: skip
+        "srun",
+        f"--nodes={num_nodes}",
+        f"--ntasks={num_nodes * per_node}",
+        f"--ntasks-per-node={per_node}",
+        f"--cpus-per-task={cpus}" if cpus else "--overcommit",
+        "--kill-on-bad-exit=1",
+        "--mpi=none",
+        *gpus,
+    ]
+
     inside: list[str] = []
     here = str(Path.cwd())
     if job.container and job.runtime == "srun":
@@ -172,6 +184,7 @@ def srun_command(job: Job, allocation: Allocation) -> list[str]:
         nv = ["--nv"] if allocation.gpus_per_node else []
         assert job.runtime is not None
         inside = [job.runtime, "exec", *nv, "--pwd", here, "--bind", mounts(job, here), job.container]
+
     program = str(job.home / "trainer" / f"{job.entry}.py")
     return [*command, *inside, job.python, "-m", "rainspark.launch.rank", program, *job.words]
 
@@ -182,11 +195,10 @@ def mounts(job: Job, here: str) -> str:
     return ",".join([*own, *([job.mounts] if job.mounts else [])])
 
 
-def step_environment(environment: Mapping[str, str], home: Path, address: str, port: int) -> dict[str, str]:
+def step_environment(environment: Mapping[str, str], address: str, port: int) -> dict[str, str]:
     """Give srun and its tasks this environment, with where the ranks meet."""
-    found = {key: value for key, value in environment.items() if key not in _NOT_INHERITED}
-    path = [str(home), *filter(None, [environment.get("PYTHONPATH")])]
-    return {**found, "MASTER_ADDR": address, "MASTER_PORT": str(port), "PYTHONPATH": os.pathsep.join(path)}
+    inherited = {key: value for key, value in environment.items() if key not in _NOT_INHERITED}
+    return {**inherited, "MASTER_ADDR": address, "MASTER_PORT": str(port)}
 
 
 class Supervisor:
@@ -199,29 +211,34 @@ class Supervisor:
     """
 
     def __init__(self, job: Job, allocation: Allocation, stops: StopRequests) -> None:
-        self.job, self.allocation, self.stops = job, allocation, stops
+        self.job = job
+        self.allocation = allocation
+        self.stops = stops
         self.folder = Path(setting(job.words, "run.dir") or ".")
         self._run = shlex.quote(str(self.folder))
         self.launches = Launches(self.folder)
         self.attempt = next_attempt(self.launches.read(allocation.job_id))
         self._requeue_at = math.inf
         self._left_s: float | None = None
-        self._has_seen_term = self._is_requeued = False
+        self._has_seen_term = False
+        self._is_requeued = False
 
     def run(self) -> int:
-        """Start, and start again; return the job's exit code."""
+        """Start the ranks, and start them again; return the job's exit code."""
         # A job that Slurm itself has requeued, for a lost batch node, may have crashed often enough already.
         crashes, warned = self._in_vain()
         if max(len(crashes), len(warned)) >= MAX_CRASHES:
             self.attempt -= 1
             self._note("verdict", verdict="give up")
             return self._give_up(crashes, warned)
+
         while True:
             ended = self._start()
             crashes, warned = self._in_vain()
             verdict = decide(ended, len(crashes), len(warned))
             self._note("verdict", verdict=verdict)
             LOG.info("start %d: %s", self.attempt, _NEXT[verdict])
+
             if verdict == "again" and not self._wait_until_whole():
                 verdict = "requeue"
             if verdict == "again" and not self.stops.names:
@@ -235,9 +252,9 @@ class Supervisor:
 
     def _start(self) -> Ended:
         """Start all ranks once; return how they ended."""
-        allocation, job = self.allocation, self.job
+        allocation = self.allocation
         port = choose_port(allocation.job_id, self.attempt)
-        command = srun_command(job, allocation)
+        command = srun_command(self.job, allocation)
         step = newest_step(self.folder)
         if "--overcommit" in command:
             LOG.warning(
@@ -245,14 +262,22 @@ class Supervisor:
                 allocation.cpus_per_node,
             )
         LOG.info(
-            "job %s, restart %d, start %d: %s on %s; they meet at %s:%d; %s", allocation.job_id, allocation.restart,
-            self.attempt, " ".join(command[1:4]), ",".join(allocation.hosts), allocation.hosts[0], port,
+            "job %s, restart %d, start %d: %s on %s; they meet at %s:%d; %s",
+            allocation.job_id,
+            allocation.restart,
+            self.attempt,
+            " ".join(command[1:4]),
+            ",".join(allocation.hosts),
+            allocation.hosts[0],
+            port,
             f"goes on from step {step}" if step >= 0 else "no checkpoint yet",
-        )  # fmt: skip
+        )
+
         self._note("start", restart=allocation.restart, hosts=list(allocation.hosts), port=port, step=step)
-        environment = step_environment(os.environ, job.home, allocation.hosts[0], port)
-        code, detail = run_step(command, environment, self.stops, self._told, self._stopping)
-        ended = self._look(code, detail)
+        environment = step_environment(os.environ, allocation.hosts[0], port)
+        code, detail = run_step(command, environment, self.stops, self._forwarded, self._stopping)
+
+        ended = self._ask_slurm(code, detail)
         outcome = outcome_of(ended)
         step = newest_step(self.folder)
         out = list(ended.nodes_out)
@@ -260,17 +285,18 @@ class Supervisor:
         LOG.info("start %d ended: %s, exit code %d: %s", self.attempt, outcome, code, detail)
         return ended
 
-    def _look(self, code: int, detail: str) -> Ended:
-        """See what Slurm knows of an end that was not planned; it may know a moment later than the ranks."""
+    def _ask_slurm(self, code: int, detail: str) -> Ended:
+        """Ask Slurm about an end that was not planned; it may know a moment later than the ranks."""
         if code == 0:
             return Ended(code=code, detail=detail, told=bool(self.stops.names), running=True)
-        if code != REQUEUE and not self.stops.names:
+        if code != ExitCode.REQUEUE and not self.stops.names:
             time.sleep(_SETTLE_S)
         running = not self._is_requeued and may_requeue(job_record(self.allocation.job_id))
-        out = () if code == REQUEUE else tuple(nodes_out(self.allocation.hosts))
+        out = () if code == ExitCode.REQUEUE else tuple(nodes_out(self.allocation.hosts))
         return Ended(code=code, detail=detail, told=bool(self.stops.names), running=running, nodes_out=out)
 
-    def _told(self, name: str) -> None:
+    def _forwarded(self, name: str) -> None:
+        """Record a stop signal, and the time that it leaves."""
         LOG.info("%s: the ranks are told to save and to stop", name)
         self._note("signal", name=name)
         # Slurm's own TERM says that it has decided already what becomes of the job.
@@ -314,7 +340,7 @@ class Supervisor:
         else:
             why = ": the job is one of --no-requeue" if record.get("Requeue") == "0" else ""
             LOG.error("not requeued%s; the same command, submitted again with --run.dir %s, goes on", why, self._run)
-        return REQUEUE
+        return ExitCode.REQUEUE
 
     def _in_vain(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """List the crashes, and the stops by the time limit's warning, in a row without a newer checkpoint."""
@@ -335,10 +361,16 @@ class Supervisor:
         LOG.error(
             "%d %s without a newer checkpoint than %s: the job is stopped, not requeued\n%s\n"
             "  what the ranks said stands above, in %s; %s and submit again with --run.dir %s",
-            len(row), what, f"step {step}" if step >= 0 else "none", "\n".join(lines), log, advice, self._run,
-        )  # fmt: skip
+            len(row),
+            what,
+            f"step {step}" if step >= 0 else "none",
+            "\n".join(lines),
+            log,
+            advice,
+            self._run,
+        )
         code = row[-1].get("code")
-        return code if isinstance(code, int) and code not in (0, REQUEUE) else 1
+        return code if isinstance(code, int) and code not in (0, ExitCode.REQUEUE) else 1
 
     def _note(self, event: str, **values: Any) -> None:
         self.launches.append(event, job=self.allocation.job_id, attempt=self.attempt, **values)
@@ -365,9 +397,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         job, allocation = read_job(sys.argv[1:] if argv is None else argv)
         return Supervisor(job, allocation, stops).run()
-    except LaunchError as error:
+    except ConfigError as error:
         LOG.error("settings: %s", error)
-        return CONFIG
+        return ExitCode.CONFIG
 
 
 def run_submitted(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the launcher saw of a run's starts, RUN/launches.jsonl, and what follows from it.
+"""Record a run's starts in RUN/launches.jsonl, and decide what follows from them.
 
 One JSON object a line, only ever appended: `start` (job, attempt, restart, step of the newest checkpoint), `signal`
 (the batch step was told to stop), `late` (the ranks had not saved when the time limit came), `end` (exit code, outcome,
@@ -14,16 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from ..data.exit_codes import ExitCode
 from ..models.weights.manifest import CheckpointError, read_manifest, step_folders
 
 LAUNCHES_FILE: Final = "launches.jsonl"
 MAX_CRASHES: Final = 3
 """Crashes, or stops by the time limit's warning, in a row without a newer checkpoint that stop a job."""
-DONE: Final = 0
-OWN_FAULT: Final = (3, 4, 5, 6)
+OWN_FAULT: Final = (ExitCode.CONFIG, ExitCode.DATA, ExitCode.NONFINITE, ExitCode.CHECKPOINT)
 """Exit codes of settings, data, non-finite values and checkpoints: what another start would meet again."""
-REQUEUE: Final = 75
-"""Exit code of ranks that were told to stop and have saved."""
 NO_CHECKPOINT: Final = -1
 _SAME_WARNING_S: Final = 90.0
 """Slurm warns up to a minute sooner than it was asked to."""
@@ -59,9 +57,9 @@ def outcome_of(ended: Ended) -> Outcome:
     A rank that a signal has ended before it listened to it was stopped, not broken; a rank that fell while its job or
     one of its nodes went has not failed either: Slurm has taken them.
     """
-    if ended.code == DONE:
+    if ended.code == ExitCode.DONE:
         return "done"
-    if ended.code == REQUEUE or (ended.told and ended.code in _STOPPED_BY_SIGNAL):
+    if ended.code == ExitCode.REQUEUE or (ended.told and ended.code in _STOPPED_BY_SIGNAL):
         return "stopped"
     if not ended.running or ended.nodes_out:
         return "taken"
@@ -132,15 +130,16 @@ class Launches:
         except OSError as error:
             LOG.warning("%s: %s; this job's earlier starts are not counted", self.path, error.strerror)
             return []
-        found = []
+
+        entries = []
         for line in lines:
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
                 continue
             if isinstance(entry, dict) and entry.get("job") == job_id:
-                found.append(entry)
-        return found
+                entries.append(entry)
+        return entries
 
 
 def next_attempt(entries: Iterable[dict[str, Any]]) -> int:
@@ -189,7 +188,8 @@ def _without_progress(entries: Sequence[dict[str, Any]], step: int) -> list[dict
     starts: dict[Any, dict[str, Any]] = {}
     order: list[dict[str, Any]] = []
     for entry in entries:
-        number, event = entry.get("attempt"), entry.get("event")
+        number = entry.get("attempt")
+        event = entry.get("event")
         if event == "start":
             starts[number] = {"outcome": "crash", "code": None, "detail": "no end was recorded", **entry}
             order.append(starts[number])
@@ -200,6 +200,7 @@ def _without_progress(entries: Sequence[dict[str, Any]], step: int) -> list[dict
         elif event in ("end", "verdict") and number in starts:
             kept = ("event", "step", "detail") if "late" in starts[number] else ("event", "step")
             starts[number] |= {key: value for key, value in entry.items() if key not in kept}
+
     row: list[dict[str, Any]] = []
     for start in reversed(order):
         if start.get("verdict") in ("end", "give up"):
@@ -217,10 +218,10 @@ def newest_step(folder: Path) -> int:
     fetched one. That counts as progress once, and costs a broken run three more starts at most.
     """
     try:
-        found = step_folders(folder / "checkpoints")
+        folders = step_folders(folder / "checkpoints")
     except OSError:
         return NO_CHECKPOINT
-    for step, path in found:
+    for step, path in folders:
         try:
             read_manifest(path)
         except (CheckpointError, OSError):

@@ -23,7 +23,7 @@ Account, partition, nodes, GPUs and time are sbatch's own options. OPTIONS, befo
   --container-python PATH          interpreter in the image (default: python3)
   --mounts HOST:INSIDE,...         for the container
 
-Without a configuration: configs/pretrain_resnet50.yaml, with overrides too; fine-tuning needs one. RAINSPARK_SHARDS gives
+CONFIG is a file or the name of a recipe. Without one: pretrain_resnet50, with overrides too; fine-tuning needs one. RAINSPARK_SHARDS gives
 data.shards, RAINSPARK_RUN run.dir where the configuration does not (runs/JOBNAME-JOBID without it); RAINSPARK_HOME the
 repository where sbatch was not called in it.
 TEXT
@@ -80,7 +80,6 @@ done
 [[ -n ${SLURM_JOB_ID:-} ]] || die "this is a batch script: submit it with 'sbatch launch/multinode.sh' (or try --help)"
 # Slurm runs a copy in its spool, so that this file's own place says nothing.
 home=${RAINSPARK_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-[[ -f $home/launch/job.py ]] || die "$home is not the repository; call sbatch in it, or set RAINSPARK_HOME=REPOSITORY before"
 
 if [[ -n $modules ]]; then
   # Scripts of module systems read variables that are not set, and end with codes of their own.
@@ -96,7 +95,10 @@ elif [[ -d $python ]]; then
 fi
 command -v "$python" >/dev/null || die "--python: $python is no interpreter, seen from $(hostname)"
 
-export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
+# An installed package outside of its repository is its own home.
+installed=$("$python" -c 'import rainspark; print(rainspark.__path__[0])' 2>/dev/null) \
+  || die "$python has no rainspark: run make in the repository, or name an interpreter that has it: --python PATH"
+[[ -f $home/launch/job.py || -n ${RAINSPARK_HOME:-} ]] || home=$installed
 # In place of this shell: Slurm's signals to the batch step reach what handles them. (Bash before 4.4 takes an empty
 # array for one that is not set.)
 exec "$python" -u -m rainspark.launch.job --home "$home" ${passed[@]+"${passed[@]}"} -- "$@"

@@ -1,4 +1,4 @@
-"""Become one rank: what Slurm says of this task, in the words of torch, then the training program in its place.
+"""Translate Slurm's variables to torch's, and run the training program in place of this process.
 
 `srun python -m rainspark.launch.rank PROGRAM ARGUMENTS...`. The program takes the process over, so that the srun task
 is the rank: signals reach it without a launcher in between.
@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from .slurm import CONFIG, LaunchError, counts_per_node
+from ..data.exit_codes import ExitCode
+from .slurm import LaunchError, counts_per_node
 
 # Longer than a start runs where sites limit jobs to a week; what it has built it has loaded long before.
 _KEPT_S: Final = 14 * 24 * 3600.0
@@ -36,15 +37,15 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     if absent := [name for name in names if not environment.get(name)]:
         raise LaunchError(f"{', '.join(absent)} not set: a rank is a task of srun, started by launch/multinode.sh")
     tasks = counts_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE") or environment["SLURM_TASKS_PER_NODE"])
-    found = {
+    variables = {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_NTASKS"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(tasks[int(environment["SLURM_NODEID"])]),
     }
     if not environment.get("OMP_NUM_THREADS"):
-        found["OMP_NUM_THREADS"] = environment.get("SLURM_CPUS_PER_TASK") or "1"
-    return found
+        variables["OMP_NUM_THREADS"] = environment.get("SLURM_CPUS_PER_TASK") or "1"
+    return variables
 
 
 def extensions_folder(environment: Mapping[str, str]) -> Path:
@@ -59,8 +60,8 @@ def extensions_folder(environment: Mapping[str, str]) -> Path:
     """
     own = Path(tempfile.gettempdir()) / f"rainspark-extensions-{os.getuid()}"
     own.mkdir(mode=0o700, exist_ok=True)
-    found = own.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    status = own.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise LaunchError(f"{own}: not a folder that only this user writes to; remove it, or set TORCH_EXTENSIONS_DIR")
     start = "-".join(environment.get(f"SLURM_{name}") or "0" for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
     # The folder may lie on a disk that the nodes share.
@@ -79,8 +80,8 @@ def _remove_old(own: Path) -> None:
             if not _OF_START.fullmatch(folder.name):
                 continue
             with suppress(OSError):
-                found = folder.lstat()
-                if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and found.st_mtime < before:
+                status = folder.lstat()
+                if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and status.st_mtime < before:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             environment["TORCH_EXTENSIONS_DIR"] = str(extensions_folder(environment))
     except LaunchError as error:
         sys.stderr.write(f"launch: {error}\n")
-        sys.exit(CONFIG)
+        sys.exit(ExitCode.CONFIG)
     os.execve(sys.executable, [sys.executable, *words], environment)
 
 

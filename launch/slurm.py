@@ -1,4 +1,4 @@
-"""What the batch step knows of its allocation, and what it asks Slurm: hosts, states, requeueing, a free port."""
+"""Read the batch step's allocation, and ask Slurm for hosts, states, requeueing; choose a free port."""
 
 import logging
 import math
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-CONFIG: Final = 3
-"""Exit code of settings that the user has to change, as the training programs have it."""
+from ..data.errors import ConfigError
+
 FIRST_PORT: Final = 15_000
 """Below the ports that Linux gives to outgoing connections (32768 and up), so that chance takes none of ours."""
 NUM_PORTS: Final = 15_000
@@ -25,7 +25,7 @@ _STATES_DOWN: Final = ("DOWN", "FAIL", "NOT_RESPONDING", "NO_RESPOND", "POWER", 
 LOG = logging.getLogger(__name__)
 
 
-class LaunchError(ValueError):
+class LaunchError(ConfigError):
     """Something about the launch that the user has to change."""
 
 
@@ -60,12 +60,14 @@ def read_allocation(environment: Mapping[str, str]) -> Allocation:
     Raises:
         LaunchError: This is no batch step of Slurm.
     """
-    job_id, nodes = environment.get("SLURM_JOB_ID"), environment.get("SLURM_JOB_NODELIST")
+    job_id = environment.get("SLURM_JOB_ID")
+    nodes = environment.get("SLURM_JOB_NODELIST")
     if not (job_id and nodes):
         raise LaunchError(
             "SLURM_JOB_ID and SLURM_JOB_NODELIST are not set: this runs as the batch step of a Slurm job; submit it "
             "with `sbatch launch/multinode.sh` or `rainspark submit`"
         )
+
     asked = environment.get("SLURM_NTASKS_PER_NODE", "")
     return Allocation(
         job_id=job_id,
@@ -84,8 +86,8 @@ def counts_per_node(text: str) -> tuple[int, ...]:
         LaunchError: It is something else.
     """
     counts: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+    for count in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", count)
         if match is None:
             raise LaunchError(f"Slurm's counts by node are {text!r}; expected something like 8(x2),4")
         counts += [int(match.group(1))] * int(match.group(2) or 1)
@@ -125,8 +127,7 @@ def may_requeue(record: Mapping[str, str]) -> bool:
 
 def fields(line: str) -> dict[str, str]:
     """Read a line of `KEY=value` words; a value may hold spaces."""
-    found = re.findall(r"(\S+?)=(.*?)(?=\s+[\w:/]+=|\s*$)", line)
-    return dict(found)
+    return dict(re.findall(r"(\S+?)=(.*?)(?=\s+[\w:/]+=|\s*$)", line))
 
 
 def time_left_s(job_id: str) -> float:
@@ -195,6 +196,7 @@ def listening_ports(proc_net: Path) -> set[int]:
         path = proc_net / name
         if not path.exists():
             continue
+
         for line in path.read_text(encoding="ascii").splitlines()[1:]:
             words = line.split()
             if len(words) > 3 and words[3] == _LISTENING:
@@ -221,6 +223,7 @@ def _ask(command: list[str]) -> str:
         except subprocess.TimeoutExpired:
             problem = f"no answer within {_COMMAND_TIMEOUT_S:g} s"
             continue
+
         if done.returncode == 0:
             return done.stdout
         problem = done.stderr.strip() or f"exit code {done.returncode}"

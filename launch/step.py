@@ -1,4 +1,4 @@
-"""One start of all ranks: one srun, what it says passed on, stop signals forwarded, the first bad exit remembered."""
+"""Run one start of all ranks: one srun, its output passed on, stop signals forwarded, the first bad exit kept."""
 
 import os
 import re
@@ -41,16 +41,16 @@ class FirstExit:
             match = _EXITED.match(line)
             if match is None or self.code is not None:
                 continue
-            said = match.group(3).decode(errors="replace")
-            code = int(match.group(4)) if match.group(4) else _code_of_signal(said)
+            remark = match.group(3).decode(errors="replace")
+            code = int(match.group(4)) if match.group(4) else _code_of_signal(remark)
             if code:
                 self.code = code
-                self.detail = f"{match.group(1).decode()}, rank {match.group(2).decode()}: {said}"
+                self.detail = f"{match.group(1).decode()}, rank {match.group(2).decode()}: {remark}"
 
 
-def _code_of_signal(said: str) -> int | None:
+def _code_of_signal(remark: str) -> int | None:
     """Translate `Killed`, `Out Of Memory` or `Segmentation fault (core dumped)`; None for other remarks of srun."""
-    name = said.removesuffix(" (core dumped)").strip()
+    name = remark.removesuffix(" (core dumped)").strip()
     return 128 + _SIGNALS[name] if name in _SIGNALS else None
 
 
@@ -90,11 +90,12 @@ def run_step(
         The exit code that the ranks ended with, 0 or the first bad one, and who ended with it.
     """
     first = FirstExit()
+    next_forward = 0.0
     with subprocess.Popen(list(command), env=dict(environment), stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         pump = threading.Thread(target=_pass_on, args=(process.stderr, first), daemon=True)
         pump.start()
-        next_forward = 0.0
+
         while process.poll() is None:
             if stops.names:
                 is_first = not next_forward
@@ -106,7 +107,9 @@ def run_step(
                 stopping()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=_POLL_S)
+
         pump.join(timeout=_AGAIN_S)
+
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     if code == 0:
         return 0, "all ranks ended"

@@ -1,6 +1,6 @@
 """Submit a training job through Submitit: the same batch step, ranks and options as `sbatch launch/multinode.sh`.
 
-`rainspark submit pretrain --nodes 4 --gpus 8 --partition gpu --time 24:00 -- --config configs/x.yaml`.
+`rainspark submit pretrain --nodes 4 --gpus 8 --partition gpu --time 24:00 -- --config pretrain_resnet50`.
 """
 
 import argparse
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..data.errors import ConfigError
+from ..data.exit_codes import ExitCode
 from .job import parser, run_submitted
-from .slurm import CONFIG, LaunchError
+from .slurm import LaunchError
 from .words import DEFAULT_CONFIG, ENTRIES, complete, configurations, setting, split_words, with_config
 
 HOME: Final = Path(__file__).resolve().parents[1]
@@ -55,14 +56,10 @@ def say_minutes(minutes: int) -> str:
     return " ".join(f"{number} {unit}" for number, unit in parts if number)
 
 
-def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        LaunchError: A value is out of its range.
-    """
-    options = parser("rainspark.launch.submit")
-    options.description = "Submit a training job."
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `rainspark submit`; raises LaunchError for wrong options."""
+    options = parser("rainspark submit")
+    options.description = "Submit a training job to Slurm through Submitit."
     options.epilog = (
         "After -- : [CONFIG] [--key.sub VALUE ...] of the training program; CONFIG of pretrain is "
         f"{DEFAULT_CONFIG} where none is given."
@@ -81,6 +78,16 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--folder", type=Path, default=Path("runs/submitted"), help="for the script and the logs")
     options.add_argument("--signal-s", type=int, default=180, metavar="S", help="warning before the time limit")
     options.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
+    return options
+
+
+def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        LaunchError: A value is out of its range.
+    """
+    options = make_parser()
     own, words = split_words(sys.argv[1:] if argv is None else argv)
     asked = options.parse_args(own)
     asked.words = words
@@ -117,27 +124,27 @@ def check_settings(entry: str, words: Sequence[str]) -> str | None:
 
 def job_words(asked: argparse.Namespace, words: Sequence[str]) -> list[str]:
     """Write the batch step's command line, as launch/multinode.sh does."""
-    found = ["--home", str(HOME), "--entry", asked.entry]
+    words_of_job = ["--home", str(HOME), "--entry", asked.entry]
     for name in ("ranks_per_node", "container", "container_runtime", "mounts"):
         if (value := getattr(asked, name)) is not None:
-            found += [f"--{name.replace('_', '-')}", str(value)]
+            words_of_job += [f"--{name.replace('_', '-')}", str(value)]
     if asked.container:
-        found += ["--container-python", asked.container_python]
-    return [*found, "--", *words]
+        words_of_job += ["--container-python", asked.container_python]
+    return [*words_of_job, "--", *words]
 
 
 def parameters(asked: argparse.Namespace) -> dict[str, Any]:
     """Give the job's options in Submitit's words; the batch step is Python itself and runs srun."""
     ranks = asked.ranks_per_node or asked.gpus or 1
-    setup = ["export PYTHONPATH=" + shlex.quote(str(HOME)) + "${PYTHONPATH:+:$PYTHONPATH}"]
+    setup = []
     if asked.modules:
-        setup.insert(0, f"module load {shlex.join(asked.modules.split())} || exit {CONFIG}")
+        setup.append(f"module load {shlex.join(asked.modules.split())} || exit {ExitCode.CONFIG:d}")
     more = {"requeue": True, "signal": f"B:USR2@{asked.signal_s}"}
     if asked.reservation:
         more["reservation"] = asked.reservation
     if asked.mem:
         more["mem"] = asked.mem
-    found = {
+    options = {
         "job_name": asked.name,
         "nodes": asked.nodes,
         "ntasks_per_node": ranks,
@@ -151,7 +158,7 @@ def parameters(asked: argparse.Namespace) -> dict[str, Any]:
         **{name: getattr(asked, name) for name in ("partition", "account", "qos", "constraint")},
     }
     # Submitit's own accounting key, which sites that check keys would refuse.
-    return {name: value for name, value in found.items() if value is not None} | {"wckey": None}
+    return {name: value for name, value in options.items() if value is not None} | {"wckey": None}
 
 
 def make_executor(asked: argparse.Namespace) -> Any:
@@ -192,7 +199,7 @@ def submit(asked: argparse.Namespace, environment: Mapping[str, str]) -> None:
     Raises:
         LaunchError: The settings are wrong, or Slurm refuses the job.
     """
-    words = with_config(asked.words, asked.entry, HOME)
+    words = with_config(asked.words, asked.entry)
     checked = complete(words, environment, f"{asked.name}-JOBID")
     if problem := check_settings(asked.entry, checked):
         sys.stdout.write(f"{problem}\n")
@@ -203,7 +210,7 @@ def submit(asked: argparse.Namespace, environment: Mapping[str, str]) -> None:
         f"warned {asked.signal_s} s before\nrecipe  {', '.join(configurations(words))}\n"
     )
     if asked.dry_run:
-        sys.stdout.write(f"{executor.text()}\n# runs: launch.job {shlex.join(job_words(asked, words))}\n")
+        sys.stdout.write(f"{executor.text()}\n# runs: rainspark.launch.job {shlex.join(job_words(asked, words))}\n")
         return
     try:
         job = executor.submit(run_submitted, job_words(asked, words))
@@ -227,9 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         submit(read_options(argv), os.environ)
-    except LaunchError as error:
-        sys.stderr.write(f"rainspark.launch.submit: {error}\n")
-        return CONFIG
+    except ConfigError as error:
+        sys.stderr.write(f"rainspark submit: {error}\n")
+        return ExitCode.CONFIG
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The words of a training command: what they leave out and a job fills in, read without the training code."""
+"""Complete the words of a training command with what a job knows, without importing the training code."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,36 +6,34 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from ..trainer.settings.recipes import find_config
 from .slurm import LaunchError
 
 ENTRIES: Final = ("pretrain", "finetune")
-DEFAULT_CONFIG: Final = "configs/pretrain_resnet50.yaml"
+DEFAULT_CONFIG: Final = "pretrain_resnet50"
 SHARDS_VARIABLE: Final = "RAINSPARK_SHARDS"
 RUN_VARIABLE: Final = "RAINSPARK_RUN"
-_OF_SBATCH: Final = frozenset(
-    (
-        "account", "array", "begin", "chdir", "constraint", "cores-per-socket", "cpus-per-gpu", "cpus-per-task",
-        "dependency", "error", "exclude", "exclusive", "export", "gpus", "gpus-per-node", "gpus-per-task", "gres",
-        "hold", "job-name", "licenses", "mail-type", "mail-user", "mem", "mem-per-cpu", "mem-per-gpu", "no-requeue",
-        "nodelist", "nodes", "ntasks", "ntasks-per-gpu", "ntasks-per-node", "open-mode", "output", "parsable",
-        "partition", "qos", "requeue", "reservation", "signal", "switches", "test-only", "time", "time-min", "wait",
-    )
-)  # fmt: skip
-_OF_LAUNCHER: Final = frozenset(
-    (
-        "container", "container-python", "container-runtime", "cpus", "dry-run", "entry", "folder", "modules", "mounts",
-        "name", "python", "ranks-per-node", "signal-s",
-    )
-)  # fmt: skip
+_SBATCH_TEXT: Final = """
+account array begin chdir constraint cores-per-socket cpus-per-gpu cpus-per-task dependency error exclude exclusive
+export gpus gpus-per-node gpus-per-task gres hold job-name licenses mail-type mail-user mem mem-per-cpu mem-per-gpu
+no-requeue nodelist nodes ntasks ntasks-per-gpu ntasks-per-node open-mode output parsable partition qos requeue
+reservation signal switches test-only time time-min wait
+"""
+_LAUNCHER_TEXT: Final = """
+container container-python container-runtime cpus dry-run entry folder modules mounts name python ranks-per-node
+signal-s
+"""
+_OF_SBATCH: Final = frozenset(_SBATCH_TEXT.split())
+_OF_LAUNCHER: Final = frozenset(_LAUNCHER_TEXT.split())
 
 
 def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split a command line at its first `--` into our options and the training program's words."""
-    place = argv.index("--") if "--" in argv else len(argv)
-    return list(argv[:place]), list(argv[place + 1 :])
+    border = argv.index("--") if "--" in argv else len(argv)
+    return list(argv[:border]), list(argv[border + 1 :])
 
 
-def with_config(words: Sequence[str], entry: str, home: Path) -> list[str]:
+def with_config(words: Sequence[str], entry: str) -> list[str]:
     """Write a first word that is no option as `--config WORD`, and put the default one before words that name none.
 
     Raises:
@@ -48,14 +46,14 @@ def with_config(words: Sequence[str], entry: str, home: Path) -> list[str]:
     if configurations(words):
         return list(words)
     if entry != "pretrain":
-        raise LaunchError(f"no configuration for {entry}: give one, for example configs/finetune_small.yaml")
-    return ["--config", str(home / DEFAULT_CONFIG), *words]
+        raise LaunchError(f"no configuration for {entry}: give one, for example finetune_small")
+    return ["--config", DEFAULT_CONFIG, *words]
 
 
 def configurations(words: Sequence[str]) -> list[str]:
     """List the configuration files that the words name, in their order; the later ones win."""
-    found = [(word.partition("="), following) for word, following in pairwise([*words, ""])]
-    return [value if equals else following for (name, equals, value), following in found if name == "--config"]
+    pairs = [(word.partition("="), following) for word, following in pairwise([*words, ""])]
+    return [value if equals else following for (name, equals, value), following in pairs if name == "--config"]
 
 
 def _refuse_options_of_others(words: Sequence[str]) -> None:
@@ -66,12 +64,12 @@ def _refuse_options_of_others(words: Sequence[str]) -> None:
         if is_short or (name.startswith("--") and name[2:] in _OF_SBATCH):
             raise LaunchError(
                 f"{word} is no option of the training program; options of sbatch stand before the script, as in "
-                f"`sbatch {word} ... launch/multinode.sh CONFIG`, those of launch.submit before its --"
+                f"`sbatch {word} ... launch/multinode.sh CONFIG`, those of rainspark submit before its --"
             )
         if name.startswith("--") and name[2:] in _OF_LAUNCHER:
             raise LaunchError(
                 f"{name} is an option of the launcher, not of the training program: it stands after "
-                "launch/multinode.sh and before the configuration, or before the -- of launch.submit"
+                "launch/multinode.sh and before the configuration, or before the -- of rainspark submit"
             )
 
 
@@ -86,18 +84,18 @@ def complete(words: Sequence[str], environment: Mapping[str, str], run_name: str
     Raises:
         LaunchError: Nobody says where the shards are, or a configuration file cannot be read.
     """
-    found = list(words)
-    if setting(found, "data.shards") is None:
+    complete_words = list(words)
+    if setting(words, "data.shards") is None:
         shards = environment.get(SHARDS_VARIABLE)
         if not shards:
             raise LaunchError(
                 f"data.shards is not set and {SHARDS_VARIABLE} is not either; `export {SHARDS_VARIABLE}=FOLDER_OR_URL` "
                 "before submitting, or add --data.shards FOLDER_OR_URL after the configuration"
             )
-        found += ["--data.shards", shards]
-    if setting(found, "run.dir") is None:
-        found += ["--run.dir", environment.get(RUN_VARIABLE) or f"runs/{run_name}"]
-    return found
+        complete_words += ["--data.shards", shards]
+    if setting(words, "run.dir") is None:
+        complete_words += ["--run.dir", environment.get(RUN_VARIABLE) or f"runs/{run_name}"]
+    return complete_words
 
 
 def setting(words: Sequence[str], key: str) -> str | None:
@@ -106,19 +104,21 @@ def setting(words: Sequence[str], key: str) -> str | None:
     Raises:
         LaunchError: A configuration file cannot be read.
     """
-    found: str | None = None
-    place = 0
-    while place < len(words):
-        word, equals, value = words[place].partition("=")
-        if word in (f"--{key}", "--config"):
-            if not equals:
-                place += 1
-                if place == len(words):
-                    raise LaunchError(f"{word} stands at the end without a value")
-                value = words[place]
-            found = value if word != "--config" else _in_file(Path(value), key) or found
-        place += 1
-    return found
+    last: str | None = None
+    position = 0
+    while position < len(words):
+        word, equals, value = words[position].partition("=")
+        position += 1
+        if word not in (f"--{key}", "--config"):
+            continue
+
+        if not equals:
+            if position == len(words):
+                raise LaunchError(f"{word} stands at the end without a value")
+            value = words[position]
+            position += 1
+        last = value if word != "--config" else _in_file(find_config(value), key) or last
+    return last
 
 
 def _in_file(path: Path, key: str) -> str | None:
@@ -132,9 +132,7 @@ def _in_file(path: Path, key: str) -> str | None:
     try:
         node: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise LaunchError(
-            f"{path}: {error.strerror}; a configuration file is expected, seen from {Path.cwd()}"
-        ) from None
+        raise LaunchError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise LaunchError(f"{path} is not YAML: {error}") from None
     for name in key.split("."):

@@ -90,7 +90,8 @@ def test_links_lead_to_files_and_headings(name: str) -> None:
 @pytest.mark.parametrize("name", TEXTS)
 def test_settings_and_commands_that_are_named_exist(name: str) -> None:
     text = TEXTS[name]
-    settings = set(re.findall(r"`(?:--)?((?:data|run|optim|engine|tracking|model)\.[a-z_.]+)\b", text)) - {"model.safetensors"}
+    settings = set(re.findall(r"`(?:--)?((?:data|run|optim|engine|tracking|model)\.[a-z_.]+)\b", text))
+    settings -= {"model.safetensors"}
     assert settings <= KEYS, settings - KEYS
     assert set(re.findall(r"`rainspark ([a-z]+)", text)) <= set(COMMANDS)
 

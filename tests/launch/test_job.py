@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rainspark.data.errors import ConfigError
 from rainspark.launch.job import Job, choose_runtime, main, mounts, srun_command, step_environment
 from rainspark.launch.slurm import (
     FIRST_PORT,
@@ -93,12 +94,12 @@ def test_the_ranks_meet_at_the_first_host_and_inherit_the_users_environment() ->
         "SLURM_NTASKS_PER_NODE": "1", "SLURM_CPUS_PER_TASK": "64", "SLURM_GPUS_PER_NODE": "8", "SLURM_JOB_ID": "7",
         "SLURM_GPUS_PER_TASK": "1", "SLURM_EXPORT_ENV": "NONE",
     }  # fmt: skip
-    found = step_environment(outer, Path("/repo"), "a", 15001)
-    assert (found["MASTER_ADDR"], found["MASTER_PORT"], found["PYTHONPATH"]) == ("a", "15001", "/repo:/mine")
+    found = step_environment(outer, "a", 15001)
+    assert (found["MASTER_ADDR"], found["MASTER_PORT"], found["PYTHONPATH"]) == ("a", "15001", "/mine")
     assert {name for name in outer if name not in found} == {
         "SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_EXPORT_ENV",
     }  # fmt: skip
-    assert all(found[name] == outer[name] for name in outer if name in found and name != "PYTHONPATH")
+    assert all(found[name] == outer[name] for name in outer if name in found)
 
 
 def test_no_secret_of_the_environment_is_a_word_of_srun() -> None:
@@ -192,35 +193,35 @@ def test_every_start_has_a_port_of_its_own_that_nobody_listens_on(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], ["--config", "/repo/configs/pretrain_resnet50.yaml"]),
+        ([], ["--config", "pretrain_resnet50"]),
         (["x.yaml"], ["--config", "x.yaml"]),
         (["x.yaml", "--optim.lr", "2e-3"], ["--config", "x.yaml", "--optim.lr", "2e-3"]),
         (["--config=x.yaml"], ["--config=x.yaml"]),
         # Overrides alone override the recipe, and take its place no more than it takes theirs.
-        (["--run.steps", "4"], ["--config", "/repo/configs/pretrain_resnet50.yaml", "--run.steps", "4"]),
-        (["--run.dir=x"], ["--config", "/repo/configs/pretrain_resnet50.yaml", "--run.dir=x"]),
+        (["--run.steps", "4"], ["--config", "pretrain_resnet50", "--run.steps", "4"]),
+        (["--run.dir=x"], ["--config", "pretrain_resnet50", "--run.dir=x"]),
         (["--run.dir", "x", "--config", "y.yaml"], ["--run.dir", "x", "--config", "y.yaml"]),
         (["--run.dir", "x", "--config=y.yaml"], ["--run.dir", "x", "--config=y.yaml"]),
     ],
 )
 def test_a_first_word_that_is_no_option_is_the_configuration(words: list[str], expected: list[str]) -> None:
-    assert with_config(words, "pretrain", Path("/repo")) == expected
+    assert with_config(words, "pretrain") == expected
 
 
 def test_overrides_without_a_configuration_change_the_recipe_and_nothing_else() -> None:
     given = ["--data.shards", "s", "--run.dir", "r", "--run.steps", "2000"]
-    words = with_config(given, "pretrain", REPOSITORY)
+    words = with_config(given, "pretrain")
     recipe = REPOSITORY / "configs" / "pretrain_resnet50.yaml"
     expected = parse_config(["--config", str(recipe), *given], PretrainConfig, prog="test")
     assert parse_config(words, PretrainConfig, prog="test") == expected
-    assert configurations(words) == [str(recipe)]
+    assert configurations(words) == ["pretrain_resnet50"]
     assert configurations(["--config=a", "--run.dir", "r", "--config", "b"]) == ["a", "b"]
 
 
 @pytest.mark.parametrize("words", [[], ["--run.steps", "4"], ["--run.dir", "x"]])
 def test_fine_tuning_has_no_default_configuration(words: list[str]) -> None:
     with pytest.raises(LaunchError, match="no configuration for finetune"):
-        with_config(words, "finetune", Path("/repo"))
+        with_config(words, "finetune")
 
 
 @pytest.mark.parametrize(
@@ -233,14 +234,14 @@ def test_fine_tuning_has_no_default_configuration(words: list[str]) -> None:
 def test_options_of_sbatch_after_the_script_are_named(words: list[str]) -> None:
     wrong = next(word for word in words if word.startswith("-") and "." not in word)
     with pytest.raises(LaunchError, match=f"`sbatch {wrong} ... launch/multinode.sh CONFIG`"):
-        with_config(words, "pretrain", Path("/repo"))
+        with_config(words, "pretrain")
 
 
 def test_options_of_the_launcher_after_the_configuration_are_named_and_values_are_not() -> None:
     with pytest.raises(LaunchError, match="--modules is an option of the launcher"):
-        with_config(["x.yaml", "--modules", "cuda"], "pretrain", Path("/repo"))
+        with_config(["x.yaml", "--modules", "cuda"], "pretrain")
     words = ["--config", "time", "--optim.lr", "-1", "--run.dir", "nodes", "-h", "--help"]
-    assert with_config(words, "pretrain", Path("/repo")) == words
+    assert with_config(words, "pretrain") == words
 
 
 def test_the_last_setting_wins_as_for_the_training_program(tmp_path: Path) -> None:
@@ -275,13 +276,18 @@ def test_what_nobody_says_comes_from_the_environment_or_the_job() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "No such file"), ("a: [", "is not YAML"), (b"\xff", "is not YAML"), ("[1]", "data.shards is not set")],
+    [
+        (None, "there is no such file"),
+        ("a: [", "is not YAML"),
+        (b"\xff", "is not YAML"),
+        ("[1]", "data.shards is not set"),
+    ],
 )
 def test_a_configuration_that_cannot_be_read(tmp_path: Path, text: str | bytes | None, message: str) -> None:
     path = tmp_path / "x.yaml"
     if text is not None:
         path.write_bytes(text.encode() if isinstance(text, str) else text)
-    with pytest.raises(LaunchError, match=message):
+    with pytest.raises(ConfigError, match=message):
         complete(["--config", str(path)], {}, "n")
 
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from rainspark.data.exit_codes import ExitCode
-from rainspark.launch import launches
 from rainspark.launch.launches import (
     LAUNCHES_FILE,
     NO_CHECKPOINT,
@@ -25,12 +23,6 @@ from rainspark.models.weights.manifest import write_manifest
 
 def ended(code: int, *, told: bool = False, running: bool = True, nodes_out: tuple[str, ...] = ()) -> Ended:
     return Ended(code=code, detail="", told=told, running=running, nodes_out=nodes_out)
-
-
-def test_exit_codes_are_those_of_the_training_programs() -> None:
-    ours = (launches.DONE, launches.REQUEUE, *launches.OWN_FAULT)
-    theirs = (ExitCode.DONE, ExitCode.REQUEUE)
-    assert ours == (*theirs, ExitCode.CONFIG, ExitCode.DATA, ExitCode.NONFINITE, ExitCode.CHECKPOINT)
 
 
 @pytest.mark.parametrize(
