@@ -10,11 +10,15 @@ _REFUSED: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 class Traffic:
-    """Counts of what a storage moved since it was opened; safe for threads."""
+    """Counts of what a storage moved since it was opened; safe for threads.
 
-    def __init__(self) -> None:
+    Args:
+        names: What is counted.
+    """
+
+    def __init__(self, *names: str) -> None:
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(("requests", "retries", "bytes_read", "bytes_written", "wait_s"), 0.0)
+        self._counts = dict.fromkeys(names or ("requests", "retries", "bytes_read", "bytes_written", "wait_s"), 0.0)
 
     def add(self, **counts: float) -> None:
         """Add to some of the counts."""
@@ -23,7 +27,7 @@ class Traffic:
                 self._counts[name] += count
 
     def stats(self) -> dict[str, float]:
-        """Give the counts so far: requests, retries, bytes_read, bytes_written, wait_s."""
+        """Give the counts so far."""
         with self._lock:
             return dict(self._counts)
 
