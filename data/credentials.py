@@ -17,7 +17,7 @@ _AZURE_KEYS: Final = """
     AZURE_STORAGE_CLIENT_SECRET AZURE_MSI_ENDPOINT AZURE_IDENTITY_ENDPOINT AZURE_SKIP_SIGNATURE=true
     AZURE_USE_AZURE_CLI=true"""
 CREDENTIALS: Final[Mapping[str, str]] = {
-    # AWS_EC2_METADATA_DISABLED is the AWS tools' own switch; said outright to be off, the machine's role is meant.
+    # AWS_EC2_METADATA_DISABLED is the AWS tools' own switch; where it is off outright, the machine's role is meant.
     "s3": """AWS_ACCESS_KEY_ID+AWS_SECRET_ACCESS_KEY AWS_WEB_IDENTITY_TOKEN_FILE AWS_METADATA_ENDPOINT
         AWS_CONTAINER_CREDENTIALS_RELATIVE_URI AWS_CONTAINER_CREDENTIALS_FULL_URI
         AWS_SKIP_SIGNATURE=true AWS_EC2_METADATA_DISABLED=false""",
@@ -105,7 +105,7 @@ def variable(name: str) -> str:
 
 
 def is_on(name: str) -> bool:
-    """Tell whether an environment variable says yes."""
+    """Check whether an environment variable is switched on."""
     return variable(name).lower() in YES
 
 
@@ -127,7 +127,7 @@ def redact(text: str) -> str:
 
 
 def looks_secret(text: str, *, any_query: bool = True) -> bool:
-    """Tell whether a text holds what has the form of a credential, whatever the environment holds.
+    """Check whether a text holds what has the form of a credential, whatever the environment holds.
 
     That is a user or a password in an address, a field named like a secret, a key or token known by its shape.
 
@@ -147,7 +147,7 @@ class RedactingFormatter(logging.Formatter):
 
 
 def _is_given(choice: str) -> bool:
-    """Tell whether a variable is set, a switch has its value, or a file is there."""
+    """Check whether a variable is set, a switch has its value, or a file is there."""
     name, _, value = choice.partition("=")
     if name.startswith("~"):
         return Path(name).expanduser().is_file()

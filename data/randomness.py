@@ -6,7 +6,7 @@ import numpy as np
 
 
 def generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
-    """Make the generator for one purpose at one place of the run.
+    """Make the generator of random numbers for one purpose at one point of the run.
 
     Equal arguments give equal draws on every machine, rank and thread, so that step N needs no replay of step N-1.
 

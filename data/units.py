@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
 
 MISSING_COUNT: Final = 65535
-"""The missing code in shards (DESIGN.md, Units). KNMI's own code too: calibration_missing_data of its composites."""
+"""The missing code in shards, and KNMI's own: calibration_missing_data of its composites."""
 
 INTERVALS_AN_HOUR: Final = 12
 """5-minute intervals in an hour."""

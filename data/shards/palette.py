@@ -11,9 +11,9 @@ RAIN_LEVELS_MMH: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 # Our own choice: blues that darken up to 5 mm/h, then yellow to dark red and violet. No step rests on telling red from
 # green, and neighbours differ in lightness, so the order survives colour blindness and a grey print of either half.
 RAIN_COLOURS: Final = (
-    "#cde8f6", "#9fcfec", "#66aede", "#3a87c8", "#1f4f9e",
-    "#fbe65a", "#fbb22f", "#ee6a24", "#b8182f", "#5c0a4e",
-)  # fmt: skip
+    *("#cde8f6", "#9fcfec", "#66aede", "#3a87c8", "#1f4f9e"),
+    *("#fbe65a", "#fbb22f", "#ee6a24", "#b8182f", "#5c0a4e"),
+)
 """Colour of each class of `RAIN_LEVELS_MMH`."""
 
 DRY_COLOUR: Final = "#f8f7f3"

@@ -80,7 +80,8 @@ def open_access(url: str, limits: TimeLimits) -> Access:
     address = _split(url)
     if address.scheme in {"http", "https"}:
         return _open_web(address, limits)
-    bucket, prefix = address.netloc, address.path.strip("/")
+    bucket = address.netloc
+    prefix = address.path.strip("/")
     shown = f"{address.scheme}://{bucket}" + (f"/{prefix}" if prefix else "")
     if not _BUCKET.fullmatch(bucket):
         raise DataError(f"{shown}: {bucket!r} is no bucket's name; expected {address.scheme}://BUCKET/PREFIX")

@@ -82,7 +82,7 @@ class CachedStorage:
         return self._remote.names(prefix)
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is such a file; one of the index is taken at its word."""
+        """Check whether there is such a file; one of the index is taken for granted."""
         return name in self._files or self._remote.exists(name)
 
     def size(self, name: str) -> int:
@@ -94,12 +94,12 @@ class CachedStorage:
         if name not in self._files:
             return self._remote.read(name, start, stop)
 
-        place = f"{self.url}/{name}"
+        where = f"{self.url}/{name}"
         num_bytes = self._files[name][0]
         end = num_bytes if stop is None else stop
-        check_range(place, start, stop)
+        check_range(where, start, stop)
         if max(start, end) > num_bytes:
-            raise beyond_end(place, start, end, num_bytes)
+            raise beyond_end(where, start, end, num_bytes)
 
         with self._errors("read"):
             file = self._open(name)
@@ -149,7 +149,7 @@ class CachedStorage:
         self._remote.close()
 
     def _open(self, name: str) -> BinaryIO | None:
-        """Open the verified copy of a file of the index; None for one that cannot be kept here."""
+        """Open the verified copy of a file that the index lists; None for one that cannot be kept here."""
         digest = self._files[name][1]
         if name in self._replaced:
             return None
@@ -291,7 +291,7 @@ class CachedStorage:
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
-        """Word the operating system's errors for the user."""
+        """Turn the operating system's errors into ones for the user."""
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What a failed request of an object store means: try again, or tell the user what to change."""
+"""Judge a failed request of an object store: try again, or raise an error that names what to change."""
 
 import re
 from collections.abc import Callable
@@ -17,11 +17,9 @@ _CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,60})</Code>|\"code\": ?\"?([A-Za-z0-9
 _MESSAGE = re.compile(r"<Message>([^<]{1,300})</Message>")
 # Codes that come with a status of the user's faults and are the network's: a body that was damaged or late.
 _TRANSIENT_CODES: Final = frozenset(
-    {
-        "RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
-        "SlowDown", "OperationAborted", "ConditionalRequestConflict", "Md5Mismatch", "Crc64Mismatch", "ServerBusy",
-    }
-)  # fmt: skip
+    {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+    | {"SlowDown", "OperationAborted", "ConditionalRequestConflict", "Md5Mismatch", "Crc64Mismatch", "ServerBusy"}
+)
 _TRANSIENT_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529, 599})
 _SLOW_DOWN_STATUS: Final = frozenset({429, 503, 509, 529})
 # What no second try changes, among the errors that carry no status: our own settings, certificates.
@@ -32,13 +30,11 @@ _LASTING = re.compile(
     r"|object with invalid path"
 )
 # Codes of a credential that no longer holds, and of a clock that signs for another time, with whatever status.
-_ACCESS_CODES: Final = frozenset(
-    {
-        "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "AuthorizationHeaderMalformed",
-        "AuthenticationFailed", "RequestExpired", "RequestTimeTooSkewed",
-    }
-)  # fmt: skip
 _CLOCK_CODES: Final = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+_ACCESS_CODES: Final = _CLOCK_CODES | {
+    *("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "AuthorizationHeaderMalformed"),
+    "AuthenticationFailed",
+}
 _ACCESS_ERRORS: Final = frozenset({"PermissionDeniedError", "UnauthenticatedError"})
 _ADVICE: Final = {
     "without LOCATION": "the bucket lies in another region: set AWS_REGION to its own, and check the endpoint",
@@ -65,11 +61,11 @@ _SENT: Final = {
 
 def status_of(error: Exception) -> int | None:
     """Find the HTTP status in an obstore error; None for one without an answer of the server."""
-    found = _STATUS.search(str(error))
-    return None if found is None else int(found.group(1))
+    match = _STATUS.search(str(error))
+    return None if match is None else int(match.group(1))
 
 
-def judged(place: str, action: str, attempt: Callable[[int], _Result]) -> Callable[[int], _Result]:
+def judged(where: str, action: str, attempt: Callable[[int], _Result]) -> Callable[[int], _Result]:
     """Wrap an attempt of data/store/retries.py, so that obstore's errors leave it judged."""
 
     def wrapped(failures: int) -> _Result:
@@ -78,59 +74,65 @@ def judged(place: str, action: str, attempt: Callable[[int], _Result]) -> Callab
         except DataError:
             raise
         except RAISED_BY_OBSTORE as error:
-            raise judge(place, action, error) from None
+            raise judge(where, action, error) from None
 
     return wrapped
 
 
-def judge(place: str, action: str, error: Exception) -> TransientError | DataError:
+def judge(where: str, action: str, error: Exception) -> TransientError | DataError:
     """Turn an obstore error into one to try again after, or into one for the user.
 
     Args:
-        place: The object, for messages.
+        where: The object, for messages.
         action: What was being done, as in "could not read".
         error: What obstore raised.
     """
     text = str(error)
-    status, code = status_of(error), _code(text)
+    status = status_of(error)
+    code = _code(text)
     reason = _reason(text, status, code)
+
     if code in _TRANSIENT_CODES or status in _TRANSIENT_STATUS:
         return TransientError(reason, slow_down=status in _SLOW_DOWN_STATUS or code in {"SlowDown", "ServerBusy"})
+
     if isinstance(error, FileNotFoundError) or status == 404:
         if code in {"NoSuchBucket", "ContainerNotFound"}:
             return DataError(
-                f"{place}: could not {action}: there is no such bucket ({code}); create it, or check the address"
+                f"{where}: could not {action}: there is no such bucket ({code}); create it, or check the address"
             )
         if action != "read":
-            return DataError(f"{place}: could not {action}: status 404, there is no such place; check the address")
-        return DamagedError(f"{place}: could not {action}: no such object; check the address")
+            return DataError(f"{where}: could not {action}: status 404, there is no such place; check the address")
+        return DamagedError(f"{where}: could not {action}: no such object; check the address")
+
     if status in {401, 403} or code in _ACCESS_CODES or type(error).__name__ in _ACCESS_ERRORS:
         clock = "this machine's clock, " if code in _CLOCK_CODES else ""
         return DataError(
-            f"{place}: could not {action}: the store refuses access: {reason}; check {clock}the rights on this object "
-            f"and the credentials in the environment: {ADVICE.get(place.partition(':')[0], 'none are sent')}"
+            f"{where}: could not {action}: the store refuses access: {reason}; check {clock}the rights on this object "
+            f"and the credentials in the environment: {ADVICE.get(where.partition(':')[0], 'none are sent')}"
         )
+
     if status is None and not _LASTING.search(text):
         return TransientError(reason)
     advice = next(
         (words for mark, words in _ADVICE.items() if mark in text), "check the address and the store's settings"
     )
-    return DataError(f"{place}: could not {action}: {reason}; {advice}")
+    return DataError(f"{where}: could not {action}: {reason}; {advice}")
 
 
 def _code(text: str) -> str | None:
-    found = _CODE.search(text)
-    return None if found is None else found.group(1) or found.group(2)
+    match = _CODE.search(text)
+    return None if match is None else match.group(1) or match.group(2)
 
 
 def _reason(text: str, status: int | None, code: str | None) -> str:
-    """Say in a few words what obstore says in a page; the server's own words only from the fields meant for that."""
+    """Shorten obstore's page of text to a few words; of the server's own, only those of the fields meant for that."""
     if status is None:
         for mark, words in _SENT.items():
             if mark in text:
                 return words
-        first = text.partition("\n")[0]
-        return redact(re.sub(r"^Generic \w+ error: ", "", first))[:300]
+        first_line = text.partition("\n")[0]
+        return redact(re.sub(r"^Generic \w+ error: ", "", first_line))[:300]
+
     message = _MESSAGE.search(text)
-    parts = [f"status {status}", code or "", message.group(1).strip() if message else ""]
-    return redact(", ".join(part for part in parts if part))
+    facts = [f"status {status}", code, message.group(1).strip() if message else ""]
+    return redact(", ".join(fact for fact in facts if fact))

@@ -1,4 +1,4 @@
-"""What every storage shares: which names are allowed, which ranges are, counts of what was moved."""
+"""Check names and ranges of files, word the errors about them, and count what a storage moves."""
 
 import re
 import threading
@@ -44,26 +44,26 @@ def check_name(url: str, name: str) -> tuple[str, ...]:
     return parts
 
 
-def check_range(place: str, start: int, stop: int | None) -> None:
+def check_range(where: str, start: int, stop: int | None) -> None:
     """Refuse a range that is none.
 
     Raises:
         DataError: It begins before the file or ends before it begins.
     """
     if start < 0 or (stop is not None and stop < start):
-        raise DataError(f"{place}: bytes {start} to {stop} were asked for; expected 0 <= start <= stop")
+        raise DataError(f"{where}: bytes {start} to {stop} were asked for; expected 0 <= start <= stop")
 
 
-def beyond_end(place: str, start: int, stop: int, num_bytes: int) -> DataError:
+def beyond_end(where: str, start: int, stop: int, num_bytes: int) -> DataError:
     """Word the error of a range that a file does not hold."""
     return DamagedError(
-        f"{place}: bytes {start} to {stop} were asked for, but the file has {num_bytes}; it was cut short, or the "
+        f"{where}: bytes {start} to {stop} were asked for, but the file has {num_bytes}; it was cut short, or the "
         "index is not its own: copy or pack it again"
     )
 
 
-def already_there(place: str) -> DataError:
+def already_there(where: str) -> DataError:
     """Word the error of a file that was to be new and is not."""
     return DataError(
-        f"{place}: is already there and was left as it is; expected a new name: remove it or choose another"
+        f"{where}: is already there and was left as it is; expected a new name: remove it or choose another"
     )

@@ -105,28 +105,28 @@ class ObjectStorage:
         """List the objects that begin with a prefix, sorted; unfinished ones are left out."""
         if self._access.read_only:
             raise DataError(f"{self.url}: a web server cannot be listed; expected an index that names its files")
-        place = f"{self.url}/{prefix}"
         folder = prefix.rpartition("/")[0]
         if folder:
             check_name(self.url, folder)
-        found: list[str] = []
+        paths: list[str] = []
 
         def attempt(_: int) -> None:
             # After a failure the listing goes on behind the last name that came; a store without order starts again.
-            if found != sorted(found):
-                found.clear()
-            pages = obstore.list(self._client, folder or None, offset=found[-1] if found else None, chunk_size=1000)
+            if paths != sorted(paths):
+                paths.clear()
+            pages = obstore.list(self._client, folder or None, offset=paths[-1] if paths else None, chunk_size=1000)
             for number, page in enumerate(pages):
-                found.extend(entry["path"] for entry in page)
+                paths.extend(entry["path"] for entry in page)
                 self._traffic.add(requests=1 if number else 0)
 
-        self._run(place, "list", attempt)
+        self._run(f"{self.url}/{prefix}", "list", attempt)
         # Consoles of stores mark a folder, this one too, by an empty object of its name.
-        listed = {name for name in found if name and name.startswith(prefix)}
-        return sorted(name for name in listed if not name.endswith(PARTIAL_SUFFIX))
+        return sorted(
+            {path for path in paths if path and path.startswith(prefix) and not path.endswith(PARTIAL_SUFFIX)}
+        )
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is such an object."""
+        """Check whether there is such an object."""
         check_name(self.url, name)
 
         def attempt(_: int) -> bool:
@@ -136,22 +136,22 @@ class ObjectStorage:
                 return False
             return True
 
-        return self._run(self._place(name), "look for it", attempt)
+        return self._run(self._address(name), "look for it", attempt)
 
     def size(self, name: str) -> int:
         """Give an object's length in bytes."""
         check_name(self.url, name)
-        return self._run(self._place(name), "read", lambda _: int(obstore.head(self._client, name)["size"]))
+        return self._run(self._address(name), "read", lambda _: int(obstore.head(self._client, name)["size"]))
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """Read bytes start to stop - 1, or to the end, all of one version of the object."""
         check_name(self.url, name)
-        place = self._place(name)
-        check_range(place, start, stop)
+        where = self._address(name)
+        check_range(where, start, stop)
         if start == stop:
             num_bytes = self.size(name)
             if start > num_bytes:
-                raise beyond_end(place, start, start, num_bytes)
+                raise beyond_end(where, start, start, num_bytes)
             return b""
 
         def attempt(_: int) -> bytes:
@@ -161,7 +161,7 @@ class ObjectStorage:
                 raise TransientError("the object was replaced while it was read") from None
 
         # Its parts repeat what fails; what is repeated here is a read that met two versions.
-        return self._retries.repeat(place, "read", attempt)
+        return self._retries.repeat(where, "read", attempt)
 
     def read_checked(self, name: str, start: int, stop: int, check: Callable[[bytes], None]) -> bytes:
         """Read bytes start to stop - 1 and judge them; what is refused is read again, unless it comes back the same."""
@@ -179,36 +179,36 @@ class ObjectStorage:
                 raise TransientError(f"the bytes were damaged on the way: {error}") from None
             return data
 
-        return self._retries.repeat(self._place(name), "read", attempt)
+        return self._retries.repeat(self._address(name), "read", attempt)
 
     def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
         """Write a whole object; with `if_absent`, one that is already there is an error and stays."""
-        place = self._writable(name)
+        where = self._writable(name)
         if not if_absent:
             self._upload(name, data, len(data))
             return
 
         def attempt(failures: int) -> None:
             try:
-                with self._retries.request(place):
+                with self._retries.request(where):
                     obstore.put(self._writer, name, data, mode="create", use_multipart=False)
             except (AlreadyExistsError, PreconditionError) as error:
                 self._judge_conflict(name, data, error, is_first_try=failures == 0)
             except RAISED_BY_OBSTORE as error:
-                raise judge(place, "write", error) from None
+                raise judge(where, "write", error) from None
 
-        self._retries.repeat(place, "write", attempt, more_s=len(data) / _UPLOAD_BYTES_PER_S)
+        self._retries.repeat(where, "write", attempt, more_s=len(data) / _UPLOAD_BYTES_PER_S)
         self._traffic.add(bytes_written=len(data))
 
     @contextmanager
     def writer(self, name: str) -> Iterator[BinaryIO]:
         """Open a local temporary file; it is uploaded under its name when the block ends without an error."""
-        place = self._writable(name)
+        where = self._writable(name)
         try:
             file = tempfile.TemporaryFile(prefix="rainspark-")  # noqa: SIM115
         except OSError as error:
             raise DataError(
-                f"{place}: no temporary file for the upload: {error}; set TMPDIR to another folder"
+                f"{where}: no temporary file for the upload: {error}; set TMPDIR to another folder"
             ) from error
         with file:
             try:
@@ -216,14 +216,14 @@ class ObjectStorage:
                 file.flush()
             except OSError as error:
                 raise DataError(
-                    f"{place}: the temporary file for the upload could not be written: {error.strerror or error}; free "
+                    f"{where}: the temporary file for the upload could not be written: {error.strerror or error}; free "
                     f"space in {tempfile.gettempdir()} or set TMPDIR to another folder; nothing was uploaded"
                 ) from error
             self._upload(name, file, file.seek(0, 2))
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
-        place = self._writable(name)
+        where = self._writable(name)
 
         def attempt(_: int) -> None:
             try:
@@ -231,39 +231,42 @@ class ObjectStorage:
             except FileNotFoundError:
                 return
 
-        self._run(place, "delete", attempt)
+        self._run(where, "delete", attempt)
 
     def delete_partial(self) -> None:
         """Do nothing: what was not finished never had a name here."""
 
-    def _place(self, name: str) -> str:
+    def _address(self, name: str) -> str:
         return f"{self.url}/{name}"
 
     def _writable(self, name: str) -> str:
-        """Check a name to be written or removed; returns its place."""
+        """Check a name to be written or removed; returns its address."""
         check_name(self.url, name)
         if self._access.read_only:
-            raise DataError(f"{self._place(name)}: a web server is only read; expected a folder, s3://, gs:// or az://")
+            raise DataError(
+                f"{self._address(name)}: a web server is only read; expected a folder, s3://, gs:// or az://"
+            )
         if name.endswith(PARTIAL_SUFFIX):
-            raise DataError(f"{self._place(name)}: names that end in {PARTIAL_SUFFIX} are hidden; choose another")
-        return self._place(name)
+            raise DataError(f"{self._address(name)}: names that end in {PARTIAL_SUFFIX} are hidden; choose another")
+        return self._address(name)
 
-    def _run(self, place: str, action: str, attempt: Callable[[int], _Result], *, more_s: float = 0.0) -> _Result:
+    def _run(self, where: str, action: str, attempt: Callable[[int], _Result], *, more_s: float = 0.0) -> _Result:
         """Send a request until it succeeds, with obstore's errors judged."""
-        return self._retries.run(place, action, judged(place, action, attempt), more_s=more_s)
+        return self._retries.run(where, action, judged(where, action, attempt), more_s=more_s)
 
     def _read_version(self, name: str, start: int, stop: int | None) -> bytes:
         """Read a range of one version, in parts of which the later ones come at the same time."""
+        # The first part shows the version, and with it the length.
         first_stop = start + PART_BYTES if stop is None else min(stop, start + PART_BYTES)
-        first, version = self._reader.read_part(name, start, first_stop, version=None, clip=stop is None)
+        first, version = self._reader.read_range(name, start, first_stop, version=None, clip=stop is None)
         end = version.num_bytes if stop is None else stop
         if end > version.num_bytes:
-            raise beyond_end(self._place(name), start, end, version.num_bytes)
+            raise beyond_end(self._address(name), start, end, version.num_bytes)
         if start + len(first) == end:
             return first
         bounds = [*range(start + len(first), end, PART_BYTES), end]
         futures = [
-            self._threads.submit(self._reader.read_part, name, begin, until, version=version, clip=False)
+            self._threads.submit(self._reader.read_range, name, begin, until, version=version, clip=False)
             for begin, until in itertools.pairwise(bounds)
         ]
         try:
@@ -273,10 +276,12 @@ class ObjectStorage:
                 future.cancel()
 
     def _upload(self, name: str, source: bytes | BinaryIO, num_bytes: int) -> None:
-        """Send a whole object, and look that it is there in its length."""
-        place, in_parts = self._place(name), num_bytes > PART_BYTES
+        """Send a whole object, and check that it has arrived in its length."""
+        where = self._address(name)
+        in_parts = num_bytes > PART_BYTES
+        part_bytes = max(PART_BYTES, math.ceil(num_bytes / _MAX_PARTS))
+        more_s = num_bytes / _UPLOAD_BYTES_PER_S
         client: Any = self._access.uploader if in_parts else self._writer
-        part_bytes, more_s = max(PART_BYTES, math.ceil(num_bytes / _MAX_PARTS)), num_bytes / _UPLOAD_BYTES_PER_S
 
         def send(_: int) -> None:
             if not isinstance(source, bytes):
@@ -288,12 +293,11 @@ class ObjectStorage:
             self._traffic.add(requests=math.ceil(num_bytes / part_bytes) + 1 if in_parts else 0)
 
         def attempt(_: int) -> None:
-            self._run(place, "write", send, more_s=more_s)
-            found = self.size(name)
-            if found != num_bytes:
-                raise TransientError(f"{num_bytes} bytes were sent and {found} are there")
+            self._run(where, "write", send, more_s=more_s)
+            if (num_there := self.size(name)) != num_bytes:
+                raise TransientError(f"{num_bytes} bytes were sent and {num_there} are there")
 
-        self._retries.repeat(place, "write", attempt, more_s=more_s)
+        self._retries.repeat(where, "write", attempt, more_s=more_s)
         self._traffic.add(bytes_written=num_bytes)
 
     def _judge_conflict(self, name: str, data: bytes, error: Exception, *, is_first_try: bool) -> None:
@@ -301,9 +305,9 @@ class ObjectStorage:
 
         An earlier try of ours whose answer was lost may have written it: then it holds our bytes.
         """
-        place = self._place(name)
+        where = self._address(name)
         if is_first_try and status_of(error) != 409:
-            raise already_there(place)
+            raise already_there(where)
         try:
             present = self.read(name)
         except DataError:
@@ -312,4 +316,4 @@ class ObjectStorage:
                 raise
             raise TransientError("somebody else was writing there") from None
         if is_first_try or present != data:
-            raise already_there(place)
+            raise already_there(where)

@@ -1,4 +1,4 @@
-"""One range of an object, by as many requests as it takes: each goes on where the one before was cut."""
+"""Read one range of an object, by as many requests as it takes: each goes on where the one before was cut."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -44,9 +44,12 @@ class RangeReader:
     """
 
     def __init__(self, client: Any, url: str, retries: Retries, traffic: Traffic) -> None:
-        self._client, self._url, self._retries, self._traffic = client, url, retries, traffic
+        self._client = client
+        self._url = url
+        self._retries = retries
+        self._traffic = traffic
 
-    def read_part(
+    def read_range(
         self, name: str, start: int, stop: int, *, version: Version | None, clip: bool
     ) -> tuple[bytes, Version]:
         """Read one range of one version.
@@ -62,26 +65,27 @@ class RangeReader:
             ReplacedError: Another version has come.
             DataError: The object ends earlier, is missing, closed, or could not be read before the deadline.
         """
-        place = f"{self._url}/{name}"
-        part = _Part(start, stop, version)
+        where = f"{self._url}/{name}"
+        wanted = _Range(start, stop, version)
 
         def attempt(failures: int) -> None:
-            before = part.received
+            before = wanted.received
             try:
-                self._receive(name, place, part, clip=clip, is_first_try=failures == 0)
+                self._receive(name, where, wanted, clip=clip, is_first_try=failures == 0)
             finally:
-                self._traffic.add(bytes_read=part.received - before)
+                self._traffic.add(bytes_read=wanted.received - before)
 
-        self._retries.run(place, "read", judged(place, "read", attempt))
-        assert part.version is not None
-        return part.pieces[0] if len(part.pieces) == 1 else b"".join(part.pieces), part.version
+        self._retries.run(where, "read", judged(where, "read", attempt))
+        assert wanted.version is not None
+        return wanted.pieces[0] if len(wanted.pieces) == 1 else b"".join(wanted.pieces), wanted.version
 
-    def _receive(self, name: str, place: str, part: "_Part", *, clip: bool, is_first_try: bool) -> None:
-        """Ask for what is missing of a part, once."""
-        begin = part.start + part.received
-        options: GetOptions = {"range": (begin, part.stop)}
-        if part.version is not None and part.version.e_tag is not None:
-            options["if_match"] = part.version.e_tag
+    def _receive(self, name: str, where: str, wanted: "_Range", *, clip: bool, is_first_try: bool) -> None:
+        """Send one request for the bytes of a range that are missing."""
+        begin = wanted.start + wanted.received
+        options: GetOptions = {"range": (begin, wanted.stop)}
+        if wanted.version is not None and wanted.version.e_tag is not None:
+            options["if_match"] = wanted.version.e_tag
+
         try:
             reply = obstore.get(self._client, name, options=options)
         except PreconditionError:
@@ -91,32 +95,37 @@ class RangeReader:
             if status_of(error) != 416:
                 raise
             self._traffic.add(requests=1)
-            found = _version(obstore.head(self._client, name))
-            if begin > found.num_bytes or not clip:
-                raise beyond_end(place, begin, part.stop, found.num_bytes) from None
-            part.version = found
+            version = _version(obstore.head(self._client, name))
+            if begin > version.num_bytes or not clip:
+                raise beyond_end(where, begin, wanted.stop, version.num_bytes) from None
+            wanted.version = version
             return
-        found = _version(reply.meta)
-        if part.version not in (None, found):
+
+        # The answer: of the version that was begun with, and of the bytes that were asked for.
+        version = _version(reply.meta)
+        if wanted.version not in (None, version):
             raise ReplacedError
-        part.version = found
-        if part.stop > found.num_bytes:
+        wanted.version = version
+        if wanted.stop > version.num_bytes:
             if not clip:
-                raise beyond_end(place, part.start, part.stop, found.num_bytes)
-            part.stop = found.num_bytes
-        if tuple(reply.range) != (begin, part.stop):
-            raise TransientError(f"bytes {reply.range} came instead of {(begin, part.stop)}")
-        for piece in reply.stream(min_chunk_size=part.stop - begin if is_first_try else _PIECE_BYTES):
-            part.add(bytes(piece))
-        if part.start + part.received < part.stop:
-            raise TransientError(f"{part.stop - part.start - part.received} bytes too few came")
+                raise beyond_end(where, wanted.start, wanted.stop, version.num_bytes)
+            wanted.stop = version.num_bytes
+        if tuple(reply.range) != (begin, wanted.stop):
+            raise TransientError(f"bytes {reply.range} came instead of {(begin, wanted.stop)}")
+
+        for piece in reply.stream(min_chunk_size=wanted.stop - begin if is_first_try else _PIECE_BYTES):
+            wanted.add(bytes(piece))
+        if wanted.start + wanted.received < wanted.stop:
+            raise TransientError(f"{wanted.stop - wanted.start - wanted.received} bytes too few came")
 
 
-class _Part:
+class _Range:
     """A range of an object, and what came of it so far."""
 
     def __init__(self, start: int, stop: int, version: Version | None) -> None:
-        self.start, self.stop, self.version = start, stop, version
+        self.start = start
+        self.stop = stop
+        self.version = version
         self.pieces: list[bytes] = []
         self.received = 0
 

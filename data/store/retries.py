@@ -1,4 +1,4 @@
-"""When a request that failed is sent again: full-jitter back-off, a budget of retries, a deadline.
+"""Send a failed request again: full-jitter back-off, a budget of retries, a deadline.
 
 Back-off: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: waits drawn from 0 to the doubled bound keep
 many clients from coming back together. Budget: retries are paid from a bucket that successes refill, as in the standard
@@ -30,12 +30,11 @@ class TransientError(Exception):
     Args:
         reason: What happened, for the user.
         slow_down: The server asked for fewer requests (429, 503).
-        after_s: Seconds to wait at least, where the server said so (Retry-After).
     """
 
-    def __init__(self, reason: str, *, slow_down: bool = False, after_s: float = 0.0) -> None:
+    def __init__(self, reason: str, *, slow_down: bool = False) -> None:
         super().__init__(redact(reason))
-        self.slow_down, self.after_s = slow_down, after_s
+        self.slow_down = slow_down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +50,8 @@ class RetryPolicy:
         burst: Retries that may follow each other without a success.
         per_success: Retries that a success pays for: above 1, a store that fails half the time is still worked through.
         per_s: Retries a second that time pays for: what a dead store gets in all.
-        quiet_s: Seconds that an operation may fail before the user is told that it is tried again.
-        silent_s: Seconds from one such line of a storage to the next.
+        quiet_s: Seconds that an operation may fail before a warning says that it is tried again.
+        silent_s: Seconds from one warning of a storage to the next.
     """
 
     deadline_s: float = 300.0
@@ -76,9 +75,11 @@ class RetryBudget:
     """
 
     def __init__(self, policy: RetryPolicy, clock: Callable[[], float] = time.monotonic) -> None:
-        self._policy, self._clock = policy, clock
+        self._policy = policy
+        self._clock = clock
         self._lock = threading.Lock()
-        self._tokens, self._filled_at = policy.burst, clock()
+        self._tokens = policy.burst
+        self._filled_at = clock()
 
     def succeeded(self) -> None:
         """Fill in what a success pays for."""
@@ -114,9 +115,9 @@ class Retries:
 
     def __init__(self, policy: RetryPolicy, traffic: Traffic, connections: int, *, endpoint: str = "") -> None:
         self.policy = policy
-        self._asked = f" (endpoint {redact(endpoint)})" if endpoint else ""
+        self._endpoint = f" (endpoint {redact(endpoint)})" if endpoint else ""
         self._lock = threading.Lock()
-        self._told_at = -math.inf
+        self._warned_at = -math.inf
         self._traffic = traffic
         self._slots = threading.BoundedSemaphore(connections)
         self._budget = RetryBudget(policy)
@@ -125,24 +126,24 @@ class Retries:
         # The system's random bits: what they decide is when, never what.
         self._jitter = random.SystemRandom()
 
-    def run(self, place: str, action: str, attempt: Callable[[int], _Result], *, more_s: float = 0.0) -> _Result:
+    def run(self, where: str, action: str, attempt: Callable[[int], _Result], *, more_s: float = 0.0) -> _Result:
         """Send one request until it succeeds; arguments and errors as for `repeat`."""
 
         def request(failures: int) -> _Result:
-            with self.request(place):
+            with self.request(where):
                 result = attempt(failures)
             self._budget.succeeded()
             self._succeeded_at = time.monotonic()
             self._is_dead.clear()
             return result
 
-        return self.repeat(place, action, request, more_s=more_s)
+        return self.repeat(where, action, request, more_s=more_s)
 
-    def repeat(self, place: str, action: str, attempt: Callable[[int], _Result], *, more_s: float = 0.0) -> _Result:
+    def repeat(self, where: str, action: str, attempt: Callable[[int], _Result], *, more_s: float = 0.0) -> _Result:
         """Call `attempt(number of failures so far)` until it ends without a TransientError.
 
         Args:
-            place: The file or object, for messages.
+            where: The file or object, for messages.
             action: What is being done, as in "could not read".
             attempt: A request, or several.
             more_s: Seconds added to the deadline, for what takes long because it is large.
@@ -163,13 +164,13 @@ class Retries:
                 if now + wait_s > last_start and self._succeeded_at < started:
                     self._is_dead.set()
                 if started + self.policy.quiet_s <= now + wait_s <= last_start:
-                    self._tell(place, error, last_start - now)
+                    self._warn(where, error, last_start - now)
                 if now + wait_s > last_start or self._is_dead.wait(wait_s):
-                    raise self._given_up(place, action, error, failures, time.monotonic() - started) from None
+                    raise self._given_up(where, action, error, failures, time.monotonic() - started) from None
                 self._traffic.add(retries=1, wait_s=time.monotonic() - now)
 
     @contextmanager
-    def request(self, place: str) -> Iterator[None]:
+    def request(self, where: str) -> Iterator[None]:
         """Hold one of the connections, and count a request.
 
         Raises:
@@ -177,7 +178,7 @@ class Retries:
         """
         if not self._slots.acquire(timeout=max(0.0, self.policy.deadline_s - self.policy.try_s)):
             raise DataError(
-                f"{place}: none of the connections became free within {self.policy.deadline_s:g} s; the store answers "
+                f"{where}: none of the connections became free within {self.policy.deadline_s:g} s; the store answers "
                 "too slowly: check the network, or ask for fewer things at once"
             )
         try:
@@ -191,21 +192,21 @@ class Retries:
         # 2**60 is beyond every bound; larger powers leave the floats.
         bound_s = policy.first_wait_s * 2.0 ** min(failures - 1, 60)
         bound_s = min(policy.longest_wait_s, bound_s * (policy.slow_down_factor if error.slow_down else 1.0))
-        return max(self._jitter.uniform(0.0, bound_s), self._budget.take(), error.after_s)
+        return max(self._jitter.uniform(0.0, bound_s), self._budget.take())
 
-    def _tell(self, place: str, error: TransientError, left_s: float) -> None:
-        """Say that something fails and is tried again: one line for the many operations that may wait for a store."""
+    def _warn(self, where: str, error: TransientError, left_s: float) -> None:
+        """Warn that something fails and is tried again: once for the many operations that may wait for a store."""
         with self._lock:
             now = time.monotonic()
-            if self._is_dead.is_set() or now - self._told_at < self.policy.silent_s:
+            if self._is_dead.is_set() or now - self._warned_at < self.policy.silent_s:
                 return
-            self._told_at = now
+            self._warned_at = now
         until = datetime.now(UTC) + timedelta(seconds=left_s)
-        _logger.warning("%s", redact(f"{place}: {error}{self._asked}; trying again until {until:%H:%M:%S} UTC"))
+        _logger.warning("%s", redact(f"{where}: {error}{self._endpoint}; trying again until {until:%H:%M:%S} UTC"))
 
-    def _given_up(self, place: str, action: str, error: TransientError, failures: int, seconds: float) -> DataError:
+    def _given_up(self, where: str, action: str, error: TransientError, failures: int, seconds: float) -> DataError:
         return DataError(
-            f"{place}: could not {action}: {error}{self._asked}; tried {failures} times in {seconds:.1f} s and gave "
+            f"{where}: could not {action}: {error}{self._endpoint}; tried {failures} times in {seconds:.1f} s and gave "
             f"up before the deadline of {self.policy.deadline_s:g} s: check that the store can be reached and is well, "
             "or allow a longer deadline (data.deadline_s when training)"
         )

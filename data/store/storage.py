@@ -1,4 +1,4 @@
-"""Where shards lie: named files that are listed, read by ranges, and written atomically, in a folder or a store."""
+"""Named files below one root, listed, read by ranges and written atomically: the protocol, and a local folder."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ class Storage(Protocol):
         """List the names that begin with a prefix, sorted."""
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is such a file."""
+        """Check whether there is such a file."""
 
     def size(self, name: str) -> int:
         """Give a file's length in bytes."""
@@ -65,7 +65,7 @@ class Storage(Protocol):
         """Remove a file; one that is not there is no error."""
 
     def delete_partial(self) -> None:
-        """Remove what killed writers left; only for one that knows that nobody else is writing."""
+        """Remove unfinished files; only where nobody else is writing."""
 
     def stats(self) -> dict[str, float]:
         """Count since it was opened: requests, retries, bytes_read, bytes_written, wait_s (slept between tries)."""
@@ -104,7 +104,7 @@ def open_storage(
         return LocalStorage(Path(text[scheme.end() :]))
     if to_write and scheme.group(1).lower() in {"http", "https"}:
         raise DataError(f"{redact(text)}: a web server is only read; expected a folder, s3://, gs:// or az://")
-    # Who reads a folder loads no network library.
+    # Imported here: reading a folder needs no network library.
     from .object_store import open_store
 
     return open_store(text, deadline_s=deadline_s, connections=connections)
@@ -129,16 +129,15 @@ class LocalStorage:
 
     def names(self, prefix: str = "") -> list[str]:
         """List the regular files that begin with a prefix, sorted; unfinished ones are left out."""
-        found = []
-        for folder, _, files in os.walk(self._root, onerror=_refuse_unlisted):
-            for file in files:
-                name = (Path(folder) / file).relative_to(self._root).as_posix()
-                if name.startswith(prefix) and not name.endswith(PARTIAL_SUFFIX):
-                    found.append(name)
-        return sorted(found)
+        names = (
+            (Path(folder) / file).relative_to(self._root).as_posix()
+            for folder, _, files in os.walk(self._root, onerror=_refuse_unlisted)
+            for file in files
+        )
+        return sorted(name for name in names if name.startswith(prefix) and not name.endswith(PARTIAL_SUFFIX))
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is such a regular file."""
+        """Check whether there is such a regular file."""
         path = self._path(name)
         try:
             return stat.S_ISREG(path.stat().st_mode)
@@ -159,27 +158,24 @@ class LocalStorage:
         path = self._path(name)
         check_range(str(path), start, stop)
         try:
-            with path.open("rb", buffering=0) as file:
+            with path.open("rb") as file:
                 num_bytes = os.fstat(file.fileno()).st_size
                 end = num_bytes if stop is None else stop
                 # Judged before anything is allocated: the range may come from a damaged index.
                 if max(start, end) > num_bytes:
                     raise beyond_end(str(path), start, end, num_bytes)
                 file.seek(start)
-                parts, missing = [], end - start
-                while missing:
-                    part = file.read(missing)
-                    if not part:
-                        raise DataError(f"{path}: ended {missing} bytes before byte {end} while it was read")
-                    parts.append(part)
-                    missing -= len(part)
+                data = file.read(end - start)
         except OSError as error:
             failure = _failure("read", path, error)
-            # A folder that is gone as a whole tells nothing of its files.
+            # Where the folder is gone as a whole, it is not the file that is damaged.
             is_gone = isinstance(error, FileNotFoundError) and self._root.is_dir()
             raise (DamagedError(str(failure)) if is_gone else failure) from error
-        self._traffic.add(requests=1, bytes_read=end - start)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+        if len(data) < end - start:
+            raise DataError(f"{path}: ended {end - start - len(data)} bytes before byte {end} while it was read")
+        self._traffic.add(requests=1, bytes_read=len(data))
+        return data
 
     def read_checked(self, name: str, start: int, stop: int, check: Callable[[bytes], None]) -> bytes:
         """Read bytes start to stop - 1 and judge them once: a folder gives the same bytes again."""
@@ -220,7 +216,7 @@ class LocalStorage:
             raise _failure("delete", path, error) from error
 
     def delete_partial(self) -> None:
-        """Remove what killed writers left."""
+        """Remove the unfinished files of killed writers."""
         for path in self._root.rglob(f".*{PARTIAL_SUFFIX}"):
             with suppress(FileNotFoundError):
                 path.unlink()
@@ -233,7 +229,7 @@ class LocalStorage:
         """Do nothing: no file is kept open."""
 
     def _path(self, name: str) -> Path:
-        """Find a name's place; raises DataError for one that leads out of the root, by its text or by a link."""
+        """Make the path of a name; raises DataError for one that leads out of the root, by its text or by a link."""
         path = self._root.joinpath(*check_name(self.url, name))
         try:
             inside = path.resolve().is_relative_to(self._root.resolve())

@@ -19,11 +19,10 @@ from rainspark.data.units import (
 
 # Rain rate in mm/h of a reflectivity by Z = 200 R**1.6, as weather services tabulate it (for example the United States
 # National Weather Service's and Wikipedia's table "DBZ (meteorology)": 5 dBZ 0.07, 10 0.15, 15 0.3, 20 0.6, ...).
-PUBLISHED = [(5, 0.07), (10, 0.15), (15, 0.3), (20, 0.6), (25, 1.3), (30, 2.7), (35, 5.6), (40, 11.53), (45, 23.7),
-             (50, 48.6), (55, 100), (60, 205), (65, 421)]  # fmt: skip
+PUBLISHED_MMH = (0.07, 0.15, 0.3, 0.6, 1.3, 2.7, 5.6, 11.53, 23.7, 48.6, 100, 205, 421)
 
 
-@pytest.mark.parametrize(("reflectivity_dbz", "rain_mmh"), PUBLISHED)
+@pytest.mark.parametrize(("reflectivity_dbz", "rain_mmh"), list(zip(range(5, 70, 5), PUBLISHED_MMH, strict=True)))
 def test_marshall_palmer_matches_the_published_table(reflectivity_dbz: float, rain_mmh: float) -> None:
     digits = 0.005 if rain_mmh < 0.2 else 0.05 if rain_mmh < 50 else 0.5
     assert float(dbz_to_mmh(torch.tensor(float(reflectivity_dbz)))) == pytest.approx(rain_mmh, abs=digits * 1.01)

@@ -30,15 +30,6 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: BaseException) ->
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
-def test_a_name_that_is_taken_stays_when_the_file_must_be_new(tmp_path: Path) -> None:
-    with writing_whole(tmp_path / "a", if_absent=True) as file:
-        file.write(b"first")
-    with pytest.raises(FileExistsError), writing_whole(tmp_path / "a", if_absent=True) as file:
-        file.write(b"second")
-    assert _names(tmp_path) == ["a"]
-    assert (tmp_path / "a").read_bytes() == b"first"
-
-
 def _write_half(path: Path, error: BaseException) -> None:
     with writing_whole(path) as file:
         file.write(b"half")

@@ -1,7 +1,6 @@
 """Downloading from KNMI's API, against a real server on this machine that imitates it and its faults."""
 
 import io
-import os
 import re
 import signal
 import subprocess
@@ -9,17 +8,17 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rainspark.data.errors import DataError
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.fetch.__main__ import FetchOptions, fetch_knmi, main
-from rainspark.data.fetch.knmi_api import FILE_NAME, times_of_name
+from rainspark.data.fetch.knmi_api import times_of_name
 from tests.data.fetch.knmi_server import KEY, Knmi, running
 
 DATASET = "nl_rdr_data_rtcor_5m_tar"
@@ -53,33 +52,18 @@ WANTED = [day_name(day) for day in DAYS[1:5]]
 
 
 @pytest.fixture
-def knmi() -> Iterator[Knmi]:
-    """Run the servers with eight daily tars."""
+def knmi(monkeypatch: pytest.MonkeyPatch) -> Iterator[Knmi]:
+    """Run the servers with eight daily tars, and set the key."""
+    monkeypatch.setenv("KNMI_API_KEY", f" {KEY}\n")
     with running(Knmi({day_name(day): day_tar(i) for i, day in enumerate(DAYS)})) as servers:
         yield servers
 
 
-def fetch(
-    knmi: Knmi,
-    out: Path | str,
-    *,
-    patience_s: float = 20,
-    parallel: int = 2,
-    dataset: str = DATASET,
-    version: str | None = None,
-) -> tuple[int, int]:
+def fetch(knmi: Knmi, out: Path | str, **changes: Any) -> tuple[int, int]:
     """Download the three days with short pauses."""
-    options = FetchOptions(
-        dataset=dataset,
-        version=version,
-        start_s=epoch(2019, 1, 1),
-        stop_s=epoch(2019, 1, 4),
-        out=str(out),
-        api=f"{knmi.api_url}/open-data",
-        parallel=parallel,
-        patience_min=patience_s / 60,
-    )
-    return fetch_knmi(options, KEY, pause_s=0.001)
+    start_s, stop_s = epoch(2019, 1, 1), epoch(2019, 1, 4)
+    options = FetchOptions(dataset=DATASET, start_s=start_s, stop_s=stop_s, out=str(out), patience_min=1)
+    return fetch_knmi(replace(options, api=f"{knmi.api_url}/open-data", **changes), KEY, pause_s=0.001)
 
 
 def unfinished(out: Path, name: str) -> Path:
@@ -94,10 +78,10 @@ def assert_whole(knmi: Knmi, out: Path) -> None:
         assert (out / name).read_bytes() == knmi.files[name]
 
 
-def refused(knmi: Knmi, out: Path, message: str, **options: float) -> None:
+def refused(knmi: Knmi, out: Path, message: str, **changes: float) -> None:
     """Demand an error without any secret, and no file under its name."""
     with pytest.raises(DataError, match=message) as caught:
-        fetch(knmi, out, **options)  # type: ignore[arg-type]
+        fetch(knmi, out, **changes)
     assert "canary" not in str(caught.value)
     assert not out.exists() or [path.name for path in out.iterdir() if not path.name.startswith(".")] == []
 
@@ -131,11 +115,11 @@ def test_the_key_goes_to_the_api_alone(tmp_path: Path, knmi: Knmi, monkeypatch: 
     monkeypatch.setenv("NETRC", str(netrc))
     fetch(knmi, tmp_path / "out")
     for request in knmi.log:
-        assert request.headers.get("Authorization") == (KEY if request.server == "api" else None)
+        assert request.headers.get("authorization") == (KEY if request.server == "api" else None)
     knmi.log.clear()
     knmi.script["list"] = ["redirect"]
     refused(knmi, tmp_path / "other", "lists no files with frames of")
-    assert [("Authorization" in request.headers) for request in knmi.log if request.server == "store"] == [False]
+    assert [("authorization" in request.headers) for request in knmi.log if request.server == "store"] == [False]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +146,7 @@ def test_a_cut_body_is_gone_on_with(tmp_path: Path, knmi: Knmi) -> None:
     knmi.script["data"] = ["cut:700", "cut:50", ""]
     fetch(knmi, tmp_path, parallel=1)
     assert_whole(knmi, tmp_path)
-    ranges = [request.headers.get("Range") for request in knmi.log if request.server == "store"]
+    ranges = [request.headers.get("range") for request in knmi.log if request.server == "store"]
     assert ranges == [None, "bytes=700-", "bytes=750-", None, None, None]
 
 
@@ -186,12 +170,12 @@ def test_the_rest_of_another_version_is_not_joined_on(tmp_path: Path, knmi: Knmi
 
 
 def test_a_file_that_is_replaced_meanwhile_is_downloaded_anew(tmp_path: Path, knmi: Knmi) -> None:
-    def replace() -> None:
+    def change() -> None:
         knmi.etag = '"two"'
         knmi.files = {name: bytes(600) + data[600:] for name, data in knmi.files.items()}
 
     knmi.script["data"] = ["cut:700"]
-    knmi.after_data = replace
+    knmi.after_cut = change
     fetch(knmi, tmp_path, parallel=1)
     assert_whole(knmi, tmp_path)
 
@@ -210,9 +194,9 @@ def test_an_expired_address_is_asked_for_again_but_not_for_ever(tmp_path: Path, 
 
 def test_the_quota_is_waited_for_only_as_long_as_allowed(tmp_path: Path, knmi: Knmi) -> None:
     knmi.script["list"] = ["429:3600"]
-    refused(knmi, tmp_path, r"too many requests \(HTTP 429\): it asks to wait 3600 s more, and 20 s in all are allowed")
+    refused(knmi, tmp_path, r"too many requests \(HTTP 429\): it asks to wait 3600 s more, and 60 s in all are allowed")
     knmi.script["list"] = ["429:1", "429:1", "429:1"]
-    refused(knmi, tmp_path, "HTTP 429", patience_s=2)
+    refused(knmi, tmp_path, "HTTP 429", patience_min=0.03)
 
 
 def test_a_dead_server_is_given_up(tmp_path: Path, knmi: Knmi) -> None:
@@ -257,36 +241,13 @@ def test_sizes_that_are_none_are_refused(tmp_path: Path, knmi: Knmi, size: objec
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../evil.tar",
-        "/etc/evil",
-        "a/b.tar",
-        ".hidden",
-        "x\x1b[31m.tar",
-        "a b",
-        "",
-        "x" * 300,
-        "x.partial",
-        "\u202e.tar",
-    ],
-)
+@pytest.mark.parametrize("name", ["../evil.tar", "/etc/evil", ".hidden", "x\x1b[31m", "", "x" * 300, "x.partial"])
 def test_names_that_are_no_plain_ones_are_refused(tmp_path: Path, knmi: Knmi, name: str) -> None:
     knmi.files = {name: b"x", **knmi.files}
     with pytest.raises(DataError, match=r"lists a file named .*; expected a plain name") as caught:
         fetch(knmi, tmp_path / "out", dataset="another", version="1")
     assert str(caught.value).isprintable()
     assert list(tmp_path.iterdir()) == []
-
-
-@given(st.text(max_size=40))
-def test_no_name_leads_anywhere(name: str) -> None:
-    if FILE_NAME.fullmatch(name):
-        assert name == Path(name).name
-        assert not name.startswith(".")
-        assert name.isascii()
-        assert name.isprintable()
 
 
 @pytest.mark.parametrize(
@@ -346,10 +307,7 @@ def arguments(knmi: Knmi, out: Path, *more: str) -> list[str]:
     return ["knmi", "--dataset", DATASET, *days, "--out", str(out), "--api", f"{knmi.api_url}/open-data", *more]
 
 
-def test_the_command_and_its_dry_run(
-    tmp_path: Path, knmi: Knmi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("KNMI_API_KEY", f" {KEY}\n")
+def test_the_command_and_its_dry_run(tmp_path: Path, knmi: Knmi, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(knmi, tmp_path / "out", "--dry-run")) == 0
     assert not (tmp_path / "out").exists()
     assert re.search(rf"1.0: 4 files, {WANTED[0]} to {WANTED[-1]}\n0 of 4 files are there", capsys.readouterr().err)
@@ -377,15 +335,8 @@ def test_the_command_and_its_dry_run(
     ],
 )
 def test_wrong_options_are_refused(
-    tmp_path: Path,
-    knmi: Knmi,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    change: list[str],
-    code: int,
-    message: str,
+    tmp_path: Path, knmi: Knmi, capsys: pytest.CaptureFixture[str], change: list[str], code: int, message: str
 ) -> None:
-    monkeypatch.setenv("KNMI_API_KEY", KEY)
     if code == ExitCode.DATA:
         assert main(arguments(knmi, tmp_path, *change)) == code
     else:
@@ -428,7 +379,6 @@ def test_a_stopped_download_goes_on(tmp_path: Path, knmi: Knmi, number: signal.S
     command = [sys.executable, "-m", "rainspark.data.fetch", *arguments(knmi, tmp_path, "--parallel", "1")]
     process = subprocess.Popen(
         command,
-        env={**os.environ, "KNMI_API_KEY": KEY},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -451,7 +401,7 @@ def test_a_stopped_download_goes_on(tmp_path: Path, knmi: Knmi, number: signal.S
     knmi.log.clear()
     fetch(knmi, tmp_path, parallel=1)
     assert_whole(knmi, tmp_path)
-    assert [request.headers.get("Range") for request in knmi.log if request.server == "store"] == [
+    assert [request.headers.get("range") for request in knmi.log if request.server == "store"] == [
         f"bytes={have}-",
         None,
         None,
@@ -461,8 +411,7 @@ def test_a_stopped_download_goes_on(tmp_path: Path, knmi: Knmi, number: signal.S
 def test_a_second_download_into_a_folder_is_refused(tmp_path: Path, knmi: Knmi) -> None:
     knmi.script["data"] = ["slow"]
     command = [sys.executable, "-m", "rainspark.data.fetch", *arguments(knmi, tmp_path)]
-    environment = {**os.environ, "KNMI_API_KEY": KEY}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         assert knmi.sent.wait(60)
         with pytest.raises(DataError, match="another download is writing there; wait for it"):
             fetch(knmi, tmp_path)

@@ -1,12 +1,9 @@
-"""Servers that are not what the user took them for: each is told at once, in words that help."""
+"""Servers that are not what the user took them for: each is named at once, in words that help."""
 
-import http.server
 import shutil
 import ssl
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,52 +12,15 @@ import pytest
 from rainspark.data.errors import DamagedError, DataError
 from rainspark.data.store.object_store import ObjectStorage, open_store
 from rainspark.data.store.retries import RetryPolicy
+from tests.web_server import Reply, web_server
 
 HTML = b"<html><body>Welcome! Please log in.</body></html>"
 BYTES = bytes(range(256)) * 100
-Reply = tuple[int, dict[str, str], bytes]
 Answer = Callable[[str, dict[str, str]], Reply]
 
 
 def error_body(code: str) -> bytes:
     return f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>Told.</Message></Error>'.encode()
-
-
-@contextmanager
-def server(answer: Answer, context: ssl.SSLContext | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Serve what `answer` gives for (path, headers); gives host and port, and the list of requests."""
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            asked.append(f"{self.command} {self.path}")
-            status, headers, body = answer(self.path, {name.lower(): value for name, value in self.headers.items()})
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        do_HEAD = do_PUT = do_DELETE = do_POST = do_GET
-
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    if context is not None:
-        served.socket = context.wrap_socket(served.socket, server_side=True)
-    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"127.0.0.1:{served.server_address[1]}", asked
-    finally:
-        served.shutdown()
-        thread.join()
-        served.server_close()
 
 
 @pytest.fixture
@@ -76,26 +36,34 @@ def s3_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ObjectStorage]:
 @pytest.mark.parametrize(
     ("reply", "most", "message"),
     [
-        ((200, {"ETag": '"x"'}, HTML), 1, "Received non-partial response .*check that the endpoint is a store's own"),
-        ((404, {}, HTML), 1, r"a: could not read: no such object; check the address"),
-        ((301, {}, error_body("PermanentRedirect")), 1, "lies in another region: set AWS_REGION to its own"),
-        ((302, {"Location": "/bucket/p/a"}, b""), 11, "the way leads in circles, or to a page to log in"),
-        ((400, {}, error_body("ExpiredToken")), 1, "refuses access: status 400, ExpiredToken, Told.*AWS_SESSION_TOKEN"),
-        ((403, {}, error_body("RequestTimeTooSkewed")), 1, "RequestTimeTooSkewed.*; check this machine's clock, "),
-        ((407, {}, b""), 1, "status 407; check the address and the store's settings"),
+        (
+            Reply(200, {"ETag": '"x"'}, HTML),
+            1,
+            "Received non-partial response .*check that the endpoint is a store's own",
+        ),
+        (Reply(404, {}, HTML), 1, r"a: could not read: no such object; check the address"),
+        (Reply(301, {}, error_body("PermanentRedirect")), 1, "lies in another region: set AWS_REGION to its own"),
+        (Reply(302, {"Location": "/bucket/p/a"}, b""), 11, "the way leads in circles, or to a page to log in"),
+        (
+            Reply(400, {}, error_body("ExpiredToken")),
+            1,
+            "refuses access: status 400, ExpiredToken, Told.*AWS_SESSION_TOKEN",
+        ),
+        (Reply(403, {}, error_body("RequestTimeTooSkewed")), 1, "RequestTimeTooSkewed.*; check this machine's clock, "),
+        (Reply(407, {}, b""), 1, "status 407; check the address and the store's settings"),
     ],
     ids=["html", "html-404", "region", "circle", "expired", "clock", "proxy"],
 )
-def test_what_no_second_try_changes_is_told_at_once(
+def test_what_no_second_try_changes_is_raised_at_once(
     s3_at: Callable[[str], ObjectStorage], reply: Reply, most: int, message: str
 ) -> None:
-    with server(lambda *_: reply) as (host, asked), pytest.raises(DataError, match=message):
+    with web_server(lambda *_: reply) as (host, asked), pytest.raises(DataError, match=message):
         s3_at(host).read("a")
     assert 1 <= len(asked) <= most
 
 
 def test_a_page_that_takes_a_write_is_no_store(s3_at: Callable[[str], ObjectStorage]) -> None:
-    with server(lambda *_: (200, {}, HTML)) as (host, asked):
+    with web_server(lambda *_: Reply(200, {}, HTML)) as (host, asked):
         for if_absent in (False, True):
             with pytest.raises(DataError, match=r"ETag Header missing.*check that the endpoint is a store's own"):
                 s3_at(host).write("a", b"1", if_absent=if_absent)
@@ -103,7 +71,7 @@ def test_a_page_that_takes_a_write_is_no_store(s3_at: Callable[[str], ObjectStor
 
 
 def test_a_place_that_is_not_there_is_no_lost_sequence(s3_at: Callable[[str], ObjectStorage]) -> None:
-    with server(lambda *_: (404, {}, HTML)) as (host, _):
+    with web_server(lambda *_: Reply(404, {}, HTML)) as (host, _):
         store = s3_at(host)
         for ask in (store.names, lambda: store.write("a", b"1")):
             with pytest.raises(DataError, match="status 404, there is no such place; check the address") as caught:
@@ -111,8 +79,8 @@ def test_a_place_that_is_not_there_is_no_lost_sequence(s3_at: Callable[[str], Ob
             assert not isinstance(caught.value, DamagedError)
 
 
-def test_a_web_server_without_ranges_is_told() -> None:
-    with server(lambda *_: (200, {}, BYTES)) as (host, asked):
+def test_a_web_server_without_ranges_is_named() -> None:
+    with web_server(lambda *_: Reply(200, {}, BYTES)) as (host, asked):
         storage = open_store(f"http://{host}/p", deadline_s=5, connections=2)
         with pytest.raises(DataError, match=r"/a: .*expected a server that answers ranges .* copy the files into a"):
             storage.read("a", 0, 10)
@@ -127,7 +95,7 @@ def listing(keys: list[str], *, page: int, fail_at: int = 0) -> Answer:
         nonlocal num_asked
         num_asked += 1
         if num_asked == fail_at:
-            return 503, {}, b""
+            return Reply(503)
         query = {name: values[0] for name, values in parse_qs(urlsplit(path).query).items()}
         start = int(query.get("continuation-token", 0))
         wanted = [key for key in keys if key.startswith(query["prefix"]) and key > query.get("start-after", "")]
@@ -139,25 +107,25 @@ def listing(keys: list[str], *, page: int, fail_at: int = 0) -> Answer:
             for key in left[:page]
         )
         text = f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}{entries}</ListBucketResult>"
-        return 200, {}, text.encode()
+        return Reply(200, {}, text.encode())
 
     return answer
 
 
 @pytest.mark.parametrize("names", [[f"{i:04}" for i in range(1200)], [f"{i * 7 % 1200:04}" for i in range(1200)]])
 def test_a_listing_in_any_order_goes_on_after_a_fault(s3_at: Callable[[str], ObjectStorage], names: list[str]) -> None:
-    with server(listing([f"p/{name}" for name in names], page=1000, fail_at=2)) as (host, _):
+    with web_server(listing([f"p/{name}" for name in names], page=1000, fail_at=2)) as (host, _):
         assert s3_at(host).names() == sorted(names)
 
 
 def test_marks_of_folders_are_no_files_of_theirs(s3_at: Callable[[str], ObjectStorage]) -> None:
-    with server(listing(["p/", "p/a", "p/sub/x", "p2/y"], page=1000)) as (host, _):
+    with web_server(listing(["p/", "p/a", "p/sub/x", "p2/y"], page=1000)) as (host, _):
         assert s3_at(host).names() == ["a", "sub/x"]
 
 
 @pytest.mark.parametrize("key", ["p/b//c", "p/../c", "p/b\x7f"])
-def test_an_object_that_no_file_can_be_called_is_told(s3_at: Callable[[str], ObjectStorage], key: str) -> None:
-    with server(listing(["p/a", key, "p/z"], page=1000)) as (host, asked):
+def test_an_object_that_no_file_can_be_called_is_named(s3_at: Callable[[str], ObjectStorage], key: str) -> None:
+    with web_server(listing(["p/a", key, "p/z"], page=1000)) as (host, asked):
         with pytest.raises(DataError, match=r"could not list: .*remove that object, or choose a prefix of their own"):
             s3_at(host).names()
         assert len(asked) == 1
@@ -172,9 +140,9 @@ def test_a_large_upload_is_tried_again_after_the_deadline_of_small_ones(
     def answer(_path: str, _headers: dict[str, str]) -> Reply:
         nonlocal num_refused
         num_refused += 1
-        return (500, {}, b"") if num_refused <= 4 else (200, {"ETag": '"x"', "Content-Length": "10"}, b"x" * 10)
+        return Reply(500) if num_refused <= 4 else Reply(200, {"ETag": '"x"', "Content-Length": "10"}, b"x" * 10)
 
-    with server(answer) as (host, _):
+    with web_server(answer) as (host, _):
         store = s3_at(host)
         # No second try fits into this deadline; ten bytes at one a second add ten seconds to it.
         monkeypatch.setattr(store._retries, "policy", RetryPolicy(deadline_s=0.1, try_s=0.1))
@@ -209,9 +177,9 @@ def test_certificates_are_checked(certificates: Path, monkeypatch: pytest.Monkey
     def answer(_path: str, headers: dict[str, str]) -> Reply:
         first, last = (int(text) for text in headers["range"].removeprefix("bytes=").split("-"))
         body = BYTES[first : last + 1]
-        return 206, {"Content-Range": f"bytes {first}-{first + len(body) - 1}/{len(BYTES)}"}, body
+        return Reply(206, {"Content-Range": f"bytes {first}-{first + len(body) - 1}/{len(BYTES)}"}, body)
 
-    with server(answer, context) as (host, _):
+    with web_server(answer, context) as (host, _):
         storage = open_store(f"https://{host}/p", deadline_s=5, connections=2)
         if is_trusted:
             assert storage.read("a") == BYTES

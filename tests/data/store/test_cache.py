@@ -16,7 +16,7 @@ from rainspark.data.errors import DataError
 from rainspark.data.randomness import generator
 from rainspark.data.store.cache import CachedStorage
 from rainspark.data.store.storage import LocalStorage
-from tests.data.radar_files import without_rights
+from tests.data.radar_files import small_disk, without_rights
 
 SHARD_BYTES = 100_000
 
@@ -218,7 +218,7 @@ def test_a_limit_below_a_shard_is_refused(archive: Archive) -> None:
         CachedStorage(archive.remote, archive.folder, SHARD_BYTES - 1, archive.files)
 
 
-def test_a_folder_that_cannot_be_written_is_told(archive: Archive, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(archive: Archive, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     archive.folder.write_bytes(b"")
     with pytest.raises(DataError, match=r"cache: could not make the cache: File exists; check data\.cache_dir"):
@@ -234,55 +234,47 @@ def test_a_folder_that_cannot_be_written_is_told(archive: Archive, tmp_path: Pat
 
 PROGRAM = """
     # Reads all shards in an order of its own; prints what it counted.
-    import hashlib, json, resource, sys
+    import hashlib, json, sys
     from pathlib import Path
     from rainspark.data.store.cache import CachedStorage
-    from rainspark.data.errors import DataError
     from rainspark.data.store.storage import LocalStorage
-    root, limit, order, largest = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
-    files = {name: tuple(entry) for name, entry in json.loads(sys.argv[5]).items()}
+    root, limit, order, files = Path(sys.argv[1]), *(json.loads(text) for text in sys.argv[2:])
     cache = CachedStorage(LocalStorage(root / "remote"), root / "cache", limit, files)
-    if largest:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    try:
-        for name in order:
-            assert hashlib.sha256(cache.read(name)).hexdigest() == files[name][1]
-    except DataError as error:
-        sys.exit(str(error))
+    for name in order:
+        assert hashlib.sha256(cache.read(name)).hexdigest() == files[name][1]
     print(json.dumps(cache.stats()))
 """
 
 
-def start(archive: Archive, limit: int, order: list[str], largest: int = 0) -> "subprocess.Popen[str]":
-    arguments = [str(archive.folder.parent), str(limit), json.dumps(order), str(largest), json.dumps(archive.files)]
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def run_three(archive: Archive, num_shards: int, repeats: int) -> list[dict[str, float]]:
+    """Read all shards in three processes at once, each in its own order; returns what each counted."""
+    names = list(archive.shards)
+    running = []
+    for i in range(3):
+        order = (names[i:] + names[:i]) * repeats
+        settings = [json.dumps(value) for value in (num_shards * SHARD_BYTES, order, archive.files)]
+        command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(archive.folder.parent), *settings]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate(timeout=60)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    return [json.loads(output) for output in outputs]
 
 
 def test_processes_share_what_one_of_them_fetches(archive: Archive) -> None:
-    names = list(archive.shards)
-    running = [start(archive, 6 * SHARD_BYTES, names[i:] + names[:i]) for i in range(3)]
-    outputs = [process.communicate(timeout=60) for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], outputs
-    assert sum(json.loads(out)["cache_misses"] for out, _ in outputs) == 6
-    assert archive.held() == set(names)
+    counts = run_three(archive, 6, repeats=1)
+    assert sum(count["cache_misses"] for count in counts) == 6
+    assert archive.held() == set(archive.shards)
 
 
 def test_processes_that_evict_each_others_copies_read_what_is_right(archive: Archive) -> None:
-    names = list(archive.shards)
-    running = [start(archive, 4 * SHARD_BYTES, (names[i:] + names[:i]) * 5) for i in range(3)]
-    outputs = [process.communicate(timeout=60) for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], outputs
+    run_three(archive, 4, repeats=5)
     assert len(archive.held()) <= 4
 
 
-def test_a_disk_that_refuses_is_told_and_holds_nothing(archive: Archive) -> None:
-    process = start(archive, 6 * SHARD_BYTES, ["1.tar"], largest=SHARD_BYTES // 2)
-    _, errors = process.communicate(timeout=60)
-    assert "could not read the cache: File too large; check data.cache_dir" in errors
+def test_a_disk_that_refuses_is_named_and_holds_nothing(archive: Archive) -> None:
+    cache = archive.cache()
+    message = r"could not read the cache: File too large; check data\.cache_dir"
+    with small_disk(SHARD_BYTES // 2), pytest.raises(DataError, match=message):
+        cache.read("1.tar")
     assert archive.held() == set()
     assert list(archive.folder.glob("*.partial")) == []

@@ -36,10 +36,10 @@ def store(s3: S3) -> Iterator[ObjectStorage]:  # noqa: F811
 
 def read_all(storage: ObjectStorage, num_ranges: int, shards: dict[str, bytes]) -> list[tuple[str, str]]:
     """Read every range of the shards, verified; gives (sequence id, SHA-256) in order."""
-    places = [(name, number) for name in shards for number in range(SEQUENCES_A_SHARD)][:num_ranges]
+    sequences = [(name, number) for name in shards for number in range(SEQUENCES_A_SHARD)][:num_ranges]
 
-    def work(place: tuple[str, int]) -> tuple[str, str]:
-        name, number = place
+    def work(sequence: tuple[str, int]) -> tuple[str, str]:
+        name, number = sequence
         start, stop = number * RANGE_BYTES, (number + 1) * RANGE_BYTES
         expected = hashlib.sha256(shards[name][start:stop]).hexdigest()
 
@@ -51,7 +51,7 @@ def read_all(storage: ObjectStorage, num_ranges: int, shards: dict[str, bytes]) 
         return f"{name}:{number}", hashlib.sha256(data).hexdigest()
 
     with ThreadPoolExecutor(4) as threads:
-        return list(threads.map(work, places))
+        return list(threads.map(work, sequences))
 
 
 def check_faulty_reads(s3: S3, rate: float, num_ranges: int) -> float:  # noqa: F811
@@ -123,11 +123,13 @@ def test_every_fault_costs_one_request_each_time(store: ObjectStorage, s3: S3, f
 def test_an_object_replaced_while_it_is_read_is_read_anew(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
     first, second = noise(5_000_000, 1), noise(5_000_000, 2)
     store.write("a", first)
-    s3.inject([{"match": "GET", "times": 1, "do": "stall", "at": 3_500_000, "for": 2}])
+    s3.inject([{"match": "GET", "times": 1, "do": "stall", "at": 3_500_000, "for": 20}])
+    patient = open_store(s3.url, deadline_s=60, connections=1, read_timeout_s=2)
     with ThreadPoolExecutor(1) as thread:
-        reading = thread.submit(store.read, "a", 0, 5_000_000)
-        time.sleep(0.15)
-        open_store(s3.url, deadline_s=60, connections=1).write("a", second)
+        reading = thread.submit(patient.read, "a", 0, 5_000_000)
+        while not s3.log():
+            assert not reading.done()
+        store.write("a", second)
         assert reading.result() == second
 
 
@@ -154,23 +156,7 @@ def test_writes_get_over_faults(store: ObjectStorage, s3: S3, fault: dict[str, o
     assert (store.read("small"), store.read("large")) == (b"x" * 1000, data)
 
 
-def test_a_writer_whose_block_fails_leaves_nothing(store: ObjectStorage) -> None:
-    def stop_half_way() -> None:
-        with store.writer("a") as file:
-            file.write(b"half")
-            raise RuntimeError("stopped")
-
-    with pytest.raises(RuntimeError, match="stopped"):
-        stop_half_way()
-    assert store.names() == []
-
-
-def test_a_new_object_does_not_replace_one_that_is_there(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
-    store.write("a", b"first", if_absent=True)
-    for data in (b"second", b"first"):
-        with pytest.raises(DataError, match=r"/a: is already there and was left as it is"):
-            store.write("a", data, if_absent=True)
-    assert store.read("a") == b"first"
+def test_a_lost_answer_does_not_make_an_object_of_ours_somebody_elses(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
     # The write succeeds and its answer is lost: the second try meets its own object.
     s3.inject([{"match": "PUT", "times": 1, "do": "fin", "at": 0}, {"match": "PUT", "times": 1, "do": "503"}])
     store.write("b", b"mine", if_absent=True)
@@ -185,26 +171,6 @@ def test_a_lost_answer_does_not_hide_somebody_elses_object(store: ObjectStorage,
     assert store.read("a") == b"theirs"
 
 
-def test_files_are_listed_found_and_deleted(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
-    names = ["b.tar", "sub/a-1.json", "sub/a-2 ä%41.json", "sub/b.json", "subway/x"]
-    for name in names:
-        store.write(name, name.encode())
-    assert store.names() == names
-    assert store.names("sub/") == names[1:4]
-    assert store.names("sub/a") == names[1:3]
-    assert store.names("s") == names[1:]
-    assert store.read(names[2]) == names[2].encode()
-    inside = open_storage(f"{s3.url}/sub/")
-    assert (inside.url, inside.folder) == (f"{s3.url}/sub", None)
-    assert inside.names() == ["a-1.json", "a-2 ä%41.json", "b.json"]
-    inside.delete("b.json")
-    inside.delete("b.json")
-    assert not store.exists("sub/b.json")
-    assert store.exists("b.tar")
-    inside.delete_partial()
-    assert store.stats()["bytes_written"] == sum(len(name.encode()) for name in names)
-
-
 @pytest.mark.slow
 def test_a_listing_of_many_pages_goes_on_where_it_failed(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
     names = [f"sub/{number:05d}" for number in range(2500)]
@@ -215,23 +181,7 @@ def test_a_listing_of_many_pages_goes_on_where_it_failed(store: ObjectStorage, s
     assert len([1 for line, _, _ in s3.log() if "list-type" in line]) == 5
 
 
-def test_empty_objects_and_empty_ranges(store: ObjectStorage) -> None:
-    store.write("empty", b"")
-    store.write("a", b"0123456789")
-    assert store.read("empty") == b""
-    assert store.read("a", 10) == b""
-    assert store.read("a", 10, 10) == b""
-    assert store.read("a", 8) == b"89"
-
-
-@pytest.mark.parametrize(("start", "stop"), [(0, 11), (11, None), (11, 12), (11, 11), (9, 10**15)])
-def test_ranges_beyond_the_end_are_refused(store: ObjectStorage, start: int, stop: int | None) -> None:
-    store.write("a", b"0123456789")
-    with pytest.raises(DataError, match=r"/a: bytes .* were asked for, but the file has 10"):
-        store.read("a", start, stop)
-
-
-def test_damage_that_lies_in_the_store_is_told_after_three_reads(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
+def test_damage_that_lies_in_the_store_is_reported_after_three_reads(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
     store.write("a", b"0123456789")
     s3.inject([])
 
@@ -255,26 +205,9 @@ def test_what_no_second_try_changes_is_asked_once(store: ObjectStorage, s3: S3) 
         with pytest.raises(DataError, match=rf"{s3.url}/a: could not read: .*{message}"):
             store.read("a")
         assert len(s3.log()) == 1
-    with pytest.raises(DataError, match="/missing: could not read: no such object"):
-        store.size("missing")
 
 
-@pytest.mark.parametrize("name", ["", "/etc/passwd", "..", "a/../../b", "a//b", "./a", "a\\b", "a\0b", "a\x7f", "a/"])
-def test_names_that_lead_out_are_refused(store: ObjectStorage, s3: S3, name: str) -> None:  # noqa: F811
-    s3.inject([])
-    work: list[Callable[[], object]] = [
-        lambda: store.read(name),
-        lambda: store.size(name),
-        lambda: store.write(name, b""),
-        lambda: store.delete(name),
-    ]
-    for ask in work:
-        with pytest.raises(DataError, match="not allowed; expected one relative path"):
-            ask()
-    assert s3.log() == []
-
-
-def test_wrong_and_missing_credentials_are_told(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_wrong_and_missing_credentials_are_named(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     open_storage(s3.url).write("a", b"1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "WRONG-SECRET")
     with pytest.raises(DataError, match=r"refuses access: status 403, SignatureDoesNotMatch.*AWS_SECRET_ACCESS_KEY"):
@@ -297,7 +230,8 @@ def test_secrets_do_not_leave_by_the_errors(s3: S3, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"AKIA{canary}")
     storage = open_store(s3.url, deadline_s=2, connections=1)
     s3.inject([{"match": "PUT", "times": -1, "do": "500", "code": f"AKIA{canary}"}])
-    work: list[Callable[[], object]] = [
+
+    asked: list[Callable[[], object]] = [
         lambda: storage.read("a"),
         storage.names,
         lambda: storage.write("a", b"1"),
@@ -305,7 +239,7 @@ def test_secrets_do_not_leave_by_the_errors(s3: S3, monkeypatch: pytest.MonkeyPa
         lambda: open_storage(f"https://host/x?X-Amz-Signature={canary}"),
         lambda: open_storage(f"ftp://user:{canary}@host/x"),
     ]
-    for ask in work:
+    for ask in asked:
         with pytest.raises(DataError) as caught:
             ask()
         shown: BaseException | None = caught.value
@@ -315,7 +249,7 @@ def test_secrets_do_not_leave_by_the_errors(s3: S3, monkeypatch: pytest.MonkeyPa
     assert canary not in f"{storage!r}{storage.url}{vars(storage)}"
 
 
-def test_a_bucket_that_is_not_there_is_told(s3: S3, tmp_path: Path) -> None:  # noqa: F811
+def test_a_bucket_that_is_not_there_is_named(s3: S3, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(
         DataError, match=r"s3://nobucket/k/index.json: .*no such bucket \(NoSuchBucket\); create it, or"
     ):
@@ -326,26 +260,21 @@ def test_a_bucket_that_is_not_there_is_told(s3: S3, tmp_path: Path) -> None:  # 
         pack(write_series(tmp_path / "in", range(3)), "s3://nobucket/k", PackOptions(window=2))
 
 
-def test_a_dead_endpoint_is_an_error_within_the_deadline(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+@pytest.mark.parametrize("listens", [False, True])
+def test_an_endpoint_that_does_not_answer_is_an_error_within_the_deadline(
+    s3: S3,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    listens: bool,
+) -> None:
+    message = r"no bytes came in time .*" if listens else r"the connection was refused \(endpoint http://127.*\)"
+    with socket.socket() as endpoint:
+        endpoint.bind(("127.0.0.1", 0))
+        if listens:
+            endpoint.listen()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{endpoint.getsockname()[1]}")
         storage = open_store(s3.url, deadline_s=2, connections=2)
         started = time.monotonic()
-        with pytest.raises(
-            DataError,
-            match=r"/a: could not read: the connection was refused \(endpoint http://127.*\); tried \d+ times",
-        ):
+        with pytest.raises(DataError, match=rf"/a: could not read: {message}; tried \d+ times"):
             storage.read("a")
     # The deadline is a promise, not a measurement.
-    assert time.monotonic() - started < 2 + 1
-
-
-def test_a_silent_endpoint_is_an_error_within_the_deadline(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        storage = open_store(s3.url, deadline_s=2, connections=2)
-        started = time.monotonic()
-        with pytest.raises(DataError, match=r"/a: could not read: no bytes came in time .*; tried"):
-            storage.read("a")
     assert time.monotonic() - started < 2 + 1
