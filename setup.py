@@ -1,6 +1,7 @@
 """Install Rainspark: `pip install -e .[all]` (or `make`, which pins what was tested)."""
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 # torch 2.10: earlier releases let a crafted file past `weights_only=True`.
 REQUIRES = [
@@ -64,6 +65,16 @@ EXTRAS = {
 ROOMS = ["data*", "models*", "trainer*", "launch*"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
+
+class BuildRooms(build_py):
+    """Build the package without this file, which lies in its root."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        """List a package's modules as (package, module, file)."""
+        modules = super().find_package_modules(package, package_dir)
+        return [entry for entry in modules if entry[:2] != ("rainspark", "setup")]
+
+
 setup(
     name="rainspark",
     version="0.1.0",
@@ -73,7 +84,8 @@ setup(
     # The repository's root is the package: its rooms stay where users know them, under one import name.
     package_dir={"rainspark": "."},
     packages=["rainspark", *(f"rainspark.{room}" for room in find_packages(include=ROOMS))],
-    package_data={"rainspark": ["configs/*", "launch/multinode.sh"]},
+    cmdclass={"build_py": BuildRooms},
+    package_data={"rainspark": ["configs/*", "launch/multinode.sh", "trainer/evaluation/*.j2"]},
     entry_points={"console_scripts": ["rainspark = rainspark.__main__:start"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
