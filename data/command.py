@@ -77,8 +77,8 @@ class _HelpLines(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=100)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = [super(_HelpLines, self)._fill_text(part, width, indent) for part in text.split("\n\n")]
-        return "\n\n".join(paragraphs)
+        filled = [super(_HelpLines, self)._fill_text(paragraph, width, indent) for paragraph in text.split("\n\n")]
+        return "\n\n".join(filled)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return _words_of(action)

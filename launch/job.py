@@ -348,14 +348,18 @@ class Supervisor:
         return crashes_in_a_row(entries, step), warned_in_a_row(entries, step)
 
     def _give_up(self, crashes: Sequence[Mapping[str, Any]], warned: Sequence[Mapping[str, Any]]) -> int:
-        """Say why, and end the job with the last exit code."""
-        step = newest_step(self.folder)
-        is_crash = len(crashes) >= MAX_CRASHES
-        row, what, advice = crashes, "crashes in a row", "mend it"
-        if not is_crash:
-            row, what = warned, "starts in a row that the time limit's warning stopped"
+        """Log why, and end the job with the last exit code."""
+        if len(crashes) >= MAX_CRASHES:
+            row = crashes
+            what = "crashes in a row"
+            advice = "mend it"
+        else:
+            row = warned
+            what = "starts in a row that the time limit's warning stopped"
             left = f"told {warned[-1]['left_s']:.0f} s before it"
             advice = f"the time limit leaves too little time ({left}): raise --time or lower --signal"
+
+        step = newest_step(self.folder)
         lines = [f"  {start.get('utc')}: exit code {start.get('code')}: {start.get('detail')}" for start in row]
         log = job_record(self.allocation.job_id).get("StdOut", "this job's log")
         LOG.error(

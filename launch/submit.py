@@ -65,6 +65,8 @@ def make_parser() -> argparse.ArgumentParser:
         f"{DEFAULT_CONFIG} where none is given."
     )
     options.add_argument("entry", choices=ENTRIES)
+
+    # What is asked of Slurm.
     options.add_argument("--nodes", type=int, default=1)
     options.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs a node, each with a rank (default: 0)")
     options.add_argument("--cpus", type=int, default=None, metavar="N", help="CPUs a rank")
@@ -72,6 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_argument("--time", required=True, metavar="HH:MM", help="limit; also D-HH:MM, HH:MM:SS, or minutes")
     for name in ("partition", "account", "qos", "constraint", "reservation"):
         options.add_argument(f"--{name}", default=None)
+
+    # What the job does with it.
     options.add_argument("--name", default="rainspark", help="of the job")
     options.add_argument("--modules", default="", metavar='"A B"', help="environment modules to load")
     options.add_argument("--python", default=None, metavar="PATH", help="of the nodes; default: this one")
@@ -144,6 +148,7 @@ def parameters(asked: argparse.Namespace) -> dict[str, Any]:
         more["reservation"] = asked.reservation
     if asked.mem:
         more["mem"] = asked.mem
+
     options = {
         "job_name": asked.name,
         "nodes": asked.nodes,
@@ -199,11 +204,13 @@ def submit(asked: argparse.Namespace, environment: Mapping[str, str]) -> None:
     Raises:
         LaunchError: The settings are wrong, or Slurm refuses the job.
     """
+    # Check everything that can be known before the queue.
     words = with_config(asked.words, asked.entry)
     checked = complete(words, environment, f"{asked.name}-JOBID")
     if problem := check_settings(asked.entry, checked):
         sys.stdout.write(f"{problem}\n")
     executor = make_executor(asked)
+
     ranks = asked.ranks_per_node or asked.gpus or 1
     sys.stdout.write(
         f"{asked.entry}: {asked.nodes} node(s), {ranks} rank(s) a node, time limit {say_minutes(asked.minutes)}, "
@@ -212,11 +219,13 @@ def submit(asked: argparse.Namespace, environment: Mapping[str, str]) -> None:
     if asked.dry_run:
         sys.stdout.write(f"{executor.text()}\n# runs: rainspark.launch.job {shlex.join(job_words(asked, words))}\n")
         return
+
     try:
         job = executor.submit(run_submitted, job_words(asked, words))
     except Exception as error:
         # Submitit has several kinds of its own, and Slurm's words stand in all of them.
         raise LaunchError(f"Slurm did not take the job: {error}") from error
+
     run = (setting(checked, "run.dir") or "").replace("JOBID", job.job_id)
     sys.stdout.write(
         f"job     {job.job_id}\nrun     {run}\nlog     {job.paths.stdout}\n"

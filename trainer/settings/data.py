@@ -158,21 +158,21 @@ class ArchiveConfig:
         """
         if self.train_times is None:
             return None
+
         spans: dict[str, tuple[TimeSpan, ...]] = {}
         for part in ("train", "validation", "test"):
             texts = getattr(self, f"{part}_times") or ()
             spans[part] = tuple(parse_span(f"data.{part}_times", text) for text in texts)
         if not spans["train"]:
             raise ConfigError("data.train_times holds no span; expected at least one START/STOP")
+
+        # Spans of different parts keep the guard's distance, each pair compared once.
         guard_s = round(self.split_guard_h * 3600)
-        named = [(part, span) for part, some in spans.items() for span in some]
-        for place, (part, span) in enumerate(named):
-            for other_part, other in named[:place]:
-                if (
-                    other_part != part
-                    and span.start_s < other.stop_s + guard_s
-                    and other.start_s < span.stop_s + guard_s
-                ):
+        named = [(part, span) for part, spans_of_part in spans.items() for span in spans_of_part]
+        for position, (part, span) in enumerate(named):
+            for other_part, other in named[:position]:
+                is_near = span.start_s < other.stop_s + guard_s and other.start_s < span.stop_s + guard_s
+                if other_part != part and is_near:
                     raise ConfigError(
                         f"data.{other_part}_times {other} and data.{part}_times {span} overlap or are nearer to each "
                         f"other than data.guard_h {self.split_guard_h:g} hours; move them apart, or shorten the guard"

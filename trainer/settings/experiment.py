@@ -88,10 +88,12 @@ TrainingConfig = PretrainConfig | FinetuneConfig
 
 
 def _check_together(config: TrainingConfig) -> None:
+    """Check what concerns several sections."""
     for key, value in leaves(config):
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ConfigError(f"{key} is {value}; it must be a finite number")
+
     data = config.data
     if data.global_batch % data.micro:
         sizes = [size for size in range(1, data.global_batch + 1) if data.global_batch % size == 0]
@@ -99,11 +101,14 @@ def _check_together(config: TrainingConfig) -> None:
             f"data.global_batch {data.global_batch} is not a multiple of data.micro_batch {data.micro}; "
             f"micro-batches that work: {', '.join(map(str, sizes))}"
         )
+
     if config.optim.warmup_steps >= config.run.steps:
         raise ConfigError(
             f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of run.steps {config.run.steps}; "
             "warm up for fewer steps or run longer"
         )
+
+    # A rank that waits for a store or a service looks like one that hangs.
     waits = {
         "data.deadline_s": data.deadline_s if "://" in data.shards else 0.0,
         "run.push_deadline_s": 0.0 if config.run.checkpoint_url is None else config.run.push_deadline_s,
@@ -118,6 +123,7 @@ def _check_together(config: TrainingConfig) -> None:
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give every setting of a configuration by its dotted name."""
     for leaf in dataclasses.fields(config):
         value = getattr(config, leaf.name)
         if dataclasses.is_dataclass(value):

@@ -139,9 +139,9 @@ class NowcastConfig:
         """Refuse what was set for the other kind of model: it would have no effect."""
         others = _SPAT_SPARK_ONLY if self.name == "smaat_unet" else _SMAAT_ONLY
         defaults = {item.name: item.default for item in fields(NowcastConfig)}
-        found = [f"model.{name} {getattr(self, name)}" for name in others if getattr(self, name) != defaults[name]]
-        if found:
-            raise ConfigError(f"{', '.join(found)}: no effect with model.name {self.name}; leave it out")
+        changed = [f"model.{name} {getattr(self, name)}" for name in others if getattr(self, name) != defaults[name]]
+        if changed:
+            raise ConfigError(f"{', '.join(changed)}: no effect with model.name {self.name}; leave it out")
 
 
 _SPAT_SPARK_ONLY = (

@@ -54,13 +54,16 @@ class OptimConfig:
             raise ConfigError(f"optim.momentum is {self.momentum}; 0 to below 1")
         if not self.eps > 0:
             raise ConfigError(f"optim.eps is {self.eps}; above 0")
+
         for name, decay in (("weight_decay", self.weight_decay), ("weight_decay_end", self.weight_decay_end)):
             if decay is not None and not (math.isfinite(decay) and decay >= 0):
                 raise ConfigError(f"optim.{name} is {decay}; 0 or more and finite")
+
         if self.warmup_steps < 0:
             raise ConfigError(f"optim.warmup_steps is {self.warmup_steps}; 0 or more")
         if not 0 <= self.min_lr_share <= 1:
             raise ConfigError(f"optim.min_lr_share is {self.min_lr_share}; a share, 0 to 1")
+
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"optim.clip_norm is {self.clip_norm}; above 0, or null for no clipping")
         if not 0 < self.layer_decay <= 1:

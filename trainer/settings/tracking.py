@@ -39,10 +39,11 @@ class TrackingConfig:
                 raise ConfigError(f"tracking.services has {name!r}; there are {', '.join(SERVICE_NAMES)}{hint}")
         if len(set(self.services)) < len(self.services):
             raise ConfigError(f"tracking.services names one twice: {', '.join(self.services)}; name each once")
-        for key, given in (("project", self.project), ("run_name", self.run_name)):
-            if given is not None and _NAME.fullmatch(given) is None:
+
+        for key, text in (("project", self.project), ("run_name", self.run_name)):
+            if text is not None and _NAME.fullmatch(text) is None:
                 raise ConfigError(
-                    f"tracking.{key} is {given!r}; up to 100 letters, digits, spaces, '.', '_' and '-', first a letter "
+                    f"tracking.{key} is {text!r}; up to 100 letters, digits, spaces, '.', '_' and '-', first a letter "
                     "or a digit: what every service takes"
                 )
         if not self.close_s >= 0:
