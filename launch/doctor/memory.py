@@ -39,7 +39,7 @@ def model_size(job: Job) -> "ModelSize":
     from ...data.units import ModelSpace
     from ...trainer.forecasting.build import build_nowcaster
     from ...trainer.settings.experiment import FinetuneConfig
-    from ...trainer.training.build import build_spark
+    from ...trainer.training.pretrain_task import build_spark
     from .memory_formula import size_of
 
     config = job.config

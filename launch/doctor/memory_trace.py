@@ -23,7 +23,8 @@ from ...trainer.engine.processes import AUTOCAST_DTYPES
 from ...trainer.engine.replicated import Forward
 from ...trainer.forecasting.build import build_nowcaster
 from ...trainer.settings.experiment import FinetuneConfig, TrainingConfig
-from ...trainer.training.build import build_nowcast_task, build_pretrain_task, build_spark
+from ...trainer.training.nowcast_task import build_nowcast_task
+from ...trainer.training.pretrain_task import build_pretrain_task, build_spark
 from ...trainer.training.task import Task
 
 _MARK: Final = "rainspark mark: "

@@ -51,15 +51,10 @@ def _train_s(run: Pretraining, stream: object, steps: int) -> float:
         log=lambda _step, _metrics: None,
         save=lambda _step: None,
         evaluate=None,
-        stop_asked=lambda: False,
-        windows=lambda _rows: [],
-        fail=lambda _failure: None,
+        name_windows=lambda _rows: [],
     )
     config = run.config
-    loop = Loop(
-        run.engine, run.task, stream, run=config.run, optim=config.optim,  # type: ignore[arg-type]
-        global_batch=config.data.global_batch, hooks=quiet,
-    )  # fmt: skip
+    loop = Loop(run.engine, run.task, stream, StopSignal(), config=config, hooks=quiet)  # type: ignore[arg-type]
     _wait(run.engine.device)
     start_s = time.perf_counter()
     loop.fit(config.run.steps - steps)

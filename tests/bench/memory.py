@@ -57,7 +57,7 @@ def train(engine: Engine, frames: Tensor, positions: Tensor, micro_steps: int, s
         del output
     mark(f"backward {step}")
     zero = torch.zeros((), device=frames.device)
-    engine.update(rate=1e-4, decay=0.0, nonfinite=zero, average_decay=0.9)
+    engine.update(rate=1e-4, decay=0.0, skip=zero, average_decay=0.9)
 
 
 def activations_of(encoder: str, width: int, size: int, windows: int) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from rainspark.trainer.checkpoint import folder as checkpoint
+from rainspark.trainer.checkpoint.share import as_engine_state
 from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.experiment import PretrainConfig
@@ -117,9 +118,7 @@ def measure(shards: Path, folder: Path, encoder: str, width: int, rounds: int, s
             start_s = time.perf_counter()
             loaded = checkpoint.load(folder)
             read_s = time.perf_counter()
-            engine.import_state(
-                loaded.model, loaded.optimizer, loaded.state.optimizer_steps, loaded.state.loss_scale, loaded.average
-            )
+            engine.import_state(as_engine_state(loaded))
             loads.append(read_s - start_s)
             imports.append(time.perf_counter() - read_s)
     finally:

@@ -86,10 +86,10 @@ class Watch:
                 output = replace(output, loss=output.loss * (torch.inf if "infinite" in kind else torch.nan))
             return output
 
-        def watched_update(*, nonfinite: Tensor, **settings: Any) -> UpdateResult:
+        def watched_update(*, skip: Tensor, **settings: Any) -> UpdateResult:
             if not self.poisoned and self._step in self.bad_steps:
-                nonfinite = nonfinite + 1
-            result = update(nonfinite=nonfinite, **settings)
+                skip = skip + 1
+            result = update(skip=skip, **settings)
             if bool(result.skipped):
                 self.skipped.append(self._step)
             if digest(engine) == self._before:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +112,22 @@ def train_under(rank: int, argv: list[str], plan: dict[str, Any]) -> int:
 
     def prepare(run: TrainingRun[Any]) -> None:
         kept.append(run)
-        save_without = run._save
-        run._evaluate = _no_figures  # type: ignore[method-assign]
         if is_victim and plan.get("step") is None:
             fault.arm(run.folder / "checkpoints")
             counted.is_active = True
+        save = run.loop.hooks.save
 
-        def saving(finished: int) -> None:
+        def save_under_fault(finished: int) -> None:
             chosen = is_victim and plan.get("step") == finished
             if chosen:
                 fault.arm(run.folder / "checkpoints")
                 counted.is_active = True
-            save_without(finished)
+            save(finished)
             if chosen:
                 disarm()
                 counted.is_active = False
 
-        run._save = saving  # type: ignore[method-assign]
+        run.loop.hooks = replace(run.loop.hooks, save=save_under_fault, evaluate=None)
 
     train = nowcast_runs.train if "--model.smaat_width" in argv else runs.train
     code = run_entry(lambda: train(argv, stop_in_step=plan.get("stop_in_step"), change=prepare))
@@ -166,11 +166,6 @@ def share_small(rank: int, folder: str) -> int:
         save_file(tensors, Path(folder) / f"{name}-{rank}.safetensors")
         save_file(expected, Path(folder) / f"{name}-expected.safetensors")
     return len(shared.average)
-
-
-def _no_figures(finished: int) -> dict[str, float]:
-    del finished
-    return {}
 
 
 def _hash(tensor: torch.Tensor) -> str:

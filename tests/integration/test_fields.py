@@ -51,7 +51,7 @@ def model(argv: list[str]) -> Any:
         run = Pretraining(config, engine, StopSignal())
         weights = b"".join(p.detach().numpy().tobytes() for p in engine.bare_model.parameters())
         encoder = run.model.sparse_encoder
-        task = (run.task.mask_ratio, run.task.space, run.task.depth_rates.tolist(), run.task.augment, run.model.loss)
+        task = (run.task.mask_ratio, run.task.space, run.task.depth_rates, run.task.augment, run.model.loss)
         return repr(engine.bare_model), hashlib.sha256(weights).hexdigest(), encoder.checkpoint_blocks, task
     finally:
         engine.shutdown(clean=True)

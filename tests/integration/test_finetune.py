@@ -125,13 +125,13 @@ def test_a_kill_between_evaluation_and_checkpoint_leaves_no_best_of_an_abandoned
     def look(finetuning: Finetuning) -> None:
         seen.append((finetuning.best, best_steps(run)))
         killed_in_step_6(finetuning)
-        make_folder = finetuning._make_folder
+        hold_folder = finetuning._hold_folder
 
         def look_again() -> None:
-            make_folder()
+            hold_folder()
             seen.append(best_steps(run))
 
-        finetuning._make_folder = look_again  # type: ignore[method-assign]
+        finetuning._hold_folder = look_again  # type: ignore[method-assign]
 
     with pytest.raises(KeyboardInterrupt):
         train(argv, change=look)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rainspark.data.exit_codes import ExitCode
+from rainspark.trainer.record import run_record
 from rainspark.trainer.tracking.trackers import Trackers
-from rainspark.trainer.training import run as lifecycle
 from rainspark.trainer.training.pretraining import Pretraining
 from tests.integration.runs import arguments, make_shards, tensors, train
 
@@ -69,7 +69,7 @@ def test_steps_memory_and_cost_are_told_and_skipped_steps_add_up(
     assert "device hours in 2 attempts (now 1 x cpu)" in printed
     assert all(bool(value.isfinite().all()) for value in tensors(run).values())
     kept = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    monkeypatch.setattr(lifecycle, "open_trackers", lambda *_, **__: pytest.fail("nothing is left to track"))
+    monkeypatch.setattr(run_record, "open_trackers", lambda *_, **__: pytest.fail("nothing is left to track"))
     assert train([*argv, "--tracking.services", "[mlflow]"]) == ExitCode.DONE
     assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == kept
 

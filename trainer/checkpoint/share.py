@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from ..engine.engine import Engine
+from ..engine.engine import Engine, EngineState
 from .folder import Loaded
 
 _PARTS = ("model", "optimizer", "average")
@@ -35,6 +35,18 @@ def share(engine: Engine, loaded: Loaded | None) -> Loaded | None:
         sources = {} if loaded is None else vars(loaded)[part]
         tensors[part] = {name: _send(engine, sources.get(name), *kind) for name, kind in named.items()}
     return Loaded(state=state, path=path, **tensors)
+
+
+def as_engine_state(loaded: Loaded) -> EngineState:
+    """Give what an engine takes over of a checkpoint."""
+    return EngineState(
+        model=loaded.model,
+        optimizer=loaded.optimizer,
+        optimizer_steps=loaded.state.optimizer_steps,
+        loss_scale=loaded.state.loss_scale,
+        loss_scale_good_steps=loaded.state.loss_scale_good_steps,
+        average=loaded.average,
+    )
 
 
 def _send(engine: Engine, source: torch.Tensor | None, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Parts(Protocol):
-    """What of a parameter a rank holds, and so averages."""
+    """Access to what a rank holds of each parameter, and so averages."""
 
     def own(self, parameter: nn.Parameter) -> Tensor:
         """Return what this rank holds: live storage, without a graph."""
@@ -21,7 +21,7 @@ class Parts(Protocol):
         """Return this rank's part of a whole tensor."""
 
     def written(self) -> None:
-        """Be told that parts were written; collective."""
+        """Refresh what was made of parts that were written; collective."""
 
 
 class Average:
@@ -46,7 +46,7 @@ class Average:
         self.values = {name: tensor.clone() for name, tensor in self._live().items()}
 
     def _live(self) -> dict[str, Tensor]:
-        """What is averaged as it is now: an engine may give a parameter other storage."""
+        """List what is averaged as it is now: an engine may give a parameter other storage."""
         parts = self._parts
         own = {name: p.detach() if parts is None else parts.own(p) for name, p in self._parameters.items()}
         return own | self._buffers

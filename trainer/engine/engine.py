@@ -1,11 +1,11 @@
-"""Accelerate and DeepSpeed: how a model is run, summed over ranks, stepped, saved and restored."""
+"""The engine: runs a model under Accelerate or DeepSpeed, sums over ranks, steps, gives and takes its state."""
 
 import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -30,23 +30,26 @@ _Object = TypeVar("_Object")
 
 @dataclass(frozen=True, kw_only=True)
 class EngineState:
-    """A training state that any engine of any world size takes over; complete on rank 0, empty on the others.
+    """A training state that any engine of any world size takes over.
+
+    What an engine exports is complete on rank 0 and empty on the others; what it imports is complete on all of them.
 
     Attributes:
         model: Parameters and buffers by bare name, on the CPU, float32 (float64 in fp64), integers for counters.
         optimizer: Moments by "<parameter name>.<moment>", on the CPU, of the parameter's shape and dtype.
         optimizer_steps: Updates done, by parameter name; empty for sgd, which keeps none.
-        loss_scale: Of fp16, else None.
+        loss_scale: Of fp16, else None; what is imported in other precisions is ignored, and None starts a new search.
         loss_scale_good_steps: Good gradients in a row since that scale last changed.
-        average: Averaged weights and buffers by bare name, as `model`; empty without an average.
+        average: Averaged weights and buffers by bare name, as `model`; empty without an average. An engine that
+            averages starts at the weights where it is empty, and one that does not ignores it.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     optimizer_steps: dict[str, float]
-    loss_scale: float | None
-    loss_scale_good_steps: int
-    average: dict[str, Tensor]
+    loss_scale: float | None = None
+    loss_scale_good_steps: int = 0
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Engine:
@@ -62,14 +65,14 @@ class Engine:
         device: Where this process computes.
         is_main: Whether this is rank 0.
         group: Process group of all ranks, None with one process.
-        heartbeat: What this process does, told to all of them.
+        heartbeat: What this process does, published to all of them.
         started_s: When this process began to wait for the others, on its monotonic clock.
         model: The wrapped model, to be called like the bare one.
         bare_model: The task's own model; its weights may be partitioned (ZeRO 3): read them with `export_state`.
 
     Args:
         config: Processes, precision, DeepSpeed.
-        stop_asked: Whether this process was told to stop, for the time in which it waits for the others.
+        stop_asked: Returns whether this process was asked to stop while it waits for the others.
 
     Raises:
         ConfigError: Settings of the launcher contradict ours, or the processes did not start as asked for.
@@ -89,6 +92,7 @@ class Engine:
         self.device = self._processes.device
         self.is_main = self.rank == 0
         self.group = self._processes.group
+
         self._backend: Backend | None = None
         self._scale = LossScale(self.device) if config.precision == "fp16" else None
         self._buffers: list[Tensor] = []
@@ -108,6 +112,8 @@ class Engine:
         """
         config = self.config
         check_clipping(optim.clip_norm, os.environ)
+
+        # Layout, synchronised normalisation, and rank 0's buffers; the wrappers give its parameters to all.
         model = model.to(self.device, torch.float64 if config.precision == "fp64" else torch.float32)
         if config.channels_last and config.zero_stage is None:
             model = model.to(memory_format=torch.channels_last)
@@ -116,29 +122,30 @@ class Engine:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
         self.bare_model = model
+
         lamb = PartitionedLamb if config.zero_stage else None
         optimizer = build_optimizer(parameter_groups(model, optim), optim, lamb)
         if config.compile:
             # In place: the names of the state stay as they are.
             model.compile()
-        forward = Forward(
-            model,
-            device_type=self.device.type,
-            dtype=AUTOCAST_DTYPES[config.precision],
-            channels_last=config.channels_last,
-        )
-        self._backend = self._wrap(forward, optimizer, optim, max(1, (micro_batch or 1) // self.world_size))
+        dtype = AUTOCAST_DTYPES[config.precision]
+        forward = Forward(model, device_type=self.device.type, dtype=dtype, channels_last=config.channels_last)
+        micro_batch_per_rank = max(1, (micro_batch or 1) // self.world_size)
+        self._backend = self._wrap(forward, optimizer, optim.clip_norm, micro_batch_per_rank)
         self.model = self._backend.model
-        self._buffers = list(self.bare_model.buffers())
+
+        # What a skipped step puts back, and the averaged weights.
+        self._buffers = list(model.buffers())
         self._saved_buffers = [buffer.clone() for buffer in self._buffers]
-        self._average = None if optim.ema_decay is None else Average(self.bare_model, self._backend.parts)
+        self._average = None if optim.ema_decay is None else Average(model, self._backend.parts)
 
     def _wrap(
-        self, forward: Forward, optimizer: torch.optim.Optimizer, optim: OptimConfig, micro_batch_per_rank: int
+        self, forward: Forward, optimizer: torch.optim.Optimizer, clip_norm: float | None, micro_batch_per_rank: int
     ) -> Backend:
-        deepspeed = None
-        # DistributedDataParallel says this of 1x1 convolutions, whose two layouts are the same bytes.
+        """Wrap a model for its processes: plain, in DistributedDataParallel, or in DeepSpeed's engine."""
+        # DistributedDataParallel warns so of 1x1 convolutions, whose two layouts are the same bytes.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        deepspeed = None
         if self.config.zero_stage is None:
             with warnings.catch_warnings():
                 # `broadcast_buffers` has a new name in torch 2.15, and torch 2.10 does not know that one.
@@ -153,11 +160,12 @@ class Engine:
                 self.config,
                 forward,
                 optimizer,
-                clip_norm=optim.clip_norm,
+                clip_norm=clip_norm,
                 micro_batch_per_rank=micro_batch_per_rank,
             )
             if self.config.zero_stage > 0:
                 return Partitioned(deepspeed, world_size=self.world_size, scale=self._scale, rank=self.rank)
+
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 optimizer.state[parameter] = fresh_state(optimizer, parameter)
@@ -165,7 +173,7 @@ class Engine:
             model,
             optimizer,
             world_size=self.world_size,
-            clip_norm=optim.clip_norm,
+            clip_norm=clip_norm,
             scale=self._scale,
             deepspeed=deepspeed,
         )
@@ -183,27 +191,18 @@ class Engine:
         """Add the gradient of this rank's sum of terms over the count of terms in the global batch."""
         self._prepared.backward(loss)
 
-    def update(
-        self,
-        *,
-        rate: float,
-        decay: float,
-        nonfinite: Tensor,
-        empty: Tensor | None = None,
-        average_decay: float = 0.0,
-    ) -> UpdateResult:
+    def update(self, *, rate: float, decay: float, skip: Tensor, average_decay: float = 0.0) -> UpdateResult:
         """Clip, step the optimizer and clear the gradients; or skip the step on all ranks and put the buffers back.
 
         Args:
             rate: Learning rate of this step.
             decay: Weight decay of this step.
-            nonfinite: Scalar on the device, agreed on by all ranks (`sum_over_ranks`): above 0 skips the step. A
-                gradient norm that is not finite skips it too.
-            empty: Scalar like that: above 0 for a step without any term, which is skipped.
+            skip: Scalar on the device, agreed on by all ranks (`sum_over_ranks`): above 0 skips the step. A gradient
+                norm that is not finite skips it too.
             average_decay: Decay of the averaged weights after this step, where there are any.
         """
         with torch.no_grad():
-            result = self._prepared.update(rate, decay, nonfinite if empty is None else nonfinite + empty)
+            result = self._prepared.update(rate, decay, skip)
             for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
                 buffer.copy_(torch.where(result.skipped, saved, buffer))
             if self._average is not None:
@@ -241,6 +240,7 @@ class Engine:
     def export_state(self) -> EngineState:
         """Gather the whole training state; every rank calls it, rank 0 gets it. Nothing in it shares live storage."""
         backend = self._prepared
+        trained = self._trained()
         model: dict[str, Tensor] = {}
         optimizer: dict[str, Tensor] = {}
         average: dict[str, Tensor] = {}
@@ -249,76 +249,63 @@ class Engine:
             if self.is_main:
                 target[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
+        # Tensor by tensor: under ZeRO every rank takes part, and no GPU holds more than one whole one.
         with torch.no_grad():
             for name, parameter in self.bare_model.named_parameters():
                 keep(model, name, backend.read_parameter(parameter))
             for name, buffer in self._persistent_buffers().items():
                 keep(model, name, buffer)
-            for name, parameter in self._trained().items():
+            for name, parameter in trained.items():
                 for moment in moment_names(backend.optimizer):
                     keep(optimizer, f"{name}.{moment}", backend.read_moment(parameter, moment))
             for name, value in () if self._average is None else self._average.gathered():
                 keep(average, name, value)
-        steps = backend.read_steps(self._trained()) if self.is_main and counts_steps(backend.optimizer) else {}
-        scale = self._scale if self.is_main else None
+
+        if not self.is_main:
+            return EngineState(model={}, optimizer={}, optimizer_steps={})
         return EngineState(
             model=model,
             optimizer=optimizer,
-            optimizer_steps=steps,
-            loss_scale=None if scale is None else float(scale.value),
-            loss_scale_good_steps=0 if scale is None else scale.good_steps,
+            optimizer_steps=backend.read_steps(trained) if counts_steps(backend.optimizer) else {},
+            loss_scale=None if self._scale is None else float(self._scale.value),
+            loss_scale_good_steps=0 if self._scale is None else self._scale.good_steps,
             average=average,
         )
 
-    def import_state(
-        self,
-        model: Mapping[str, Tensor],
-        optimizer: Mapping[str, Tensor],
-        optimizer_steps: Mapping[str, float],
-        loss_scale: float | None,
-        average: Mapping[str, Tensor] | None = None,
-        *,
-        loss_scale_good_steps: int = 0,
-    ) -> None:
-        """Take over a whole training state; every rank calls it with the same one (see `EngineState`).
-
-        Args:
-            model: Parameters and buffers.
-            optimizer: Moments.
-            optimizer_steps: Updates done.
-            loss_scale: Of fp16; ignored in other precisions, and None starts a new search.
-            average: Averaged weights; empty starts the average at the weights, and without an average it is ignored.
-            loss_scale_good_steps: Good gradients in a row at that scale.
+    def import_state(self, state: EngineState) -> None:
+        """Take over a whole training state; every rank calls it with the same one.
 
         Raises:
             CheckpointError: A tensor is missing, not expected or of another shape; all of them are named.
         """
         backend = self._prepared
-        trained, buffers = self._trained(), self._persistent_buffers()
+        trained = self._trained()
+        buffers = self._persistent_buffers()
         moments = moment_names(backend.optimizer)
+
+        # Check everything before anything is written.
         shapes = {name: _whole_shape(parameter) for name, parameter in self.bare_model.named_parameters()}
-        whole = {**shapes, **{name: buffer.shape for name, buffer in buffers.items()}}
-        _check_tensors("model", model, whole)
-        _check_tensors("optimizer", optimizer, {f"{n}.{m}": shapes[n] for n in trained for m in moments})
-        expected_steps = set(trained) if counts_steps(backend.optimizer) else set()
-        if set(optimizer_steps) != expected_steps:
-            _refuse_names("optimizer_steps", set(optimizer_steps), expected_steps)
+        whole = shapes | {name: buffer.shape for name, buffer in buffers.items()}
+        _check_tensors("model", state.model, whole)
+        _check_tensors("optimizer", state.optimizer, {f"{n}.{m}": shapes[n] for n in trained for m in moments})
+        _check_names("optimizer_steps", state.optimizer_steps, trained if counts_steps(backend.optimizer) else {})
+        if self._average is not None and state.average:
+            _check_tensors("average", state.average, whole)
+
         with torch.no_grad():
             for name, parameter in self.bare_model.named_parameters():
-                backend.write_parameter(parameter, model[name])
+                backend.write_parameter(parameter, state.model[name])
             for name, buffer in buffers.items():
-                buffer.copy_(model[name])
+                buffer.copy_(state.model[name])
             for name, parameter in trained.items():
                 for moment in moments:
-                    backend.write_moment(parameter, moment, optimizer[f"{name}.{moment}"])
-            if expected_steps:
-                backend.write_steps(trained, dict(optimizer_steps))
-        if self._scale is not None and loss_scale is not None:
-            self._scale.restore(loss_scale, loss_scale_good_steps)
+                    backend.write_moment(parameter, moment, state.optimizer[f"{name}.{moment}"])
+            if state.optimizer_steps:
+                backend.write_steps(trained, state.optimizer_steps)
+        if self._scale is not None and state.loss_scale is not None:
+            self._scale.restore(state.loss_scale, state.loss_scale_good_steps)
         if self._average is not None:
-            if average:
-                _check_tensors("average", average, whole)
-            self._average.restore(average or {})
+            self._average.restore(state.average)
 
     def shutdown(self, *, clean: bool) -> None:
         """End the processes' work together: `clean` destroys the process group; after an error no collective is run."""
@@ -351,21 +338,22 @@ def _whole_shape(parameter: nn.Parameter) -> torch.Size:
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _check_tensors(kind: str, found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
-    if found.keys() != expected.keys():
-        _refuse_names(kind, set(found), set(expected))
+def _check_tensors(kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    _check_names(kind, tensors, expected)
     wrong = [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(shape)}"
+        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(shape)}"
         for name, shape in expected.items()
-        if found[name].shape != shape
+        if tensors[name].shape != shape
     ]
     if wrong:
         raise CheckpointError(f"{kind}: {'; '.join(wrong)}: the checkpoint is of another model")
 
 
-def _refuse_names(kind: str, found: set[str], expected: set[str]) -> None:
-    missing, unexpected = sorted(expected - found), sorted(found - expected)
-    raise CheckpointError(
-        f"{kind}: missing {', '.join(missing) or 'nothing'}; not expected {', '.join(unexpected) or 'nothing'}: the "
-        "checkpoint is of another model or optimizer; resume with the same ones, or start with --init_from"
-    )
+def _check_names(kind: str, names: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    missing = sorted(expected.keys() - names.keys())
+    unexpected = sorted(names.keys() - expected.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{kind}: missing {', '.join(missing) or 'nothing'}; not expected {', '.join(unexpected) or 'nothing'}: "
+            "the checkpoint is of another model or optimizer; resume with the same ones, or start with --init_from"
+        )

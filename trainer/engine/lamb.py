@@ -19,7 +19,7 @@ class PartitionedLamb(Lamb):
     _slices: Mapping[Tensor, Sequence[slice]]
 
     def lay_out(self, slices: Mapping[Tensor, Sequence[slice]]) -> None:
-        """Say where the parameters lie.
+        """State where the parameters lie.
 
         Args:
             slices: By flat part, the place of each parameter of its group, in the same order on all ranks; empty for
@@ -30,8 +30,8 @@ class PartitionedLamb(Lamb):
     def _scale(self, parameter: Tensor, update: Tensor) -> None:
         """Multiply each slice of a flat update by its parameter's trust ratio; collective."""
         slices = self._slices[parameter]
-        squares_2n = torch.stack([square_norm(part[place]) for part in (parameter, update) for place in slices])
+        squares_2n = torch.stack([square_norm(flat[piece]) for flat in (parameter, update) for piece in slices])
         dist.all_reduce(squares_2n)
         ratios = trust_ratio(squares_2n[: len(slices)], squares_2n[len(slices) :]).to(update.dtype)
-        for place, ratio in zip(slices, ratios.unbind(), strict=True):
-            update[place].mul_(ratio)
+        for piece, ratio in zip(slices, ratios.unbind(), strict=True):
+            update[piece].mul_(ratio)

@@ -69,18 +69,19 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         Groups for torch's optimizers, in the order of `named_parameters`, decaying ones first, each with `names`
         beside `params`, and with `decays` and `rate_share`, which `set_schedule` reads.
     """
-    places = _block_places(name for name, _ in model.named_parameters())
-    last = max(places.values(), default=0) + 1
+    depths = _block_depths(name for name, _ in model.named_parameters())
+    last = max(depths.values(), default=0) + 1
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 and MASK_TOKENS not in name.split(".")
-        share = config.layer_decay ** (last - places.get(name, last))
-        empty = {"params": [], "names": [], "decays": decays, "rate_share": share}
-        group = groups.setdefault((decays, share), empty)
+        share = config.layer_decay ** (last - depths.get(name, last))
+        new = {"params": [], "names": [], "decays": decays, "rate_share": share}
+        group = groups.setdefault((decays, share), new)
         group["params"].append(parameter)
         group["names"].append(name)
+
     if not groups:
         raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
     for (decays, _), group in groups.items():
@@ -88,17 +89,16 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     return sorted(groups.values(), key=lambda group: not group["decays"])
 
 
-def _block_places(names: Iterable[str]) -> dict[str, int]:
+def _block_depths(names: Iterable[str]) -> dict[str, int]:
     """Number the encoder's parameters by residual block, 0 for the stem; others are left out."""
-    found: dict[str, tuple[int, int]] = {}
+    blocks: dict[str, tuple[int, int]] = {}
     for name in names:
-        stage, block = ENCODER_STAGE.search(name), ENCODER_STEM.search(name)
-        if stage is not None:
-            found[name] = (int(stage.group(1)), int(stage.group(2)))
-        elif block is not None:
-            found[name] = (0, 0)
-    order = {place: number for number, place in enumerate(sorted(set(found.values())))}
-    return {name: order[place] for name, place in found.items()}
+        if (block := ENCODER_STAGE.search(name)) is not None:
+            blocks[name] = (int(block.group(1)), int(block.group(2)))
+        elif ENCODER_STEM.search(name) is not None:
+            blocks[name] = (0, 0)
+    order = {block: depth for depth, block in enumerate(sorted(set(blocks.values())))}
+    return {name: order[block] for name, block in blocks.items()}
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:
@@ -133,7 +133,7 @@ def moment_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 
 def counts_steps(optimizer: torch.optim.Optimizer) -> bool:
-    """Say whether the optimizer keeps a step count a parameter (`step`)."""
+    """Return whether the optimizer keeps a step count a parameter (`step`)."""
     return not isinstance(optimizer, torch.optim.SGD)
 
 
@@ -189,19 +189,24 @@ class Lamb(torch.optim.Optimizer):
         if not state:
             state.update(fresh_state(self, parameter))
         beta1, beta2 = group["betas"]
+
+        # Adam's update. float64: the powers of beta2 lose their last digits in float32, and they are a scalar each.
         step = state["step"] + 1
-        # float64: the powers of beta2 lose their last digits in float32, and they are a scalar each.
         correction1 = 1 - torch.pow(torch.full_like(step, beta1, dtype=torch.float64), step)
         correction2 = 1 - torch.pow(torch.full_like(step, beta2, dtype=torch.float64), step)
         exp_avg = torch.lerp(state["exp_avg"], gradient, 1 - beta1)
         exp_avg_sq = (state["exp_avg_sq"] * beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = (exp_avg_sq.sqrt() / correction2.sqrt().to(exp_avg_sq.dtype)).add_(group["eps"])
         update = (exp_avg / correction1.to(exp_avg.dtype)).div_(root)
+
+        # Decay, and the trust ratio of the whole.
         if group["decays"]:
             update.add_(parameter, alpha=group["weight_decay"])
             self._scale(parameter, update)
-        new = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step": step}
+
+        # Write it all, or nothing where the step is skipped.
         moved = torch.add(parameter, update, alpha=-group["lr"])
+        new = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step": step}
         for target, value in [(parameter, moved), *((state[name], value) for name, value in new.items())]:
             target.copy_(value if self.found_inf is None else torch.where(self.found_inf != 0, target, value))
 
@@ -211,7 +216,7 @@ class Lamb(torch.optim.Optimizer):
 
 
 def square_norm(values: Tensor) -> Tensor:
-    """Sum of squares, float64: in float32 it would depend on the order, and so on how a parameter is cut."""
+    """Sum the squares in float64: in float32 the sum would depend on the order, and so on how a parameter is cut."""
     return torch.linalg.vector_norm(values, dtype=torch.float64).square()
 
 

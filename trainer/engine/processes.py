@@ -1,4 +1,4 @@
-"""From what a launcher left in the environment to started processes under Accelerate."""
+"""The processes of a run: started under Accelerate from what the launcher left in the environment, and stopped."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ AUTOCAST_DTYPES: dict[str, torch.dtype | None] = {
 }
 # What `accelerate launch` (1.15) writes when nothing was asked for.
 _LAUNCHER_DEFAULTS = frozenset({"", "no", "none", "auto", "false", "0"})
-# Written here only, and taken back when the processes stop, so that a second engine starts from a clean environment.
+# Set here only, and put back when the processes stop, so that a second engine starts from a clean environment.
 _OURS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU", "LOCAL_RANK", "DS_ACCELERATOR", "RANK", "WORLD_SIZE")
 
 
@@ -36,7 +36,6 @@ def check_launcher(config: EngineConfig, environment: Mapping[str, str]) -> None
     Raises:
         ConfigError: A contradiction, with both values.
     """
-
     stage = "null" if config.zero_stage is None else str(config.zero_stage)
     expected = {
         "MIXED_PRECISION": (config.precision, f"engine.precision={config.precision}"),
@@ -52,8 +51,10 @@ def check_launcher(config: EngineConfig, environment: Mapping[str, str]) -> None
         "USE_DEEPSPEED": ("true" if config.zero_stage is not None else "", f"engine.zero_stage={stage}"),
     }
     for name, (allowed, ours) in expected.items():
-        if (value := _asked(name, environment)) is not None and value not in (allowed, {"true": "1"}.get(allowed)):
+        value = _asked(name, environment)
+        if value not in (None, allowed, {"true": "1"}.get(allowed)):
             _refuse(name, value, ours)
+
     # 0 is a stage, not a default.
     theirs = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "").strip().lower()
     if theirs not in ("", "none", "auto", stage):
@@ -82,7 +83,7 @@ def _asked(name: str, environment: Mapping[str, str]) -> str | None:
     return None if value in _LAUNCHER_DEFAULTS else value
 
 
-def _refuse(name: str, theirs: str, ours: str) -> NoReturn:
+def _refuse(name: str, theirs: str | None, ours: str) -> NoReturn:
     raise ConfigError(
         f"accelerate launch asks for ACCELERATE_{name}={theirs}, our configuration says {ours}; set it in our "
         "configuration only and drop it from the launch command and from Accelerate's own configuration file"
@@ -112,23 +113,24 @@ def read_place(environment: Mapping[str, str]) -> Place:
             for several processes and, without a GPU, started one.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    found = {name: environment[name] for name in names if environment.get(name)}
-    if not found or (set(found) == {"LOCAL_RANK"}):
+    values = {name: environment[name] for name in names if environment.get(name)}
+    if not values.keys() - {"LOCAL_RANK"}:
         if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_PORT" in environment:
             raise ConfigError(
                 "accelerate launch was asked for several processes, but without a GPU it starts only one; add "
                 "--multi_gpu to its options, which starts them all on the CPU too"
             )
         return Place(rank=0, world_size=1, local_rank=0)
-    if absent := [name for name in names if name not in found]:
+
+    if absent := [name for name in names if name not in values]:
         raise ConfigError(
-            f"the launcher set {', '.join(found)} but not {', '.join(absent)}; all three are needed, or none for one "
+            f"the launcher set {', '.join(values)} but not {', '.join(absent)}; all three are needed, or none for one "
             "process"
         )
     try:
-        place = Place(rank=int(found["RANK"]), world_size=int(found["WORLD_SIZE"]), local_rank=int(found["LOCAL_RANK"]))
+        place = Place(**{name.lower(): int(value) for name, value in values.items()})
     except ValueError as error:
-        raise ConfigError(f"RANK, WORLD_SIZE, LOCAL_RANK are {found}; whole numbers are expected") from error
+        raise ConfigError(f"RANK, WORLD_SIZE, LOCAL_RANK are {values}; whole numbers are expected") from error
     if not 0 <= place.rank < place.world_size or place.local_rank < 0:
         raise ConfigError(f"RANK={place.rank}, LOCAL_RANK={place.local_rank} do not fit WORLD_SIZE={place.world_size}")
     if place.world_size > 1 and (absent := [n for n in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(n)]):
@@ -142,12 +144,12 @@ class Processes:
     Args:
         config: The engine's configuration.
         make_plugin: Makes Accelerate's DeepSpeed plugin from (configuration, device type), where DeepSpeed is used.
-        stop_asked: Whether this process was told to stop, for the time in which it waits for the others.
+        stop_asked: Returns whether this process was asked to stop while it waits for the others.
 
     Attributes:
         place: Which process this is.
         device: Where it computes.
-        heartbeat: What it does, told to all.
+        heartbeat: What it does, published to all.
 
     Raises:
         ConfigError: The environment does not fit the configuration.
@@ -178,38 +180,46 @@ class Processes:
         return dist.group.WORLD if self.place.world_size > 1 else None
 
     def _start_group(self, config: EngineConfig, stop_asked: Callable[[], bool], *, needed: bool) -> None:
+        """Make the process group, and this rank's heartbeat."""
         place = self.place
-        alone = partial(
+        make_heartbeat = partial(
             Heartbeat, place.rank, place.world_size, timeout_s=config.timeout_s, start_timeout_s=config.start_timeout_s
         )
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+
         # Accelerate makes a group wherever it sees LOCAL_RANK, with a timeout of its own.
         if dist.is_initialized() or not (needed or place.world_size > 1 or os.environ.get("LOCAL_RANK")):
-            self.heartbeat = alone()
+            self.heartbeat = make_heartbeat()
             return
         backend = "nccl" if self.device.type == "cuda" else "gloo"
+        self._owns_group = True
+
+        # DeepSpeed wants a group of one process too; this one needs no port.
         if place.world_size == 1:
-            self.heartbeat = alone()
-            # DeepSpeed wants a group of one process too; this one needs no port.
+            self.heartbeat = make_heartbeat()
             own = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=own, rank=0, world_size=1)
-        else:
-            address = Address.read(place.rank, place.world_size, os.environ)
-            store = meet(address, config.start_timeout_s, stop_asked)
-            self.heartbeat = alone(
-                connect=lambda: address.connect(config.start_timeout_s, may_host=False),
-                holder=address.holder,
-                hosts_store=place.rank == 0 and not address.launchers,
-            )
-            # The watch speaks first: it knows which rank is late, and a collective does not.
-            timeout = timedelta(seconds=max(config.timeout_s, config.start_timeout_s) + 60)
-            store.set_timeout(timeout)
-            dist.init_process_group(
-                backend, store=PrefixStore("group", store), rank=place.rank, world_size=place.world_size,
-                timeout=timeout, device_id=self.device if self.device.type == "cuda" else None,
-            )  # fmt: skip
-        self._owns_group = True
+            return
+
+        address = Address.read(place.rank, place.world_size, os.environ)
+        store = meet(address, config.start_timeout_s, stop_asked)
+        self.heartbeat = make_heartbeat(
+            connect=lambda: address.connect(config.start_timeout_s, may_host=False),
+            holder=address.holder,
+            hosts_store=place.rank == 0 and not address.launchers,
+        )
+        # The watch speaks first: it knows which rank is late, and a collective does not.
+        timeout = timedelta(seconds=max(config.timeout_s, config.start_timeout_s) + 60)
+        store.set_timeout(timeout)
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("group", store),
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timeout,
+            device_id=self.device if self.device.type == "cuda" else None,
+        )
 
     def _start_accelerate(self, deepspeed_plugin: Any) -> Accelerator:
         on_cpu = self.device.type == "cpu"
@@ -218,7 +228,7 @@ class Processes:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
         PartialState(cpu=on_cpu, **options)
         if deepspeed_plugin is not None:
-            # Accelerate uses DeepSpeed on a CPU only when nobody tells it that this is one (FACTS: silently DDP).
+            # Accelerate uses DeepSpeed on a CPU only when nobody tells it that this is one; else it takes DDP silently.
             os.environ["ACCELERATE_USE_CPU"] = "false"
             os.environ.setdefault("RANK", str(self.place.rank))
             os.environ.setdefault("WORLD_SIZE", str(self.place.world_size))
@@ -232,24 +242,25 @@ class Processes:
         )
 
     def _verify(self, config: EngineConfig) -> None:
-        """Wrong starts are silent: every rank believes that it is rank 0 of 1, or DDP runs where ZeRO was asked for."""
-        found = (self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.device.type)
+        """Check that the right processes and engine run.
+
+        Wrong starts are silent: every rank believes that it is rank 0 of 1, or DDP runs where ZeRO was asked for.
+        """
+        accelerator = self.accelerator
+        started = (accelerator.num_processes, accelerator.process_index, accelerator.device.type)
         expected = (self.place.world_size, self.place.rank, self.device.type)
-        if found != expected:
+        if started != expected:
             raise ConfigError(
-                f"Accelerate started as (processes, rank, device) {found}, expected {expected} from the environment; "
+                f"Accelerate started as (processes, rank, device) {started}, expected {expected} from the environment; "
                 "check the launch command"
             )
-        stage = (
-            None
-            if self.accelerator.state.deepspeed_plugin is None
-            else self.accelerator.state.deepspeed_plugin.zero_stage
-        )
-        uses = self.accelerator.distributed_type.value == "DEEPSPEED"
-        if uses != (config.zero_stage is not None) or stage != config.zero_stage:
+        plugin = accelerator.state.deepspeed_plugin
+        stage = None if plugin is None else plugin.zero_stage
+        kind = accelerator.distributed_type.value
+        if (kind == "DEEPSPEED") != (config.zero_stage is not None) or stage != config.zero_stage:
             raise ConfigError(
-                f"Accelerate started as {self.accelerator.distributed_type.value} with ZeRO stage {stage}, expected "
-                f"engine.zero_stage={config.zero_stage}; check the launch command"
+                f"Accelerate started as {kind} with ZeRO stage {stage}, expected engine.zero_stage="
+                f"{config.zero_stage}; check the launch command"
             )
 
     def stop(self, *, clean: bool) -> None:

@@ -1,4 +1,4 @@
-"""Training where every rank holds all weights and moments: one process, DistributedDataParallel, ZeRO 0."""
+"""Train where every rank holds all weights and moments: one process, DistributedDataParallel, ZeRO 0."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -46,8 +46,8 @@ class LossScale:
 
         Args:
             overflowed: Whether the gradient was not finite, bool scalar.
-            judged: Whether the step says anything of the scale, bool scalar: the loss is computed without it, so one
-                that is not finite, or has no terms, leaves scale and count as they are.
+            judged: Whether the step says anything about the scale, bool scalar: the loss is computed without it, so
+                one that is not finite, or has no terms, leaves scale and count as they are.
         """
         good = torch.where(overflowed, 0.0, self._good_steps + 1)
         grow = good >= self.INTERVAL
@@ -87,13 +87,13 @@ class Backend(Protocol):
     parts: Parts | None
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        """Run a forward pass; gradients are summed over ranks after the backward of the last one only."""
+        """Run a forward pass inside; gradients are summed over ranks after the backward of the last one only."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss' gradient, scaled so that the sum over ranks comes out."""
 
-    def update(self, rate: float, decay: float, nonfinite: Tensor) -> UpdateResult:
-        """Clip and step, or skip on all ranks."""
+    def update(self, rate: float, decay: float, skip: Tensor) -> UpdateResult:
+        """Clip and step, or skip on all ranks where `skip`, a scalar, is above 0."""
 
     def read_parameter(self, parameter: nn.Parameter) -> Tensor:
         """Return the complete parameter; collective."""
@@ -118,7 +118,7 @@ class Backend(Protocol):
 
 
 class Replicated:
-    """Every rank holds everything; decisions are taken on the device and the host never waits.
+    """Trains a model of which every rank holds everything; the device decides, and the host never waits.
 
     Args:
         model: The wrapped model: plain, DistributedDataParallel, or DeepSpeed's engine at stage 0.
@@ -169,19 +169,23 @@ class Replicated:
             loss.backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def update(self, rate: float, decay: float, nonfinite: Tensor) -> UpdateResult:
+    def update(self, rate: float, decay: float, skip: Tensor) -> UpdateResult:
         """See `Backend`: the optimizer skips by its `found_inf`; gradients are equal on all ranks, so all agree."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self._scale is not None:
             torch._foreach_mul_(gradients, 1.0 / self._scale.value)
+
+        # Decide on the device whether the step counts.
         norm = torch.nn.utils.get_total_norm(gradients)
-        overflowed, judged = ~torch.isfinite(norm), nonfinite.to(norm.device) <= 0
+        overflowed = ~torch.isfinite(norm)
+        judged = skip.to(norm.device) <= 0
         skipped = overflowed | ~judged
         if self._clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
         if self._scale is not None:
             self._scale.update(overflowed, judged)
+
         set_schedule(self.optimizer, rate, decay)
         self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         if self._deepspeed is not None:
@@ -223,7 +227,7 @@ class Replicated:
 
 
 class Forward(nn.Module):
-    """A task's model under autocast and in the wished memory layout.
+    """Runs a task's model under autocast and in the wished memory layout.
 
     Autocast stands inside what is wrapped: DeepSpeed switches an outer one off, and its own `torch_autocast` section
     would reduce the gradients of convolutions in bf16.

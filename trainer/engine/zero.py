@@ -1,4 +1,4 @@
-"""Training through DeepSpeed: its configuration derived from ours, and ZeRO 1 to 3, where ranks share the state."""
+"""Train through DeepSpeed: its configuration is derived from ours; under ZeRO 1 to 3 ranks share the state."""
 
 import contextlib
 import logging
@@ -27,7 +27,7 @@ PERSISTENT_ELEMENTS = 10_000
 
 class _Plugin(DeepSpeedPlugin):  # type: ignore[misc]
     def set_deepspeed_weakref(self) -> None:
-        """Do without `transformers`, which the plugin asks for whatever the stage (FACTS)."""
+        """Do without `transformers`, which the plugin asks for whatever the stage."""
 
 
 def make_plugin(config: EngineConfig, device_type: str) -> Any:
@@ -69,14 +69,16 @@ def start_deepspeed(
 
     # This helper of CPU inference takes a compiler and 40 s to build, and training never calls it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # It warns of every optimizer that is not its own, and of skipped steps, which the loop reports with their windows.
+    # DeepSpeed warns of optimizers that are not its own, and of skipped steps, which the loop reports.
     deepspeed.utils.logger.setLevel(logging.ERROR)
+
     settings = processes.accelerator.state.deepspeed_plugin.deepspeed_config
     settings["train_micro_batch_size_per_gpu"] = micro_batch_per_rank
     settings["gradient_clipping"] = clip_norm if clip_norm is not None and config.zero_stage else 0.0
     settings["zero_optimization"]["reduce_bucket_size"] = min(
         BUCKET_ELEMENTS, sum(parameter.numel() for parameter in model.parameters())
     )
+
     wrapped, _ = processes.accelerator.prepare(model, optimizer)
     if wrapped.zero_optimization_stage() != config.zero_stage:
         raise ConfigError(
@@ -86,11 +88,13 @@ def start_deepspeed(
     return wrapped
 
 
-class Shared:
-    """What a rank holds of the parameters under ZeRO 3: of each a flat part, equally long on all ranks. See `Parts`."""
+class FlatParts:
+    """Parts of parameters under ZeRO 3: of each a flat one, equally long on all ranks. See `Parts`."""
 
     def __init__(self, zero: Any, *, rank: int, world_size: int) -> None:
-        self._zero, self._rank, self._world_size = zero, rank, world_size
+        self._zero = zero
+        self._rank = rank
+        self._world_size = world_size
 
     def own(self, parameter: Any) -> Tensor:
         """See `Parts`."""
@@ -116,9 +120,9 @@ class Shared:
     def gather_persistent(self, *_: Any) -> None:
         """Make small parameters whole on every rank before a forward pass, be it the first or one after state was read.
 
-        DeepSpeed does it after each step only. A parameter of the model's top module (mask tokens) is gathered for the
-        backward by a hook on that module's output, and there is none on an output that is a dataclass. And a forward
-        pass that finds it in parts adds it to a list that the recorded order of the modules no longer fits.
+        DeepSpeed does so after each step only. A parameter of the model's top module (mask tokens) is gathered for the
+        backward by a hook on that module's output, and there is none on an output that is a dataclass. A forward pass
+        that finds it in parts also adds it to a list that the recorded order of the modules no longer fits.
         """
         absent = [p for p in self._zero.persistent_parameters if p.ds_status.name != "AVAILABLE"]
         if absent:
@@ -126,7 +130,7 @@ class Shared:
 
 
 class Partitioned:
-    """ZeRO 1 to 3: gradients are reduced to the rank that owns a part of the moments (3: of the weights too).
+    """Trains under ZeRO 1 to 3: gradients are reduced to the rank that owns a part of the moments (3: of the weights).
 
     A non-finite step is skipped twice over: DeepSpeed drops it where its gradient norm, agreed on by all ranks, is not
     finite, and the optimizer inside skips by `found_inf` where the loss was not or where DeepSpeed did not look.
@@ -138,13 +142,18 @@ class Partitioned:
         self._zero = deepspeed.optimizer
         self.optimizer: torch.optim.Optimizer = self._zero.optimizer
         self._stage = deepspeed.zero_optimization_stage()
-        self._world_size, self._rank = world_size, rank
+        self._world_size = world_size
+        self._rank = rank
         self._scale = scale
-        self._shared = Shared(self._zero, rank=rank, world_size=world_size) if self._stage == 3 else None
-        self.parts: Parts | None = self._shared
-        if self._shared is not None:
-            deepspeed.register_forward_pre_hook(self._shared.gather_persistent)
-        self._nonfinite: Tensor = torch.zeros((), device=self._flats()[0].device)
+
+        # Stage 3 shares the weights too.
+        self._flat_parts = FlatParts(self._zero, rank=rank, world_size=world_size) if self._stage == 3 else None
+        self.parts: Parts | None = self._flat_parts
+        if self._flat_parts is not None:
+            deepspeed.register_forward_pre_hook(self._flat_parts.gather_persistent)
+
+        # The optimizer inside works on this rank's flat parts.
+        self._skip: Tensor = torch.zeros((), device=self._flats()[0].device)
         self.optimizer.register_step_pre_hook(self._before_inner_step)
         for flat in self._flats():
             self.optimizer.state[flat] = fresh_state(self.optimizer, flat)
@@ -154,18 +163,17 @@ class Partitioned:
             self.optimizer.lay_out(dict(self._slices()))
 
     def _flats(self) -> list[Tensor]:
-        """This rank's flat fp32 parts, whose moments and step counts the optimizer inside keeps."""
-        return list(
-            self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
-        )
+        """List this rank's flat fp32 parts, whose moments and step counts the optimizer inside keeps."""
+        zero = self._zero
+        return list(zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups)
 
     def _slices(self) -> Iterator[tuple[Tensor, list[slice]]]:
-        """Each flat part, and where in it the parameters of its group lie, empty for those of other ranks."""
+        """Give each flat part, and where in it the parameters of its group lie, empty for those of other ranks."""
         groups = self._zero.fp16_groups if self._stage == 3 else self._zero.bit16_groups
         for flat, group in zip(self._flats(), groups, strict=True):
-            yield flat, [self._place(parameter) for parameter in group]
+            yield flat, [self._slice_of(parameter) for parameter in group]
 
-    def _place(self, parameter: Any) -> slice:
+    def _slice_of(self, parameter: Any) -> slice:
         if self._stage == 3:
             _, start, size = self._zero.grad_position[self._zero.get_param_id(parameter)]
             # DeepSpeed does not set what fills up the last rank's part.
@@ -176,13 +184,13 @@ class Partitioned:
         return slice(address.start, address.start + address.numel)
 
     def _norm(self) -> Tensor:
-        """Global gradient norm of the running or last step; DeepSpeed writes -1 or inf for one that is not finite."""
-        norm = torch.as_tensor(self._zero._global_grad_norm, dtype=torch.float32, device=self._nonfinite.device)
+        """Read the global gradient norm of the step; DeepSpeed writes -1 or inf for one that is not finite."""
+        norm = torch.as_tensor(self._zero._global_grad_norm, dtype=torch.float32, device=self._skip.device)
         return torch.where(norm >= 0, norm, torch.inf).reshape(())
 
     def _before_inner_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        skip = ~torch.isfinite(self._norm()) | (self._nonfinite > 0)
-        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        skipped = ~torch.isfinite(self._norm()) | (self._skip > 0)
+        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -196,12 +204,13 @@ class Partitioned:
         """See `Backend`: DeepSpeed averages over ranks, which the factor undoes; the loss scale is inside."""
         self._deepspeed.backward(loss * self._world_size, scale_wrt_gas=False)
 
-    def update(self, rate: float, decay: float, nonfinite: Tensor) -> UpdateResult:
+    def update(self, rate: float, decay: float, skip: Tensor) -> UpdateResult:
         """See `Backend`."""
-        self._nonfinite = nonfinite.to(self._nonfinite.device)
+        self._skip = skip.to(self._skip.device)
         set_schedule(self.optimizer, rate, decay)
         self._deepspeed.step()
-        norm, judged = self._norm(), self._nonfinite <= 0
+        norm = self._norm()
+        judged = self._skip <= 0
         overflowed = ~torch.isfinite(norm)
         if self._scale is not None:
             self._scale.update(overflowed, judged)
@@ -222,8 +231,8 @@ class Partitioned:
                 parameter.data.copy_(value)
         if not parameter.requires_grad:
             return
-        if self._shared is not None:
-            safe_set_local_fp32_param(parameter, self._shared.cut(parameter, value))
+        if self._flat_parts is not None:
+            safe_set_local_fp32_param(parameter, self._flat_parts.cut(parameter, value))
         else:
             safe_set_full_fp32_param(parameter, value)
 
@@ -238,8 +247,8 @@ class Partitioned:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         value = value.to(parameter.device, torch.float32)
-        if self._shared is not None:
-            safe_set_local_optimizer_state(parameter, self._shared.cut(parameter, value), moment)
+        if self._flat_parts is not None:
+            safe_set_local_optimizer_state(parameter, self._flat_parts.cut(parameter, value), moment)
         else:
             safe_set_full_optimizer_state(parameter, value, moment)
 

@@ -1,8 +1,8 @@
-"""What a finished run has come to: model, data, figures, cost; in a file and on the screen."""
+"""The summary of a finished run: model, data, figures, cost; in a file and as lines for the screen."""
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ class Summary:
         data: What it learned from: fingerprint, source, licence.
         steps: Steps done.
         skipped_steps: Of them, those whose update was left out.
-        metrics: The last figures, NaN and the infinities as text.
+        metrics: The last figures, NaN and the infinities as text, see `finite_or_text`.
         device_hours: Of all attempts.
         attempts: How many there were.
         versions: Of the packages.
@@ -45,45 +45,6 @@ class Summary:
     trackers: list[str]
 
 
-def summarise(
-    usage: Usage,
-    *,
-    model: str,
-    parameters: int,
-    data: Mapping[str, Any],
-    steps: int,
-    skipped_steps: int,
-    metrics: Mapping[str, float],
-    versions: dict[str, str],
-    trackers: Sequence[str],
-) -> Summary:
-    """Put a summary together; see `Summary`.
-
-    Args:
-        usage: Attempts and their cost.
-        model: Its name.
-        parameters: Numbers that it learns.
-        data: What `Windows.described` says.
-        steps: Steps done.
-        skipped_steps: Updates left out.
-        metrics: The last figures.
-        versions: Of the packages.
-        trackers: What is not complete.
-    """
-    return Summary(
-        model=model,
-        parameters=parameters,
-        data={key: data[key] for key in ("fingerprint", "source", "licence")},
-        steps=steps,
-        skipped_steps=skipped_steps,
-        metrics={key: value if math.isfinite(value) else str(value) for key, value in metrics.items()},
-        device_hours=round(usage.device_hours, 6),
-        attempts=len(usage.attempts),
-        versions=versions,
-        trackers=list(trackers),
-    )
-
-
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write a summary into the run's folder; one that cannot be written is a warning."""
     try:
@@ -93,17 +54,22 @@ def write_summary(folder: Path, summary: Summary) -> None:
 
 
 def summary_lines(summary: Summary, usage: Usage) -> dict[str, str]:
-    """Say it to a person: names and texts."""
+    """Write a summary for people, as names and texts."""
     figures = [f"{name} {_figure(summary.metrics[name])}" for name in _SHOWN if name in summary.metrics]
     lines = {
         "model": f"{summary.model}, {summary.parameters / 1e6:.1f} million parameters",
         "data": f"{summary.data['source']}, fingerprint {str(summary.data['fingerprint'])[:_FINGERPRINT_CHARACTERS]}",
         "figures": ", ".join(figures),
         "skipped": f"{summary.skipped_steps} of {summary.steps} steps" if summary.skipped_steps else "",
-        "cost": usage.told(),
+        "cost": usage.describe(),
         "trackers": "; ".join(summary.trackers),
     }
     return {name: text for name, text in lines.items() if text}
+
+
+def finite_or_text(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    """Write NaN and the infinities as text, for strict JSON has no such numbers."""
+    return {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
 
 
 def _figure(value: float | str) -> str:

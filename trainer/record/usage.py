@@ -1,4 +1,4 @@
-"""What a run has cost: its attempts, those that were killed too, and their device hours."""
+"""The cost of a run: its attempts, those that were killed too, and their device hours."""
 
 import json
 import logging
@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+from pydantic import TypeAdapter
 
 from ...data.whole_file import write_whole
 
@@ -32,8 +34,8 @@ class Attempt:
         device_hours: Hours from start to end, times the processes.
         first_step: Steps that were done when it started.
         last_step: Steps that were done when it ended.
-        outcome: "done", "stopped", the cause that ended it ("settings", "data", "nonfinite", "checkpoint", "stalled",
-            "crash"), "killed" where nothing could be said, or "running".
+        outcome: "done", "stopped", the cause that ended it ("config", "data", "nonfinite", "checkpoint", "stalled",
+            "crash"), "killed" where it could note none, or "running".
     """
 
     started_utc: str
@@ -44,6 +46,9 @@ class Attempt:
     first_step: int
     last_step: int
     outcome: str
+
+
+_ATTEMPTS: Final = TypeAdapter(list[Attempt])
 
 
 class Usage:
@@ -63,16 +68,23 @@ class Usage:
         self._written_s = -float("inf")
         now_s = time.time()
         self._now = Attempt(
-            started_utc=_utc(now_s - (time.monotonic() - started_s)), ended_utc=_utc(now_s), processes=processes,
-            device=device, device_hours=0.0, first_step=first_step, last_step=first_step, outcome=RUNNING,
-        )  # fmt: skip
+            started_utc=_utc(now_s - (time.monotonic() - started_s)),
+            ended_utc=_utc(now_s),
+            processes=processes,
+            device=device,
+            device_hours=0.0,
+            first_step=first_step,
+            last_step=first_step,
+            outcome=RUNNING,
+        )
+        # An attempt that is still said to run was killed: this one holds the folder.
         self._before = [
             replace(attempt, outcome=KILLED) if attempt.outcome == RUNNING else attempt for attempt in _read(self._path)
         ]
-        self.alive(first_step)
+        self.note_alive(first_step)
 
-    def alive(self, step: int) -> None:
-        """Note that the run has come so far; written every 10 seconds at most."""
+    def note_alive(self, step: int) -> None:
+        """Note how far the run has come; written every 10 seconds at most."""
         if time.monotonic() - self._written_s >= REWRITE_S:
             self._note(step, RUNNING)
 
@@ -90,18 +102,22 @@ class Usage:
         """Hours of all attempts."""
         return sum(attempt.device_hours for attempt in self.attempts)
 
-    def told(self) -> str:
-        """Say what the run has cost so far."""
-        now, count = self._now, len(self._before) + 1
+    def describe(self) -> str:
+        """Describe what the run has cost so far."""
+        now = self._now
+        count = len(self._before) + 1
         attempts = "1 attempt" if count == 1 else f"{count} attempts"
         return f"{self.device_hours:.3g} device hours in {attempts} (now {now.processes} x {now.device})"
 
     def _note(self, step: int, outcome: str) -> None:
         spent_h = (time.monotonic() - self._started_s) / SECONDS_AN_HOUR
         self._now = replace(
-            self._now, ended_utc=_utc(time.time()), device_hours=round(self._now.processes * spent_h, 6),
-            last_step=max(step, self._now.first_step), outcome=outcome,
-        )  # fmt: skip
+            self._now,
+            ended_utc=_utc(time.time()),
+            device_hours=round(self._now.processes * spent_h, 6),
+            last_step=max(step, self._now.first_step),
+            outcome=outcome,
+        )
         self._written_s = time.monotonic()
         try:
             write_json(self._path, [asdict(attempt) for attempt in self.attempts])
@@ -115,22 +131,15 @@ def _read(path: Path) -> list[Attempt]:
     if not path.exists():
         return []
     try:
-        kinds: dict[str, type | tuple[type, ...]] = {
-            "started_utc": str, "ended_utc": str, "device": str, "outcome": str, "device_hours": (int, float),
-        }  # fmt: skip
-        attempts = [Attempt(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        for attempt in attempts:
-            if not all(isinstance(value, kinds.get(name, int)) for name, value in asdict(attempt).items()):
-                raise ValueError(f"an attempt is {attempt}")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return _ATTEMPTS.validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         aside = path.with_name(f"{path.name}.damaged")
         LOG.warning("%s cannot be read (%s): kept as %s; device hours count from here", path, error, aside.name)
-        try:
-            path.replace(aside)
-        except OSError as failure:
-            LOG.warning("%s cannot be moved: %s", path, failure)
-        return []
-    return attempts
+    try:
+        path.replace(aside)
+    except OSError as error:
+        LOG.warning("%s cannot be moved: %s", path, error)
+    return []
 
 
 def write_json(path: Path, content: object) -> None:

@@ -22,13 +22,13 @@ from ..checkpoint.seen import SeenFrames, state_beside
 from ..checkpoint.state import TrainState
 from ..engine.engine import Engine
 from ..forecasting.build import build_nowcaster
+from ..processes.agreement import on_main
 from ..processes.entry import StopSignal
 from ..record.folder import EVALUATED
 from ..settings.experiment import FinetuneConfig
 from ..settings.parse import as_dict, parse_config
-from .build import build_nowcast_task
 from .nowcast_held_out import NONFINITE, NowcastHeldOut
-from .nowcast_task import NowcastTask
+from .nowcast_task import NowcastTask, build_nowcast_task
 from .run import TrainingRun, run_training
 from .windows import window_times
 
@@ -188,7 +188,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         if self.windows.held_out is None:
             LOG.info("nothing is held out: no checkpoint is chosen as the best, and the last one counts")
         step = 0 if saved is None else saved.state.step
-        self.best = self.on_main(lambda: self._best_until(step))
+        self.best = on_main(self.engine, lambda: self._best_until(step))
 
     def _best_until(self, step: int) -> tuple[int, float] | None:
         chosen = [path for number, path in step_folders(self._best_folder) if number <= step]
@@ -242,22 +242,25 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         # A run that is killed goes on from its last checkpoint: what was the best then has to be there still.
         newer = sum(number > self.saver.last_saved for number, _ in step_folders(self._best_folder))
         folder, keep_last = self.folder / BEST_FOLDER, KEPT_BEST + newer
-        self.on_main(lambda: save(folder, state, exported.model, {}, keep_last=keep_last))
+        on_main(self.engine, lambda: save(folder, state, exported.model, {}, keep_last=keep_last))
         self.best = (finished, value)
         LOG.info("step %d: the best so far, %s %.4f", finished, name, value)
 
-    def places(self) -> dict[str, str]:
-        """Say where the best checkpoint is, and what to do with it."""
-        places = super().places()
+    def more_places(self) -> dict[str, str]:
+        """Name the best checkpoint, and the command that scores it."""
+        places = {}
         if self.best is not None:
             step, value = self.best
-            name = CHOICES[self.config.run.choose_by][0]
+            name, _ = CHOICES[self.config.run.choose_by]
             places["best"] = f"{self.folder / BEST_FOLDER} (step {step}, {name} {value:.4f})"
+
+        # Scores are made of one source.
+        data = self.config.data
         sources = self.windows.index.sources
-        mixed = len(sources) > 1 or self.config.data.source is not None
+        is_mixed = len(sources) > 1 or data.source is not None
+        chosen = f"--data.source {shlex.quote(sources[0])} " if is_mixed else ""
         places["score it"] = (
-            f"python trainer/evaluate.py --data.shards {shlex.quote(self.config.data.shards)} "
-            f"{f'--data.source {shlex.quote(sources[0])} ' if mixed else ''}--split validation "
+            f"python trainer/evaluate.py --data.shards {shlex.quote(data.shards)} {chosen}--split validation "
             f"--models {shlex.quote(str(self.folder))} persistence --out {shlex.quote(str(self.folder / 'scores'))}"
         )
         return places

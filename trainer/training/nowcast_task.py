@@ -1,4 +1,4 @@
-"""What one step of a nowcaster computes: from a window of counts to the sum of a forecast's losses."""
+"""Nowcasting: from a window of counts to the sum of its forecast's losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +13,13 @@ from ...data.randomness import generator
 from ...data.stream.stream import Batch
 from ...data.units import MISSING_COUNT, ModelSpace
 from ...models import losses
+from ...models.encoder import depth_rates
 from ...models.nowcasting.event_loss import event_loss
+from ...models.nowcasting.nowcaster import Nowcaster
+from ...models.nowcasting.smaat_unet import SmaAtUNet
 from ...models.patches import PATCH
-from .pretrain_task import draw_visible
-from .task import Places, PreparedBatch, StepOutput, draw_depth, draw_turns, mark_padding_missing, places_of
+from ..settings.experiment import FinetuneConfig
+from .task import Places, PreparedBatch, StepOutput, Task, mark_padding_missing, places_of
 
 Loss = Literal["mse", "mse_ssim", "weighted", "spectral", "csi"]
 
@@ -42,58 +45,32 @@ class Frames:
     future_valid_bthw: Tensor | None
 
 
-class NowcastTask:
+@dataclass(kw_only=True, eq=False)
+class NowcastTask(Task):
     """A forecast of the future frames of a window from its past ones.
 
-    Args:
-        space: The model's space.
+    Attributes:
         frames_in: Past frames.
         frames_out: Future frames.
         loss: See `trainer.settings.model.NowcastConfig`.
-        mask_ratio: Share of the patches that are hidden while training.
         crop: Side of the random square that training windows are cut to, None for whole frames.
-        depth_rates: Drop probability of each residual branch; empty without stochastic depth.
-        augment: Draw flips and quarter turns.
-        seed: The run's seed.
-        dtype: Floating type of the model's input.
     """
 
-    def __init__(
-        self,
-        space: ModelSpace,
-        *,
-        frames_in: int,
-        frames_out: int,
-        loss: Loss,
-        mask_ratio: float,
-        crop: int | None,
-        depth_rates: tuple[float, ...],
-        augment: bool,
-        seed: int,
-        dtype: torch.dtype,
-    ) -> None:
-        self.space = space
-        self.frames_in, self.frames_out = frames_in, frames_out
-        self.loss: Loss = loss
-        self.mask_ratio = mask_ratio
-        self.crop = crop
-        self.depth_rates = np.asarray(depth_rates, dtype=np.float64)
-        self.augment = augment
-        self.seed = seed
-        self.dtype = dtype
+    frames_in: int
+    frames_out: int
+    loss: Loss
+    crop: int | None
 
     def prepare(self, batch: Batch) -> NowcastBatch:
         """Draw crop, turn, mask and depth from (seed, purpose, global step, index in the global batch)."""
         places = places_of(batch)
         counts_bthw = self._cropped(batch.counts_bthw, places)
         rows, cols = counts_bthw.shape[-2:]
-        turn_b = draw_turns(self.seed, places, square=rows == cols) if self.augment else None
         visible_bv = None
         if self.mask_ratio > 0:
-            grid_hw = (rows // PATCH, cols // PATCH)
-            visible_bv = torch.from_numpy(draw_visible(self.seed, "mask", places, grid_hw, self.mask_ratio))
-        depth_keep_kb = draw_depth(self.seed, places, self.depth_rates, self.dtype)
-        return self._batch(batch, counts_bthw, visible_bv, turn_b, depth_keep_kb)
+            visible_bv = torch.from_numpy(self.draw_visible("mask", places, (rows // PATCH, cols // PATCH)))
+        turn_b = self.draw_turns(places, (rows, cols))
+        return self._batch(batch, counts_bthw, visible_bv, turn_b, self.draw_depth(places))
 
     def prepare_held_out(self, batch: Batch) -> NowcastBatch:
         """Take a window as it is: an evaluation draws nothing, and padding has no terms."""
@@ -104,14 +81,15 @@ class NowcastTask:
         rows, cols = counts_bthw.shape[-2:]
         if self.crop is None or (rows, cols) == (self.crop, self.crop):
             return counts_bthw
+
         # Of a uint16 tensor torch on the CPU stacks and copies, but little more: numpy does the cutting.
         counts: npt.NDArray[np.uint16] = counts_bthw.numpy()
-        parts = np.empty((*counts.shape[:2], self.crop, self.crop), np.uint16)
+        cropped = np.empty((*counts.shape[:2], self.crop, self.crop), np.uint16)
         for number, place in enumerate(places):
-            draw = generator(self.seed, "crop", *place)
-            row, col = (int(draw.integers(size - self.crop + 1)) for size in (rows, cols))
-            parts[number] = counts[number, :, row : row + self.crop, col : col + self.crop]
-        return torch.from_numpy(parts)
+            draws = generator(self.seed, "crop", *place)
+            row, col = (int(draws.integers(size - self.crop + 1)) for size in (rows, cols))
+            cropped[number] = counts[number, :, row : row + self.crop, col : col + self.crop]
+        return torch.from_numpy(cropped)
 
     def _batch(
         self,
@@ -123,11 +101,12 @@ class NowcastTask:
         *,
         always_missing: bool = False,
     ) -> NowcastBatch:
+        # Each window with a measured future pixel gives a term.
         has_missing = batch.has_missing or always_missing
         num_valid = len(counts_bthw)
         if has_missing:
-            future = counts_bthw[:, self.frames_in :].numpy() != MISSING_COUNT
-            num_valid = int(future.any(axis=(1, 2, 3)).sum())
+            measured_bthw = counts_bthw[:, self.frames_in :].numpy() != MISSING_COUNT
+            num_valid = int(measured_bthw.any(axis=(1, 2, 3)).sum())
         return NowcastBatch(
             counts_bthw=counts_bthw,
             visible_bv=visible_bv,
@@ -140,18 +119,19 @@ class NowcastTask:
 
     def frames(self, batch: NowcastBatch) -> Frames:
         """Turn counts into rain, past and future."""
-        rain_bthw, valid_bthw = batch.rain(self.dtype)
+        rain_mmh_bthw, valid_bthw = batch.rain(self.dtype)
         split = self.frames_in
         return Frames(
-            past_mmh_bthw=rain_bthw[:, :split],
-            future_mmh_bthw=rain_bthw[:, split:],
+            past_mmh_bthw=rain_mmh_bthw[:, :split],
+            future_mmh_bthw=rain_mmh_bthw[:, split:],
             past_valid_bthw=None if valid_bthw is None else valid_bthw[:, :split],
             future_valid_bthw=None if valid_bthw is None else valid_bthw[:, split:],
         )
 
     def losses(self, forecast_bthw: Tensor, frames: Frames) -> Tensor:
         """Give each window's loss, (b,): forecast in model space, rain in mm/h."""
-        target_bthw, valid_bthw = self.space.from_mmh(frames.future_mmh_bthw), frames.future_valid_bthw
+        target_bthw = self.space.from_mmh(frames.future_mmh_bthw)
+        valid_bthw = frames.future_valid_bthw
         if self.loss == "mse":
             return losses.mse(forecast_bthw, target_bthw, valid_bthw)
         if self.loss == "mse_ssim":
@@ -170,3 +150,19 @@ class NowcastTask:
         forecast_bthw = model(past_bthw, batch.visible_bv, frames.past_valid_bthw, batch.depth_keep_kb)
         loss_b = self.losses(forecast_bthw, frames)
         return StepOutput(loss=loss_b.sum(), metrics={}, num_valid=batch.num_valid)
+
+
+def build_nowcast_task(config: FinetuneConfig, model: Nowcaster | SmaAtUNet, space: ModelSpace) -> NowcastTask:
+    """Build the loss of a model's forecasts."""
+    return NowcastTask(
+        space=space,
+        frames_in=config.model.frames_in,
+        frames_out=config.model.frames_out,
+        loss=config.model.loss,
+        mask_ratio=config.model.mask_ratio,
+        crop=config.data.crop,
+        depth_rates=depth_rates(model.sparse_encoder) if isinstance(model, Nowcaster) else (),
+        augment=config.data.augment,
+        seed=config.seed,
+        dtype=torch.float64 if config.engine.precision == "fp64" else torch.float32,
+    )

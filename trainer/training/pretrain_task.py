@@ -1,19 +1,20 @@
-"""What one step computes: from a batch of counts to the sum of a loss' terms."""
+"""Masked pretraining: from a window of counts to the sum of the loss' terms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...data.randomness import generator
+from ...data.shards.index import Index
 from ...data.stream.stream import Batch
 from ...data.units import MISSING_COUNT, ModelSpace
-from ...models.masking import visible_positions
+from ...models.encoder import build_encoder, depth_rates
+from ...models.patches import PATCH
 from ...models.spark import SparK, SparKOutput, counted_patches, num_terms
-from .task import Places, PreparedBatch, StepOutput, draw_depth, draw_turns, mark_padding_missing, places_of, turn
+from ..settings.experiment import PretrainConfig
+from .task import Places, PreparedBatch, StepOutput, Task, mark_padding_missing, places_of, turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,72 +28,35 @@ class PretrainBatch(PreparedBatch):
     visible_bv: Tensor
 
 
-def draw_visible(
-    seed: int, purpose: str, places: Places, grid_hw: tuple[int, int], mask_ratio: float
-) -> npt.NDArray[np.int64]:
-    """Draw the positions of each window's visible patches, (b, v), sorted."""
-    return np.stack([visible_positions(grid_hw, mask_ratio, generator(seed, purpose, *place)) for place in places])
-
-
-class PretrainTask:
+@dataclass(kw_only=True, eq=False)
+class PretrainTask(Task):
     """Masked pretraining: hide patches of a window, reconstruct them.
 
-    Args:
+    Attributes:
         model: The model, not wrapped: it knows its loss.
-        space: The model's space.
-        mask_ratio: Share of the patches that are masked.
-        seed: The run's seed.
         grid_hw: Patches of a window, rows and columns.
-        depth_rates: Drop probability of each residual branch; empty without stochastic depth.
-        augment: Draw flips and quarter turns.
-        dtype: Floating type of the model's input.
     """
 
-    def __init__(
-        self,
-        model: SparK,
-        space: ModelSpace,
-        *,
-        mask_ratio: float,
-        seed: int,
-        grid_hw: tuple[int, int],
-        depth_rates: tuple[float, ...],
-        augment: bool,
-        dtype: torch.dtype,
-    ) -> None:
-        self.loss = model.loss
-        self.loss_sum = model.loss_sum
-        self.space = space
-        self.mask_ratio = mask_ratio
-        self.seed = seed
-        self.grid_hw = grid_hw
-        self.depth_rates = np.asarray(depth_rates, dtype=np.float64)
-        self.augment = augment
-        self.dtype = dtype
+    model: SparK
+    grid_hw: tuple[int, int]
 
     def prepare(self, batch: Batch) -> PretrainBatch:
         """Draw masks, turns and depth from (seed, purpose, global step, index in the global batch)."""
         places = places_of(batch)
-        turn_b = None
-        if self.augment:
-            turn_b = draw_turns(self.seed, places, square=self.grid_hw[0] == self.grid_hw[1])
-        depth_keep_kb = draw_depth(self.seed, places, self.depth_rates, self.dtype)
-        return self._prepared(batch, "mask", places, turn_b, depth_keep_kb)
+        return self._prepared(batch, "mask", places, self.draw_turns(places, self.grid_hw), self.draw_depth(places))
 
     def prepare_held_out(self, batch: Batch) -> PretrainBatch:
         """Draw fixed masks from (seed, purpose, window): equal for every evaluation of a run, world size or place."""
         return self._prepared(batch, "held-out mask", [(int(window),) for window in batch.window_b], None, None)
 
     def _prepared(
-        self,
-        batch: Batch,
-        purpose: str,
-        places: Places,
-        turn_b: Tensor | None,
-        depth_keep_kb: Tensor | None,
+        self, batch: Batch, purpose: str, places: Places, turn_b: Tensor | None, depth_keep_kb: Tensor | None
     ) -> PretrainBatch:
         real_b = mark_padding_missing(batch)
-        visible_bv = draw_visible(self.seed, purpose, places, self.grid_hw, self.mask_ratio)
+        num_patches = self.grid_hw[0] * self.grid_hw[1]
+        visible_bv = self.draw_visible(purpose, places, self.grid_hw)
+
+        # Of a patch with a missing pixel the loss has no term.
         counted_bl = None
         if batch.has_missing and real_b.any():
             real = torch.from_numpy(real_b)
@@ -104,9 +68,7 @@ class PretrainTask:
             depth_keep_kb=depth_keep_kb,
             scale_mmh_b=batch.scale_mmh_b,
             has_missing=batch.has_missing or not bool(real_b.all()),
-            num_valid=num_terms(
-                self.loss, visible_bv[real_b], counted_bl, int(real_b.sum()), self.grid_hw[0] * self.grid_hw[1]
-            ),
+            num_valid=num_terms(self.model.loss, visible_bv[real_b], counted_bl, int(real_b.sum()), num_patches),
         )
 
     def _counted(self, counts_bthw: Tensor, turn_b: Tensor | None) -> np.ndarray:
@@ -133,9 +95,35 @@ class PretrainTask:
             "masked_error": _sum_and_count(output.error_bl, masked_bl),
             "visible_error": _sum_and_count(output.error_bl, output.counted_bl & output.visible_bl),
         }
-        return StepOutput(loss=self.loss_sum(output), metrics=metrics, num_valid=batch.num_valid)
+        return StepOutput(loss=self.model.loss_sum(output), metrics=metrics, num_valid=batch.num_valid)
 
 
 def _sum_and_count(error_bl: Tensor, chosen_bl: Tensor) -> Tensor:
     errors = torch.where(chosen_bl, error_bl.detach(), 0.0)
     return torch.stack([errors.sum().double(), chosen_bl.sum().double()])
+
+
+def build_spark(config: PretrainConfig) -> SparK:
+    """Build SparK as the settings describe it, with fresh weights from torch's generator."""
+    model = SparK(
+        build_encoder(config.model.encoder, config.data.window, depth_drop=config.model.depth_drop),
+        decoder_width=config.model.decoder_width,
+        loss=config.model.loss,
+        decoder_activation=config.model.decoder_activation,
+    )
+    model.set_checkpoint_blocks(config.model.checkpoint_blocks)
+    return model
+
+
+def build_pretrain_task(config: PretrainConfig, model: SparK, space: ModelSpace, index: Index) -> PretrainTask:
+    """Build masked modelling of an archive's frames."""
+    return PretrainTask(
+        model=model,
+        space=space,
+        mask_ratio=config.model.mask_ratio,
+        grid_hw=(index.rows // PATCH, index.cols // PATCH),
+        depth_rates=depth_rates(model.sparse_encoder),
+        augment=config.data.augment,
+        seed=config.seed,
+        dtype=torch.float64 if config.engine.precision == "fp64" else torch.float32,
+    )

@@ -11,9 +11,8 @@ from ..engine.engine import Engine
 from ..processes.entry import StopSignal
 from ..settings.experiment import PretrainConfig
 from ..settings.parse import parse_config
-from .build import build_pretrain_task, build_spark
 from .pretrain_held_out import PretrainHeldOut
-from .pretrain_task import PretrainTask
+from .pretrain_task import PretrainTask, build_pretrain_task, build_spark
 from .run import TrainingRun, run_training
 
 
@@ -52,10 +51,9 @@ class Pretraining(TrainingRun[PretrainConfig]):
         """Name the encoder."""
         return self.config.model.encoder
 
-    def places(self) -> dict[str, str]:
-        """Say how to get the encoder too."""
-        export = f"rainspark weights export {shlex.quote(str(self.folder))} --out encoder.safetensors"
-        return {**super().places(), "encoder": export}
+    def more_places(self) -> dict[str, str]:
+        """Name the command that exports the encoder."""
+        return {"encoder": f"rainspark weights export {shlex.quote(str(self.folder))} --out encoder.safetensors"}
 
 
 def main(argv: Sequence[str]) -> ExitCode:

@@ -1,7 +1,8 @@
-"""What a step costs: where its time goes, and the memory of the ranks; nothing here waits for the device."""
+"""What steps cost: where their time goes, what is read, the ranks' memory; nothing here waits for the device."""
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -10,8 +11,13 @@ import torch
 from torch import Tensor
 
 MEGABYTE: Final = 1_000_000
-_PAGE_TABLE: Final = Path("/proc/self/status")
-_MEMORY: Final = ("memory/cpu_mb", "memory/gpu_peak_mb")
+_TRAFFIC: Final = ("bytes_read", "requests", "store_bytes_read", "store_requests", "retries", "wait_s", "stall_s")
+_CACHE_AND_LOSSES: Final = ("cache_hits", "cache_misses", "cache_evictions", "quarantined", "windows_lost")
+READ_COUNTS: Final = _TRAFFIC + _CACHE_AND_LOSSES
+"""What `Stream.stats` counts and the metrics report for every epoch, as data/epoch_*."""
+READ_PEAKS: Final = ("held_bytes_peak", "decoded_bytes_peak")
+"""The most that was held at once since the process started, which the metrics report as data/*."""
+_STATUS: Final = Path("/proc/self/status")
 
 
 @dataclass
@@ -61,7 +67,7 @@ class Clock:
 
 
 class Speed:
-    """Sums up the times of the steps between two lines of metrics.
+    """Adds up the times of the steps between two lines of metrics.
 
     Args:
         global_batch: Windows an update.
@@ -69,13 +75,12 @@ class Speed:
 
     def __init__(self, global_batch: int) -> None:
         self.global_batch = global_batch
-        self._data_s = self._forward_backward_s = self._update_s = 0.0
-        self._before = Clock(now_s=time.perf_counter(), boundary_s=0.0)
-        self._step = 0
+        self.start(0, Clock(now_s=time.perf_counter(), boundary_s=0.0))
 
     def start(self, step: int, clock: Clock) -> None:
         """Begin to count after so many finished steps."""
-        self._before, self._step = clock, step
+        self._before = clock
+        self._step = step
         self._data_s = self._forward_backward_s = self._update_s = 0.0
 
     def add(self, times: StepTimes) -> None:
@@ -93,10 +98,11 @@ class Speed:
         """
         num_steps = finished - self._step
         spent_s = clock.now_s - self._before.now_s - (clock.boundary_s - self._before.boundary_s)
-        parts_s = self._data_s, self._forward_backward_s, self._update_s
+        parts_s = (self._data_s, self._forward_backward_s, self._update_s)
         self.start(finished, clock)
         if spent_s <= 0 or num_steps <= 0:
             return {}
+
         return {
             "windows_per_s": num_steps * self.global_batch / spent_s,
             "step_time_s": spent_s / num_steps,
@@ -108,8 +114,17 @@ class Speed:
         }
 
 
-def memory_table(rank: int, world_size: int, device: torch.device) -> Tensor:
-    """Give this rank's memory in a table of zeros: the sum over ranks is the table of all, and no maximum is asked for.
+def read_since(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    """Give the metrics of what a rank read between two readings of `Stream.stats`.
+
+    Reading runs ahead: what the next epoch's first steps need may count as this one's.
+    """
+    counts = {f"data/epoch_{name}": now[name] - before.get(name, 0) for name in READ_COUNTS if name in now}
+    return counts | {f"data/{name}": now[name] for name in READ_PEAKS if name in now}
+
+
+def memory_tables(rank: int, world_size: int, device: torch.device) -> dict[str, Tensor]:
+    """Give this rank's memory in tables of zeros: their sum over ranks holds all, and no maximum is asked for.
 
     Args:
         rank: This process.
@@ -117,26 +132,22 @@ def memory_table(rank: int, world_size: int, device: torch.device) -> Tensor:
         device: Where it computes.
 
     Returns:
-        Megabytes, flat: resident memory of every rank, then, on a GPU, its peak of memory in tensors.
+        Megabytes by rank, by metric: resident memory and, on a GPU, its peak of memory in tensors.
     """
-    own = [resident_mb(), *([torch.cuda.max_memory_allocated(device) / MEGABYTE] if device.type == "cuda" else [])]
-    table = torch.zeros(len(own), world_size, dtype=torch.float64, device=device)
-    for kind, value in enumerate(own):
-        table[kind, rank].fill_(value)
-    return table.flatten()
-
-
-def memory_line(table: list[float], world_size: int) -> dict[str, float]:
-    """Give the metrics of a table of all ranks: the largest of each kind."""
-    kinds = [table[start : start + world_size] for start in range(0, len(table), world_size)]
-    return {name: max(values) for name, values in zip(_MEMORY, kinds, strict=False)}
+    own_mb = {"memory/cpu_mb": resident_mb()}
+    if device.type == "cuda":
+        own_mb["memory/gpu_peak_mb"] = torch.cuda.max_memory_allocated(device) / MEGABYTE
+    tables = {name: torch.zeros(world_size, dtype=torch.float64, device=device) for name in own_mb}
+    for name, value in own_mb.items():
+        tables[name][rank].fill_(value)
+    return tables
 
 
 def resident_mb() -> float:
-    """Measure this process' resident memory in megabytes; 0 where the system does not tell."""
+    """Measure this process' resident memory in megabytes; 0 where the system does not show it."""
     if sys.platform != "linux":
         return 0.0
-    for line in _PAGE_TABLE.read_text(encoding="ascii").splitlines():
+    for line in _STATUS.read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024 / MEGABYTE
     return 0.0

@@ -1,8 +1,9 @@
-"""What every task has in common: its batches, what a step gives back, and what is drawn for it."""
+"""A task: a loss over windows, with its batches and with what is drawn for them; the loop knows no other kind."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,18 +12,19 @@ from torch import Tensor
 
 from ...data.randomness import generator
 from ...data.stream.stream import Batch
-from ...data.units import MISSING_COUNT
+from ...data.units import MISSING_COUNT, ModelSpace
+from ...models.masking import visible_positions
 
 Places = Sequence[tuple[int, ...]]
-"""What decides each window's draws: (global step, index in the global batch), or (row of the window table,)."""
+"""What decides the draws of each window: (global step, index in the global batch), or (row of the window table,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutput:
-    """What a task's step hands to the loop.
+    """The result of a task's step on one rank's part of a micro-batch.
 
     Attributes:
-        loss: Sum of the loss' terms over this rank's part of the micro-batch, a scalar to differentiate.
+        loss: Sum of the loss' terms, a scalar to differentiate.
         metrics: Further means to report, as detached (sum, count) pairs, (2,); the same names in every step.
         num_valid: Terms in that sum.
     """
@@ -34,7 +36,7 @@ class StepOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedBatch:
-    """One rank's part of a micro-batch with everything random about it, drawn on the host.
+    """One rank's part of a micro-batch, with everything random about it drawn on the host.
 
     Attributes:
         counts_bthw: Counts, uint16.
@@ -76,14 +78,59 @@ class PreparedBatch:
         return torch.where(valid_bthw, rain_mmh_bthw, 0.0), valid_bthw
 
 
-class Task(Protocol):
-    """A loss over windows, as the loop sees it."""
+@dataclass(kw_only=True, eq=False)
+class Task(ABC):
+    """A loss over windows, as the loop sees it.
 
-    def prepare(self, batch: Batch) -> Any:
-        """Draw on the host what is random for a training batch, and count its terms: a `PreparedBatch`."""
+    Attributes:
+        space: The model's space.
+        mask_ratio: Share of the patches that are hidden.
+        depth_rates: Drop probability of each residual branch; empty without stochastic depth.
+        augment: Draw flips and quarter turns.
+        seed: The run's seed.
+        dtype: Floating type of the model's input.
+    """
 
+    space: ModelSpace
+    mask_ratio: float
+    depth_rates: Sequence[float]
+    augment: bool
+    seed: int
+    dtype: torch.dtype
+
+    @abstractmethod
+    def prepare(self, batch: Batch) -> PreparedBatch:
+        """Draw on the host what is random for a training batch, and count its terms."""
+
+    @abstractmethod
     def step(self, model: Callable[..., Any], batch: Any) -> StepOutput:
-        """Compute the sum of the loss' terms of such a batch on the model's device."""
+        """Compute the sum of the loss' terms of a prepared batch on the model's device."""
+
+    def draw_visible(self, purpose: str, places: Places, grid_hw: tuple[int, int]) -> npt.NDArray[np.int64]:
+        """Draw the positions of each window's visible patches, (b, v), sorted."""
+        generators = (generator(self.seed, purpose, *place) for place in places)
+        return np.stack([visible_positions(grid_hw, self.mask_ratio, draws) for draws in generators])
+
+    def draw_turns(self, places: Places, size_hw: tuple[int, int]) -> Tensor | None:
+        """Draw a code of `turn` for each window, (b,): all eight for square frames, the four flips for others."""
+        if not self.augment:
+            return None
+        num_codes = 8 if size_hw[0] == size_hw[1] else 4
+        codes = [int(generator(self.seed, "turn", *place).integers(num_codes)) for place in places]
+        return torch.tensor(codes, dtype=torch.int64)
+
+    def draw_depth(self, places: Places) -> Tensor | None:
+        """Draw which residual branches each window keeps, (k, b): 0 or 1 / (1 - rate); None where all are kept.
+
+        Stochastic depth, Huang et al. 2016, https://arxiv.org/abs/1603.09382, scaled while training so that the mean
+        stays.
+        """
+        rates_k = np.asarray(self.depth_rates, dtype=np.float64)
+        if not rates_k.any():
+            return None
+        draws_bk = [generator(self.seed, "depth", *place).random(rates_k.size) for place in places]
+        keep_bk = [(draws_k >= rates_k) / (1 - rates_k) for draws_k in draws_bk]
+        return torch.from_numpy(np.stack(keep_bk, axis=1)).to(self.dtype)
 
 
 def turn(frames_bhw: Tensor, turn_b: Tensor) -> Tensor:
@@ -105,25 +152,8 @@ def places_of(batch: Batch) -> Places:
     return [(batch.step, int(index)) for index in batch.index_b]
 
 
-def draw_turns(seed: int, places: Places, *, square: bool) -> Tensor:
-    """Draw a code of `turn` for each window, (b,): all eight for square frames, the four flips for others."""
-    draws = [int(generator(seed, "turn", *place).integers(8 if square else 4)) for place in places]
-    return torch.tensor(draws, dtype=torch.int64)
-
-
-def draw_depth(seed: int, places: Places, rates_k: npt.NDArray[np.float64], dtype: torch.dtype) -> Tensor | None:
-    """Draw which residual branches each window keeps, (k, b): 0 or 1 / (1 - rate); None where all are kept.
-
-    Stochastic depth, Huang et al. 2016, https://arxiv.org/abs/1603.09382, scaled while training so that the mean stays.
-    """
-    if not rates_k.any():
-        return None
-    keep_bk = [(generator(seed, "depth", *place).random(rates_k.size) >= rates_k) / (1 - rates_k) for place in places]
-    return torch.from_numpy(np.stack(keep_bk, axis=1)).to(dtype)
-
-
 def mark_padding_missing(batch: Batch) -> npt.NDArray[np.bool_]:
-    """Make all padding missing, so that no term comes of it; tell which windows are real, (b,)."""
+    """Make all padding missing, so that no term comes of it; return which windows are real, (b,)."""
     real_b: npt.NDArray[np.bool_] = batch.window_b >= 0
     if not real_b.all():
         batch.counts_bthw.numpy()[~real_b] = MISSING_COUNT

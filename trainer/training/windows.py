@@ -17,6 +17,7 @@ from ...data.stream.stream import Stream
 from ...data.windows.mixing import check_batches, default_block_bytes, default_lanes
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from ..checkpoint.seen import WindowTimes
+from ..record.announcements import AbsentSource
 from ..settings.data import ArchiveConfig, WindowsConfig
 
 LOG = logging.getLogger(__name__)
@@ -163,6 +164,9 @@ def open_windows(config: WindowsConfig, window: int) -> Windows:
     test = _part(index, config, window, spans, "test") if spans["test"] else None
     if config.guard_h == 0 and (spans["validation"] or spans["test"]):
         LOG.warning("data.guard_h is 0: one rain system may stand in both the training and the held-out part")
+    if config.select_rule == "smaat_compat":
+        num_lost = sum(lost_to_gaps(index, train.selection).values())
+        LOG.info("smaat_compat: %d windows to train on; %d across gaps cannot be rebuilt", len(train), num_lost)
     return Windows(storage=storage, index=index, train=train, held_out=held_out, test=test, spans=spans)
 
 
@@ -231,40 +235,16 @@ def open_stream(windows: Windows, config: WindowsConfig, *, seed: int, rank: int
     )
 
 
-def introduce(windows: Windows, stream: Stream, config: WindowsConfig) -> None:
-    """Log how sources are mixed, how often windows are read, and what a published rule would have had besides."""
-    for part, table, name, effect in (
-        ("train", windows.train, "training", "nothing is learned from it"),
-        ("validation", windows.held_out, "held-out", "held-out figures do not tell about it"),
-    ):
-        for source in _absent(windows.index, table):
-            LOG.warning(
-                "no window of %s is in the %s part (%s): %s; state data.train_times and the other parts' so that each "
-                "has some of it, or choose data.source",
-                source, name, ", ".join(map(str, windows.spans[part])) or "all times", effect,
-            )  # fmt: skip
-    if len(stream.shares) > 1:
-        LOG.info("sources: %s", "; ".join(map(str, stream.shares)))
-        changed = [share for share in stream.shares if abs(share.share - share.asked) > 1e-6]
-        if changed:
-            LOG.warning(
-                "every batch has whole lanes of each source: %s; more data.lanes come nearer",
-                "; ".join(f"{share.source} {share.share:.3g} instead of {share.asked:.3g}" for share in changed),
-            )
-    if config.select_rule == "smaat_compat":
-        lost = lost_to_gaps(windows.index, windows.train.selection)
-        LOG.info(
-            "smaat_compat: %d windows to train on; %d across gaps cannot be rebuilt", len(windows.train),
-            sum(lost.values()),
-        )  # fmt: skip
-
-
-def _absent(index: Index, table: WindowTable | None) -> list[str]:
-    """Name the sources of which a table has no window."""
-    if table is None:
-        return []
-    held = {index.origins[index.sequences[number].origin].source for number in np.unique(table.sequence).tolist()}
-    return [source for source in index.sources if source not in held]
+def absent_sources(windows: Windows) -> list[AbsentSource]:
+    """List the sources that the training or the held-out part has no window of."""
+    index = windows.index
+    return [
+        AbsentSource(source=source, held_out=table is windows.held_out, spans=windows.spans[part])
+        for part, table in (("train", windows.train), ("validation", windows.held_out))
+        if table is not None
+        for source in index.sources
+        if source not in {index.origins[index.sequences[row].origin].source for row in np.unique(table.sequence)}
+    ]
 
 
 def wettest(index: Index, table: WindowTable) -> WindowTable:

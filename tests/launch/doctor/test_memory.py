@@ -70,7 +70,7 @@ def measure(rank: int) -> list[dict[str, Any]]:
                     engine.backward(loss)
                     del loss
                 gradients.append(distinct_bytes(p.grad for p in engine.bare_model.parameters() if p.grad is not None))
-                engine.update(rate=1e-3, decay=0.0, nonfinite=torch.zeros(()), average_decay=0.9)
+                engine.update(rate=1e-3, decay=0.0, skip=torch.zeros(()), average_decay=0.9)
                 # Wrappers leave cycles, which the collector lets go of at any time.
                 gc.collect()
                 mark("step")

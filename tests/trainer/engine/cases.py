@@ -91,8 +91,8 @@ def train_step(
         engine.backward(loss / (BATCH * 8))
         loss_sum += loss.detach().double()
     agreed = engine.sum_over_ranks(torch.stack([loss_sum, (~loss_sum.isfinite()).double()]))
-    nonfinite = torch.ones(()) if poison == "flag" else agreed[1]
-    result = engine.update(rate=rate, decay=decay, nonfinite=nonfinite, average_decay=average_decay)
+    skip = torch.ones(()) if poison == "flag" else agreed[1]
+    result = engine.update(rate=rate, decay=decay, skip=skip, average_decay=average_decay)
     return float(agreed[0]) / (BATCH * 8), float(result.grad_norm), bool(result.skipped)
 
 
@@ -104,8 +104,7 @@ def flat(state: EngineState) -> dict[str, Tensor]:
 
 def take_over(engine: Engine, state: EngineState) -> None:
     """Import what rank 0 exported."""
-    state = engine.broadcast_object(state)
-    engine.import_state(state.model, state.optimizer, state.optimizer_steps, state.loss_scale)
+    engine.import_state(engine.broadcast_object(state))
 
 
 def run_steps(engine: Engine, optim: OptimConfig, *, steps: int = STEPS, backwards: bool = False) -> dict[str, Any]:
@@ -233,10 +232,10 @@ def overflowing(stage: Any) -> dict[str, Any]:
     """One fp16 step with a loss scale far too large, then good ones."""
     engine = make_engine(stage, ADAMW, precision="fp16")
     state = engine.broadcast_object(engine.export_state())
-    engine.import_state(state.model, state.optimizer, state.optimizer_steps, 2.0**60)
+    engine.import_state(dataclasses.replace(state, loss_scale=2.0**60))
     skipped = train_step(engine, 0)[2]
     after = engine.export_state()
-    engine.import_state(state.model, state.optimizer, state.optimizer_steps, 1024.0)
+    engine.import_state(dataclasses.replace(state, loss_scale=1024.0))
     figures = train_step(engine, 0)
     engine.shutdown(clean=True)
     return {"skipped": skipped, "unchanged": equal(flat(state), flat(after)) if engine.is_main else True,
@@ -267,7 +266,7 @@ def averaging(stage: Any) -> dict[str, Any]:
     with torch.no_grad():
         expected = bare(frames).prediction_b8
     engine = make_engine(stage, optim, seed=7)
-    engine.import_state(sent.model, sent.optimizer, sent.optimizer_steps, sent.loss_scale, sent.average)
+    engine.import_state(sent)
     train_step(engine, 3, average_decay=0.5)
     resumed = engine.export_state()
     engine.shutdown(clean=True)

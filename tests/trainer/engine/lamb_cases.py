@@ -108,7 +108,7 @@ def lamb_steps(stage: Any, *, clip_norm: float | None = None, bad_step: int | No
             with engine.accumulate(last=micro_step == 1):
                 loss = engine.model(share)
             engine.backward(loss)
-        result = engine.update(rate=rate_of(step), decay=decay_of(step), nonfinite=torch.zeros(()))
+        result = engine.update(rate=rate_of(step), decay=decay_of(step), skip=torch.zeros(()))
         assert bool(result.skipped) == bad
     state = engine.export_state()
     engine.shutdown(clean=True)

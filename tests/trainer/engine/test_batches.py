@@ -62,7 +62,7 @@ def test_a_gradient_of_32k_windows_is_the_slow_mean() -> None:
         del output_b, error_b
         if micro_step in (MICRO_STEPS // 8, MICRO_STEPS - 2):
             sizes.append(live_tensors())
-    result = engine.update(rate=RATE, decay=0.0, nonfinite=torch.zeros(()))
+    result = engine.update(rate=RATE, decay=0.0, skip=torch.zeros(()))
     after = engine.export_state().model["weights.weight"].double().numpy()[0]
     engine.shutdown(clean=True)
     assert sizes[1] <= sizes[0], "memory grows with the number of micro-batches"
@@ -90,7 +90,7 @@ def test_the_sum_of_a_thousand_micro_batches_is_that_of_one() -> None:
             with engine.accumulate(last=first + micro_batch == GLOBAL_BATCH):
                 error_b = (engine.model(torch.from_numpy(x_bn[own])) - torch.from_numpy(y_b[own])).square()
             engine.backward((error_b * torch.from_numpy(counts_b[own])).sum() / int(counts_b.sum()))
-        result = engine.update(rate=0.01, decay=0.02, nonfinite=torch.zeros(()))
+        result = engine.update(rate=0.01, decay=0.02, skip=torch.zeros(()))
         found.append((float(result.grad_norm), engine.export_state().model["weights.weight"]))
         engine.shutdown(clean=True)
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)

@@ -1,4 +1,4 @@
-"""What a run's attempts cost, whatever ended them, and what is said of a finished run."""
+"""The cost of a run's attempts, whatever ended them, and the summary of a finished run."""
 
 import json
 import time
@@ -6,20 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.trainer.record.summary import Summary, summarise, summary_lines, write_summary
+from rainspark.trainer.record.summary import Summary, finite_or_text, summary_lines, write_summary
 from rainspark.trainer.record.usage import Usage
 
 
 def started(folder: Path, *, first_step: int = 0, ago_s: float = 0.0, processes: int = 4) -> Usage:
-    return Usage(
-        folder, processes=processes, device="cpu", first_step=first_step, started_s=time.monotonic() - ago_s
-    )  # fmt: skip
+    started_s = time.monotonic() - ago_s
+    return Usage(folder, processes=processes, device="cpu", first_step=first_step, started_s=started_s)
 
 
 def test_hours_of_all_attempts_are_added_up(tmp_path: Path) -> None:
     started(tmp_path, ago_s=1800).end("stopped", 10)
     killed = started(tmp_path, first_step=10, ago_s=900, processes=2)
-    killed.alive(12)
+    killed.note_alive(12)
     last = started(tmp_path, first_step=10, ago_s=3600)
     last.end("done", 20)
     assert last.device_hours == pytest.approx(4 * 0.5 + 2 * 0.25 + 4 * 1, rel=1e-2)
@@ -29,7 +28,7 @@ def test_hours_of_all_attempts_are_added_up(tmp_path: Path) -> None:
     # Not written again within ten seconds: a kill loses what came since.
     assert [entry["last_step"] for entry in attempts] == [10, 10, 20]
     assert all(entry["started_utc"] <= entry["ended_utc"] for entry in attempts)
-    assert "in 3 attempts (now 4 x cpu)" in last.told()
+    assert "in 3 attempts (now 4 x cpu)" in last.describe()
 
 
 def test_a_damaged_record_is_kept_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -48,11 +47,18 @@ def test_a_record_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: p
 
 
 def summary_of(usage: Usage) -> Summary:
-    return summarise(
-        usage, model="resnet18", parameters=11_300_000, data={"fingerprint": "ab" * 32, "source": "s", "licence": "l"},
-        steps=20, skipped_steps=2, metrics={"loss": float("nan"), "held_out_loss": 0.5}, versions={"torch": "2"},
+    return Summary(
+        model="resnet18",
+        parameters=11_300_000,
+        data={"fingerprint": "ab" * 32, "source": "s", "licence": "l"},
+        steps=20,
+        skipped_steps=2,
+        metrics=finite_or_text({"loss": float("nan"), "held_out_loss": 0.5}),
+        device_hours=usage.device_hours,
+        attempts=len(usage.attempts),
+        versions={"torch": "2"},
         trackers=["W&B: 3 lines were dropped"],
-    )  # fmt: skip
+    )
 
 
 def test_a_summary_is_strict_json_and_says_what_matters(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def make_task(**changes: Any) -> NowcastTask:
         "frames_in": FRAMES_IN, "frames_out": FRAMES_OUT, "loss": "mse", "mask_ratio": 0.0, "crop": None,
         "depth_rates": (), "augment": False, "seed": 5, "dtype": torch.float64,
     }  # fmt: skip
-    return NowcastTask(SPACE, **(arguments | changes))
+    return NowcastTask(space=SPACE, **(arguments | changes))
 
 
 def make_batch(

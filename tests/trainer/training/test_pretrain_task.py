@@ -19,7 +19,7 @@ def make_task(*, augment: bool = True, depth: float = 0.0, loss: str = "masked")
     torch.manual_seed(0)
     model = SparK(build_encoder("resnet18", 3, depth_drop=depth), decoder_width=32, loss=loss).double()  # type: ignore[arg-type]
     task = PretrainTask(
-        model, LOG_SPACE, mask_ratio=0.5, seed=5, grid_hw=(2, 2),
+        model=model, space=LOG_SPACE, mask_ratio=0.5, seed=5, grid_hw=(2, 2),
         depth_rates=tuple(depth * k / 7 for k in range(8)), augment=augment, dtype=torch.float64,
     )  # fmt: skip
     return task, model

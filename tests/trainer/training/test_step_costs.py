@@ -8,8 +8,8 @@ from rainspark.trainer.training.step_costs import (
     Speed,
     StepTimes,
     device_name,
-    memory_line,
-    memory_table,
+    memory_tables,
+    read_since,
     resident_mb,
 )
 
@@ -41,14 +41,20 @@ def test_marks_are_read_from_the_hosts_clock_on_a_cpu() -> None:
     assert step.part_s(0) > 0
 
 
-def test_the_sum_of_memory_tables_gives_the_largest() -> None:
-    own = resident_mb()
-    assert 10 < own < 100_000
-    tables = [memory_table(rank, 3, CPU) for rank in range(3)]
+def test_the_largest_of_the_sum_of_memory_tables_is_the_largest_of_all() -> None:
+    own_mb = resident_mb()
+    assert 10 < own_mb < 100_000
+    tables = [memory_tables(rank, 3, CPU)["memory/cpu_mb"] for rank in range(3)]
     for rank, table in enumerate(tables):
-        assert (table > 0).tolist() == [place == rank for place in range(3)]
-    assert memory_line([3.0, 9.0, 5.0], 3) == {"memory/cpu_mb": 9.0}
-    assert memory_line([3.0, 9.0, 7.0, 1.0], 2) == {"memory/cpu_mb": 9.0, "memory/gpu_peak_mb": 7.0}
-    assert memory_line([], 3) == {}
-    assert sum(tables).max().item() == pytest.approx(own, rel=0.2)  # type: ignore[union-attr]
+        assert (table > 0).tolist() == [other == rank for other in range(3)]
+    assert float(torch.stack(tables).sum(dim=0).max()) == pytest.approx(own_mb, rel=0.2)
     assert device_name(CPU) == "cpu"
+
+
+def test_what_was_read_is_counted_from_the_last_reading_and_peaks_are_not() -> None:
+    now = {"requests": 7.0, "retries": 1.0, "held_bytes_peak": 30.0, "hash_s": 2.0}
+    assert read_since({"requests": 5.0, "held_bytes_peak": 20.0}, now) == {
+        "data/epoch_requests": 2.0,
+        "data/epoch_retries": 1.0,
+        "data/held_bytes_peak": 30.0,
+    }

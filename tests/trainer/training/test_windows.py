@@ -13,8 +13,9 @@ from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.store.storage import open_storage
 from rainspark.data.windows.selection import WindowTable
+from rainspark.trainer.record.announcements import announce_sources
 from rainspark.trainer.settings.data import NowcastDataConfig, WindowsConfig
-from rainspark.trainer.training.windows import Windows, introduce, open_stream, open_windows, wettest
+from rainspark.trainer.training.windows import Windows, absent_sources, open_stream, open_windows, wettest
 from tests.data.mixed import pack_mixed
 from tests.integration.runs import make_shards
 
@@ -162,7 +163,8 @@ def introduced(shards: Path, caplog: pytest.LogCaptureFixture, **settings: Any) 
     config = WindowsConfig(shards=str(shards), global_batch=2, guard_h=0.0, **settings)
     windows = open_windows(config, WINDOW)
     caplog.clear()
-    introduce(windows, open_stream(windows, config, seed=0, rank=0, world_size=1, pin=False), config)
+    stream = open_stream(windows, config, seed=0, rank=0, world_size=1, pin=False)
+    announce_sources(stream.shares, absent_sources(windows))
     found = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     return [line for line in found if "whole lanes" not in line]
 
