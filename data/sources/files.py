@@ -1,4 +1,4 @@
-"""Radar files in folders, tars and zips: found by their endings, and read where they lie, in bounded memory."""
+"""Find radar files in folders, tars and zips by their endings, and read them where they lie in bounded memory."""
 
 import hashlib
 import os
@@ -10,8 +10,7 @@ from typing import Final, NoReturn
 
 from ..credentials import redact
 from ..errors import DataError
-from . import archives
-from .archives import Member
+from .archives import Member, list_members, read_member
 
 ARCHIVE_ENDINGS: Final = (".tar", ".zip")
 COMPRESSED_ENDINGS: Final = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
@@ -22,8 +21,8 @@ COMPANION_PREFIX: Final = "._"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a file's bytes lie: a file of its own, or a member of an archive."""
+class RadarFile:
+    """A radar file's bytes: a file of its own, or a member of an archive."""
 
     path: Path
     member: Member | None = None
@@ -39,13 +38,14 @@ class Place:
 
     @property
     def key(self) -> tuple[Path, int]:
-        """What is equal for two places of the same bytes, however the file is reached."""
+        """What is equal for the same bytes, however they are reached."""
         return self.path.resolve(), -1 if self.member is None else self.member.offset
 
     def read(self, limit_bytes: int) -> bytes:
         """Read all of it; raises DataError for what cannot be read or is longer than the limit, before it is held."""
         if self.member is not None:
-            return archives.read_member(self.path, self.member, limit_bytes)
+            return read_member(self.path, self.member, limit_bytes)
+
         try:
             with self.path.open("rb") as file:
                 num_bytes = os.fstat(file.fileno()).st_size
@@ -58,7 +58,7 @@ class Place:
             raise DataError(f"{self.path}: could not read: {error.strerror or error}") from error
 
 
-def find(paths: Iterable[Path], endings: Sequence[str]) -> list[Place]:
+def find(paths: Iterable[Path], endings: Sequence[str]) -> list[RadarFile]:
     """Find files by their endings among files, folders (searched to the bottom, through links), tars and zips.
 
     A file that is named stands for itself, whatever its ending. Each file is found once. macOS' companions of files
@@ -68,16 +68,25 @@ def find(paths: Iterable[Path], endings: Sequence[str]) -> list[Place]:
         DataError: A path that is not there, a folder or link that cannot be followed, an archive that cannot be read
             in place or holds what is no plain file, a radar file that is compressed.
     """
-    found: dict[tuple[Path, int], Place] = {}
+    compressed = tuple(ending + compression for ending in endings for compression in COMPRESSIONS)
+    unreadable = (*COMPRESSED_ENDINGS, *compressed)
+    radar_files: dict[tuple[Path, int], RadarFile] = {}
     for path in paths:
-        for file in files_of(path, (*endings, *ARCHIVE_ENDINGS, *COMPRESSED_ENDINGS, *_compressed(endings))):
-            for place in _places_in(file, endings):
-                found.setdefault(place.key, place)
-    return list(found.values())
+        for file in files_of(path, (*endings, *ARCHIVE_ENDINGS, *unreadable)):
+            name = file.name.lower()
+            if name.endswith(unreadable):
+                _refuse_compressed(str(file))
+            if name.endswith(ARCHIVE_ENDINGS):
+                inside = _members_of(file, tuple(endings), (*ARCHIVE_ENDINGS, *unreadable))
+                radar_files |= {member.key: member for member in inside if member.key not in radar_files}
+            else:
+                radar_file = RadarFile(path=file)
+                radar_files.setdefault(radar_file.key, radar_file)
+    return list(radar_files.values())
 
 
 def digest_of(path: Path) -> str:
-    """Give the SHA-256 of a file of any length; raises DataError when it cannot be read."""
+    """Compute the SHA-256 of a file of any length; raises DataError when it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -85,61 +94,25 @@ def digest_of(path: Path) -> str:
         raise DataError(f"{path}: could not read: {error.strerror or error}") from error
 
 
-def _places_in(path: Path, endings: Sequence[str]) -> Iterator[Place]:
-    name = path.name.lower()
-    if name.endswith(COMPRESSED_ENDINGS):
-        raise DataError(
-            f"{path} is compressed as a whole, so no frame can be read without all before it; expected files, "
-            "folders, .tar or .zip: take the compression off (gunzip gives the .tar) and pack that"
-        )
-    compressed = _compressed(endings)
-    if name.endswith(compressed):
-        _refuse_compressed(str(path))
-    if not name.endswith(ARCHIVE_ENDINGS):
-        yield Place(path=path)
-        return
-    members = archives.tar_members(path) if name.endswith(".tar") else archives.zip_members(path)
-    for member in members:
-        place, lowered = Place(path=path, member=member), member.name.lower()
-        if place.name.startswith(COMPANION_PREFIX):
-            continue
-        if lowered.endswith((*ARCHIVE_ENDINGS, *COMPRESSED_ENDINGS)):
-            raise DataError(
-                f"{path}, member {member.name} is an archive inside an archive; expected radar files: take it out and "
-                "pack it on its own"
-            )
-        if lowered.endswith(compressed):
-            _refuse_compressed(str(place))
-        if lowered.endswith(tuple(endings)):
-            yield place
-
-
-def _compressed(endings: Sequence[str]) -> tuple[str, ...]:
-    return tuple(ending + compression for ending in endings for compression in COMPRESSIONS)
-
-
-def _refuse_compressed(name: str) -> NoReturn:
-    raise DataError(
-        f"{name} is a compressed radar file, which is not read; expected the file itself: take the compression off "
-        "(gunzip, bunzip2, unxz), or move it away"
-    )
-
-
 def files_of(path: Path, endings: Sequence[str]) -> Iterator[Path]:
-    """Give a file, or those of a folder with these endings; behind links too, each folder once."""
-    found = _stat(path)
-    if not stat.S_ISDIR(found.st_mode):
+    """List a file, or those of a folder with these endings; behind links too, each folder once."""
+    status = _stat(path)
+    if not stat.S_ISDIR(status.st_mode):
         yield path
         return
-    seen = {(found.st_dev, found.st_ino)}
+
+    seen = {(status.st_dev, status.st_ino)}
     for name, folders, files in os.walk(path, onerror=_refuse_unreadable, followlinks=True):
-        folder, unseen = Path(name), []
+        folder = Path(name)
+        # Links may lead in circles: each folder is entered once.
+        unseen = []
         for inner in sorted(folders):
-            found = _stat(folder / inner)
-            if (found.st_dev, found.st_ino) not in seen:
-                seen.add((found.st_dev, found.st_ino))
+            status = _stat(folder / inner)
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
                 unseen.append(inner)
         folders[:] = unseen
+
         for file in (folder / inner for inner in sorted(files)):
             is_companion = file.name.startswith(COMPANION_PREFIX)
             is_wanted = file.name.lower().endswith(tuple(endings)) and not is_companion
@@ -150,10 +123,30 @@ def files_of(path: Path, endings: Sequence[str]) -> Iterator[Path]:
                 yield file
 
 
+def _members_of(path: Path, endings: tuple[str, ...], unreadable: tuple[str, ...]) -> Iterator[RadarFile]:
+    for member in list_members(path):
+        radar_file = RadarFile(path=path, member=member)
+        name = radar_file.name.lower()
+        if name.startswith(COMPANION_PREFIX):
+            continue
+        if name.endswith(unreadable):
+            _refuse_compressed(str(radar_file))
+        if name.endswith(endings):
+            yield radar_file
+
+
+def _refuse_compressed(name: str) -> NoReturn:
+    raise DataError(
+        f"{name} is compressed as a whole or lies in an archive inside another, so it cannot be read in place; "
+        "expected radar files, folders of them, .tar or .zip: take the compression off (gunzip, bunzip2, unxz) or the "
+        "inner archive out, or move it away"
+    )
+
+
 def _stat(path: Path) -> os.stat_result:
     """Look at a file or folder through links; raises DataError when it is not there, closed, or neither."""
     try:
-        found = path.stat()
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         kind = "leads nowhere (a broken link)" if path.is_symlink() else "is not there"
         # An address is no path, and may hold a password.
@@ -161,9 +154,9 @@ def _stat(path: Path) -> os.stat_result:
         raise DataError(f"{shown} {kind}; expected a radar file, an archive, or a folder of them") from error
     except OSError as error:
         _refuse_unreadable(error)
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise DataError(f"{path} is neither a file nor a folder; expected a radar file, an archive, or a folder")
-    return found
+    return status
 
 
 def _refuse_unreadable(error: OSError) -> NoReturn:

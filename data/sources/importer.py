@@ -1,9 +1,9 @@
-"""Any format that pysteps imports, as counts of 0.01 mm/h (extra `nowcast`).
+"""Read any format that pysteps imports, as counts of 0.01 mm/h (extra `nowcast`).
 
 What an importer gives: pysteps.io.importers, "Raster data" (precipitation field, quality field, metadata; missing
 pixels are NaN); Pulkkinen et al. (2019), Pysteps: an open-source Python library for probabilistic precipitation
 nowcasting, Geosci. Model Dev. 12, 4185-4219, doi:10.5194/gmd-12-4185-2019. These readers are pysteps' own: they take
-files on disk only, and are not hardened against files of strangers as data.sources.hdf5 is.
+files on disk only, and check less than data.sources.hdf5 does.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import io
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +23,12 @@ import numpy.typing as npt
 from ..counts import QUANTUM_MMH, requantise
 from ..errors import DataError
 from ..frames import Crop, Grid
-from .files import COMPRESSED_ENDINGS, Place, digest_of, files_of
-from .hdf5 import MAX_PIXELS
+from .files import RadarFile, digest_of, files_of
+from .hdf5 import MAX_PIXELS, explained
 from .odim import ZR
 from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order
 
+KIND: Final = "a field with pysteps' metadata"
 EARTH_RADIUS_M: Final = 6_371_000
 """Mean radius of the Earth (IUGG, R1, to the kilometre): a grid in degrees is plate carrée on this sphere."""
 PLATE_CARREE: Final = f"+proj=eqc +lat_ts=0 +lon_0=0 +R={EARTH_RADIUS_M} +units=m"
@@ -67,36 +68,38 @@ class ImporterSource:
     def scan(self, paths: Sequence[Path]) -> Found:
         """Find the files whose names hold a time, in time order; those of folders that hold none are counted."""
         _pysteps_method(self.importer)
-        refs: list[FileRef] = []
-        others: list[Path] = []
-        for path in paths:
-            for file in files_of(path, ("",)):
-                time_s = self._time_of(file)
-                if time_s is not None:
-                    refs.append(FileRef(place=Place(path=file), end_time_s=time_s))
-                elif file == path:
-                    raise DataError(
-                        f"{path}: its name does not fit --time-pattern {self.time_pattern!r}; expected the pattern of "
-                        f"the files' names, with %Y, %m, %d, %H and %M{_archive_advice(path)}"
-                    )
-                else:
-                    others.append(file)
+        times_s = {file: self._time_of(file) for path in paths for file in files_of(path, ("",))}
+        others = [file for file, time_s in times_s.items() if time_s is None]
+        misnamed = next((path for path in paths if path in others), None)
+        if misnamed is not None:
+            raise DataError(
+                f"{misnamed}: its name does not fit --time-pattern {self.time_pattern!r}; expected the pattern of the "
+                "files' names, with %Y, %m, %d, %H and %M (pysteps reads no archives: take the files out first)"
+            )
+
+        refs = [
+            FileRef(file=RadarFile(path=file), end_time_s=time_s)
+            for file, time_s in times_s.items()
+            if time_s is not None
+        ]
         if not refs:
             raise DataError(
                 f"no file in {', '.join(map(str, paths)) or 'nothing'} has a name like {self.time_pattern!r}; "
                 "expected the pattern of the files' names, with %Y, %m, %d, %H and %M"
             )
+        # Links may lead to a file twice.
+        unique = {ref.file.key: ref for ref in refs}
         notes = (f"{len(others)} files have other names and are not read, such as {others[0]}",) if others else ()
-        unique = {ref.place.key: ref for ref in refs}
         return Found(refs=in_time_order(list(unique.values())), notes=notes)
 
     def survey(self, ref: FrameRef) -> Surveyed:
         """Import a file for its metadata, and digest its bytes."""
         assert isinstance(ref, FileRef)
         field_hw, metadata = self._imported(ref)
-        with _named(ref):
+        with explained(str(ref), KIND):
             grid = _grid(metadata, field_hw.shape)
             self._rain_of(metadata)
+
         institution = str(metadata.get("institution") or "").strip()
         header = Header(
             end_time_s=ref.end_time_s,
@@ -112,7 +115,7 @@ class ImporterSource:
         """Import a file, and give a part of it as counts."""
         assert isinstance(ref, FileRef)
         field_hw, metadata = self._imported(ref)
-        with _named(ref):
+        with explained(str(ref), KIND):
             crop.check_inside(*field_hw.shape)
             rain_of = self._rain_of(metadata)
             if metadata.get("yorigin") == "lower":
@@ -122,6 +125,7 @@ class ImporterSource:
             counts, rounding = requantise(
                 rain_mmh, lambda at: (crop.row0 + at // crop.cols, crop.col0 + at % crop.cols)
             )
+
         # Digested after it was read: whoever wrote to it before that is found out.
         return Reading(counts=counts.reshape(part_hw.shape), sha256=digest_of(ref.path), rounding=rounding)
 
@@ -139,12 +143,9 @@ class ImporterSource:
                 imported = method(str(ref.path), **self.arguments)
         # Importers raise whatever the library below them raises.
         except Exception as error:
-            needs_package = isinstance(error, ImportError) or type(error).__name__ == "MissingOptionalDependency"
-            advice = (
-                "install the package that it asks for"
-                if needs_package
-                else "the file is damaged or of another format: remove it, or choose another --importer"
-            )
+            advice = "the file is damaged or of another format: remove it, or choose another --importer"
+            if isinstance(error, ImportError) or type(error).__name__ == "MissingOptionalDependency":
+                advice = "install the package that it asks for"
             raise DataError(
                 f"{ref}: pysteps' importer {self.importer} failed: {type(error).__name__}: {str(error)[:300]}; {advice}"
             ) from error
@@ -152,24 +153,20 @@ class ImporterSource:
             raise DataError(f"{ref}: pysteps' importer {self.importer} gives no field with metadata; choose another")
         field_hw = np.ma.filled(np.ma.masked_invalid(np.ma.asarray(imported[0], np.float64), copy=True), np.nan)
         if field_hw.ndim != 2 or not 0 < field_hw.size <= MAX_PIXELS:
-            raise DataError(
-                f"{ref}: the field has shape {field_hw.shape}; expected rows and columns, up to {MAX_PIXELS}"
-            )
+            raise DataError(f"{ref}: the field has shape {field_hw.shape}; expected rows, columns, up to {MAX_PIXELS}")
         return field_hw, imported[2]
 
     def _rain_of(self, metadata: Mapping[str, Any]) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
         """Make the step from the field to mm/h, as its unit, transform and accumulation time ask."""
         unit, transform = metadata.get("unit"), metadata.get("transform")
         zero, threshold = metadata.get("zerovalue"), metadata.get("threshold")
-        if (
-            transform not in (None, "dB")
-            or unit not in ("mm/h", "mm", "dBZ")
-            or (unit == "dBZ") != (self.zr is not None)
-        ):
+        is_known = transform in (None, "dB") and unit in ("mm/h", "mm", "dBZ")
+        if not is_known or (unit == "dBZ") != (self.zr is not None):
             raise DataError(
                 f"the field is in {unit!r}, transform {transform!r}, Z-R relation {self.zr}; expected mm/h or mm "
                 "without --zr, or dBZ with one (--zr 200,1.6 is Marshall and Palmer's), untransformed or in dB"
             )
+
         factor = 1.0
         if unit == "mm":
             accutime = metadata.get("accutime")
@@ -191,14 +188,6 @@ class ImporterSource:
         return rain_mmh
 
 
-@contextlib.contextmanager
-def _named(ref: FileRef) -> Iterator[None]:
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{ref}: {error}") from error
-
-
 def _pysteps_method(name: str) -> Callable[..., Any]:
     try:
         # pysteps prints where its configuration lies as soon as it is imported, and sets filters of warnings.
@@ -218,24 +207,17 @@ def _pysteps_method(name: str) -> Callable[..., Any]:
     return method
 
 
-def _archive_advice(path: Path) -> str:
-    archive = path.name.lower().endswith((".tar", ".zip", *COMPRESSED_ENDINGS))
-    return "; pysteps reads no archives: take the files out first" if archive else ""
-
-
 def _grid(metadata: Mapping[str, Any], shape: tuple[int, ...]) -> Grid:
     rows, cols = shape
     unit, origin = metadata.get("cartesian_unit"), metadata.get("yorigin")
     edges = [metadata.get(name) for name in ("x1", "x2", "y1", "y2")]
-    if (
-        unit not in KILOMETRES
-        or origin not in ("upper", "lower")
-        or not all(isinstance(edge, (int, float, np.number)) and math.isfinite(edge) for edge in edges)
-    ):
+    are_numbers = all(isinstance(edge, (int, float, np.number)) and math.isfinite(edge) for edge in edges)
+    if unit not in KILOMETRES or origin not in ("upper", "lower") or not are_numbers:
         raise DataError(
             f"the metadata say x1, x2, y1, y2 = {edges}, cartesian_unit {unit!r}, yorigin {origin!r}; expected "
             "numbers, m, km or degrees, and upper or lower"
         )
+
     left_km, right_km, lower_km, upper_km = (float(edge) * KILOMETRES[unit] for edge in edges)  # type: ignore[arg-type]
     wide_km, high_km = (right_km - left_km) / cols, (upper_km - lower_km) / rows
     if not (wide_km > 0 and abs(high_km - wide_km) <= SQUARE * wide_km):
@@ -243,6 +225,7 @@ def _grid(metadata: Mapping[str, Any], shape: tuple[int, ...]) -> Grid:
     projection = PLATE_CARREE if unit == "degrees" else " ".join(str(metadata.get("projection") or "").split())
     if not projection.isprintable() or not 0 < len(projection) < 1000:
         raise DataError(f"the metadata's projection is {projection!r:.200}; expected a PROJ string")
+
     return Grid(
         rows=rows,
         cols=cols,

@@ -1,13 +1,13 @@
-"""KNMI's radar precipitation composites: one HDF5 file a frame.
+"""Read KNMI's radar precipitation composites: one HDF5 file a frame, in folders, daily tars and yearly zips.
 
 Layout and names: KNMI HDF5 Data Format Specification, v3.5 (Roozekrans and Holleman, KNMI TR-264), and the files
-themselves, in folders, daily tars and yearly zips. Nothing in a file is trusted: formulas are parsed, never evaluated,
-and data.sources.hdf5 bounds memory, demands that every pixel was written, and follows no link to another file.
+themselves. Formulas are parsed, never evaluated.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -17,23 +17,24 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..frames import Crop, Frame, Grid
+from ..frames import Crop, Frame, Grid, iso_time
 from ..units import MISSING_COUNT, SCALES_MMH
 from . import hdf5
-from .files import Place, find
+from .files import RadarFile
 from .source import FileRef as FileRef
-from .source import Found, FrameRef, Header, Reading, Surveyed, in_time_order
+from .source import Found, FrameRef, Header, Reading, Surveyed, find_composites
 
 FILE_NAME: Final = re.compile(r"RAD_NL\d+_\w*?(\d{12})(?:_\w+)?\.h5", re.ASCII)
+KIND: Final = hdf5.KINDS["knmi"]
 FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf")
 PRODUCT_TIME: Final = re.compile(r"(\d{2})-([A-Z]{3})-(\d{4});(\d{2}):(\d{2}):(\d{2})(?:\.0*)?", re.ASCII)
 MONTHS: Final = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 # Few digits, since a number is computed exactly: 1e999999999 would take all memory.
 NUMBER: Final = r"\d{1,20}(?:\.\d{0,20})?(?:[eE][+-]?\d{1,2})?"
-FORMULA: Final = re.compile(rf"GEO\s*=\s*({NUMBER})\s*\*\s*PV\s*(?:[+-]\s*({NUMBER}))?", re.ASCII)
+FORMULA: Final = re.compile(rf"GEO\s*=\s*({NUMBER})\s*\*\s*PV\s*(?:[+-]\s*0+(?:\.0*)?)?", re.ASCII)
 
 ALWAYS_MISSING: Final = (65534, MISSING_COUNT)
-"""Codes that are missing whatever a file declares: newer files use 65534 besides 65535 (FACTS of the project)."""
+"""Codes that are missing whatever a file declares: newer files use 65534 besides 65535."""
 
 MAX_FILE_BYTES: Final = 2**26
 """Longest file that is read: KNMI's have less than 1 MB."""
@@ -59,70 +60,43 @@ class KnmiSource:
 
     def scan(self, paths: Sequence[Path]) -> Found:
         """Find the composites, in time order."""
-        return Found(refs=tuple(scan(paths)))
+        return Found(refs=scan(paths))
 
     def survey(self, ref: FrameRef) -> Surveyed:
         """Read a file's header, and digest its bytes."""
         assert isinstance(ref, FileRef)
-        data = ref.place.read(MAX_FILE_BYTES)
-        header = _parsed(ref.place, data, None)[0]
-        return Surveyed(header=header, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        with _composite(ref.file) as (header, _, data):
+            return Surveyed(header=header, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     def read(self, ref: FrameRef, crop: Crop) -> Reading:
         """Read a part of a composite, and digest the very bytes that it was read from."""
         assert isinstance(ref, FileRef)
-        data = ref.place.read(MAX_FILE_BYTES)
-        _, counts = _parsed(ref.place, data, lambda _: crop)
-        assert counts is not None
-        return Reading(counts=counts, sha256=hashlib.sha256(data).hexdigest())
+        with _composite(ref.file) as (header, image, data):
+            return Reading(counts=_counts(image, header, crop), sha256=hashlib.sha256(data).hexdigest())
 
 
-def scan(paths: Iterable[Path]) -> list[FileRef]:
+def scan(paths: Iterable[Path]) -> tuple[FileRef, ...]:
     """Find the composites among files, folders (searched to the bottom, through links), tars and zips, in time order.
 
     Raises:
         DataError: A path that is not there, a folder or link that cannot be followed, an archive that cannot be read in
             place, no files, a name without a time, or two files of one time (both named).
     """
-    given = list(paths)
-    refs = [FileRef(place=place, end_time_s=_named_time(place)) for place in find(given, FILE_ENDINGS)]
-    if not refs:
-        raise DataError(
-            f"no radar files in {', '.join(map(str, given)) or 'nothing'}; "
-            "expected KNMI HDF5 files such as RAD_NL25_RAP_5min_201008260005.h5"
-        )
-    return list(in_time_order(refs))
+    example = "KNMI HDF5 files such as RAD_NL25_RAP_5min_201008260005.h5"
+    return find_composites(list(paths), FILE_ENDINGS, _named_time, example)
 
 
-def time_of_name(place: Path | Place) -> int:
-    """Read the end time, epoch seconds UTC, from a file's name.
-
-    Raises:
-        DataError: The name holds none.
-    """
-    match = FILE_NAME.fullmatch(place.name)
-    try:
-        if match is None:
-            raise ValueError("no such name")
-        return int(datetime.strptime(match.group(1), "%Y%m%d%H%M").replace(tzinfo=UTC).timestamp())
-    except ValueError as error:
-        raise DataError(
-            f"{place}: the name holds no time; expected a KNMI composite such as RAD_NL25_RAP_5min_201008260005.h5 "
-            "(year, month, day, hour, minute of its end, UTC); remove the file or rename it"
-        ) from error
-
-
-def read_header(where: Path | Place) -> Header:
+def read_header(where: Path | RadarFile) -> Header:
     """Read what a file says about its frame, without its pixels.
 
     Raises:
         DataError: The file is no KNMI composite, is damaged, or its name and content disagree about the time.
     """
-    place = Place(path=where) if isinstance(where, Path) else where
-    return _parsed(place, place.read(MAX_FILE_BYTES), None)[0]
+    with _composite(where) as (header, _, _):
+        return header
 
 
-def read(where: Path | Place, crop: Crop | Callable[[Grid], Crop] | None = None) -> Frame:
+def read(where: Path | RadarFile, crop: Crop | Callable[[Grid], Crop] | None = None) -> Frame:
     """Read one composite, or a part of it; the file is opened and parsed once.
 
     Args:
@@ -132,32 +106,50 @@ def read(where: Path | Place, crop: Crop | Callable[[Grid], Crop] | None = None)
     Raises:
         DataError: As `read_header`, or the pixels cannot be decoded, or the crop lies outside the grid.
     """
-    place = Place(path=where) if isinstance(where, Path) else where
-
-    def choose(grid: Grid) -> Crop:
-        if callable(crop):
-            return crop(grid)
-        return crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
-
-    header, counts = _parsed(place, place.read(MAX_FILE_BYTES), choose)
-    assert counts is not None
-    return Frame(
-        counts=counts,
-        end_time_s=header.end_time_s,
-        scale_mmh=header.scale_mmh,
-        grid=header.grid.cropped(choose(header.grid)),
-        source=header.source,
-        licence=header.licence,
-    )
+    with _composite(where) as (header, image, _):
+        grid = header.grid
+        chosen = crop(grid) if callable(crop) else crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
+        return Frame(
+            counts=_counts(image, header, chosen),
+            end_time_s=header.end_time_s,
+            scale_mmh=header.scale_mmh,
+            grid=grid.cropped(chosen),
+            source=header.source,
+            licence=header.licence,
+        )
 
 
-def _named_time(place: Place) -> int:
-    """Read the time of a file's name; where it holds none, the content may tell that another sub-command reads it."""
+def parse_product_time(text: str) -> int:
+    """Read a time as KNMI writes it, "26-AUG-2010;00:05:00.000", epoch seconds UTC; raises ValueError for another."""
+    match = PRODUCT_TIME.fullmatch(text.upper())
+    if match is None or match.group(2) not in MONTHS:
+        raise ValueError("no such time")
+    day, _, year, hour, minute, second = match.groups()
+    month = MONTHS.index(match.group(2)) + 1
+    return int(datetime(int(year), month, int(day), int(hour), int(minute), int(second), tzinfo=UTC).timestamp())
+
+
+def _time_of_name(radar_file: RadarFile) -> int:
+    """Read the end time, epoch seconds UTC, from a file's name; raises DataError where it holds none."""
+    match = FILE_NAME.fullmatch(radar_file.name)
     try:
-        return time_of_name(place)
+        if match is None:
+            raise ValueError("no such name")
+        return int(datetime.strptime(match.group(1), "%Y%m%d%H%M").replace(tzinfo=UTC).timestamp())
+    except ValueError as error:
+        raise DataError(
+            f"{radar_file}: the name holds no time; expected a name such as RAD_NL25_RAP_5min_201008260005.h5 (year, "
+            "month, day, hour, minute of its end, UTC): remove the file or rename it"
+        ) from error
+
+
+def _named_time(radar_file: RadarFile) -> int:
+    """Read the time of a file's name; where it holds none, the content may say that another sub-command reads it."""
+    try:
+        return _time_of_name(radar_file)
     except DataError:
         try:
-            with hdf5.opened(place.read(MAX_FILE_BYTES), str(place), "a KNMI HDF5 composite") as file:
+            with hdf5.opened(radar_file.read(MAX_FILE_BYTES), str(radar_file), KIND) as file:
                 hdf5.check_layout(file, "knmi")
         except DataError as error:
             if isinstance(error, hdf5.ChoiceError):
@@ -165,50 +157,54 @@ def _named_time(place: Place) -> int:
         raise
 
 
-def _parsed(
-    place: Place, data: bytes, choose: Callable[[Grid], Crop] | None
-) -> tuple[Header, npt.NDArray[np.uint16] | None]:
-    """Read a file's header and, where a part of its grid is chosen, these pixels."""
-    with hdf5.opened(data, str(place), "a KNMI HDF5 composite") as file:
-        header = _header(file, place)
-        if choose is None:
-            return header, None
+@contextmanager
+def _composite(where: Path | RadarFile) -> Iterator[tuple[Header, Any, bytes]]:
+    """Open a composite: its header, its image, and all bytes of the file."""
+    radar_file = RadarFile(path=where) if isinstance(where, Path) else where
+    data = radar_file.read(MAX_FILE_BYTES)
+    with hdf5.opened(data, str(radar_file), KIND) as file:
+        yield _header(file, radar_file), hdf5.member(file, "image1/image_data"), data
 
-        crop = choose(header.grid)
-        crop.check_inside(header.grid.rows, header.grid.cols)
-        counts = hdf5.read_pixels(hdf5.member(file, "image1/image_data"), crop)
+
+def _counts(image: Any, header: Header, crop: Crop) -> npt.NDArray[np.uint16]:
+    """Read pixels of an image that was checked; every missing code becomes 65535."""
+    crop.check_inside(header.grid.rows, header.grid.cols)
+    counts = np.empty((crop.rows, crop.cols), np.uint16)
+    for rows, cols, piece in hdf5.read_pieces(image, crop):
+        counts[rows, cols] = piece
     for code in header.missing_codes:
-        if code != MISSING_COUNT:
-            counts[counts == code] = MISSING_COUNT
-    return header, counts
+        counts[counts == code] = MISSING_COUNT
+    return counts
 
 
-def _header(file: Any, place: Place) -> Header:
+def _header(file: Any, radar_file: RadarFile) -> Header:
     hdf5.check_layout(file, "knmi")
     overview = hdf5.member(file, "overview")
     end_time_s = _product_time(overview, "product_datetime_end")
-    named_s = time_of_name(place)
+    named_s = _time_of_name(radar_file)
     if end_time_s != named_s:
         raise DataError(
-            f"its name says that it ends at {_clock(named_s)}, product_datetime_end says {_clock(end_time_s)}; "
+            f"its name says that it ends at {iso_time(named_s)}, product_datetime_end says {iso_time(end_time_s)}; "
             "expected the same time: fetch it again or rename it"
         )
+
     period_s = end_time_s - _product_time(overview, "product_datetime_start")
     if not 0 < period_s <= 24 * SECONDS_AN_HOUR:
-        raise DataError(
-            f"product_datetime_start to product_datetime_end is {period_s} s; expected an accumulation time"
-        )
+        raise DataError(f"its accumulation lasts {period_s} s, as product_datetime_start says; expected up to a day")
+
     quantity = hdf5.text(hdf5.member(file, "image1"), "image_geo_parameter")
     if "PRECIP" not in quantity.upper() or "[MM]" not in quantity.upper():
         raise DataError(f"image_geo_parameter is {quantity!r}; expected ACCUMULATED_PRECIPITATION_[MM]")
-    synthetic = hdf5.text(overview, "product_group_name") == SYNTHETIC_GROUP
+
+    product = hdf5.text(overview, "product_group_name")
+    synthetic = product == SYNTHETIC_GROUP
     calibration = hdf5.member(file, "image1/calibration")
     return Header(
         end_time_s=end_time_s,
         scale_mmh=_scale_mmh(calibration, period_s),
         missing_codes=_missing_codes(calibration),
         grid=_grid(file),
-        source="synthetic storms" if synthetic else f"KNMI {hdf5.text(overview, 'product_group_name')}",
+        source="synthetic storms" if synthetic else f"KNMI {product}",
         licence=SYNTHETIC_LICENCE if synthetic else LICENCE,
     )
 
@@ -216,19 +212,21 @@ def _header(file: Any, place: Place) -> Header:
 def _grid(file: Any) -> Grid:
     """Read the grid and check that the image fits it, before any pixel is read."""
     image = hdf5.member(file, "image1/image_data")
-    hdf5.check_image(image, "/image1/image_data")
+    hdf5.check_array(image, (2,), ("uint16",))
     rows, cols = image.shape
     geographic = hdf5.member(file, "geographic")
-    stated = (int(hdf5.number(geographic, "geo_number_rows")), int(hdf5.number(geographic, "geo_number_columns")))
+    stated = tuple(int(hdf5.number(geographic, f"geo_number_{axis}")) for axis in ("rows", "columns"))
     if stated != (rows, cols):
         raise DataError(
             f"/image1/image_data has {rows} x {cols} pixels; expected {stated[0]} x {stated[1]} as /geographic says"
         )
-    pixel_km, pixel_y_km = hdf5.number(geographic, "geo_pixel_size_x"), hdf5.number(geographic, "geo_pixel_size_y")
+
+    pixel_km, pixel_y_km = (hdf5.number(geographic, f"geo_pixel_size_{axis}") for axis in ("x", "y"))
     if not (pixel_km >= SQUARE and abs(pixel_y_km + pixel_km) <= SQUARE * pixel_km):
         raise DataError(
             f"pixels of {pixel_km} by {pixel_y_km}; expected square ones whose rows run south, such as 1, -1"
         )
+
     return Grid(
         rows=rows,
         cols=cols,
@@ -245,10 +243,9 @@ def _scale_mmh(calibration: Any, period_s: int) -> float:
     formula = hdf5.text(calibration, "calibration_formulas")
     match = FORMULA.fullmatch(formula.strip())
     # Exact: 0.01 mm in 5 minutes is the float nearest to 0.12 mm/h, and equal scales compare equal.
-    factor, offset = (Fraction(match.group(1)), Fraction(match.group(2) or 0)) if match else (Fraction(0), Fraction(0))
-    scale_mmh = float(factor * SECONDS_AN_HOUR / period_s)
+    scale_mmh = float(Fraction(match.group(1)) * SECONDS_AN_HOUR / period_s) if match else 0.0
     lowest_mmh, highest_mmh = SCALES_MMH
-    if not lowest_mmh <= scale_mmh <= highest_mmh or offset != 0:
+    if not lowest_mmh <= scale_mmh <= highest_mmh:
         raise DataError(
             f"calibration_formulas is {formula!r}; expected a linear scale without an offset, such as "
             f"'GEO=0.01*PV+0.0', of {lowest_mmh:g} to {highest_mmh:g} mm/h a count"
@@ -267,23 +264,9 @@ def _missing_codes(calibration: Any) -> tuple[int, ...]:
     return tuple(sorted(codes))
 
 
-def parse_product_time(text: str) -> int:
-    """Read a time as KNMI writes it, "26-AUG-2010;00:05:00.000", epoch seconds UTC; raises ValueError for another."""
-    match = PRODUCT_TIME.fullmatch(text.upper())
-    if match is None or match.group(2) not in MONTHS:
-        raise ValueError("no such time")
-    day, _, year, hour, minute, second = match.groups()
-    month = MONTHS.index(match.group(2)) + 1
-    return int(datetime(int(year), month, int(day), int(hour), int(minute), int(second), tzinfo=UTC).timestamp())
-
-
 def _product_time(overview: Any, name: str) -> int:
     text = hdf5.text(overview, name)
     try:
         return parse_product_time(text)
     except ValueError as error:
         raise DataError(f"{name} is {text!r}; expected a time such as '26-AUG-2010;00:05:00.000'") from error
-
-
-def _clock(time_s: int) -> str:
-    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,4 +1,4 @@
-"""Frames in KNMI's file format, under a product name that says that they are synthetic."""
+"""Write frames in KNMI's file format, under a product name that says that they are synthetic."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,29 +41,27 @@ def _fill(file: Any, counts: npt.NDArray[np.uint16], end_time_s: int) -> None:
         "image1/image_data", data=counts.astype("<u2"), chunks=counts.shape, compression="gzip", compression_opts=6
     )
     _set(image, CLASS="IMAGE", VERSION="1.2")
-    _set(
-        file["image1"], image_bytes_per_pixel=2, image_geo_parameter="ACCUMULATED_PRECIPITATION_[MM]",
-        image_product_name=SYNTHETIC_GROUP, image_size=rows * cols,
-    )  # fmt: skip
-    _set(
-        file.create_group("image1/calibration"), calibration_flag="Y", calibration_formulas="GEO=0.01*PV+0.0",
-        calibration_missing_data=MISSING_COUNT, calibration_out_of_image=MISSING_COUNT,
-    )  # fmt: skip
-    _set(
-        file.create_group("geographic"), geo_dim_pixel="KM,KM", geo_number_rows=rows, geo_number_columns=cols,
-        geo_par_pixel="X,Y", geo_pixel_def="LU", geo_pixel_size_x=1.0, geo_pixel_size_y=-1.0,
-        geo_row_offset=float(KNMI_ROW_OFFSET + (KNMI_ROWS - rows) // 2),
-        geo_column_offset=float((KNMI_COLS - cols) // 2),
-    )  # fmt: skip
-    _set(
-        file.create_group("geographic/map_projection"), projection_indication="Y",
-        projection_name="STEREOGRAPHIC", projection_proj4_params=KNMI_PROJECTION,
-    )  # fmt: skip
-    _set(
-        file.create_group("overview"), hdftag_version_number="3.5", number_image_groups=1, number_radar_groups=0,
-        product_datetime_start=_product_time(end_time_s - CADENCE_S),
-        product_datetime_end=_product_time(end_time_s), product_group_name=SYNTHETIC_GROUP, products_missing="NA",
-    )  # fmt: skip
+    _set(file["image1"], image_bytes_per_pixel=2, image_geo_parameter="ACCUMULATED_PRECIPITATION_[MM]")
+    _set(file["image1"], image_product_name=SYNTHETIC_GROUP, image_size=rows * cols)
+
+    calibration = file.create_group("image1/calibration")
+    _set(calibration, calibration_flag="Y", calibration_formulas="GEO=0.01*PV+0.0")
+    _set(calibration, calibration_missing_data=MISSING_COUNT, calibration_out_of_image=MISSING_COUNT)
+
+    geographic = file.create_group("geographic")
+    _set(geographic, geo_dim_pixel="KM,KM", geo_number_rows=rows, geo_number_columns=cols)
+    _set(geographic, geo_par_pixel="X,Y", geo_pixel_def="LU", geo_pixel_size_x=1.0, geo_pixel_size_y=-1.0)
+    _set(geographic, geo_row_offset=float(KNMI_ROW_OFFSET + (KNMI_ROWS - rows) // 2))
+    _set(geographic, geo_column_offset=float((KNMI_COLS - cols) // 2))
+    projection = file.create_group("geographic/map_projection")
+    _set(projection, projection_indication="Y", projection_name="STEREOGRAPHIC")
+    _set(projection, projection_proj4_params=KNMI_PROJECTION)
+
+    overview = file.create_group("overview")
+    _set(overview, hdftag_version_number="3.5", number_image_groups=1, number_radar_groups=0)
+    _set(overview, product_datetime_start=_product_time(end_time_s - CADENCE_S))
+    _set(overview, product_datetime_end=_product_time(end_time_s))
+    _set(overview, product_group_name=SYNTHETIC_GROUP, products_missing="NA")
 
 
 def file_name(end_time_s: int) -> str:

@@ -1,17 +1,18 @@
-"""ODIM_H5 composites: rain rates, accumulations and reflectivity of Europe's radars, as counts of 0.01 mm/h.
+"""Read ODIM_H5 composites: rain rates, accumulations and reflectivity of Europe's radars, as counts of 0.01 mm/h.
 
 Groups, attributes and quantities: Michelson, Lewandowski, Szewczykowski, Beekhuis and Haase, EUMETNET OPERA weather
 radar information model for implementation with the HDF5 file format, version 2.4 (2021). Pixels that a radar saw
-without an echo ("undetect") are dry, pixels that none saw ("nodata") are missing. Nothing in a file is trusted:
-data.sources.hdf5 bounds memory and follows no link, and a projection may name no file.
+without an echo ("undetect") are dry, pixels that none saw ("nodata") are missing. A projection may name no file.
 """
 
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,16 +26,16 @@ from ..errors import DataError
 from ..frames import Crop, Grid, iso_time
 from ..units import MISSING_COUNT
 from . import hdf5
-from .files import Place, find
-from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order
+from .files import RadarFile
+from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, find_composites
 
+KIND: Final = hdf5.KINDS["odim"]
 FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf", ".hd5", "-hd5")
 """The last one is that of the German weather service's composites, composite_hx_20231114_1200-hd5."""
 QUANTITIES: Final = ("RATE", "ACRR", "DBZH")
 DTYPES: Final = ("uint8", "uint16", "int16", "int32", "float32", "float64")
 OBJECTS: Final = ("COMP", "IMAGE")
 TIME_IN_NAME: Final = re.compile(r"(?<!\d)(\d{14}|\d{12})(?!\d)", re.ASCII)
-NUMBERED: Final = re.compile(r"(dataset|data)([1-9]\d{0,3})", re.ASCII)
 # What a projection may say: numbers and names, no files (+nadgrids, +init) and no pipelines.
 PROJECTION_TERM: Final = re.compile(
     r"\+(?:proj|lat_0|lon_0|lat_ts|lat_1|lat_2|x_0|y_0|a|b|R|f|rf|k|k_0|ellps|datum|units|h|sweep|gamma|alpha|lonc|zone|"
@@ -70,10 +71,7 @@ def parse_zr(text: str) -> ZR:
     except ValueError:
         a = b = math.nan
     if not (1 <= a <= 10_000 and 0.5 <= b <= 5):
-        raise DataError(
-            f"--zr {text}: expected A,B of Z = A R**B with A of 1 to 10000 and B of 0.5 to 5, "
-            "for example 200,1.6 (Marshall and Palmer)"
-        )
+        raise DataError(f"--zr {text}: expected A,B of Z = A R**B, A of 1 to 10000, B of 0.5 to 5, such as 200,1.6")
     return ZR(a=a, b=b)
 
 
@@ -100,19 +98,14 @@ class OdimSource:
 
     def scan(self, paths: Sequence[Path]) -> Found:
         """Find the composites, in time order: by the times in their names, or else in the files."""
-        refs = [FileRef(place=place, end_time_s=self._time_of(place)) for place in find(paths, FILE_ENDINGS)]
-        if not refs:
-            raise DataError(
-                f"no radar files in {', '.join(map(str, paths)) or 'nothing'}; expected ODIM_H5 composites "
-                f"({', '.join(FILE_ENDINGS)})"
-            )
-        return Found(refs=in_time_order(refs))
+        expected = f"ODIM_H5 composites ({', '.join(FILE_ENDINGS)})"
+        return Found(refs=find_composites(paths, FILE_ENDINGS, self._time_of, expected))
 
     def survey(self, ref: FrameRef) -> Surveyed:
         """Read a file's header, and digest its bytes."""
         assert isinstance(ref, FileRef)
-        data = ref.place.read(MAX_FILE_BYTES)
-        with hdf5.opened(data, str(ref), "an ODIM_H5 composite") as file:
+        data = ref.file.read(MAX_FILE_BYTES)
+        with hdf5.opened(data, str(ref), KIND) as file:
             header = self._header(file)
             if header.end_time_s != ref.end_time_s:
                 raise DataError(
@@ -124,36 +117,33 @@ class OdimSource:
     def read(self, ref: FrameRef, crop: Crop) -> Reading:
         """Read a part of a composite, and digest the very bytes that it was read from."""
         assert isinstance(ref, FileRef)
-        data = ref.place.read(MAX_FILE_BYTES)
-        with hdf5.opened(data, str(ref), "an ODIM_H5 composite") as file:
+        data = ref.file.read(MAX_FILE_BYTES)
+        with hdf5.opened(data, str(ref), KIND) as file:
             counts, rounding = self._pixels(file, crop)
         return Reading(counts=counts, sha256=hashlib.sha256(data).hexdigest(), rounding=rounding)
 
-    def _time_of(self, place: Place) -> int:
-        times = TIME_IN_NAME.findall(place.name)
+    def _time_of(self, radar_file: RadarFile) -> int:
+        times = TIME_IN_NAME.findall(radar_file.name)
         if len(times) == 1:
-            try:
-                time = datetime.strptime(times[0].ljust(14, "0"), "%Y%m%d%H%M%S")
-                return int(time.replace(tzinfo=UTC).timestamp())
-            except ValueError:
-                pass
-        with hdf5.opened(place.read(MAX_FILE_BYTES), str(place), "an ODIM_H5 composite") as file:
-            return self._times(file, self._layer(file))[0]
+            with suppress(ValueError):
+                return _parse_time(times[0].ljust(14, "0"))
+        with hdf5.opened(radar_file.read(MAX_FILE_BYTES), str(radar_file), KIND) as file:
+            return _times(file, self._layer(file))[0]
 
     def _header(self, file: Any) -> Header:
         layer = self._layer(file)
-        what = hdf5.member(file, "what")
-        hdf5.check_image(layer.image, layer.image_name, DTYPES)
+        hdf5.check_array(layer.image, (2,), DTYPES)
         layer.levels()
         self._rain_of(file, layer)
-        product = f"ODIM {hdf5.text(what, 'source')} {layer.quantity}"
+
+        product = f"ODIM {hdf5.text(hdf5.member(file, 'what'), 'source')} {layer.quantity}"
         if layer.quantity == "DBZH" and self.zr is not None:
             product += f" as rain by Z = {self.zr.a:g} R**{self.zr.b:g}"
         return Header(
-            end_time_s=self._times(file, layer)[0],
+            end_time_s=_times(file, layer)[0],
             scale_mmh=QUANTUM_MMH,
             missing_codes=(),
-            grid=_grid(file, layer),
+            grid=_grid(layer),
             source=self.name or product,
             licence=self.licence,
         )
@@ -163,175 +153,174 @@ class OdimSource:
         hdf5.check_layout(file, "odim")
         kind = hdf5.text(hdf5.member(file, "what"), "object")
         if kind not in OBJECTS:
-            raise DataError(
-                f"/what object is {kind!r}; expected a composite or image ({', '.join(OBJECTS)}): volumes and scans of "
-                "single radars are not read, make composites of them first"
-            )
-        layers = _layers(file)
-        chosen = [layer for layer in layers if layer.quantity in ((self.quantity,) if self.quantity else QUANTITIES)]
-        held = ", ".join(sorted({layer.quantity for layer in layers})) or "nothing"
+            raise DataError(f"/what object is {kind!r}; expected {' or '.join(OBJECTS)}: make a composite of it first")
+
+        layers = list(_layers(file))
+        quantities = (self.quantity,) if self.quantity else QUANTITIES
+        chosen = [layer for layer in layers if layer.quantity in quantities]
         if not chosen:
+            held = ", ".join(sorted({layer.quantity for layer in layers})) or "nothing"
             raise hdf5.ChoiceError(
                 f"it holds {held}; expected {self.quantity or 'one of ' + ', '.join(QUANTITIES)}: choose another "
                 "--quantity, or remove the file"
             )
         if len(chosen) > 1:
-            names = ", ".join(f"{layer.quantity} in {layer.image_name}" for layer in chosen)
+            names = ", ".join(f"{layer.quantity} in {layer.image.name}" for layer in chosen)
             one_each = len({layer.quantity for layer in chosen}) == len(chosen)
             advice = f"choose with --quantity {chosen[0].quantity}" if one_each else "remove the file"
             raise hdf5.ChoiceError(f"it holds {names}; expected one image of rain: {advice}")
         return chosen[0]
-
-    def _times(self, file: Any, layer: "_Layer") -> tuple[int, int]:
-        """Give the frame's end time, epoch seconds UTC, and for an accumulation its seconds (else 0).
-
-        An accumulation ends when its data do; a rate or reflectivity belongs to the file's nominal time.
-        """
-        nominal_s = _time(lambda _: hdf5.member(file, "what"), "date", "time")
-        start_s, end_s = (_time(layer.what_with, f"{which}date", f"{which}time") for which in ("start", "end"))
-        if abs(end_s - nominal_s) > MAX_NOMINAL_SHIFT_S:
-            raise DataError(
-                f"/what says {iso_time(nominal_s)}, its data end at {iso_time(end_s)}; expected at most "
-                f"{MAX_NOMINAL_SHIFT_S // 60} min between them: fetch it again or remove it"
-            )
-        if layer.quantity != "ACRR":
-            return nominal_s, 0
-        if not 60 <= end_s - start_s <= MAX_PERIOD_S:
-            raise DataError(
-                f"its accumulation runs from {iso_time(start_s)} to {iso_time(end_s)}; expected 1 min to 1 day"
-            )
-        return end_s, end_s - start_s
 
     def _rain_of(self, file: Any, layer: "_Layer") -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
         """Make the step from the quantity to mm/h."""
         if layer.quantity == "DBZH":
             if self.zr is None:
                 raise hdf5.ChoiceError(
-                    "it holds reflectivity (DBZH), and rain follows from it only by a stated relation Z = A R**B; "
-                    "give --zr A,B (--zr 200,1.6 is Marshall and Palmer's)"
+                    "it holds reflectivity (DBZH); expected a relation Z = A R**B to make rain of it: give --zr A,B "
+                    "(--zr 200,1.6 is Marshall and Palmer's)"
                 )
             return self.zr.rain_mmh
         if self.zr is not None:
-            raise hdf5.ChoiceError(
-                f"--zr was given, but it holds {layer.quantity}, which is rain already; leave --zr away"
-            )
+            raise hdf5.ChoiceError(f"it holds {layer.quantity}, which is rain already; leave --zr away")
         if layer.quantity == "ACRR":
-            period_s = self._times(file, layer)[1]
+            period_s = _times(file, layer)[1]
             return lambda depth_mm: depth_mm * (3600 / period_s)
         return lambda rain_mmh: rain_mmh
 
     def _pixels(self, file: Any, crop: Crop) -> tuple[npt.NDArray[np.uint16], Rounding]:
         layer = self._layer(file)
-        hdf5.check_image(layer.image, layer.image_name, DTYPES)
+        hdf5.check_array(layer.image, (2,), DTYPES)
         crop.check_inside(*layer.image.shape)
         gain, offset, nodata, undetect = layer.levels()
         rain_of = self._rain_of(file, layer)
+
         counts_hw = np.empty((crop.rows, crop.cols), np.uint16)
         rounding = Rounding()
-        for row, col, raw_hw in hdf5.read_parts(layer.image, crop):
+        for rows, cols, raw_hw in hdf5.read_pieces(layer.image, crop):
             missing_hw = (raw_hw == nodata) | np.isnan(raw_hw)
             seen_hw = ~(missing_hw | (raw_hw == undetect))
-            part = counts_hw[row : row + raw_hw.shape[0], col : col + raw_hw.shape[1]]
-            part[...] = 0
-            part[missing_hw] = MISSING_COUNT
             values = raw_hw[seen_hw].astype(np.float64) * gain + offset
             if np.isinf(values).any():
-                raise DataError(f"{layer.image_name} holds infinite values; expected finite ones: fetch it again")
-            first = (crop.row0 + row, crop.col0 + col)
-            part[seen_hw], changed = requantise(rain_of(values), _pixel_namer(seen_hw, first))
+                raise DataError(f"{layer.image.name} holds infinite values; expected finite ones: fetch it again")
+
+            pixel_of = _pixel_namer(seen_hw, (crop.row0 + rows.start, crop.col0 + cols.start))
+            piece_hw = np.where(missing_hw, np.uint16(MISSING_COUNT), np.uint16(0))
+            piece_hw[seen_hw], changed = requantise(rain_of(values), pixel_of)
+            counts_hw[rows, cols] = piece_hw
             rounding = rounding.plus(changed)
         return counts_hw, rounding
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """An image of a file, its quantity, and the groups that describe it: its own `what` before its dataset's."""
+    """An image of a file, and the groups "what" and "where" that describe it: its own, its dataset's and the file's."""
 
     image: Any
-    image_name: str
-    quantity: str
-    whats: tuple[Any, ...]
-    wheres: tuple[Any, ...]
+    holders: Mapping[str, Sequence[Any]]
 
-    def what_with(self, name: str) -> Any:
-        """Find the group that holds an attribute, the nearest to the image first; the farthest if none does."""
-        return next((what for what in self.whats if name in what.attrs), self.whats[-1])
+    @cached_property
+    def quantity(self) -> str:
+        """What the image shows."""
+        return self.text("what", "quantity")
+
+    def text(self, kind: str, name: str) -> str:
+        """Read an attribute that is text."""
+        return hdf5.text(self._holder(kind, name), name)
+
+    def number(self, kind: str, name: str, *, may_be_nan: bool = False) -> float:
+        """Read an attribute that is a number."""
+        return hdf5.number(self._holder(kind, name), name, may_be_nan=may_be_nan)
 
     def levels(self) -> tuple[float, float, float, float]:
-        """Give gain, offset, nodata and undetect; raises DataError for numbers that keep nothing apart."""
-        gain, offset, undetect = (hdf5.number(self.what_with(name), name) for name in ("gain", "offset", "undetect"))
+        """Read gain, offset, nodata and undetect; raises DataError for numbers that keep nothing apart."""
+        gain, offset, undetect = (self.number("what", name) for name in ("gain", "offset", "undetect"))
         # NaN is the code that floats have of their own, and compares unequal to every pixel; those are looked for too.
-        nodata = hdf5.number(self.what_with("nodata"), "nodata", may_be_nan=True)
+        nodata = self.number("what", "nodata", may_be_nan=True)
         if gain <= 0 or nodata == undetect:
             raise DataError(
-                f"{self.image_name} has gain {gain:g}, nodata {nodata:g} and undetect {undetect:g}; expected a gain "
-                "above 0, and dry pixels (undetect) told apart from unseen ones (nodata)"
+                f"{self.image.name} has gain {gain:g}, nodata {nodata:g} and undetect {undetect:g}; expected a gain "
+                "above 0, and dry pixels (undetect) kept apart from unseen ones (nodata)"
             )
         return gain, offset, nodata, undetect
 
+    def _holder(self, kind: str, name: str) -> Any:
+        """Find the group that holds an attribute, the nearest to the image first; the farthest if none does."""
+        holders = self.holders[kind]
+        if not holders:
+            raise DataError(f"/{kind} is missing; expected a radar file that holds it")
+        return next((holder for holder in holders if name in holder.attrs), holders[-1])
 
-def _layers(file: Any) -> list[_Layer]:
+
+def _layers(file: Any) -> Iterator[_Layer]:
     """List the images of a file, without quality fields, in the order of their numbers."""
-    found = []
-    root = [hdf5.member(file, "what")]
-    for dataset in _numbered(file, "dataset"):
-        outer = hdf5.member(file, dataset)
-        for data in _numbered(outer, "data"):
-            inner = hdf5.member(outer, data)
-            whats: list[Any] = []
-            wheres: list[Any] = []
-            for group in (inner, outer, file):
-                for name, groups in (("what", whats), ("where", wheres)):
-                    if isinstance(group, h5py.Group) and name in group:
-                        groups.append(hdf5.member(group, name))
-            holder = next((what for what in whats if "quantity" in what.attrs), None)
-            if holder is None:
-                raise DataError(f"/{dataset}/{data} has no quantity; expected one in its what or its dataset's")
-            image_name = f"/{dataset}/{data}/data"
-            found.append(
-                _Layer(hdf5.member(inner, "data"), image_name, hdf5.text(holder, "quantity"), tuple(whats or root),
-                       tuple(wheres))
-            )  # fmt: skip
-    return found
+    for outer in _numbered(file, "dataset"):
+        for inner in _numbered(outer, "data"):
+            holders = {
+                kind: [hdf5.member(group, kind) for group in (inner, outer, file) if kind in group]
+                for kind in ("what", "where")
+            }
+            yield _Layer(hdf5.member(inner, "data"), holders)
 
 
-def _numbered(group: Any, kind: str) -> list[str]:
+def _numbered(group: Any, kind: str) -> list[Any]:
+    """List the members "dataset1", "dataset2", ... or "data1", ... of a group."""
     if not isinstance(group, h5py.Group) or len(group) > MAX_DATASETS:
-        raise DataError(f"{group.name} is no group of at most {MAX_DATASETS} members; expected an ODIM_H5 composite")
-    numbers = [int(match[2]) for name in group if (match := NUMBERED.fullmatch(name)) and match[1] == kind]
-    return [f"{kind}{number}" for number in sorted(numbers)]
+        raise DataError(f"{group.name} is no group of at most {MAX_DATASETS} members; expected {KIND}")
+    names = [name for name in group if re.fullmatch(rf"{kind}[1-9]\d{{0,3}}", name, re.ASCII)]
+    return [hdf5.member(group, name) for name in sorted(names, key=lambda name: int(name.removeprefix(kind)))]
 
 
-def _time(what_with: Callable[[str], Any], date_name: str, time_name: str) -> int:
-    what = what_with(time_name)
-    text = hdf5.text(what_with(date_name), date_name) + hdf5.text(what, time_name)
-    try:
-        if not re.fullmatch(r"\d{14}", text, re.ASCII):
-            raise ValueError("no such time")
-        return int(datetime.strptime(text, "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp())
-    except ValueError as error:
+def _times(file: Any, layer: _Layer) -> tuple[int, int]:
+    """Read the frame's end time, epoch seconds UTC, and for an accumulation its seconds (else 0).
+
+    An accumulation ends when its data do; a rate or reflectivity belongs to the file's nominal time.
+    """
+    what = hdf5.member(file, "what")
+    nominal_s = _time(lambda name: hdf5.text(what, name), "")
+    start_s = _time(lambda name: layer.text("what", name), "start")
+    end_s = _time(lambda name: layer.text("what", name), "end")
+    if abs(end_s - nominal_s) > MAX_NOMINAL_SHIFT_S:
         raise DataError(
-            f"{date_name} and {time_name} of {what.name} are {text!r:.40}; expected YYYYMMDD and HHMMSS"
-        ) from error
+            f"/what says {iso_time(nominal_s)}, its data end at {iso_time(end_s)}; expected at most "
+            f"{MAX_NOMINAL_SHIFT_S // 60} min between them: fetch it again or remove it"
+        )
+    if layer.quantity != "ACRR":
+        return nominal_s, 0
+
+    if not 60 <= end_s - start_s <= MAX_PERIOD_S:
+        raise DataError(f"its accumulation runs from {iso_time(start_s)} to {iso_time(end_s)}; expected 1 min to 1 day")
+    return end_s, end_s - start_s
 
 
-def _grid(file: Any, layer: _Layer) -> Grid:
-    if not layer.wheres:
-        raise DataError(f"{file.name}where is missing; expected projdef, sizes, scales and corners")
+def _time(text_of: Callable[[str], str], prefix: str) -> int:
+    """Read a pair of attributes such as startdate and starttime."""
+    text = text_of(f"{prefix}date") + text_of(f"{prefix}time")
+    try:
+        return _parse_time(text)
+    except ValueError as error:
+        raise DataError(f"{prefix}date, {prefix}time are {text!r:.40}; expected YYYYMMDD, HHMMSS") from error
 
-    def number(name: str) -> float:
-        return hdf5.number(next((where for where in layer.wheres if name in where.attrs), layer.wheres[-1]), name)
 
+def _parse_time(text: str) -> int:
+    if not re.fullmatch(r"\d{14}", text, re.ASCII):
+        raise ValueError("no such time")
+    return int(datetime.strptime(text, "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp())
+
+
+def _grid(layer: _Layer) -> Grid:
+    """Read the grid and check that sizes, scales and corners agree."""
+
+    number = partial(layer.number, "where")
     rows, cols = layer.image.shape
     if (number("ysize"), number("xsize")) != (rows, cols):
         raise DataError(
-            f"{layer.image_name} has {rows} x {cols} pixels; where says {number('ysize'):g} x {number('xsize'):g}"
+            f"{layer.image.name} has {rows} x {cols} pixels; where says {number('ysize'):g} x {number('xsize'):g}"
         )
     pixel_m = number("xscale")
     if not (0 < pixel_m < 1e6 and number("yscale") == pixel_m):
         raise DataError(f"pixels of {pixel_m:g} by {number('yscale'):g} m; expected square ones")
-    holder = next((where for where in layer.wheres if "projdef" in where.attrs), layer.wheres[-1])
-    projection = hdf5.text(holder, "projdef")
+
+    projection = layer.text("where", "projdef")
     left_m, upper_m = _to_metres(projection, number("UL_lon"), number("UL_lat"))
     right_m, lower_m = _to_metres(projection, number("LR_lon"), number("LR_lat"))
     # Half a pixel at each corner: some producers state the corner pixels' centres.
@@ -340,6 +329,7 @@ def _grid(file: Any, layer: _Layer) -> Grid:
             f"the corners are {(right_m - left_m) / 1000:.3f} km by {(upper_m - lower_m) / 1000:.3f} km apart; "
             f"expected {cols * pixel_m / 1000:g} by {rows * pixel_m / 1000:g} km, as sizes and scales say"
         )
+
     # To the metre: corners come in degrees, with fewer digits in some files.
     return Grid(
         rows=rows,
@@ -352,6 +342,7 @@ def _grid(file: Any, layer: _Layer) -> Grid:
 
 
 def _to_metres(projection: str, lon: float, lat: float) -> tuple[float, float]:
+    """Project a place; raises DataError for a projection that is not plain, or places it nowhere."""
     terms = projection.split()
     kinds = [term.removeprefix("+proj=") for term in terms if term.startswith("+proj=")]
     if not (
@@ -361,19 +352,18 @@ def _to_metres(projection: str, lon: float, lat: float) -> tuple[float, float]:
         and kinds[0] not in REFUSED_PROJECTIONS
     ):
         raise DataError(f"projdef is {projection!r:.200}; expected one projection in metres, of plain +key=value terms")
+
     # Without its unit a projection gives metres, in which ODIM_H5 states scales whatever the projection's unit is.
     in_metres = " ".join(term for term in terms if not term.startswith("+units="))
     try:
         x_m, y_m = pyproj.Proj(in_metres)(lon, lat, errcheck=True)
+        if not (math.isfinite(x_m) and math.isfinite(y_m)):
+            raise pyproj.exceptions.ProjError("it lies at no finite place")
     except pyproj.exceptions.ProjError as error:
         raise DataError(f"projdef {projection!r:.200} does not place {lon:g} E, {lat:g} N ({error})") from error
-    if not (math.isfinite(x_m) and math.isfinite(y_m)):
-        raise DataError(f"projdef {projection!r:.200} does not place {lon:g} E, {lat:g} N")
     return x_m, y_m
 
 
 def _pixel_namer(seen_hw: npt.NDArray[np.bool_], first: tuple[int, int]) -> Callable[[int], tuple[int, ...]]:
-    """Say which pixel of the whole image the n-th seen one is."""
-    return lambda number: tuple(
-        int(place) + start for place, start in zip(np.argwhere(seen_hw)[number], first, strict=True)
-    )
+    """Find which pixel of the whole image the n-th seen one is."""
+    return lambda number: tuple((np.argwhere(seen_hw)[number] + first).tolist())

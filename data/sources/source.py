@@ -1,10 +1,10 @@
-"""What every source of frames gives to packing: references in time order, what a frame says of itself, its counts."""
+"""State what every source gives to packing: references in time order, a frame's header, and its counts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from ..counts import NO_ROUNDING, Rounding
 from ..errors import DataError
 from ..frames import Crop, Grid
 from ..sequences import Run
-from .files import Place
+from .files import RadarFile, find
 
 
 class FrameRef(Protocol):
@@ -24,21 +24,24 @@ class FrameRef(Protocol):
         """End time of the frame, epoch seconds UTC."""
 
 
+Ref = TypeVar("Ref", bound=FrameRef)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileRef:
     """A file that holds one frame, and the frame's end time, epoch seconds UTC."""
 
-    place: Place
+    file: RadarFile
     end_time_s: int
 
     @property
     def path(self) -> Path:
         """The file on the disk: the frame's own, or the archive that holds it."""
-        return self.place.path
+        return self.file.path
 
     def __str__(self) -> str:
         """Name the file as messages do."""
-        return str(self.place)
+        return str(self.file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +124,32 @@ class Source(Protocol):
         """Read a part of a frame's pixels."""
 
 
-def in_time_order(refs: Sequence[FileRef]) -> tuple[FileRef, ...]:
-    """Sort files by their frames' times; raises DataError for two of one time, both named."""
+def in_time_order(refs: Sequence[Ref]) -> tuple[Ref, ...]:
+    """Sort frames by their times; raises DataError for two of one time, both named."""
     ordered = sorted(refs, key=lambda ref: (ref.end_time_s, str(ref)))
     for before, after in pairwise(ordered):
         if str(before) == str(after):
             raise DataError(f"{before} is there twice; expected one: make the archive anew with one of them")
         if before.end_time_s == after.end_time_s:
-            raise DataError(f"two files of one time: {before} and {after}; expected one, remove the other")
+            raise DataError(f"two frames of one time: {before} and {after}; expected one, remove the other")
     return tuple(ordered)
+
+
+def find_composites(
+    paths: Sequence[Path], endings: Sequence[str], time_of: Callable[[RadarFile], int], expected: str
+) -> tuple[FileRef, ...]:
+    """Find files of one frame each, in time order.
+
+    Args:
+        paths: Files, folders and archives.
+        endings: How the files' names end.
+        time_of: Gives a file's time, epoch seconds UTC.
+        expected: What the files are, for messages.
+
+    Raises:
+        DataError: There is none, or there are two of one time, or as `data.sources.files.find`.
+    """
+    refs = [FileRef(file=file, end_time_s=time_of(file)) for file in find(paths, endings)]
+    if not refs:
+        raise DataError(f"no radar files in {', '.join(map(str, paths)) or 'nothing'}; expected {expected}")
+    return in_time_order(refs)

@@ -1,4 +1,4 @@
-"""Moving storms in KNMI's file format: `rainspark storms --out FOLDER --hours 6`.
+"""Make moving storms in KNMI's file format: `rainspark storms --out FOLDER --hours 6`.
 
 For demos and tests, and, with `--event-hours`, to train on before there is much radar of one's own.
 
@@ -24,14 +24,11 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ..command import CommandParser
+from ..command import CommandParser, run_command
 from ..errors import DataError
-from ..exit_codes import ExitCode
 from ..randomness import generator
 from ..units import KNMI_MMH_PER_COUNT, MISSING_COUNT
 from .knmi_writer import CADENCE_S, file_name, write_knmi_file
-
-__all__ = ["Event", "Weather", "events", "file_name", "iterate_storms", "main", "storms", "write_knmi_file"]
 
 FIRST_END_S: Final = 1_590_969_600
 """End time of the first frame: 1 June 2020, 00:00 UTC."""
@@ -75,58 +72,52 @@ class Weather:
     shift_km: tuple[float, float]
 
 
-def storms(
-    num_frames: int,
-    rows: int,
-    cols: int,
-    seed: int,
-    *,
-    radar_circle: bool = False,
-    speed_kmh: float = SPEED_KMH,
-    lifetime_min: float = LIFETIME_MIN,
-) -> npt.NDArray[np.uint16]:
-    """Make a series of frames, 5 minutes and 1 km apart: uint16 (t, rows, cols), 0.12 mm/h a count.
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One weather system of a series.
 
-    Args:
-        num_frames: Frames.
-        rows: Rows.
-        cols: Columns.
+    Attributes:
+        num_frames: Its frames.
         seed: Equal seeds give equal storms; the first frames do not depend on the number of frames.
-        radar_circle: Whether pixels outside the largest circle are missing (65535).
         speed_kmh: Speed that the wind drifts around, km/h.
         lifetime_min: Minutes after which waves 10 km long are forgotten.
+        first: Its first frame, counted from the series' first.
     """
-    frames = iterate_storms(
-        num_frames, rows, cols, seed, radar_circle=radar_circle, speed_kmh=speed_kmh, lifetime_min=lifetime_min
-    )
-    return np.stack(list(frames))
+
+    num_frames: int
+    seed: int
+    speed_kmh: float = SPEED_KMH
+    lifetime_min: float = LIFETIME_MIN
+    first: int = 0
 
 
 def iterate_storms(
-    num_frames: int,
-    rows: int,
-    cols: int,
-    seed: int,
-    *,
-    radar_circle: bool = False,
-    speed_kmh: float = SPEED_KMH,
-    lifetime_min: float = LIFETIME_MIN,
+    event: Event, rows: int, cols: int, *, radar_circle: bool = False
 ) -> Iterator[npt.NDArray[np.uint16]]:
-    """Make the frames of `storms` one after another, uint16 (rows, cols) each.
+    """Make the frames of a weather system, 5 minutes and 1 km apart: uint16 (rows, cols), 0.12 mm/h a count.
+
+    Args:
+        event: The weather system.
+        rows: Rows.
+        cols: Columns.
+        radar_circle: Whether pixels outside the largest circle are missing (65535).
 
     Raises:
-        DataError: Sizes below 1 or above 4096.
+        DataError: No frame, or sizes below 1 or above 4096.
     """
-    if num_frames < 1 or not (1 <= rows <= MAX_SIZE and 1 <= cols <= MAX_SIZE):
+    seed = event.seed
+    if event.num_frames < 1 or not (1 <= rows <= MAX_SIZE and 1 <= cols <= MAX_SIZE):
         raise DataError(
-            f"{num_frames} frames of {rows} x {cols} pixels; expected at least 1, and 1 to {MAX_SIZE} pixels"
+            f"{event.num_frames} frames of {rows} x {cols} pixels; expected at least 1, and 1 to {MAX_SIZE} pixels"
         )
+
     outside = _outside_circle(rows, cols)
     shape = (_period(rows), _period(cols))
     east, south = np.meshgrid(np.fft.rfftfreq(shape[1]), np.fft.fftfreq(shape[0]))
-    amplitude, memory = _spectrum(east, south, generator(seed, "storm bands").uniform(0, math.pi), lifetime_min)
+    amplitude, memory = _spectrum(east, south, generator(seed, "storm bands").uniform(0, math.pi), event.lifetime_min)
+
     waves: npt.NDArray[np.complex128] | None = None
-    for number, weather in enumerate(_weather(num_frames, seed, speed_kmh)):
+    for number, weather in enumerate(_weather(event)):
         noise = np.fft.rfft2(generator(seed, "storm growth", number).standard_normal(shape))
         waves = noise if waves is None else memory * waves + np.sqrt(1 - memory**2) * noise
         carried = np.exp(-2j * math.pi * (east * weather.shift_km[0] + south * weather.shift_km[1]))
@@ -171,15 +162,15 @@ def _spectrum(
     return amplitude, np.exp(-CADENCE_S / 60 / memory_min)
 
 
-def _weather(num_frames: int, seed: int, mean_kmh: float) -> Iterator[Weather]:
+def _weather(event: Event) -> Iterator[Weather]:
     """Let the wet share, the showeriness and the wind drift smoothly, each over hours."""
-    random = generator(seed, "storm weather")
+    random = generator(event.seed, "storm weather")
     heading = random.uniform(0, 2 * math.pi)
     wetness, showers, turn, speed = (_drift(random) for _ in range(4))
     x_km, y_km = 0.0, 0.0
-    for number in range(num_frames):
+    for number in range(event.num_frames):
         hour = number * CADENCE_S / 3600
-        speed_kmh = mean_kmh * math.exp(0.25 * speed(hour))
+        speed_kmh = event.speed_kmh * math.exp(0.25 * speed(hour))
         direction = heading + 0.5 * turn(hour)
         yield Weather(
             wet_share=1 / (1 + math.exp(0.3 - 0.8 * wetness(hour))),
@@ -220,25 +211,6 @@ def _outside_circle(rows: int, cols: int) -> npt.NDArray[np.bool_]:
     return np.hypot(row - (rows - 1) / 2, col - (cols - 1) / 2) > min(rows, cols) / 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One weather system of a series.
-
-    Attributes:
-        first: Its first frame, counted from the series' first.
-        num_frames: Its frames.
-        seed: Of its storms.
-        speed_kmh: See `storms`.
-        lifetime_min: See `storms`.
-    """
-
-    first: int
-    num_frames: int
-    seed: int
-    speed_kmh: float
-    lifetime_min: float
-
-
 def events(
     num_frames: int, event_frames: int, seed: int, speeds_kmh: tuple[float, float], lifetimes_min: tuple[float, float]
 ) -> list[Event]:
@@ -254,14 +226,14 @@ def events(
         speeds_kmh: Lowest and highest speed.
         lifetimes_min: Shortest and longest lifetime.
     """
-    found = []
+    series = []
     for first in range(0, num_frames, event_frames + 1 if event_frames else num_frames):
         random = generator(seed, "storm event", first)
         speed_kmh, lifetime_min = (
             math.exp(random.uniform(math.log(low), math.log(high))) if low < high else low
             for low, high in (speeds_kmh, lifetimes_min)
         )
-        found.append(
+        series.append(
             Event(
                 first=first,
                 num_frames=min(event_frames or num_frames, num_frames - first),
@@ -270,13 +242,13 @@ def events(
                 lifetime_min=lifetime_min,
             )
         )
-    return found
+    return series
 
 
 def _range(text: str) -> tuple[float, float]:
     """Read "45" or "25:115"."""
     try:
-        numbers = [float(part) for part in text.split(":")]
+        numbers = [float(bound) for bound in text.split(":")]
     except ValueError:
         numbers = []
     # Not a number is in no range.
@@ -304,20 +276,12 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 4 for sizes or a folder that cannot be."""
     arguments = make_parser().parse_args(argv)
-    try:
-        _write_folder(arguments)
-    except DataError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return ExitCode.DATA
-    except OSError as error:
-        sys.stderr.write(f"error: {arguments.out}: could not write: {error}\n")
-        return ExitCode.DATA
-    return 0
+    return run_command(lambda: _write_folder(arguments))
 
 
-def _write_folder(arguments: argparse.Namespace) -> None:
+def _write_folder(arguments: argparse.Namespace) -> int:
+    hours, event_hours = arguments.hours, arguments.event_hours
     # Not a number is in no range.
-    hours, event_hours, folder, size = arguments.hours, arguments.event_hours, arguments.out, arguments.size
     if not CADENCE_S <= hours * 3600 <= MAX_HOURS * 3600:
         raise DataError(
             f"--hours is {hours}; expected at least one frame of 5 minutes and at most ten years, {MAX_HOURS} hours"
@@ -326,28 +290,26 @@ def _write_folder(arguments: argparse.Namespace) -> None:
         raise DataError(
             f"--event-hours is {event_hours}; expected 0, or from one frame of 5 minutes to --hours {hours}"
         )
+
     num_frames, event_frames = (round(length * 3600 / CADENCE_S) for length in (hours, event_hours))
     series = events(num_frames, event_frames, arguments.seed, arguments.speed_kmh, arguments.lifetime_min)
     times_s = [FIRST_END_S + (event.first + i) * CADENCE_S for event in series for i in range(event.num_frames)]
-    frames = chain.from_iterable(
-        iterate_storms(
-            event.num_frames,
-            size,
-            size,
-            event.seed,
-            radar_circle=arguments.radar_circle,
-            speed_kmh=event.speed_kmh,
-            lifetime_min=event.lifetime_min,
-        )
-        for event in series
-    )
-    names = {file_name(time_s) for time_s in times_s}
-    folder.mkdir(parents=True, exist_ok=True)
-    others = sorted(path.name for path in folder.glob("*.h5") if path.name not in names)
-    if others:
-        raise DataError(f"{folder} holds other radar files ({others[0]}, ...); choose an empty or new folder")
-    for time_s, counts in tqdm(zip(times_s, frames, strict=True), total=len(times_s), desc="storms", unit=" frames"):
-        write_knmi_file(folder / file_name(time_s), counts, time_s)
+    names = [file_name(time_s) for time_s in times_s]
+    size, radar_circle = arguments.size, arguments.radar_circle
+    frames = chain.from_iterable(iterate_storms(event, size, size, radar_circle=radar_circle) for event in series)
+
+    folder: Path = arguments.out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted({path.name for path in folder.glob("*.h5")} - set(names))
+        if others:
+            raise DataError(f"{folder} holds other radar files ({others[0]}, ...); choose an empty or new folder")
+        bar = tqdm(zip(names, times_s, frames, strict=True), total=len(names), desc="storms", unit=" frames")
+        for name, time_s, counts in bar:
+            write_knmi_file(folder / name, counts, time_s)
+    except OSError as error:
+        raise DataError(f"{folder}: could not write: {error}") from error
+    return 0
 
 
 if __name__ == "__main__":

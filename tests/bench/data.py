@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rainspark.data.frames import parse_crop
-from rainspark.data.sources import knmi, synthetic
+from rainspark.data.sources import knmi
 from rainspark.data.stream.stream import Stream
 from rainspark.data.windows.mixing import default_block_bytes
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import PackedArchive, pack_archive
+from tests.data.radar_files import storms
 
 WINDOW, MAX_FRAMES, ROWS, COLS = 24, 144, 288, 288
 CENTRE = "284:572,225:513"
@@ -46,7 +47,7 @@ class Result:
 def frames_to_pack(folder: Path | None) -> npt.NDArray[np.uint16]:
     """Read the centre crop of real frames, or make storms: uint16 (t, 288, 288)."""
     if folder is None:
-        return synthetic.storms(148, ROWS, COLS, seed=0)
+        return storms(148, ROWS, COLS, seed=0)
     return np.stack([knmi.read(ref.path, parse_crop(CENTRE)).counts for ref in knmi.scan([folder])])
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from rainspark.data.sources.synthetic import storms
 from rainspark.data.units import KNMI_MMH_PER_COUNT, ModelSpace
 from rainspark.models.nowcasting.baselines import Advection, Extrapolation
 from rainspark.trainer.forecasting.build import build_nowcaster
 from rainspark.trainer.forecasting.forecaster import rain_of
 from rainspark.trainer.settings.model import NowcastConfig
+from tests.data.radar_files import storms
 
 SPACE = ModelSpace(kind="log", scale_mmh=1.0)
 RUNS = {

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from pysteps.verification import detcatscores, detcontscores, spatialscores
 
-from rainspark.data.sources import synthetic
 from rainspark.data.units import KNMI_MMH_PER_COUNT
 from rainspark.trainer.verification.rows import Scores, Settings, WindowId, compute, merge, score_window
+from tests.data.radar_files import storms
 
 FIRST_S, DAY_S = 1_600_000_200, 86400
 CATEGORICAL = {"accuracy": "ACC", "csi": "CSI", "f1": "F1", "far": "FAR", "pod": "POD", "bias": "BIAS", "hss": "HSS"}
@@ -26,7 +26,7 @@ Fields = list[tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]]
 
 def windows_to_score(num_windows: int, num_leads: int, size: int) -> Fields:
     """Make pairs of forecast and observed rain in mm/h, (lead times, size, size): storms, and storms 5 px beside."""
-    counts = synthetic.storms(num_windows + num_leads, size, size, seed=0)
+    counts = storms(num_windows + num_leads, size, size, seed=0)
     frames = counts.astype(np.float64) * KNMI_MMH_PER_COUNT
     observed = [frames[i : i + num_leads] for i in range(num_windows)]
     return [(np.roll(field, 5, axis=2) * 0.9 + 0.05 * (field > 0), field) for field in observed]

@@ -21,7 +21,8 @@ import pyproj
 from rainspark.data.frames import Crop
 from rainspark.data.pack.survey import PackOptions
 from rainspark.data.sources.knmi import MONTHS
-from rainspark.data.sources.synthetic import file_name, write_knmi_file
+from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
+from rainspark.data.sources.synthetic import Event, iterate_storms
 
 FIRST_S = 1_577_836_800 - 600
 """31 December 2019, 23:50 UTC: series of three frames and more cross the new year."""
@@ -39,6 +40,14 @@ def random_counts(number: int, rows: int, cols: int) -> npt.NDArray[np.uint16]:
     counts = random.integers(0, 400, (rows, cols)) * (random.random((rows, cols)) < 0.1 * (number % 11))
     counts[random.random((rows, cols)) < 0.01] = 65535
     return counts.astype(np.uint16)
+
+
+def storms(
+    num_frames: int, rows: int, cols: int, seed: int, *, radar_circle: bool = False, **wind: float
+) -> npt.NDArray[np.uint16]:
+    """Make the frames of one weather system at once: (t, rows, cols)."""
+    event = Event(num_frames=num_frames, seed=seed, **wind)  # type: ignore[arg-type]
+    return np.stack(list(iterate_storms(event, rows, cols, radar_circle=radar_circle)))
 
 
 def write_series(
@@ -78,12 +87,40 @@ def drop_attribute(member: str, name: str) -> Callable[[Any], None]:
     return edit
 
 
-def replace_image(**arguments: Any) -> Callable[[Any], None]:
-    """Make an edit that puts another dataset in the image's place."""
+def replace_dataset(name: str, **arguments: Any) -> Callable[[Any], None]:
+    """Make an edit that puts another dataset in one's place."""
 
     def edit(file: Any) -> None:
-        del file["image1/image_data"]
-        file.create_dataset("image1/image_data", **arguments)
+        del file[name]
+        file.create_dataset(name, **arguments)
+
+    return edit
+
+
+def replace_image(**arguments: Any) -> Callable[[Any], None]:
+    """Make an edit that puts another dataset in the place of a KNMI file's image."""
+    return replace_dataset("image1/image_data", **arguments)
+
+
+def replace_by_link(name: str, link: Any) -> Callable[[Any], None]:
+    """Make an edit that puts a link in a member's place."""
+
+    def edit(file: Any) -> None:
+        del file[name]
+        file[name] = link
+
+    return edit
+
+
+def replace_by_virtual(name: str, source: str = "other.h5") -> Callable[[Any], None]:
+    """Make an edit that puts a virtual dataset, whose values lie in another file, in one's place."""
+
+    def edit(file: Any) -> None:
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        layout = h5py.VirtualLayout(shape, dtype)
+        layout[:] = h5py.VirtualSource(source, name, shape)
+        file.create_virtual_dataset(name, layout)
 
     return edit
 

@@ -21,7 +21,7 @@ import torch
 
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.pack.__main__ import main as pack
-from rainspark.data.sources.synthetic import file_name, write_knmi_file
+from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
 from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.checkpoint.folder import load, save
 from rainspark.trainer.evaluation.evaluating import INTERRUPTED, Evaluating, main

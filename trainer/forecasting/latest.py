@@ -68,7 +68,7 @@ def read_latest(paths: Iterable[Path], *, grid: Grid, cadence_s: int, frames_in:
         )
     _check_times(refs, cadence_s)
 
-    frames = [knmi.read(ref.place, lambda inside: find_crop(grid, inside=inside)) for ref in refs]
+    frames = [knmi.read(ref.file, lambda inside: find_crop(grid, inside=inside)) for ref in refs]
     valid_thw = np.stack([frame.counts != MISSING_COUNT for frame in frames])
     empty = [frame.end_time_s for frame, valid_hw in zip(frames, valid_thw, strict=True) if not valid_hw.any()]
     if empty:

@@ -58,7 +58,7 @@ def test_a_time_off_the_cadence_is_refused(tmp_path: Path, few: list[Path]) -> N
 
 def test_two_files_of_one_time_are_refused(tmp_path: Path, few: list[Path]) -> None:
     shutil.copy(few[3], few[3].with_name(few[3].name.replace("RAP", "RAC")))
-    refused(tmp_path, "two files of one time: .*RAC.* and .*RAP")
+    refused(tmp_path, "two frames of one time: .*RAC.* and .*RAP")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,17 @@ import pytest
 from rainspark.data.errors import DataError
 from rainspark.data.frames import Crop
 from rainspark.data.sources.knmi import read, read_header, scan
-from rainspark.data.sources.synthetic import file_name, write_knmi_file
-from tests.data.radar_files import change, drop_attribute, random_counts, replace_image, set_attribute, write_series
+from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
+from tests.data.radar_files import (
+    change,
+    drop_attribute,
+    random_counts,
+    replace_by_link,
+    replace_by_virtual,
+    replace_image,
+    set_attribute,
+    write_series,
+)
 
 TIME_S = 1_282_780_800
 
@@ -80,7 +89,7 @@ def test_a_folder_without_files_is_named(tmp_path: Path) -> None:
 
 def test_two_files_of_one_time_are_both_named(tmp_path: Path) -> None:
     first, second = write_series(tmp_path / "a", [0, 1])[0], write_series(tmp_path / "b", [0])[0]
-    with pytest.raises(DataError, match=f"two files of one time: {first} and {second}"):
+    with pytest.raises(DataError, match=f"two frames of one time: {first} and {second}"):
         scan([tmp_path])
 
 
@@ -156,28 +165,7 @@ def test_other_calibrations_are_refused(radar_file: Path, formula: str) -> None:
     assert str(radar_file) in str(caught.value)
 
 
-def link_out(file: Any) -> None:
-    del file["image1/image_data"]
-    file["image1/image_data"] = h5py.ExternalLink("other.h5", "/image1/image_data")
-
-
-def group_link_out(file: Any) -> None:
-    del file["geographic"]
-    file["geographic"] = h5py.SoftLink("/image1")
-
-
-def external_storage(file: Any) -> None:
-    del file["image1/image_data"]
-    file["image1"].create_dataset("image_data", (6, 5), "u2", external=[("/etc/passwd", 0, 60)])
-
-
-def virtual_storage(file: Any) -> None:
-    del file["image1/image_data"]
-    layout = h5py.VirtualLayout((6, 5), "u2")
-    layout[:] = h5py.VirtualSource("other.h5", "x", (6, 5))
-    file["image1"].create_virtual_dataset("image_data", layout)
-
-
+IMAGE = "image1/image_data"
 BROKEN: list[tuple[Callable[[Any], None], str]] = [
     (lambda file: file.pop("overview"), "/overview is missing"),
     (lambda file: file.pop("image1"), "/image1 is missing"),
@@ -187,12 +175,12 @@ BROKEN: list[tuple[Callable[[Any], None], str]] = [
     (drop_attribute("image1", "image_geo_parameter"), "attribute image_geo_parameter"),
     (
         set_attribute("overview", "product_datetime_end", "26-AUG-2010;00:05:00.000"),
-        "ends at 2010-08-26 00:00:00, product",
+        "ends at 2010-08-26T00:00:00Z, product",
     ),
     (set_attribute("overview", "product_datetime_end", "26-XXX-2010;00:00:00.000"), "product_datetime_end is '26-XXX"),
     (set_attribute("overview", "product_datetime_end", "31-FEB-2010;00:00:00.000"), "product_datetime_end is '31-FEB"),
     (set_attribute("overview", "product_datetime_end", 5), "expected text"),
-    (set_attribute("overview", "product_datetime_start", "26-AUG-2010;00:00:00"), "is 0 s; expected an accumulation"),
+    (set_attribute("overview", "product_datetime_start", "26-AUG-2010;00:00:00"), "its accumulation lasts 0 s"),
     (set_attribute("image1", "image_geo_parameter", "REFLECTIVITY_[DBZ]"), "image_geo_parameter is 'REFLECTIVITY"),
     (set_attribute("geographic", "geo_number_rows", [6, 6]), "has 2 values"),
     (set_attribute("geographic", "geo_number_rows", 7), "6 x 5 pixels; expected 7 x 5"),
@@ -205,10 +193,10 @@ BROKEN: list[tuple[Callable[[Any], None], str]] = [
     (replace_image(data=np.zeros((6, 5, 1), np.uint16)), "expected uint16"),
     (replace_image(shape=(10**6, 10**6), dtype="u2", chunks=(100, 100)), "1000000 x 1000000 pixels .* at most"),
     (replace_image(shape=(6, 5), dtype="u2", maxshape=(None, None), chunks=(2**14, 2**14)), "in chunks of"),
-    (link_out, r"/image1/image_data is a link \(ExternalLink\)"),
-    (group_link_out, r"/geographic is a link \(SoftLink\)"),
-    (external_storage, "keeps its pixels in other files"),
-    (virtual_storage, "keeps its pixels in other files"),
+    (replace_by_link(IMAGE, h5py.ExternalLink("other.h5", IMAGE)), r"/image1/image_data is a link \(ExternalLink\)"),
+    (replace_by_link("geographic", h5py.SoftLink("/image1")), r"/geographic is a link \(SoftLink\)"),
+    (replace_image(shape=(6, 5), dtype="u2", external=[("/etc/passwd", 0, 60)]), "keeps its values in other files"),
+    (replace_by_virtual(IMAGE), "keeps its values in other files"),
 ]
 
 

@@ -1,8 +1,5 @@
-"""Pixels of strangers' files: decoded as HDF5 decodes them, in bounded memory, and never where none were written."""
+"""Pixels of strangers' files: read as they were written, whatever the storage, and never where none were written."""
 
-import resource
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +12,7 @@ import pytest
 from rainspark.data.errors import DataError
 from rainspark.data.frames import Crop
 from rainspark.data.sources.knmi import read, read_header
-from rainspark.data.sources.synthetic import file_name, write_knmi_file
+from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
 from tests.data.radar_files import change, random_counts, replace_image, set_attribute
 
 TIME_S = 1_282_780_800
@@ -40,6 +37,8 @@ STORAGES: dict[str, dict[str, Any]] = {
     "shuffle, gzip": {"chunks": (8, 9), "shuffle": True, "compression": "gzip"},
     "checksum": {"chunks": (8, 9), "fletcher32": True},
     "all": {"chunks": (8, 9), "shuffle": True, "compression": "gzip", "fletcher32": True},
+    "lzf": {"chunks": (8, 9), "compression": "lzf"},
+    "scale and offset": {"chunks": (8, 9), "scaleoffset": 0},
     "all in one": {"chunks": (37, 29), "shuffle": True, "compression": "gzip", "fletcher32": True},
 }
 
@@ -55,18 +54,6 @@ def test_every_storage_reads_as_hdf5_reads_it(radar_file: Path, storage: str, dt
             np.testing.assert_array_equal(read(radar_file, crop).counts, expected)
 
 
-def test_a_chunk_that_gzip_left_out_is_read(radar_file: Path) -> None:
-    def edit(file: Any) -> None:
-        put_chunk(b"replaced")(file)
-        file["image1/image_data"].id.write_direct_chunk((0, 0), COUNTS.tobytes(), filter_mask=1)
-
-    change(radar_file, edit)
-    with h5py.File(radar_file) as file:
-        assert file["image1/image_data"].id.get_chunk_info(0).filter_mask == 1
-        np.testing.assert_array_equal(file["image1/image_data"][()], COUNTS)
-    np.testing.assert_array_equal(read(radar_file).counts, COUNTS)
-
-
 def some_chunks(file: Any) -> None:
     replace_image(shape=(ROWS, COLS), dtype="u2", chunks=(8, 9), compression="gzip")(file)
     file["image1/image_data"][:20] = COUNTS[:20]
@@ -75,7 +62,7 @@ def some_chunks(file: Any) -> None:
 UNWRITTEN: list[tuple[Callable[[Any], None], str]] = [
     (some_chunks, "12 of its 20 chunks are stored"),
     (replace_image(shape=(ROWS, COLS), dtype="u2", chunks=(ROWS, COLS)), "0 of its 1 chunks are stored"),
-    (replace_image(shape=(ROWS, COLS), dtype="u2"), "0 of its 2146 bytes are stored"),
+    (replace_image(shape=(ROWS, COLS), dtype="u2"), "0 of its 2,146 bytes are stored"),
 ]
 
 
@@ -88,106 +75,74 @@ def test_pixels_that_were_never_written_are_no_dry_weather(
         read_header(radar_file)
 
 
-def put_chunk(data: bytes) -> Callable[[Any], None]:
+def put_chunk(data: bytes, **arguments: Any) -> Callable[[Any], None]:
+    """Make an edit that stores bytes as the image's only chunk; the filter mask says which filters were left out."""
+    mask = arguments.pop("filter_mask", 0)
+
     def edit(file: Any) -> None:
-        replace_image(shape=(ROWS, COLS), dtype="u2", chunks=(ROWS, COLS), compression="gzip")(file)
-        file["image1/image_data"].id.write_direct_chunk((0, 0), data)
+        replace_image(shape=(ROWS, COLS), dtype="u2", chunks=(ROWS, COLS), **arguments)(file)
+        file["image1/image_data"].id.write_direct_chunk((0, 0), data, filter_mask=mask)
 
     return edit
 
 
+GZIP = {"compression": "gzip"}
 PIXELS = COUNTS.tobytes()
-WRONG_CHUNKS = [
-    (zlib.compress(PIXELS + b"\0"), "decodes to more than 2146 bytes; expected 2146"),
-    (zlib.compress(PIXELS[:-2]), "decodes to 2144 bytes; expected 2146"),
-    (zlib.compress(PIXELS)[:-200], r"decodes to \d+ bytes; expected 2146"),
-    (zlib.compress(b"")[:-4], "decodes to 0 bytes"),
-    (PIXELS, "cannot be read as a KNMI HDF5 composite"),
-    (zlib.compress(PIXELS)[:-4] + b"abcd", "cannot be read as a KNMI HDF5 composite"),
-    (bytes(2 * 2146 + 1025), "5317 bytes are stored for 2146"),
+WRONG_CHUNKS: list[tuple[Callable[[Any], None], str]] = [
+    (put_chunk(zlib.compress(PIXELS)[:-200], **GZIP), "cannot be read as a KNMI HDF5 composite"),
+    (put_chunk(PIXELS, **GZIP), "cannot be read as a KNMI HDF5 composite"),
+    (put_chunk(zlib.compress(PIXELS)[:-4] + b"abcd", **GZIP), "cannot be read as a KNMI HDF5 composite"),
+    (put_chunk(bytes(2 * 2146 + 1025), **GZIP), "5317 bytes are stored for 2146"),
+    (put_chunk(zlib.compress(PIXELS), filter_mask=1, **GZIP), r"chunk \(0, 0\): \d+ bytes are stored for 2146"),
+    (put_chunk(PIXELS, fletcher32=True), "2146 bytes are stored for 2146"),
+    (put_chunk(PIXELS + b"abcd", fletcher32=True), "cannot be read as a KNMI HDF5 composite"),
 ]
 
 
-@pytest.mark.parametrize(("data", "message"), WRONG_CHUNKS)
-def test_chunks_of_other_sizes_are_refused(radar_file: Path, data: bytes, message: str) -> None:
-    change(radar_file, put_chunk(data))
+@pytest.mark.parametrize(("edit", "message"), WRONG_CHUNKS)
+def test_damaged_chunks_are_refused(radar_file: Path, edit: Callable[[Any], None], message: str) -> None:
+    change(radar_file, edit)
     with pytest.raises(DataError, match=message) as caught:
         read(radar_file)
     assert str(radar_file) in str(caught.value)
 
 
-def test_a_checksum_that_does_not_fit_is_refused(radar_file: Path) -> None:
-    change(radar_file, replace_image(data=COUNTS, chunks=(37, 29), fletcher32=True))
-    with h5py.File(radar_file) as file:
-        offset = file["image1/image_data"].id.get_chunk_info(0).byte_offset
+def test_a_chunk_that_gzip_left_out_is_read(radar_file: Path) -> None:
+    change(radar_file, put_chunk(PIXELS, filter_mask=1, **GZIP))
+    np.testing.assert_array_equal(read(radar_file).counts, COUNTS)
+
+
+def test_a_flipped_bit_of_the_index_makes_no_dry_weather(radar_file: Path) -> None:
+    """HDF5's index of chunks has no checksum; what it does not find reads as the fill value."""
     whole = radar_file.read_bytes()
-    for place in (0, 1, 1000, 2145, 2146, 2149):
+    signature = b"TREE\x01\x00\x01\x00"
+    assert whole.count(signature) == 1
+    start = whole.index(signature)
+    refused = 0
+    for place in range(start, start + 96):
         damaged = bytearray(whole)
-        damaged[offset + place] ^= 16
+        damaged[place] ^= 1 << (place % 8)
         radar_file.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"chunk \(0, 0\): its checksum is [0-9a-f]{8}, [0-9a-f]{8} is stored"):
-            read(radar_file)
+        try:
+            np.testing.assert_array_equal(read(radar_file).counts, COUNTS)
+        except DataError:
+            refused += 1
+    assert refused > 40
 
 
-def test_a_decompression_bomb_takes_no_memory(radar_file: Path) -> None:
-    # 1 GiB of zeros in 1 MiB; the image's own chunk is 8 MB, so that as many stored bytes are plausible.
-    deflate = zlib.compressobj()
-    bomb = b"".join(deflate.compress(bytes(2**24)) for _ in range(64)) + deflate.flush()
-    size = 2048
-
-    def edit(file: Any) -> None:
-        replace_image(shape=(size, size), dtype="u2", chunks=(size, size), compression="gzip")(file)
-        file["image1/image_data"].id.write_direct_chunk((0, 0), bomb)
-        for name in ("geo_number_rows", "geo_number_columns"):
-            set_attribute("geographic", name, size)(file)
-
-    change(radar_file, edit)
-    program = (
-        "import sys; from pathlib import Path; from rainspark.data.sources.knmi import read; read(Path(sys.argv[1]))"
-    )
-    limit = 900 * 2**20
-    finished = subprocess.run(
-        [sys.executable, "-c", program, str(radar_file)],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "decodes to more than 8388608 bytes; expected 8388608" in finished.stderr.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"scaleoffset": 0, "chunks": (8, 9)},
-        {"compression": "lzf", "chunks": (8, 9)},
-        {"compression": "szip", "chunks": (8, 10)},
-    ],
-)
-def test_other_filters_are_refused(radar_file: Path, arguments: dict[str, Any]) -> None:
-    if arguments.get("compression") == "szip" and not h5py.h5z.filter_avail(h5py.h5z.FILTER_SZIP):
-        arguments = {"compression": "lzf", "shuffle": True, "chunks": (8, 9)}
-    change(radar_file, replace_image(data=COUNTS, **arguments))
-    with pytest.raises(DataError, match=rf"{radar_file}: /image1/image_data is stored through the HDF5 filters \["):
-        read_header(radar_file)
-
-
-@pytest.mark.parametrize("filters", [("deflate", "deflate"), ("deflate", "shuffle"), ("shuffle", "shuffle")])
-def test_filters_twice_or_in_another_order_are_refused(radar_file: Path, filters: tuple[str, ...]) -> None:
+def test_a_filter_that_is_not_installed_is_named(radar_file: Path) -> None:
     def edit(file: Any) -> None:
         del file["image1/image_data"]
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plist.set_chunk((ROWS, COLS))
-        codes = {"deflate": h5py.h5z.FILTER_DEFLATE, "shuffle": h5py.h5z.FILTER_SHUFFLE}
-        for name in filters:
-            plist.set_filter(codes[name], h5py.h5z.FLAG_OPTIONAL, (6,) if name == "deflate" else ())
+        plist.set_filter(32123, h5py.h5z.FLAG_OPTIONAL)
         space = h5py.h5s.create_simple((ROWS, COLS))
         image = h5py.h5d.create(file["image1"].id, b"image_data", h5py.h5t.STD_U16LE, space, plist)
-        h5py.Dataset(image)[...] = COUNTS
+        image.write_direct_chunk((0, 0), b"packed by a filter of its own")
 
     change(radar_file, edit)
-    with pytest.raises(DataError, match="each at most once and in this order"):
-        read_header(radar_file)
+    with pytest.raises(DataError, match=f"{radar_file} cannot be read as .*plugin"):
+        read(radar_file)
 
 
 @pytest.mark.parametrize("formula", ["GEO=1e99*PV", "GEO=10*PV", "GEO=1e-9*PV"])

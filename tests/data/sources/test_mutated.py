@@ -14,10 +14,10 @@ from rainspark.data.errors import DataError
 from rainspark.data.frames import Crop
 from rainspark.data.pack.survey import PackOptions, survey
 from rainspark.data.sources.knmi import KnmiSource
+from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
 from rainspark.data.sources.odim import OdimSource
 from rainspark.data.sources.smaat import SmaatSource
 from rainspark.data.sources.source import Header, Source
-from rainspark.data.sources.synthetic import file_name, write_knmi_file
 from tests.data.radar_files import (
     FIRST_S,
     odim_name,

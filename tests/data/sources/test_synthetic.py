@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rainspark.data.sequences import find_runs
 from rainspark.data.sources.knmi import read, scan
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
-from rainspark.data.sources.synthetic import events, main, storms
+from rainspark.data.sources.synthetic import events, main
 from rainspark.models.nowcasting.motion import estimate_motion
+from tests.data.radar_files import storms
 
 
 def wet_shares(counts_thw: npt.NDArray[np.uint16]) -> npt.NDArray[np.float64]:

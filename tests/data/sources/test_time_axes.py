@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rainspark.data.errors import DataError
 from rainspark.data.pack.archive import pack
 from rainspark.data.pack.survey import PackOptions
-from rainspark.data.sources.synthetic import file_name, write_knmi_file
+from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
 from rainspark.data.store.storage import open_storage
 from rainspark.data.stream.stream import evaluation_batches
 from rainspark.data.windows.selection import Selection, select_windows
@@ -103,7 +103,7 @@ def test_seconds_of_skew_are_refused(tmp_path: Path) -> None:
     (path,) = write_series(tmp_path / "a", [0], size=SIZE)
     write_knmi_file(path, random_counts(0, *SIZE), FIRST_S + 7)
     with pytest.raises(
-        DataError, match=rf"{path.name}: its name says .*23:50:00, product_datetime_end says .*23:50:07"
+        DataError, match=rf"{path.name}: its name says .*23:50:00Z, product_datetime_end says .*23:50:07Z"
     ):
         pack([path], tmp_path / "out", PackOptions(window=1))
 

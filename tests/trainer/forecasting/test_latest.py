@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rainspark.data.errors import DataError
 from rainspark.data.frames import Crop, Grid
 from rainspark.data.sources import knmi
-from rainspark.data.sources.synthetic import file_name, write_knmi_file
+from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
 from rainspark.data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT
 from rainspark.trainer.forecasting.latest import find_crop, read_latest
 from tests.data.radar_files import FIRST_S, change, random_counts, set_attribute, write_series
@@ -129,7 +129,7 @@ def test_two_files_of_one_time_are_refused(radar: Path, tmp_path: Path) -> None:
     first = sorted(radar.glob("*.h5"))[-1]
     (tmp_path / "again").mkdir()
     shutil.copy(first, tmp_path / "again" / first.name)
-    with pytest.raises(DataError, match="two files of one time"):
+    with pytest.raises(DataError, match="two frames of one time"):
         read_latest([radar, tmp_path / "again"], grid=_grid(radar), cadence_s=300, frames_in=4)
 
 

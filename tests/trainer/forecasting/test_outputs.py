@@ -14,8 +14,8 @@ from PIL import Image
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.frames import Grid
 from rainspark.data.sources import knmi
-from rainspark.data.sources.synthetic import file_name as name_of
-from rainspark.data.sources.synthetic import iterate_storms, write_knmi_file
+from rainspark.data.sources.knmi_writer import file_name as name_of
+from rainspark.data.sources.knmi_writer import write_knmi_file
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.trainer.checkpoint.folder import save
 from rainspark.trainer.checkpoint.state import TrainState
@@ -29,6 +29,7 @@ from rainspark.trainer.settings.experiment import FinetuneConfig
 from rainspark.trainer.settings.model import NowcastConfig
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.settings.run import NowcastRunConfig
+from tests.data.radar_files import storms
 
 SIZE = 64
 FRAMES_IN, FRAMES_OUT = 3, 2
@@ -37,7 +38,7 @@ END_S = 1_577_836_800
 
 def _write_radar(folder: Path, num_frames: int = FRAMES_IN, missing_rows: int = 0) -> Path:
     folder.mkdir()
-    for number, counts in enumerate(iterate_storms(num_frames, SIZE, SIZE, 3)):
+    for number, counts in enumerate(storms(num_frames, SIZE, SIZE, 3)):
         end_time_s = END_S + (number - num_frames + 1) * 300
         counts[:missing_rows] = MISSING_COUNT
         write_knmi_file(folder / name_of(end_time_s), counts, end_time_s)
