@@ -22,7 +22,6 @@ import pytest
 from rainspark.data.randomness import generator
 from rainspark.data.store.storage import open_storage
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 ACCESS_KEY, SECRET_KEY = "AKTEST", "SKTEST"
 BUCKET = "tests"
 _RUNNING = pytest.StashKey[tuple[str, str]]()
@@ -35,10 +34,9 @@ FAULTS: tuple[dict[str, Any], ...] = (
     {"do": "reset"},
     {"do": "stall", "for": 1.0},
     {"do": "fin"},
-    {"do": "fin", "nolength": True},
     {"do": "corrupt"},
 )
-"""What may happen to a read: statuses, broken connections, silence, cuts with and without a length, wrong bytes."""
+"""What may happen to a read: statuses, broken connections, silence, cuts, wrong bytes."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class S3:
         }
 
     def inject(self, rules: Sequence[dict[str, Any]]) -> None:
-        """Set the proxy's rules (see ../shared/tools/faultproxy.py and tests/fault_proxy.py) and empty its log."""
+        """Set the proxy's rules (see ../shared/tools/faultproxy.py) and empty its log."""
         body = json.dumps(list(rules)).encode()
         request = urllib.request.Request(f"{self.endpoint}/_faults", data=body, method="PUT")
         with urllib.request.urlopen(request, timeout=10) as reply:
@@ -151,8 +149,8 @@ def _start(config: pytest.Config, shared_dir: Path) -> tuple[str, str]:
     )
     assert started.returncode == 0, started.stderr[-2000:]
     proxy_port = free_port()
-    program = [sys.executable, str(REPOSITORY / "tests" / "fault_proxy.py"), str(tools / "faultproxy.py")]
-    proxy = subprocess.Popen([*program, str(proxy_port), f"127.0.0.1:{port}"], stdout=subprocess.PIPE)
+    program = [sys.executable, str(tools / "faultproxy.py"), str(proxy_port), f"127.0.0.1:{port}"]
+    proxy = subprocess.Popen(program, stdout=subprocess.PIPE)
 
     def stop_proxy() -> None:
         proxy.kill()

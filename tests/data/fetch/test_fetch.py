@@ -142,19 +142,14 @@ def test_passing_faults_cost_nothing_but_tries(tmp_path: Path, knmi: Knmi, kind:
     assert knmi.script[kind] == []
 
 
-def test_a_cut_body_is_gone_on_with(tmp_path: Path, knmi: Knmi) -> None:
-    knmi.script["data"] = ["cut:700", "cut:50", ""]
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_cut_body_is_gone_on_with_where_the_server_can(tmp_path: Path, knmi: Knmi, ranges: bool) -> None:
+    knmi.ranges = ranges
+    knmi.script["data"] = ["cut:700", "cut:750", ""]
     fetch(knmi, tmp_path, parallel=1)
     assert_whole(knmi, tmp_path)
-    ranges = [request.headers.get("range") for request in knmi.log if request.server == "store"]
-    assert ranges == [None, "bytes=700-", "bytes=750-", None, None, None]
-
-
-def test_a_server_without_ranges_sends_anew(tmp_path: Path, knmi: Knmi) -> None:
-    knmi.ranges = False
-    knmi.script["data"] = ["cut:700", "cut:50", ""]
-    fetch(knmi, tmp_path, parallel=1)
-    assert_whole(knmi, tmp_path)
+    asked = [request.headers.get("range") for request in knmi.log if request.server == "store"]
+    assert asked == [None, "bytes=700-", f"bytes={1450 if ranges else 750}-", None, None, None]
 
 
 def test_the_rest_of_another_version_is_not_joined_on(tmp_path: Path, knmi: Knmi) -> None:
@@ -272,21 +267,18 @@ def test_a_list_that_turns_in_a_circle_is_refused(tmp_path: Path, knmi: Knmi) ->
     refused(knmi, tmp_path / "out", "the list goes on and names no new page")
 
 
-def test_a_page_in_place_of_a_file_is_refused(tmp_path: Path, knmi: Knmi) -> None:
-    knmi.files = {name: b"<html>".ljust(2048, b"x") for name in knmi.files}
-    refused(knmi, tmp_path, r"begins with b'<html>xx'; expected a whole .tar file: the server sent something")
-
-
-def test_other_kinds_of_files_are_checked_too(tmp_path: Path) -> None:
+def test_the_kinds_of_files_are_checked(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("a.h5", b"x" * 500)
     year = "RADNL_CLIM____MFBSNL25_05m_20181231T235500_20191231T235500_0002.zip"
     single = "RAD_NL25_RAC_RT_201901010005.h5"
-    with running(Knmi({year: buffer.getvalue(), single: b"\x89HDF\r\n\x1a\n" + bytes(99)})) as knmi:
-        assert fetch(knmi, tmp_path / "good", dataset="another", version="2.0")[0] == 2
-        knmi.files = {year: buffer.getvalue()[:-30], single: b"\x89HDG" + bytes(99)}
-        with pytest.raises(DataError, match=r"(?s)2 of 2 files failed.*a whole \.zip file.*a whole \.h5 file"):
+    files = {WANTED[0]: day_tar(1), year: buffer.getvalue(), single: b"\x89HDF\r\n\x1a\n" + bytes(99)}
+    with running(Knmi(files)) as knmi:
+        assert fetch(knmi, tmp_path / "good", dataset="another", version="2.0")[0] == 3
+        knmi.files = {WANTED[0]: b"<html>" * 400, year: buffer.getvalue()[:-30], single: b"\x89HDG" + bytes(99)}
+        kinds = r"begins with b'<html><h'; expected a whole \.tar file.*a whole \.zip file.*a whole \.h5 file"
+        with pytest.raises(DataError, match=rf"(?s)3 of 3 files failed.*{kinds}"):
             fetch(knmi, tmp_path / "bad", dataset="another", version="2.0")
 
 

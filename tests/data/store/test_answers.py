@@ -23,6 +23,13 @@ def error_body(code: str) -> bytes:
     return f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>Told.</Message></Error>'.encode()
 
 
+def ranged(headers: dict[str, str]) -> Reply:
+    """Answer a request of a range of BYTES."""
+    first, last = (int(text) for text in headers["range"].removeprefix("bytes=").split("-"))
+    body = BYTES[first : last + 1]
+    return Reply(206, {"Content-Range": f"bytes {first}-{first + len(body) - 1}/{len(BYTES)}"}, body)
+
+
 @pytest.fixture
 def s3_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ObjectStorage]:
     def opened(host: str) -> ObjectStorage:
@@ -36,19 +43,11 @@ def s3_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ObjectStorage]:
 @pytest.mark.parametrize(
     ("reply", "most", "message"),
     [
-        (
-            Reply(200, {"ETag": '"x"'}, HTML),
-            1,
-            "Received non-partial response .*check that the endpoint is a store's own",
-        ),
+        (Reply(200, {"ETag": '"x"'}, HTML), 1, "non-partial response .*check that the endpoint is a store's own"),
         (Reply(404, {}, HTML), 1, r"a: could not read: no such object; check the address"),
         (Reply(301, {}, error_body("PermanentRedirect")), 1, "lies in another region: set AWS_REGION to its own"),
         (Reply(302, {"Location": "/bucket/p/a"}, b""), 11, "the way leads in circles, or to a page to log in"),
-        (
-            Reply(400, {}, error_body("ExpiredToken")),
-            1,
-            "refuses access: status 400, ExpiredToken, Told.*AWS_SESSION_TOKEN",
-        ),
+        (Reply(400, {}, error_body("ExpiredToken")), 1, "status 400, ExpiredToken, Told.*AWS_SESSION_TOKEN"),
         (Reply(403, {}, error_body("RequestTimeTooSkewed")), 1, "RequestTimeTooSkewed.*; check this machine's clock, "),
         (Reply(407, {}, b""), 1, "status 407; check the address and the store's settings"),
     ],
@@ -85,6 +84,21 @@ def test_a_web_server_without_ranges_is_named() -> None:
         with pytest.raises(DataError, match=r"/a: .*expected a server that answers ranges .* copy the files into a"):
             storage.read("a", 0, 10)
     assert len(asked) == 1
+
+
+def test_a_cut_that_no_length_shows_is_seen() -> None:
+    num_asked = 0
+
+    def answer(_: str, headers: dict[str, str]) -> Reply:
+        nonlocal num_asked
+        num_asked += 1
+        whole = ranged(headers)
+        return whole._replace(body=whole.body[:5000], num_claimed=-1) if num_asked <= 2 else whole
+
+    with web_server(answer) as (host, _):
+        storage = open_store(f"http://{host}/p", deadline_s=5, connections=2)
+        assert storage.read("a", 3, 20_000) == BYTES[3:20_000]
+    assert storage.stats()["retries"] == 2
 
 
 def listing(keys: list[str], *, page: int, fail_at: int = 0) -> Answer:
@@ -174,12 +188,7 @@ def test_certificates_are_checked(certificates: Path, monkeypatch: pytest.Monkey
     if is_trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
 
-    def answer(_path: str, headers: dict[str, str]) -> Reply:
-        first, last = (int(text) for text in headers["range"].removeprefix("bytes=").split("-"))
-        body = BYTES[first : last + 1]
-        return Reply(206, {"Content-Range": f"bytes {first}-{first + len(body) - 1}/{len(BYTES)}"}, body)
-
-    with web_server(answer, context) as (host, _):
+    with web_server(lambda _, headers: ranged(headers), context) as (host, _):
         storage = open_store(f"https://{host}/p", deadline_s=5, connections=2)
         if is_trusted:
             assert storage.read("a") == BYTES

