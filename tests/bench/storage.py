@@ -32,8 +32,9 @@ from rainspark.data.stream.stream import Stream
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.bench.data import BATCH, MAX_FRAMES, WINDOW, frames_to_pack, long_runs, sparse
 from tests.data.archives import PackedArchive, pack_archive
-from tests.s3_server import ACCESS_KEY, REPOSITORY, SECRET_KEY, free_port
+from tests.s3_server import ACCESS_KEY, SECRET_KEY, free_port
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 MB, MIB = 1e6, 2**20
 RANGES_MIB = (0, 4, 8, 16)
 ROUNDS = 3
