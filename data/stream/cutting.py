@@ -1,10 +1,11 @@
-"""Threads that decode and cut the windows of steps ahead of the consumer, in a bounded amount of memory."""
+"""Decode and cut the windows of steps ahead of the consumer, by threads, in a bounded amount of memory."""
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -13,12 +14,15 @@ import torch
 
 from ..errors import DamagedError, DataError
 from ..units import MISSING_COUNT
-from .frame_cache import Block, FrameCache
-from .quarantine import Quarantine
-from .reading import ClosedError, SequenceReader
+from .blocks import Block
+from .frame_cache import FrameCache
+from .reading import SequenceReader
 
 # Of small blocks, one ahead is not enough to keep a store busy; of large ones, it fills the budget.
 AHEAD_BLOCKS: Final = 4
+
+Losses = list[tuple[int, DamagedError]]
+"""Sequences that windows of a step needed and that are lost, in the order of the windows."""
 
 
 @dataclass(eq=False)
@@ -38,160 +42,149 @@ class StepArrays:
     tensor_mbthw: torch.Tensor
 
 
+@dataclass(eq=False)
 class _Lane:
-    """Where one lane stands: its open block, those being read ahead with their bytes, and the step to fill next."""
+    """Where one lane stands.
 
-    def __init__(self, number: int, blocks: Iterator[Block], cache: FrameCache, first_step: int) -> None:
-        self.number, self.blocks, self.cache, self.next_step = number, blocks, cache, first_step
-        self.current: Block | None = None
-        self.upcoming: deque[tuple[Block, int]] = deque()
-        self.position = 0
-        self.last_use: dict[int, list[int]] = {}
-        self.busy = False
+    Attributes:
+        blocks: Its blocks, in order.
+        cache: Its decoded frames.
+        upcoming: Blocks that are being read ahead, with their bytes.
+        current: The block that windows are cut from.
+        position: The window of it that is cut next.
+        last_use: For each window of it, the sequences that no later one needs.
+        asked: Steps to fill, in order, with what holds them and their losses; the first one is at work.
+    """
+
+    blocks: Iterator[Block]
+    cache: FrameCache
+    upcoming: deque[tuple[Block, int]] = field(default_factory=deque)
+    current: Block | None = None
+    position: int = 0
+    last_use: dict[int, list[int]] = field(default_factory=dict)
+    asked: deque[tuple[int, StepArrays, Future[Losses]]] = field(default_factory=deque)
 
 
-class Pipeline:
+class StepFiller:
     """Fills the steps [first_step, stop_step) with a number of threads, each lane by one thread at a time.
 
     What a step holds does not depend on the threads: a lane's windows are cut in order, into places of their own.
-    A window is lost exactly when its sequence cannot be read or verified, or one of its own frames cannot be decoded;
-    losses are counted when the consumer takes the step, in the order of steps and lanes, whatever was found ahead.
+    A window is lost exactly when its sequence cannot be read or verified, or one of its own frames cannot be decoded.
 
     Args:
-        reader: Reads the sequences; closed with the pipeline.
+        reader: Reads the sequences; closed with the filler.
         lanes: Each lane's blocks in order and its cache.
         new_arrays: Makes the arrays of a step.
-        quarantine: Counts what is lost, and stops the run beyond its budget.
         first_step: First step to fill.
         stop_step: One past the last.
         ahead: Steps filled beyond the one that the consumer waits for.
         threads: Decoding threads.
+
+    Attributes:
+        counts: Seconds that the consumer waited.
     """
 
     def __init__(
         self,
         reader: SequenceReader,
-        lanes: list[tuple[Iterator[Block], FrameCache]],
+        lanes: Sequence[tuple[Iterator[Block], FrameCache]],
         new_arrays: Callable[[], StepArrays],
-        quarantine: Quarantine,
         *,
         first_step: int,
         stop_step: int,
         ahead: int,
         threads: int,
     ) -> None:
-        self._reader, self._new_arrays, self._quarantine = reader, new_arrays, quarantine
-        self._lanes = [_Lane(number, blocks, cache, first_step) for number, (blocks, cache) in enumerate(lanes)]
-        self._stop_step, self._ahead, self._consumer = stop_step, ahead, first_step
-        self._arrays: dict[int, StepArrays] = {}
-        self._errors: dict[int, BaseException] = {}
-        self._losses: dict[int, list[tuple[_Lane, int, DamagedError]]] = {}
-        self._changed = threading.Condition()
-        self._arrays_lock, self._start_lock = threading.Lock(), threading.Lock()
-        self._are_lanes_started = False
-        self._closed = False
-        self.stall_s = 0.0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"rainspark-decode-{i}", daemon=True)
-            for i in range(min(threads, len(lanes)))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._reader, self._new_arrays = reader, new_arrays
+        self._lanes = [_Lane(blocks, cache) for blocks, cache in lanes]
+        self._unasked, self._ahead = iter(range(first_step, stop_step)), ahead
+        self._filling: deque[tuple[StepArrays, list[Future[Losses]]]] = deque()
+        self._executor = ThreadPoolExecutor(min(threads, len(lanes)), thread_name_prefix="rainspark-decode")
+        self._lock = threading.Lock()
+        self._started = self._closed = False
+        self.counts: dict[str, float] = {"stall_s": 0.0}
 
-    def get(self, step: int) -> StepArrays:
-        """Wait for a step; steps are asked for in order.
+    def take(self) -> tuple[StepArrays, Losses]:
+        """Wait for the next step: its arrays, and what it lost in the order of lanes.
 
         Raises:
-            DamagedError: This step needs a sequence that is lost, beyond what may be.
             Exception: What went wrong in a thread while it filled this step.
         """
         began = time.perf_counter()
-        with self._changed:
-            self._consumer = step
-            self._changed.notify_all()
-            while any(lane.next_step <= step for lane in self._lanes):
-                self._changed.wait()
-            self.stall_s += time.perf_counter() - began
-            failed = [number for number in sorted(self._errors) if number < (step + 1) * len(self._lanes)]
-            if failed:
-                raise self._errors[failed[0]]
-            losses = self._losses.pop(step, [])
-            arrays = self._arrays.pop(step)
-        # Of one lane they stand in order.
-        for _, sequence, error in sorted(losses, key=lambda loss: loss[0].number):
-            self._quarantine.admit(sequence, error)
-        return arrays
+        if not self._started:
+            self._started = True
+            # The first step needs every lane's first block: no lane is read further ahead before all have asked.
+            for lane in self._lanes:
+                self._read_ahead(lane, most_blocks=1)
+        while len(self._filling) <= self._ahead and (step := next(self._unasked, None)) is not None:
+            self._ask(step)
+
+        arrays, futures = self._filling.popleft()
+        losses = [loss for future in futures for loss in future.result()]
+        self.counts["stall_s"] += time.perf_counter() - began
+        return arrays, losses
 
     def close(self) -> None:
         """Stop and join all threads, the reader's too."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._closed = True
         self._reader.close()
-        for thread in self._threads:
-            thread.join()
-        self._arrays.clear()
+        self._executor.shutdown(cancel_futures=True)
+        self._filling.clear()
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                number = self._pick()
-                while number is None and not self._closed:
-                    self._changed.wait()
-                    number = self._pick()
-                if self._closed or number is None:
-                    return
-                lane = self._lanes[number]
-                lane.busy = True
-            error: BaseException | None = None
-            try:
-                self._fill(lane, lane.next_step)
-            except ClosedError:
-                return
-            except BaseException as caught:
-                error = caught
-            with self._changed:
-                if error is not None:
-                    self._errors[lane.next_step * len(self._lanes) + number] = error
-                lane.next_step = lane.next_step + 1 if error is None else self._stop_step
-                lane.busy = False
-                self._changed.notify_all()
+    def _ask(self, step: int) -> None:
+        """Have every lane fill its windows of a step, once it has filled those of the steps before."""
+        arrays, futures = self._new_arrays(), []
+        for lane in self._lanes:
+            future: Future[Losses] = Future()
+            futures.append(future)
+            with self._lock:
+                lane.asked.append((step, arrays, future))
+                is_idle = len(lane.asked) == 1
+            if is_idle:
+                self._executor.submit(self._work, lane)
+        self._filling.append((arrays, futures))
 
-    def _pick(self) -> int | None:
-        """Choose the idle lane that is furthest behind, if it may go on."""
-        limit = min(self._stop_step, self._consumer + 1 + self._ahead)
-        idle = [(lane.next_step, i) for i, lane in enumerate(self._lanes) if not lane.busy and lane.next_step < limit]
-        return min(idle)[1] if idle else None
+    def _work(self, lane: _Lane) -> None:
+        """Fill one step's windows of a lane; its next step goes to the end of the line, behind the other lanes."""
+        step, arrays, future = lane.asked[0]
+        try:
+            future.set_result(self._fill(lane, step, arrays))
+        except BaseException as error:
+            future.set_exception(error)
+        with self._lock:
+            lane.asked.popleft()
+            goes_on = bool(lane.asked) and not self._closed
+        if goes_on:
+            self._executor.submit(self._work, lane)
 
-    def _fill(self, lane: _Lane, step: int) -> None:
+    def _fill(self, lane: _Lane, step: int, arrays: StepArrays) -> Losses:
         """Cut one lane's windows of one step."""
-        with self._arrays_lock:
-            if step not in self._arrays:
-                self._arrays[step] = self._new_arrays()
-            arrays = self._arrays[step]
+        losses: Losses = []
         while not self._closed:
             if (lane.current is None or lane.position == len(lane.current)) and not self._next_block(lane):
-                return
+                break
             block, number = lane.current, lane.position
             assert block is not None
             if block.step_n[number] != step:
-                return
-            micro_step, column = int(block.micro_step_n[number]), int(block.column_n[number])
-            error = self._cut(lane, block, arrays.counts_mbthw[micro_step, column])
+                break
+
+            where = int(block.micro_step_n[number]), int(block.column_n[number])
+            error = self._cut(lane, block, arrays.counts_mbthw[where])
             if error is None:
-                arrays.row_mb[micro_step, column] = block.row_n[number]
-                arrays.missing_mb[micro_step, column] = block.missing_n[number]
+                arrays.row_mb[where] = block.row_n[number]
+                arrays.missing_mb[where] = block.missing_n[number]
             else:
-                arrays.counts_mbthw[micro_step, column] = MISSING_COUNT
-                arrays.missing_mb[micro_step, column] = True
-                with self._changed:
-                    self._losses.setdefault(step, []).append((lane, int(block.sequence_n[number]), error))
+                arrays.counts_mbthw[where] = MISSING_COUNT
+                arrays.missing_mb[where] = True
+                losses.append((int(block.sequence_n[number]), error))
+
             lane.position += 1
             for sequence in lane.last_use.pop(number, ()):
                 self._reader.release(sequence)
+        return losses
 
     def _cut(self, lane: _Lane, block: Block, counts_thw: npt.NDArray[np.uint16]) -> DamagedError | None:
-        """Cut the lane's next window, or tell what keeps it from being cut; errors of the store as a whole pass."""
+        """Cut the lane's next window, or give what keeps it from being cut; errors of the store as a whole pass."""
         sequence = int(block.sequence_n[lane.position])
         try:
             if sequence >= 0:
@@ -206,7 +199,6 @@ class Pipeline:
 
     def _next_block(self, lane: _Lane) -> bool:
         """Open the lane's next block and have those after it read."""
-        self._start_lanes()
         lane.current, lane.position = None, 0
         if not lane.upcoming:
             return False
@@ -216,14 +208,6 @@ class Pipeline:
             lane.last_use.setdefault(last, []).append(sequence)
         self._read_ahead(lane)
         return True
-
-    def _start_lanes(self) -> None:
-        """Ask once for every lane's first block, before any is read further ahead: the first step needs them all."""
-        with self._start_lock:
-            if not self._are_lanes_started:
-                self._are_lanes_started = True
-                for lane in self._lanes:
-                    self._read_ahead(lane, 1)
 
     def _read_ahead(self, lane: _Lane, most_blocks: int = AHEAD_BLOCKS) -> None:
         """Ask for the lane's next block, and for more while they fit into its share of what may be held ahead."""

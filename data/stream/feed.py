@@ -1,9 +1,11 @@
-"""What training and evaluation streams share: memory for batches, caches, and one run of the threads."""
+"""Run the threads that read, decode and cut for a stream, in memory that is used again, and count what they did."""
 
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from threading import RLock
+from typing import Final
 
 import blosc2
 import numpy as np
@@ -12,121 +14,142 @@ import torch
 
 from ..errors import ConfigError
 from ..shards.index import Index
-from ..shards.timeline import frame_bases
 from ..store.storage import Storage
+from ..units import MISSING_COUNT
 from ..windows.selection import WindowTable
-from .cutting import Pipeline, StepArrays
-from .frame_cache import Block, FrameCache
+from .blocks import Block, BlockMaker
+from .cutting import StepArrays, StepFiller
+from .frame_cache import FrameCache
+from .options import ReadOptions
 from .quarantine import LostSequence, Quarantine
 from .reading import RANGE_BYTES, STORE_READERS, SequenceReader
 
-Run = tuple[SequenceReader, Pipeline, list[FrameCache]]
-"""One iterator under way: what reads for it, what fills its steps, its decoded frames."""
+Run = tuple[SequenceReader | StepFiller | FrameCache, ...]
+"""What counts for one iterator: what reads for it, what fills its steps, its decoded frames."""
+PEAKS: Final = ("decoded_bytes_peak", "held_bytes_peak", "ahead_bytes_peak")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """One rank's part of one micro-batch.
+
+    Attributes:
+        counts_bthw: uint16 (b, window, rows, cols) on the CPU, pinned if asked for; 65535 is missing, padding is 0.
+        scale_mmh_b: float64 (b,) on the CPU: rain rate of one count of each window, mm/h; 1 for padding.
+        has_missing: Whether any pixel is missing.
+        window_b: int64 (b,), rows of the window table, -1 for padding.
+        index_b: int64 (b,), place in the global batch, the same whatever the world size.
+        step: Global step (of an evaluation: its own, from 0).
+        micro_step: Which micro-batch of the step.
+        epoch: Passes over the data before this one.
+    """
+
+    counts_bthw: torch.Tensor
+    scale_mmh_b: torch.Tensor
+    has_missing: bool
+    window_b: npt.NDArray[np.int64]
+    index_b: npt.NDArray[np.int64]
+    step: int
+    micro_step: int
+    epoch: int
 
 
 class Feed:
-    """Runs lanes of blocks through reading, decoding and cutting, and counts what was done.
+    """Turns lanes of blocks into batches.
 
     Args:
         storage: Where the shards lie.
         index: Their index.
-        window: Frames a window.
-        shape_mb: Micro-batches a step, and this rank's windows in each.
-        threads: Decoding threads.
-        decoded_mb: Decoded frames held at most, MiB; shared out equally among the lanes.
-        prefetch_steps: Steps made ready ahead of the consumer.
-        pin_memory: Batches in page-locked memory.
-        prefetch_mb: Compressed sequences in flight or held that no lane has come to yet, at most, MiB.
-        readers: Reading threads; None for as many as decode of a folder, 8 of a store.
-        quarantine: Sequences that may be lost; their windows are delivered as wholly missing, with row -1. It is told
-            in `stats` and `lost` and logged; a sequence that was lost is tried again in the next epoch.
+        table: The windows.
+        index_mb: int64 (micro-batches a step, this rank's windows in each), places in the global batch.
+        steps_per_epoch: Steps that read all windows once.
+        options: Threads, memory and tolerated losses.
+
+    Attributes:
+        maker: Makes the blocks.
 
     Raises:
-        ConfigError: For no threads, or a budget that holds less than one window.
+        ConfigError: For a budget that holds less than one window, or pinned memory without a device.
     """
 
     def __init__(
         self,
         storage: Storage,
         index: Index,
+        table: WindowTable,
         *,
-        window: int,
-        shape_mb: tuple[int, int],
-        threads: int,
-        decoded_mb: float,
-        prefetch_steps: int,
-        pin_memory: bool,
-        prefetch_mb: float,
-        readers: int | None,
-        quarantine: int,
+        index_mb: npt.NDArray[np.int64],
+        steps_per_epoch: int,
+        options: ReadOptions,
     ) -> None:
         frame_bytes = index.rows * index.cols * 2
-        self._max_frames = int(decoded_mb * 2**20) // frame_bytes
-        if self._max_frames < window:
+        self._max_frames = int(options.decoded_mb * 2**20) // frame_bytes
+        if self._max_frames < table.window:
             raise ConfigError(
-                f"decoded frames may take {decoded_mb} MiB, which holds {self._max_frames} frames of {index.rows} x "
-                f"{index.cols} pixels; expected room for one window of {window} at least, "
-                f"{window * frame_bytes / 2**20:.2f} MiB"
+                f"decoded frames may take {options.decoded_mb} MiB, which holds {self._max_frames} frames of "
+                f"{index.rows} x {index.cols} pixels; expected room for one window of {table.window} at least, "
+                f"{table.window * frame_bytes / 2**20:.2f} MiB"
             )
-        if threads < 1 or prefetch_steps < 0:
-            raise ConfigError(
-                f"{threads} threads, {prefetch_steps} steps ahead; expected at least 1 thread and 0 steps"
-            )
-        if prefetch_mb < 0 or (readers is not None and readers < 1) or quarantine < 0:
-            raise ConfigError(
-                f"{prefetch_mb} MiB to read ahead, {readers} reading threads, a quarantine of {quarantine} sequences; "
-                "expected at least 0, 1 and 0"
-            )
-        if pin_memory and not torch.cuda.is_available():
+        if options.pin_memory and not torch.cuda.is_available():
             raise ConfigError("pinned memory was asked for on a machine without a CUDA device; set it to false")
-        self._storage, self._index, self._window, self._threads = storage, index, window, threads
-        in_folder = storage.folder is not None
-        self._readers = readers or (threads if in_folder else STORE_READERS)
-        self._prefetch_bytes = int(prefetch_mb * 2**20)
-        # A folder has no latency that a longer range would save.
-        self._range_bytes = 0 if in_folder else RANGE_BYTES
-        self._quarantine = Quarantine(index, quarantine)
-        self._ahead = prefetch_steps
-        self._memory = _StepMemory((*shape_mb, window, index.rows, index.cols), pin_memory)
+
+        self.maker = BlockMaker(index, table)
+        self._storage, self._index, self._window, self._options = storage, index, table.window, options
+        self._index_mb, self._steps_per_epoch = index_mb, steps_per_epoch
+        self._memory = _StepMemory((*index_mb.shape, table.window, index.rows, index.cols), options.pin_memory)
+        self._quarantine = Quarantine(index, options.quarantine)
         self._done: dict[str, float] = {}
         self._running: list[Run] = []
         # Reentrant: an iterator that is collected as garbage closes in whatever thread and line that happens.
         self._lock = RLock()
 
-    def run(
-        self, lanes: list[Iterator[Block]], first_step: int, stop_step: int
-    ) -> Generator[tuple[int, StepArrays], None, None]:
-        """Give the filled steps in order; threads start at the first and are joined at the end, however it comes."""
+    def batches(
+        self, lanes: Sequence[Iterator[Block]], first_step: int, stop_step: int
+    ) -> Generator[list[Batch], None, None]:
+        """Give the micro-batches of each step; threads start at the first one and are joined at the end.
+
+        Raises:
+            DamagedError: A step needs a sequence that is lost, beyond what may be.
+            DataError: The store failed as a whole, at the step that needs what it was asked for.
+        """
         blosc2.set_releasegil(True)
+        reader = self._new_reader()
         caches = [FrameCache(self._index, self._window, self._max_frames // len(lanes)) for _ in lanes]
-        reader = SequenceReader(
-            self._storage,
-            self._index,
-            readers=self._readers,
-            ahead_bytes=self._prefetch_bytes,
-            range_bytes=self._range_bytes,
-        )
-        pipeline = Pipeline(
+        filler = StepFiller(
             reader,
             list(zip(lanes, caches, strict=True)),
             self._memory.new,
-            self._quarantine,
             first_step=first_step,
             stop_step=stop_step,
-            ahead=self._ahead,
-            threads=self._threads,
+            ahead=self._options.prefetch_steps,
+            threads=self._options.threads,
         )
-        run = (reader, pipeline, caches)
+        run: Run = (reader, filler, *caches)
         with self._lock:
             self._running.append(run)
+
         try:
             for step in range(first_step, stop_step):
-                yield step, pipeline.get(step)
+                arrays, losses = filler.take()
+                for sequence, error in losses:
+                    self._quarantine.admit(sequence, error)
+                batches = self._batches_of(arrays, step)
+                # What this frame still held while it waits for the next step could not be used for it.
+                del arrays, losses
+                yield batches
+                del batches
         finally:
-            pipeline.close()
+            filler.close()
             with self._lock:
-                self._done = _sum_of(self._done, list(self._running), finished=run)
+                self._done = _sum_counts(self._done, self._running, [run])
                 self._running.remove(run)
+
+    def missing(self, step: int) -> list[Batch]:
+        """Give a step's micro-batches with nothing in them."""
+        arrays = self._memory.new()
+        arrays.counts_mbthw[:] = MISSING_COUNT
+        arrays.missing_mb[:] = True
+        return self._batches_of(arrays, step)
 
     def stats(self) -> dict[str, float]:
         """Report counts, bytes and seconds so far; seconds are summed over threads, `stall_s` is the consumer's.
@@ -136,7 +159,7 @@ class Feed:
         (`retries`, `wait_s`, a cache's hits) under their own names.
         """
         with self._lock:
-            totals = _sum_of(self._done, list(self._running))
+            totals = _sum_counts(self._done, self._running, self._running)
         for name, count in self._storage.stats().items():
             totals[f"store_{name}" if name in ("requests", "bytes_read", "bytes_written") else name] = count
         return {**totals, "quarantined": len(self._quarantine.lost()), "windows_lost": self._quarantine.windows}
@@ -145,33 +168,45 @@ class Feed:
         """List the sequences that were lost so far."""
         return self._quarantine.lost()
 
+    def _new_reader(self) -> SequenceReader:
+        in_folder = self._storage.folder is not None
+        return SequenceReader(
+            self._storage,
+            self._index,
+            readers=self._options.readers or (self._options.threads if in_folder else STORE_READERS),
+            ahead_bytes=int(self._options.prefetch_mb * 2**20),
+            # A folder has no latency that a longer range would save.
+            range_bytes=0 if in_folder else RANGE_BYTES,
+        )
 
-def _sum_of(done: dict[str, float], running: list[Run], finished: Run | None = None) -> dict[str, float]:
-    """Add the counts of the runs under way, or of one that ended only, to those of runs before.
+    def _batches_of(self, arrays: StepArrays, step: int) -> list[Batch]:
+        return [
+            Batch(
+                counts_bthw=arrays.tensor_mbthw[micro_step],
+                scale_mmh_b=self.maker.scale_mmh(arrays.row_mb[micro_step]),
+                has_missing=bool(arrays.missing_mb[micro_step].any()),
+                window_b=arrays.row_mb[micro_step],
+                index_b=index_b,
+                step=step,
+                micro_step=micro_step,
+                epoch=step // self._steps_per_epoch,
+            )
+            for micro_step, index_b in enumerate(self._index_mb)
+        ]
 
-    Memory is held by all that run together, so its peak counts them all either way.
+
+def _sum_counts(done: dict[str, float], running: Sequence[Run], added: Sequence[Run]) -> dict[str, float]:
+    """Add the counts of some runs to those of runs before.
+
+    Memory is held by all that run together, so its peak counts them all, whichever are added.
     """
     totals = dict(done)
-    for reader, pipeline, caches in running if finished is None else [finished]:
-        added: dict[str, float] = {
-            "requests": reader.requests,
-            "bytes_read": reader.bytes_read,
-            "read_s": reader.read_s,
-            "hash_s": reader.hash_s,
-            "windows": sum(cache.counts.windows for cache in caches),
-            "frames_decoded": sum(cache.counts.frames_decoded for cache in caches),
-            "decode_s": sum(cache.counts.decode_s for cache in caches),
-            "cut_s": sum(cache.counts.cut_s for cache in caches),
-            "stall_s": pipeline.stall_s,
-        }
-        for name, value in added.items():
-            totals[name] = totals.get(name, 0) + value
-    if running:
-        peak = sum(cache.counts.held_bytes_peak for _, _, caches in running for cache in caches)
-        totals["decoded_bytes_peak"] = max(totals.get("decoded_bytes_peak", 0), peak)
-        for name in ("held_bytes_peak", "ahead_bytes_peak"):
-            peak = sum(getattr(reader, name) for reader, _, _ in running)
-            totals[name] = max(totals.get(name, 0), peak)
+    for counts in (part.counts for run in added for part in run):
+        for name in counts.keys() - set(PEAKS):
+            totals[name] = totals.get(name, 0) + counts[name]
+    for name in PEAKS if running else ():
+        peak = sum(part.counts.get(name, 0) for run in running for part in run)
+        totals[name] = max(totals.get(name, 0), peak)
     return totals
 
 
@@ -199,52 +234,10 @@ class _StepMemory:
             view = counts.view()
             weakref.finalize(view, self._free.append, counts).atexit = False
             tensor = torch.from_numpy(view)
+
         return StepArrays(
             counts_mbthw=counts,
             row_mb=np.full(self._shape[:2], -1, np.int64),
             missing_mb=np.zeros(self._shape[:2], bool),
             tensor_mbthw=tensor,
-        )
-
-
-def missing_before(index: Index) -> npt.NDArray[np.int64]:
-    """Count frames with missing pixels before each frame of the archive, numbered as `frame_bases` does: (n + 1,)."""
-    missing = np.concatenate([np.asarray(entry.missing, np.int64) > 0 for entry in index.sequences])
-    return np.concatenate([[0], np.cumsum(missing)])
-
-
-class BlockMaker:
-    """Makes blocks from rows of a window table."""
-
-    def __init__(self, index: Index, table: WindowTable) -> None:
-        self._table = table
-        self._base, self._missing_before = frame_bases(index), missing_before(index)
-        scale_mmh_o = np.array([origin.scale_mmh for origin in index.origins], np.float64)
-        self._scale_mmh_s = scale_mmh_o[[entry.origin for entry in index.sequences]]
-
-    def scale_mmh(self, row_b: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Give the rain rate of one count of each row's window, mm/h, float64 (b,); 1 for padding."""
-        return torch.from_numpy(np.where(row_b >= 0, self._scale_mmh_s[self._table.sequence[row_b]], 1.0))
-
-    def block(
-        self,
-        row_n: npt.NDArray[np.int64],
-        step_n: npt.NDArray[np.int64],
-        micro_step_n: npt.NDArray[np.int64],
-        column_n: npt.NDArray[np.int64],
-    ) -> Block:
-        """Look up what rows (-1 for padding) stand for; the other arguments are as in `Block`."""
-        real = row_n >= 0
-        sequence = np.where(real, self._table.sequence[row_n], -1).astype(np.int64)
-        start = np.where(real, self._table.start[row_n], 0).astype(np.int64)
-        first = np.where(real, self._base[sequence] + start, 0)
-        missing = self._missing_before[first + self._table.window] > self._missing_before[first]
-        return Block(
-            sequence_n=sequence,
-            start_n=start,
-            row_n=row_n,
-            step_n=step_n,
-            micro_step_n=micro_step_n,
-            column_n=column_n,
-            missing_n=missing & real,
         )

@@ -1,7 +1,6 @@
-"""Which sequences of an archive were lost, and how many may be before a run stops."""
+"""Count the sequences of an archive that were lost, and stop the run beyond the number that may be."""
 
 import logging
-import threading
 from dataclasses import dataclass
 
 from ..errors import DamagedError
@@ -26,17 +25,19 @@ class LostSequence:
 
 
 class Quarantine:
-    """Counts lost sequences, each once, in the order in which steps need them; safe for threads.
+    """Counts lost sequences, each once, in the order in which steps need them.
 
     Args:
         index: The archive's index.
         budget: Sequences that may be lost.
+
+    Attributes:
+        windows: Windows that lost sequences took with them.
     """
 
     def __init__(self, index: Index, budget: int) -> None:
         self._index, self._budget = index, budget
         self._lost: dict[int, LostSequence] = {}
-        self._lock = threading.Lock()
         self.windows = 0
 
     def admit(self, sequence: int, error: DamagedError) -> None:
@@ -45,34 +46,30 @@ class Quarantine:
         Raises:
             DamagedError: More sequences are lost than may be; it lists those lost before.
         """
-        with self._lock:
-            before = list(self._lost.values())
-            known = sequence in self._lost
-            if not known and len(before) >= self._budget:
-                raise self._refusal(error, before) from error
-            self.windows += 1
-            if known:
-                return
+        if sequence not in self._lost:
+            if len(self._lost) >= self._budget:
+                raise self._refusal(error) from error
             entry = self._index.sequences[sequence]
-            self._lost[sequence] = LostSequence(
-                shard=self._index.shards[entry.shard].name, key=entry.key, reason=str(error)
+            shard = self._index.shards[entry.shard].name
+            self._lost[sequence] = LostSequence(shard=shard, key=entry.key, reason=str(error))
+            LOG.warning(
+                "lost sequence %d of %d that data.quarantine allows, its windows are delivered as missing: %s",
+                len(self._lost),
+                self._budget,
+                error,
             )
-        LOG.warning(
-            "lost sequence %d of %d that data.quarantine allows, its windows are delivered as missing: %s",
-            len(before) + 1, self._budget, error,
-        )  # fmt: skip
+        self.windows += 1
 
     def lost(self) -> tuple[LostSequence, ...]:
         """List what was lost so far, in the order in which steps needed it."""
-        with self._lock:
-            return tuple(self._lost.values())
+        return tuple(self._lost.values())
 
-    def _refusal(self, error: DamagedError, before: list[LostSequence]) -> DamagedError:
-        if not before:
+    def _refusal(self, error: DamagedError) -> DamagedError:
+        if not self._lost:
             return error
-        listed = "".join(f"\n  {one.reason}" for one in before)
+        listed = "".join(f"\n  {lost.reason}" for lost in self._lost.values())
         return DamagedError(
-            f"{error}\nthis is sequence {len(before) + 1} lost by this process, and data.quarantine allows "
+            f"{error}\nthis is sequence {len(self._lost) + 1} lost by this process, and data.quarantine allows "
             f"{self._budget}; repair the archive (rainspark verify names all damage) or allow more; "
             f"lost before:{listed}"
         )

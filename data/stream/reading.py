@@ -1,9 +1,9 @@
-"""Threads that read and verify sequences ahead of their use: neighbours together, within a budget of bytes."""
+"""Read and verify sequences ahead of their use by threads: neighbours together, within a budget of bytes."""
 
 import heapq
+import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +19,8 @@ reach 99% of the client's own rate or more; 8 is also the longest that the stora
 HOLE_BYTES: Final = 64 * 2**10
 """Unused bytes read along between two neighbours: at 100 MB/s less than a millisecond, a request costs more."""
 STORE_READERS: Final = 8
+AWAITED: Final = -1
+"""In the place of the step that needs a range first: somebody waits for it."""
 
 
 class ClosedError(Exception):
@@ -27,7 +29,7 @@ class ClosedError(Exception):
 
 @dataclass(eq=False)
 class _Range:
-    """Sequences of one shard, in order, that are read by one request; empty once others took its place."""
+    """Sequences of one shard, in order, that are read by one request; empty once they are being read."""
 
     needed_at: int
     sequences: list[int]
@@ -41,19 +43,17 @@ class _Payload:
         users: Blocks that have yet to let go of it.
         line: The range that it waits in, None once it is being read.
         wanted: Whether somebody has asked for its data.
-        ahead: Whether its bytes count against the budget: taken, and not wanted yet.
-        taken: Whether its bytes are in flight or held.
-        frames: Its data.
-        error: Why there is none.
+        held_bytes: Its bytes, once they are in flight or held.
+        ahead_bytes: Those of them that count against the budget, until it is wanted.
+        result: Its data, or why there is none.
     """
 
-    users: int
-    line: _Range | None
+    users: int = 1
+    line: _Range | None = None
     wanted: bool = False
-    ahead: bool = False
-    taken: bool = False
-    frames: memoryview | None = None
-    error: BaseException | None = None
+    held_bytes: int = 0
+    ahead_bytes: int = 0
+    result: memoryview | BaseException | None = None
 
 
 class SequenceReader:
@@ -72,6 +72,9 @@ class SequenceReader:
         readers: Reading threads.
         ahead_bytes: The budget.
         range_bytes: Longest range of neighbours; 0 to read each sequence alone.
+
+    Attributes:
+        counts: Requests, bytes read, seconds reading and verifying, most bytes held and held ahead.
     """
 
     def __init__(self, storage: Storage, index: Index, *, readers: int, ahead_bytes: int, range_bytes: int) -> None:
@@ -81,14 +84,15 @@ class SequenceReader:
         self._range_bytes = min(range_bytes, ahead_bytes // readers)
         self._payloads: dict[int, _Payload] = {}
         self._line: list[tuple[int, int, _Range]] = []
-        self._urgent: deque[int] = deque()
-        self._lined_up = 0
+        self._line_number = itertools.count()
+
         lock = threading.Lock()
         self._work_came, self._data_came = threading.Condition(lock), threading.Condition(lock)
         self._closed = False
-        self._ahead_bytes = self._held_bytes = 0
-        self.ahead_bytes_peak = self.held_bytes_peak = 0
-        self.requests, self.bytes_read, self.read_s, self.hash_s = 0, 0, 0.0, 0.0
+        self._held_bytes = self._ahead_bytes = 0
+        self.counts: dict[str, float] = dict.fromkeys(
+            ("requests", "bytes_read", "read_s", "hash_s", "held_bytes_peak", "ahead_bytes_peak"), 0
+        )
         self._threads = [
             threading.Thread(target=self._work, name=f"rainspark-read-{i}", daemon=True) for i in range(readers)
         ]
@@ -104,11 +108,10 @@ class SequenceReader:
         with self._work_came:
             new: dict[int, int] = {}
             for sequence, needed_at in needs:
-                payload = self._payloads.get(sequence)
-                if payload is not None:
-                    payload.users += 1
+                if sequence in self._payloads:
+                    self._payloads[sequence].users += 1
                 else:
-                    self._payloads[sequence] = _Payload(users=1, line=None)
+                    self._payloads[sequence] = _Payload()
                     new[sequence] = needed_at
             for sequences in self._neighbours(new):
                 self._line_up(_Range(min(new[sequence] for sequence in sequences), sequences))
@@ -126,18 +129,17 @@ class SequenceReader:
             payload = self._payloads[sequence]
             if not payload.wanted:
                 payload.wanted = True
+                self._stop_counting_ahead(payload)
                 if payload.line is not None:
-                    self._urgent.append(sequence)
-                self._no_longer_ahead(sequence, payload)
+                    self._line_up(payload.line)
                 self._work_came.notify_all()
-            while payload.frames is None and payload.error is None:
+            while payload.result is None:
                 if self._closed:
                     raise ClosedError
                 self._data_came.wait()
-        if payload.error is not None:
-            raise payload.error
-        assert payload.frames is not None
-        return payload.frames
+        if isinstance(payload.result, BaseException):
+            raise payload.result
+        return payload.result
 
     def release(self, sequence: int) -> None:
         """Drop one user of a sequence, and the sequence with its last one."""
@@ -146,7 +148,7 @@ class SequenceReader:
             payload.users -= 1
             if payload.users == 0:
                 del self._payloads[sequence]
-                self._let_go(sequence, payload)
+                self._let_go(payload)
 
     def close(self) -> None:
         """Stop and join the threads."""
@@ -160,24 +162,26 @@ class SequenceReader:
     def _neighbours(self, sequences: Iterable[int]) -> Iterable[list[int]]:
         """Gather sequences into ranges of those that lie next to each other."""
         entries = self._index.sequences
-        found: list[list[int]] = []
+        ranges: list[list[int]] = []
         for sequence in sorted(sequences, key=lambda number: (entries[number].shard, entries[number].offset)):
             entry = entries[sequence]
-            if found:
-                first, last = entries[found[-1][0]], entries[found[-1][-1]]
+            if ranges:
+                first, last = entries[ranges[-1][0]], entries[ranges[-1][-1]]
                 hole = entry.offset - last.offset - last.num_bytes
                 num_bytes = entry.offset + entry.num_bytes - first.offset
                 if entry.shard == last.shard and 0 <= hole <= HOLE_BYTES and num_bytes <= self._range_bytes:
-                    found[-1].append(sequence)
+                    ranges[-1].append(sequence)
                     continue
-            found.append([sequence])
-        return found
+            ranges.append([sequence])
+        return ranges
 
-    def _line_up(self, some: _Range) -> None:
-        for sequence in some.sequences:
-            self._payloads[sequence].line = some
-        heapq.heappush(self._line, (some.needed_at, self._lined_up, some))
-        self._lined_up += 1
+    def _line_up(self, waiting: _Range) -> None:
+        """Put a range in line, before all others if somebody waits for a sequence of it."""
+        for sequence in waiting.sequences:
+            self._payloads[sequence].line = waiting
+        awaited = any(self._payloads[sequence].wanted for sequence in waiting.sequences)
+        needed_at = AWAITED if awaited else waiting.needed_at
+        heapq.heappush(self._line, (needed_at, next(self._line_number), waiting))
 
     def _num_bytes(self, sequence: int) -> int:
         return self._index.sequences[sequence].num_bytes
@@ -188,54 +192,50 @@ class SequenceReader:
 
     def _next(self) -> list[int] | None:
         """Take what is to be read next: what somebody waits for, then the soonest needed if the budget allows."""
-        while self._urgent:
-            sequence = self._urgent.popleft()
-            payload = self._payloads.get(sequence)
-            if payload is not None and payload.line is not None:
-                return self._taken(self._with_neighbours(sequence, payload.line))
         while self._line:
-            some = self._line[0][2]
-            if some.sequences and not self._fits(some.sequences):
+            needed_at, _, waiting = self._line[0]
+            if waiting.sequences and needed_at != AWAITED and not self._fits(waiting.sequences):
                 return None
             heapq.heappop(self._line)
-            if some.sequences:
-                return self._taken(list(some.sequences))
+            # Ranges that somebody came to wait for stand in line twice.
+            if waiting.sequences:
+                return self._take(waiting)
         return None
 
-    def _with_neighbours(self, sequence: int, some: _Range) -> list[int]:
-        """Take the whole range that a sequence stands in, or it alone where the budget has no room for the others."""
-        sequences, some.sequences = some.sequences, []
-        if self._fits(sequences):
-            return sequences
-        place = sequences.index(sequence)
-        for others in (sequences[:place], sequences[place + 1 :]):
-            if others:
-                self._line_up(_Range(some.needed_at, others))
-        return [sequence]
+    def _take(self, waiting: _Range) -> list[int]:
+        """Take a range out of line, or only the sequence that is waited for if the budget lacks room for the others."""
+        sequences, waiting.sequences = waiting.sequences, []
+        if not self._fits(sequences):
+            position = next(i for i, sequence in enumerate(sequences) if self._payloads[sequence].wanted)
+            for others in (sequences[:position], sequences[position + 1 :]):
+                if others:
+                    self._line_up(_Range(waiting.needed_at, others))
+            sequences = [sequences[position]]
 
-    def _taken(self, sequences: list[int]) -> list[int]:
         for sequence in sequences:
             payload, num_bytes = self._payloads[sequence], self._num_bytes(sequence)
-            payload.line, payload.taken, payload.ahead = None, True, not payload.wanted
-            self._held_bytes += num_bytes
-            self._ahead_bytes += num_bytes if payload.ahead else 0
-        self.held_bytes_peak = max(self.held_bytes_peak, self._held_bytes)
-        self.ahead_bytes_peak = max(self.ahead_bytes_peak, self._ahead_bytes)
+            payload.line = None
+            payload.held_bytes = num_bytes
+            payload.ahead_bytes = 0 if payload.wanted else num_bytes
+            self._held_bytes += payload.held_bytes
+            self._ahead_bytes += payload.ahead_bytes
+        for name, num_bytes in (("held_bytes_peak", self._held_bytes), ("ahead_bytes_peak", self._ahead_bytes)):
+            self.counts[name] = max(self.counts[name], num_bytes)
         return sequences
 
-    def _no_longer_ahead(self, sequence: int, payload: _Payload) -> None:
-        if payload.ahead:
-            payload.ahead = False
-            self._ahead_bytes -= self._num_bytes(sequence)
+    def _stop_counting_ahead(self, payload: _Payload) -> None:
+        self._ahead_bytes -= payload.ahead_bytes
+        payload.ahead_bytes = 0
 
-    def _let_go(self, sequence: int, payload: _Payload) -> None:
-        self._no_longer_ahead(sequence, payload)
-        if payload.taken:
-            payload.taken = False
-            self._held_bytes -= self._num_bytes(sequence)
+    def _let_go(self, payload: _Payload) -> None:
+        """Give back the bytes of a sequence that is used no more, or that could not be read."""
+        self._stop_counting_ahead(payload)
+        self._held_bytes -= payload.held_bytes
+        payload.held_bytes = 0
         self._work_came.notify_all()
 
     def _work(self) -> None:
+        """Read range after range until closed."""
         while True:
             with self._work_came:
                 sequences = None
@@ -248,11 +248,9 @@ class SequenceReader:
     def _deliver(self, sequence: int, result: memoryview | BaseException) -> None:
         with self._data_came:
             payload = self._payloads[sequence]
-            if isinstance(result, memoryview):
-                payload.frames = result
-            else:
-                payload.error = result
-                self._let_go(sequence, payload)
+            payload.result = result
+            if isinstance(result, BaseException):
+                self._let_go(payload)
             self._data_came.notify_all()
 
     def _read(self, sequences: list[int]) -> None:
@@ -266,59 +264,57 @@ class SequenceReader:
                 begin = entry.offset - start
                 # A copy: what is held of a sequence must not keep its whole range in memory.
                 piece = None if data is None else data[begin : begin + entry.num_bytes]
-                result = self._sequence(entry, piece)
-                if isinstance(result, DataError) and not isinstance(result, DamagedError):
-                    # A store that failed as a whole is not asked for the others, each with a deadline of its own.
-                    raise result
-                self._deliver(sequence, result)
+                self._deliver(sequence, self._verified(entry, piece))
                 left.remove(sequence)
                 if self._closed:
                     return
         except BaseException as error:
+            # A store that failed as a whole is not asked for the others, each with a deadline of its own.
             for sequence in left:
                 self._deliver(sequence, error)
 
     def _read_range(self, sequences: list[int]) -> bytes | None:
-        """Read neighbours by one request; None where they have to be read one by one to tell which is damaged."""
+        """Read neighbours by one request; None where they have to be read one by one to find which is damaged."""
         first, last = self._index.sequences[sequences[0]], self._index.sequences[sequences[-1]]
         shard = self._index.shards[first.shard].name
         began = time.perf_counter()
         try:
             data = self._storage.read(shard, first.offset, last.offset + last.num_bytes)
+        except DamagedError:
+            return None
         except (DataError, OSError) as error:
-            if isinstance(error, DamagedError):
-                return None
             raise DataError(f"shard {shard}, keys {first.key} to {last.key}: cannot be read: {error}") from error
-        self._count(len(data), time.perf_counter() - began)
+        self._count(requests=1, bytes_read=len(data), read_s=time.perf_counter() - began)
         return data
 
-    def _sequence(self, entry: SequenceEntry, piece: bytes | None) -> memoryview | BaseException:
+    def _verified(self, entry: SequenceEntry, piece: bytes | None) -> memoryview | DamagedError:
         """Verify a sequence out of a range, or read it alone, also where it does not verify; or give its error."""
-        begin = entry.frames_offset - entry.offset
         try:
-            if piece is not None:
+            if piece is None:
+                piece = self._read_alone(entry)
+            else:
                 try:
                     self._check(entry, piece)
                 except DamagedError:
                     # It may have been damaged on the way, and alone it costs less than the whole range.
-                    piece = None
-            if piece is None:
-                piece = self._read_alone(entry)
-        except DataError as error:
+                    piece = self._read_alone(entry)
+        except DamagedError as error:
             return error
+        begin = entry.frames_offset - entry.offset
         return memoryview(piece)[begin : begin + entry.frames_bytes]
 
     def _read_alone(self, entry: SequenceEntry) -> bytes:
+        """Read and verify one sequence; a store reads it again where it does not verify."""
         shard = self._index.shards[entry.shard].name
         began, checked_s, num_bytes = time.perf_counter(), 0.0, 0
 
         def check(data: bytes) -> None:
             nonlocal checked_s, num_bytes
-            start, num_bytes = time.perf_counter(), len(data)
+            check_began, num_bytes = time.perf_counter(), len(data)
             try:
                 self._check(entry, data)
             finally:
-                checked_s += time.perf_counter() - start
+                checked_s += time.perf_counter() - check_began
 
         try:
             return self._storage.read_checked(shard, entry.offset, entry.offset + entry.num_bytes, check)
@@ -327,7 +323,7 @@ class SequenceReader:
             text = str(error) if where in str(error) else f"{where}: cannot be read: {error}"
             raise (DamagedError if isinstance(error, DamagedError) else DataError)(text) from error
         finally:
-            self._count(num_bytes, time.perf_counter() - began - checked_s)
+            self._count(requests=1, bytes_read=num_bytes, read_s=time.perf_counter() - began - checked_s)
 
     def _check(self, entry: SequenceEntry, data: bytes) -> None:
         began = time.perf_counter()
@@ -336,11 +332,9 @@ class SequenceReader:
         except DataError as error:
             raise DamagedError(str(error)) from error
         finally:
-            with self._work_came:
-                self.hash_s += time.perf_counter() - began
+            self._count(hash_s=time.perf_counter() - began)
 
-    def _count(self, num_bytes: int, read_s: float) -> None:
+    def _count(self, **added: float) -> None:
         with self._work_came:
-            self.requests += 1
-            self.bytes_read += num_bytes
-            self.read_s += read_s
+            for name, value in added.items():
+                self.counts[name] += value

@@ -1,4 +1,4 @@
-"""How a batch is made up: sizes that fit together, and lanes dealt to the sources of a mixed archive."""
+"""Lay out batches: sizes that fit together, and lanes dealt to the sources of a mixed archive."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ MAX_REPEATS = 1000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceShare:
-    """One source's part of every batch.
+    """One source's share of every batch.
 
     Attributes:
         source: The product's name.
@@ -39,7 +39,7 @@ class SourceShare:
     num_read: int
 
     def __str__(self) -> str:
-        """Write it for people."""
+        """Format the share for a log."""
         times = self.num_read / len(self.row_n)
         repeats = f", {times:.1f} times each" if times > 1 else ""
         return f"{shown(self.source)}: {len(self.row_n)} windows, {self.num_read} an epoch{repeats}"
@@ -59,91 +59,113 @@ def default_block_bytes(global_batch: int, lanes: int) -> int:
     return max(16, 2 * global_batch // lanes) * 2**20
 
 
-def check_batches(*, num_windows: int, global_batch: int, micro_batch: int, lanes: int, world_size: int) -> None:
-    """Check that the sizes of a run fit together, before anything is read.
+@dataclass(frozen=True, kw_only=True)
+class BatchLayout:
+    """How one epoch's windows are laid out in batches; it decides, with the windows, which one stands where.
 
-    Raises:
-        ConfigError: With the values that would work.
-    """
-    for name, value in (("global batch", global_batch), ("micro-batch", micro_batch), ("lanes", lanes)):
-        if value < 1:
-            raise ConfigError(f"the {name} is {value}; expected at least 1")
-    if global_batch % micro_batch:
-        below = global_batch - global_batch % micro_batch
-        near = [size for size in (below, below + micro_batch) if size]
-        raise ConfigError(
-            f"the global batch of {global_batch} windows is not a multiple of the micro-batch of {micro_batch}; "
-            f"nearest global batches that are: {_listed(near)}"
-        )
-    if micro_batch % lanes:
-        raise ConfigError(
-            f"the micro-batch of {micro_batch} windows cannot be laid out on {lanes} lanes; "
-            f"numbers of lanes that divide it: {_listed(_divisors(micro_batch))}"
-        )
-    if world_size < 1 or micro_batch % world_size:
-        raise ConfigError(
-            f"the micro-batch of {micro_batch} windows cannot be divided among {world_size} processes; "
-            f"numbers of processes that work: {_listed(_divisors(micro_batch))}"
-        )
-    if num_windows < global_batch:
-        raise ConfigError(
-            f"{num_windows} windows are selected, fewer than one global batch of {global_batch}; "
-            "take a smaller global batch, a lower rain fraction, a longer time span, or more data"
-        )
-
-
-def mix_sources(
-    index: Index,
-    table: WindowTable,
-    *,
-    global_batch: int,
-    micro_batch: int,
-    lanes: int,
-    weights: Mapping[str, float] | None = None,
-) -> tuple[SourceShare, ...]:
-    """Deal the lanes to the sources that the windows come from: every micro-batch then has the same mix.
-
-    Args:
-        index: The archive's index.
-        table: The windows.
+    Attributes:
+        seed: The run's seed.
         global_batch: Windows a step, over all ranks.
         micro_batch: Windows of one forward pass, over all ranks.
-        lanes: Lanes of a micro-batch, a divisor of it.
-        weights: Share of each source's windows, divided by their sum; None: as many as each has.
+        lanes: Places in the archive that a micro-batch is read from.
+        block_bytes: Compressed bytes that a lane shuffles together.
+        weights: Each source's share of the windows of every batch, divided by their sum; None: as many as it has.
+    """
+
+    seed: int
+    global_batch: int
+    micro_batch: int
+    lanes: int
+    block_bytes: int
+    weights: Mapping[str, float] | None = None
+
+    @property
+    def micro_steps(self) -> int:
+        """Count the micro-batches of a step."""
+        return self.global_batch // self.micro_batch
+
+    @property
+    def windows_a_lane(self) -> int:
+        """Count the windows of a micro-batch that one lane reads."""
+        return self.micro_batch // self.lanes
+
+    def check(self, num_windows: int, rank: int = 0, world_size: int = 1) -> None:
+        """Check that the sizes fit together, before anything is read.
+
+        Raises:
+            ConfigError: With the values that would work.
+        """
+        global_batch, micro_batch = self.global_batch, self.micro_batch
+        for name, value in (("global batch", global_batch), ("micro-batch", micro_batch), ("lanes", self.lanes)):
+            if value < 1:
+                raise ConfigError(f"the {name} is {value}; expected at least 1")
+
+        if global_batch % micro_batch:
+            below = global_batch - global_batch % micro_batch
+            near = [size for size in (below, below + micro_batch) if size]
+            raise ConfigError(
+                f"the global batch of {global_batch} windows is not a multiple of the micro-batch of {micro_batch}; "
+                f"nearest global batches that are: {_listed(near)}"
+            )
+
+        if micro_batch % self.lanes:
+            raise ConfigError(
+                f"the micro-batch of {micro_batch} windows cannot be laid out on {self.lanes} lanes; "
+                f"numbers of lanes that divide it: {_listed(_divisors(micro_batch))}"
+            )
+        if world_size < 1 or micro_batch % world_size:
+            raise ConfigError(
+                f"the micro-batch of {micro_batch} windows cannot be divided among {world_size} processes; "
+                f"numbers of processes that work: {_listed(_divisors(micro_batch))}"
+            )
+
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank {rank} of {world_size} processes; expected 0 to {world_size - 1}")
+
+        if num_windows < global_batch:
+            raise ConfigError(
+                f"{num_windows} windows are selected, fewer than one global batch of {global_batch}; "
+                "take a smaller global batch, a lower rain fraction, a longer time span, or more data"
+            )
+
+
+def mix_sources(index: Index, table: WindowTable, layout: BatchLayout) -> tuple[SourceShare, ...]:
+    """Deal the lanes to the sources that the windows come from: every micro-batch then has the same mix.
 
     Raises:
         ConfigError: Weights of other sources, or fewer lanes than sources, with the numbers that work.
     """
-    sources = [index.origins[entry.origin].source for entry in index.sequences]
-    names = [name for name in index.sources if weights is None or name in weights]
     number_of = {name: number for number, name in enumerate(index.sources)}
-    source_n = np.array([number_of[name] for name in sources], np.int64)[table.sequence]
-    rows = {name: np.flatnonzero(source_n == number_of[name]) for name in index.sources}
-    present = [name for name in index.sources if len(rows[name])]
-    if weights is not None:
-        _check_weights(weights, index.sources, present)
-        asked = [weights[name] for name in names]
-    else:
-        names = present
-        asked = [float(len(rows[name])) for name in names]
-    if lanes < len(names):
+    source_o = np.array([number_of[origin.source] for origin in index.origins], np.int64)
+    source_n = source_o[[entry.origin for entry in index.sequences]][table.sequence]
+    rows = {name: np.flatnonzero(source_n == number) for name, number in number_of.items()}
+    present = [name for name in number_of if len(rows[name])]
+
+    asked = {name: float(len(rows[name])) for name in present}
+    if layout.weights is not None:
+        _check_weights(layout.weights, index.sources, present)
+        asked = {name: layout.weights[name] for name in present}
+    if layout.lanes < len(asked):
         raise ConfigError(
-            f"{len(names)} sources ({'; '.join(map(shown, names))}) are mixed in micro-batches of {micro_batch} "
-            f"windows on {lanes} lanes, and each needs a lane of its own; {_roomier(micro_batch, len(names))}"
+            f"{len(asked)} sources ({'; '.join(map(shown, asked))}) are mixed in micro-batches of "
+            f"{layout.micro_batch} windows on {layout.lanes} lanes, and each needs a lane of its own; "
+            f"{_roomier(layout.micro_batch, len(asked))}"
         )
-    counts = deal_lanes(asked, lanes)
-    steps = len(table) // global_batch
+
+    counts = deal_lanes(list(asked.values()), layout.lanes)
+    lane_windows = len(table) // layout.global_batch * layout.global_batch // layout.lanes
     shares = tuple(
         SourceShare(
             source=name,
             row_n=rows[name],
-            lanes=some,
-            asked=weight / sum(asked),
-            share=count / lanes,
-            num_read=steps * global_batch // lanes * count,
+            lanes=lanes,
+            asked=weight / sum(asked.values()),
+            share=count / layout.lanes,
+            num_read=lane_windows * count,
         )
-        for name, weight, count, some in zip(names, asked, counts, spread_lanes(counts), strict=True)
+        for (name, weight), count, lanes in zip(asked.items(), counts, spread_lanes(counts), strict=True)
     )
+
     for share in shares:
         if share.num_read > MAX_REPEATS * len(share.row_n):
             raise ConfigError(
@@ -162,20 +184,20 @@ def deal_lanes(weights: Sequence[float], lanes: int) -> list[int]:
     """
     counts = [1] * len(weights)
     others = list(range(len(weights)))
-    while others:
-        left, total = lanes - (len(weights) - len(others)), sum(weights[i] for i in others)
-        poor = [i for i in others if weights[i] / total * left < 1]
-        if not poor:
-            break
-        # Whoever is owed less than one lane gets one, and the rest share what is then left.
+    left, total = lanes, sum(weights)
+
+    # Whoever is owed less than one lane gets one, and the rest share what is then left.
+    while poor := [i for i in others if weights[i] / total * left < 1]:
         others = [i for i in others if i not in poor]
-    if others:
-        quotas = {i: weights[i] / total * left for i in others}
-        # A quota that is a whole number but for rounding is that number.
-        floors = {i: math.floor(quota + 1e-9) for i, quota in quotas.items()}
-        by_rest = sorted(others, key=lambda i: floors[i] - quotas[i])
-        for place, i in enumerate(by_rest):
-            counts[i] = floors[i] + (place < left - sum(floors.values()))
+        left = lanes - (len(weights) - len(others))
+        total = sum(weights[i] for i in others)
+
+    # A quota that is a whole number but for rounding is that number.
+    quotas = {i: weights[i] / total * left for i in others}
+    floors = {i: math.floor(quota + 1e-9) for i, quota in quotas.items()}
+    rest = left - sum(floors.values())
+    for rank, i in enumerate(sorted(others, key=lambda i: floors[i] - quotas[i])):
+        counts[i] = floors[i] + (rank < rest)
     return counts
 
 
@@ -203,6 +225,7 @@ def _check_weights(weights: Mapping[str, float], known: Sequence[str], present: 
                 f"a weight is set for the source {name!r}, of which no window is selected; leave it out, or select "
                 "rain or times that it has"
             )
+
     for name in present:
         if name not in weights:
             raise ConfigError(

@@ -1,6 +1,6 @@
-"""The plan: which window is read where and when. Pure functions of (index, selection, seed, epoch, batch sizes)."""
+"""Plan which window is read where and when: pure functions of the index, the windows, the layout and the epoch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ..errors import ConfigError
 from ..randomness import generator
 from ..shards.index import Index
-from .mixing import SourceShare, check_batches, mix_sources
+from .mixing import BatchLayout, SourceShare, mix_sources
 from .selection import WindowTable
 
 # A window weighs this much in a block at least, bytes. Dry frames compress to almost nothing, so that compressed bytes
@@ -31,19 +31,8 @@ class LaneOrder:
     block_ln: npt.NDArray[np.int32]
 
 
-def plan(
-    index: Index,
-    table: WindowTable,
-    *,
-    seed: int,
-    epoch: int,
-    global_batch: int,
-    micro_batch: int,
-    lanes: int,
-    block_bytes: int,
-    weights: Mapping[str, float] | None = None,
-) -> npt.NDArray[np.int64]:
-    """Lay out one epoch; the world size has no part in it: rank r of R takes the r-th contiguous part of the last axis.
+def plan(index: Index, table: WindowTable, layout: BatchLayout, epoch: int) -> npt.NDArray[np.int64]:
+    """Lay out one epoch; the world size has no influence: rank r of R takes the r-th contiguous part of the last axis.
 
     Of several sources every lane reads one, so each micro-batch has the same number of windows of each.
 
@@ -52,84 +41,65 @@ def plan(
         source each row at most once (other ones each epoch); of several, each as many times as its source's share has
         whole passes, and at most once more. Positions `lane * micro_batch // lanes` onwards belong to that lane.
     """
-    order = order_lanes(
-        index,
-        table,
-        seed=seed,
-        epoch=epoch,
-        global_batch=global_batch,
-        micro_batch=micro_batch,
-        lanes=lanes,
-        block_bytes=block_bytes,
-        weights=weights,
-    )
-    steps, micro_steps, per_lane = len(table) // global_batch, global_batch // micro_batch, micro_batch // lanes
-    by_lane = order.row_ln.reshape(lanes, steps, micro_steps, per_lane)
-    return np.ascontiguousarray(by_lane.transpose(1, 2, 0, 3)).reshape(steps, micro_steps, micro_batch)
+    order = order_lanes(index, table, layout, epoch)
+    by_lane = order.row_ln.reshape(layout.lanes, -1, layout.micro_steps, layout.windows_a_lane)
+    return np.ascontiguousarray(by_lane.transpose(1, 2, 0, 3)).reshape(-1, layout.micro_steps, layout.micro_batch)
 
 
-def order_lanes(
-    index: Index,
-    table: WindowTable,
-    *,
-    seed: int,
-    epoch: int,
-    global_batch: int,
-    micro_batch: int,
-    lanes: int,
-    block_bytes: int,
-    weights: Mapping[str, float] | None = None,
-) -> LaneOrder:
+def order_lanes(index: Index, table: WindowTable, layout: BatchLayout, epoch: int) -> LaneOrder:
     """Deal one epoch's windows out to the lanes and shuffle them inside each lane's blocks.
 
     Shards are permuted and each is entered at a random member: pack deals sequences round-robin, so lanes that walked
     their shards from the same member would all stand in the same few days.
     """
-    check_batches(num_windows=len(table), global_batch=global_batch, micro_batch=micro_batch, lanes=lanes, world_size=1)
-    shares = mix_sources(index, table, global_batch=global_batch, micro_batch=micro_batch, lanes=lanes, weights=weights)
-    rng = generator(seed, "order", epoch)
-    row, lane, turn = _deal(index, table, shares, rng, seed, epoch)
+    layout.check(len(table))
+    shares = mix_sources(index, table, layout)
+    rng = generator(layout.seed, "order", epoch)
+    row, lane, turn = _deal(index, table, shares, rng, layout.seed, epoch)
     sequence, start = table.sequence[row].astype(np.int64), table.start[row].astype(np.int64)
+
+    # A part is a lane's run of windows of one sequence; a block gathers whole parts.
     part = run_numbers(lane, turn, sequence)
-    part_first = np.flatnonzero(np.diff(part, prepend=-1))
-    part_count = np.diff(part_first, append=len(row))
-    part_bytes = np.array([entry.num_bytes for entry in index.sequences], np.int64)[sequence[part_first]]
-    block_of_part = gather_blocks(lane[part_first], part_bytes, part_count, block_bytes)
-    block = block_of_part[part]
-    order = _shuffle(rng, part, part_first, part_count, block, start, table.window)
-    first_block = block.reshape(lanes, -1)[:, :1]
-    return LaneOrder(row[order].reshape(lanes, -1), (block.reshape(lanes, -1) - first_block).astype(np.int32))
+    first = np.flatnonzero(np.diff(part, prepend=-1))
+    count = np.diff(first, append=len(row))
+    num_bytes = np.array([entry.num_bytes for entry in index.sequences], np.int64)[sequence[first]]
+    block = gather_blocks(lane[first], num_bytes, count, layout.block_bytes)[part]
+
+    order = _shuffle(rng, part, first, count, block, start, table.window)
+    block_ln = block.reshape(layout.lanes, -1)
+    return LaneOrder(row[order].reshape(layout.lanes, -1), (block_ln - block_ln[:, :1]).astype(np.int32))
 
 
 def _deal(
-    index: Index,
-    table: WindowTable,
-    shares: Sequence[SourceShare],
-    rng: np.random.Generator,
-    seed: int,
-    epoch: int,
+    index: Index, table: WindowTable, shares: Sequence[SourceShare], rng: np.random.Generator, seed: int, epoch: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Deal every source's windows to its lanes, pass by pass: rows, lanes and passes, int64 (n,), lane after lane.
 
     A pass is all of the source's windows in a fresh reading order, dealt out in equal contiguous parts, so that all
     lanes of a source are in the same pass at about the same time; the last one takes a random part of the windows.
     """
-    parts = []
+    dealt = []
     for number, share in enumerate(shares):
-        num_lanes, taken, turn = len(share.lanes), 0, 0
+        num_lanes = len(share.lanes)
+        taken = turn = 0
         while taken < share.num_read:
-            own = rng if (number, turn) == (0, 0) else generator(seed, "order", epoch, number, turn)
-            place = np.argsort(_sequence_order(index, own)[table.sequence[share.row_n]], kind="stable")
-            stop = min(taken + len(place), share.num_read)
-            keep = np.ones(len(place), bool)
-            keep[own.choice(len(place), len(place) - (stop - taken), replace=False)] = False
-            row = share.row_n[place[keep[place]]]
+            own_rng = rng if (number, turn) == (0, 0) else generator(seed, "order", epoch, number, turn)
+            order = np.argsort(_sequence_order(index, own_rng)[table.sequence[share.row_n]], kind="stable")
+
+            # The last pass leaves out as many windows, at random, as the epoch has no room for.
+            stop = min(taken + len(order), share.num_read)
+            is_read = np.ones(len(order), bool)
+            is_read[own_rng.choice(len(order), len(order) - (stop - taken), replace=False)] = False
+            row = share.row_n[order[is_read[order]]]
+
             # Lane l has (n + l) // lanes of the first n windows: whole numbers that add up to n, for every n.
             each = np.arange(num_lanes)
             counts = (stop + each) // num_lanes - (taken + each) // num_lanes
-            parts.append((row, np.repeat(share.lanes, counts), np.full(len(row), turn)))
-            taken, turn = stop, turn + 1
-    row, lane, turns = (np.concatenate(some) for some in zip(*parts, strict=True))
+            dealt.append((row, np.repeat(share.lanes, counts), np.full(len(row), turn)))
+            taken = stop
+            turn += 1
+
+    row, lane, turns = (np.concatenate(arrays) for arrays in zip(*dealt, strict=True))
     by_lane = np.argsort(lane, kind="stable")
     return row[by_lane], lane[by_lane], turns[by_lane]
 
@@ -155,15 +125,19 @@ def evaluation_plan(table: WindowTable, micro_batch: int, limit: int | None = No
 
 def _sequence_order(index: Index, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Give each sequence its place in the epoch's reading order, int64 (s,): shards permuted and rotated."""
+    # Number every shard's sequences in the order in which they lie in it.
     shard = np.array([entry.shard for entry in index.sequences], np.int64)
     offset = np.array([entry.offset for entry in index.sequences], np.int64)
-    by_place = np.lexsort((offset, shard))
     counts = np.bincount(shard, minlength=len(index.shards))
     member = np.empty(len(shard), np.int64)
-    member[by_place] = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
+    member[np.lexsort((offset, shard))] = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    # Permute the shards.
     permuted = rng.permutation(len(counts))
     base = np.empty(len(counts), np.int64)
     base[permuted] = np.cumsum(counts[permuted]) - counts[permuted]
+
+    # Rotate each.
     entered_at = np.floor(rng.random(len(counts)) * counts).astype(np.int64)
     return base[shard] + (member - entered_at[shard]) % counts[shard]
 
@@ -188,42 +162,47 @@ def gather_blocks(
     block = np.empty(len(lane), np.int64)
     bounds = np.flatnonzero(np.diff(lane, prepend=-1, append=-1))
     for number, (low, high) in enumerate(pairwise(bounds.tolist())):
-        some = weight[low:high]
-        before = np.cumsum(some) - some
-        share = 1 - number / (4 * (len(bounds) - 1))
+        lane_weight = weight[low:high]
+        total = int(lane_weight.sum())
+
         # A block takes the parts that begin in its stretch, so that it exceeds the stretch by less than one part.
-        stretch = max(int(share * (block_bytes - int(some.max()))), 1)
-        total = int(some.sum())
+        share = 1 - number / (4 * (len(bounds) - 1))
+        stretch = max(int(share * (block_bytes - int(lane_weight.max()))), 1)
         num_blocks = -(-total // stretch)
-        block[low:high] = before // -(-total // num_blocks)
+        block[low:high] = (np.cumsum(lane_weight) - lane_weight) // -(-total // num_blocks)
     return run_numbers(lane, block)
 
 
 def _shuffle(
     rng: np.random.Generator,
     part: npt.NDArray[np.int64],
-    part_first: npt.NDArray[np.int64],
-    part_count: npt.NDArray[np.int64],
+    first: npt.NDArray[np.int64],
+    count: npt.NDArray[np.int64],
     block: npt.NDArray[np.int64],
     start: npt.NDArray[np.int64],
     window: int,
 ) -> npt.NDArray[np.int64]:
     """Shuffle rows inside their blocks: a permutation (n,).
 
-    Every sequence's windows are spread evenly over the block (a random place in each of count equal strata), so that
-    any stretch of a block holds as many different sequences as it can. Inside a sequence, windows go passage by
+    Every part's windows are spread evenly over the block (a random place in each of count equal strata), so that
+    any stretch of a block holds as many different sequences as it can. Inside a part, windows go passage by
     passage, in random order of passages and of windows in a passage: a passage is as many starts as a window has
     frames, so its windows share their frames, and a third of a sequence is in use at a time instead of all of it.
     """
-    phase = rng.integers(window, size=len(part_first))
-    place_in_stratum, place_in_passage = _fractions(rng, len(part)), _fractions(rng, len(part))
+    phase = rng.integers(window, size=len(first))
+    within_stratum = _fractions(rng, len(part))
+    within_passage = _fractions(rng, len(part))
+
+    # Order each part's passages, and the windows of each passage.
     passage = run_numbers(part, (start + phase[part]) // window)
-    passage_part = part[np.flatnonzero(np.diff(passage, prepend=-1))]
-    passage_place = np.empty(len(passage_part), np.int64)
-    passage_place[np.argsort(passage_part + _fractions(rng, len(passage_part)))] = np.arange(len(passage_part))
-    within_parts = np.argsort(passage_place[passage] + place_in_passage)
-    place = (np.arange(len(part)) - part_first[part] + place_in_stratum) / part_count[part]
-    return within_parts[np.argsort(block + np.minimum(place, 1 - 1e-8))]
+    part_of_passage = part[np.flatnonzero(np.diff(passage, prepend=-1))]
+    rank = np.empty(len(part_of_passage), np.int64)
+    rank[np.argsort(part_of_passage + _fractions(rng, len(part_of_passage)))] = np.arange(len(part_of_passage))
+    by_passage = np.argsort(rank[passage] + within_passage)
+
+    # Spread each part over its block.
+    spread = (np.arange(len(part)) - first[part] + within_stratum) / count[part]
+    return by_passage[np.argsort(block + np.minimum(spread, 1 - 1e-8))]
 
 
 def _fractions(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Which windows of an archive are read: those of its sources and times whose rain a rule finds to be enough."""
+"""Select an archive's windows: those of its sources and times whose rain a rule finds to be enough."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +43,10 @@ class Selection:
         sources: Only windows of these sources; () reads all.
         rule: `strict` judges the window's own target frame, by its valid pixels. `smaat_compat` judges the frame that
             comes after the window in its origin (across a gap too, inside the same span), by all pixels, as the
-            published NL-50 was made (create_datasets.py of SmaAt-UNet); the target frame has no part in it.
+            published NL-50 was made (create_datasets.py of SmaAt-UNet); the target frame has no influence.
+
+    Raises:
+        DataError: A window, target frame or share out of range.
     """
 
     window: int
@@ -52,6 +55,18 @@ class Selection:
     spans: tuple[TimeSpan, ...] = ()
     sources: tuple[str, ...] = ()
     rule: Rule = "strict"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.window < 1:
+            raise DataError(f"windows of {self.window} frames were asked for; expected at least 1")
+        if not -self.window <= self.target_frame < self.window:
+            raise DataError(
+                f"the target frame is {self.target_frame}, outside a window of {self.window} frames; expected "
+                f"{-self.window} to {self.window - 1}, such as -1 for the last"
+            )
+        if not 0.0 <= self.min_rain_fraction <= 1.0:
+            raise DataError(f"the least rain fraction is {self.min_rain_fraction}; it is a share, from 0 to 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +145,7 @@ def choose(
             f"{spelt('min_rain_fraction')} is {min_rain_fraction:g}: leave one of them out"
         )
     share = min_rain_fraction if select is None else PUBLISHED_SHARES[select]
-    if not 0.0 <= share <= 1.0:
-        raise DataError(f"{spelt('min_rain_fraction')} is {share}; it is a share, from 0 to 1")
+
     if rule == "smaat_compat":
         if share == 0:
             raise DataError(
@@ -143,18 +157,15 @@ def choose(
                 f"{spelt('select_rule')} smaat_compat judges the frame after the window, so {spelt('target_frame')} "
                 "has no effect; leave it out"
             )
-    elif select is not None and target_frame is None and window <= PUBLISHED_TARGET:
-        raise DataError(
-            f"{spelt('select')} {select} is about frame {PUBLISHED_TARGET} (counted from 0; the published 18th), and "
-            f"windows have {window} frames; set {spelt('target_frame')}, such as -1 for the last"
-        )
-    if target_frame is None:
-        target_frame = -1 if select is None or rule == "smaat_compat" else PUBLISHED_TARGET
-    if not -window <= target_frame < window:
-        raise DataError(
-            f"{spelt('target_frame')} is {target_frame}, outside a window of {window} frames; expected {-window} to "
-            f"{window - 1}, such as -1 for the last"
-        )
+    elif select is not None and target_frame is None:
+        if window <= PUBLISHED_TARGET:
+            raise DataError(
+                f"{spelt('select')} {select} is about frame {PUBLISHED_TARGET} (counted from 0; the published 18th), "
+                f"and windows have {window} frames; set {spelt('target_frame')}, such as -1 for the last"
+            )
+        target_frame = PUBLISHED_TARGET
+
+    target_frame = -1 if target_frame is None else target_frame
     return Selection(window=window, min_rain_fraction=share, target_frame=target_frame, rule=rule)
 
 
@@ -162,30 +173,20 @@ def candidate_windows(index: Index, selection: Selection) -> Candidates:
     """List the windows that the sequences of a selection's sources own, and judge each.
 
     Raises:
-        DataError: For a window longer than the packed one, a target frame or share out of range, or a source that is
-            not there.
+        DataError: For a window longer than the packed one, or a source that is not there.
     """
-    window = selection.window
-    if not 1 <= window <= index.window:
+    window, sequences = selection.window, index.sequences
+    if window > index.window:
         raise DataError(
             f"windows of {window} frames were asked for, but the shards were packed for windows of 1 to "
-            f"{index.window} frames; pack again, or rainspark reshard, with --window {max(window, 1)}, or ask for "
-            "shorter ones"
+            f"{index.window} frames; pack again, or rainspark reshard, with --window {window}, or ask for shorter ones"
         )
-    if not -window <= selection.target_frame < window:
-        raise DataError(
-            f"target frame {selection.target_frame} does not exist in a window of {window} frames; "
-            f"expected {-window} to {window - 1}"
-        )
-    if not 0.0 <= selection.min_rain_fraction <= 1.0:
-        raise DataError(f"the least rain fraction is {selection.min_rain_fraction}; expected 0 to 1")
-    sequences, chosen = index.sequences, set(_origins(index, selection))
-    order = sorted(
-        (i for i in range(len(sequences)) if sequences[i].origin in chosen),
-        key=lambda i: (sequences[i].shard, sequences[i].offset),
-    )
+
+    origins = set(_selected_origins(index, selection))
+    order = [number for number, entry in enumerate(sequences) if entry.origin in origins]
+    order.sort(key=lambda number: (sequences[number].shard, sequences[number].offset))
     sequence, start = owned_windows(index, order, window)
-    inside, enough, rain = _judged(index, selection, sequence, start)
+    inside, enough, rain = _judge(index, selection, sequence, start)
     return Candidates(sequence, start, inside, enough, rain)
 
 
@@ -196,26 +197,27 @@ def select_windows(index: Index, selection: Selection) -> WindowTable:
         DataError: As `candidate_windows`; and for no windows left (with the number of windows there are and the highest
             rain fraction among them).
     """
-    found = candidate_windows(index, selection)
-    wanted = found.inside & found.enough
+    candidates = candidate_windows(index, selection)
+    wanted = candidates.inside & candidates.enough
     if not wanted.any():
         raise DataError(
             f"no windows of {selection.window} frames are selected: the shards hold {len(wanted)}, "
-            f"{_wettest(index, selection, found)} "
+            f"{_describe_wettest(index, selection, candidates)} "
             f"(asked for: at least {selection.min_rain_fraction}, {len(selection.spans) or 'no'} time spans)"
         )
-    return WindowTable(found.sequence[wanted].astype(np.int32), found.start[wanted].astype(np.int32), selection)
+    sequence, start = candidates.sequence[wanted], candidates.start[wanted]
+    return WindowTable(sequence.astype(np.int32), start.astype(np.int32), selection)
 
 
-def _wettest(index: Index, selection: Selection, found: Candidates) -> str:
-    """Say how near the windows came to what was asked for."""
-    if not found.inside.any():
+def _describe_wettest(index: Index, selection: Selection, candidates: Candidates) -> str:
+    """Describe how near the windows came to what was asked for."""
+    if not candidates.inside.any():
         return "none of them inside the time spans"
-    highest = found.rain[found.inside].max()
+    highest = candidates.rain[candidates.inside].max()
     if highest >= 0:
         frame = "a target frame" if selection.rule == "strict" else "a frame after a window"
         return f"the highest rain fraction of {frame} inside the time spans is {highest:.3f}"
-    if ready_origins(index).issuperset(_origins(index, selection)):
+    if ready_origins(index).issuperset(_selected_origins(index, selection)):
         return "and ready windows do not know the frame after them, which smaat_compat judges: take strict"
     return "and after none of them comes a frame, which smaat_compat judges: take strict"
 
@@ -226,24 +228,27 @@ def lost_to_gaps(index: Index, selection: Selection) -> dict[str, int]:
     Its loop takes the frames i - window to i - 1 of the list wherever frame i is wet enough, whatever their times; each
     span of the selection is a list of its own. Ready windows are no such list.
     """
-    lost = dict.fromkeys(sorted({index.origins[number].source for number in _origins(index, selection)}), 0)
+    origins = _selected_origins(index, selection)
+    lost = dict.fromkeys(sorted({index.origins[number].source for number in origins}), 0)
     num_pixels, length_s = index.rows * index.cols, (selection.window - 1) * index.cadence_s
-    places, ready = by_origin(index.sequences), ready_origins(index)
-    for number in (number for number in _origins(index, selection) if number not in ready):
-        own = [index.sequences[place] for place in places.get(number, ())]
+    sequences, ready = by_origin(index.sequences), ready_origins(index)
+
+    for number in (number for number in origins if number not in ready):
+        own = [index.sequences[position] for position in sequences.get(number, ())]
         frames = origin_frames(own, cadence_s=index.cadence_s, num_pixels=num_pixels)
         for span in selection.spans or (None,):
             inside = np.ones(len(frames.times_s), bool)
             if span is not None:
                 inside = (frames.times_s >= span.start_s) & (frames.times_s < span.stop_s)
             times_s, num_wet = frames.times_s[inside], frames.num_wet[inside]
+
             wet = num_wet[selection.window :] >= num_pixels * selection.min_rain_fraction
             first_s, last_s = times_s[: len(wet)], times_s[selection.window - 1 : -1][: len(wet)]
             lost[index.origins[number].source] += int(np.count_nonzero(wet & (last_s - first_s != length_s)))
     return lost
 
 
-def _origins(index: Index, selection: Selection) -> list[int]:
+def _selected_origins(index: Index, selection: Selection) -> list[int]:
     """Find the positions of the origins that are selected; raises DataError for a source that is not there."""
     for source in selection.sources:
         if source not in index.sources:
@@ -253,7 +258,7 @@ def _origins(index: Index, selection: Selection) -> list[int]:
     return [n for n, origin in enumerate(index.origins) if not selection.sources or origin.source in selection.sources]
 
 
-def _judged(
+def _judge(
     index: Index, selection: Selection, sequence: npt.NDArray[np.int64], start: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
     """Judge candidate windows: whether each lies inside the spans, is wet enough, and the rain fraction that counts."""
@@ -261,6 +266,7 @@ def _judged(
     first_s = np.array([entry.start_s for entry in index.sequences], np.int64)[sequence] + start * cadence_s
     last_s = first_s + (window - 1) * cadence_s
     base = frame_bases(index)
+
     if selection.rule == "strict":
         rain = rain_fractions(index)[base[sequence] + start + selection.target_frame % window]
         enough = rain >= selection.min_rain_fraction
@@ -268,6 +274,7 @@ def _judged(
         last_s, rain = _frame_after(index, sequence, start + window, first_s + window * cadence_s)
         # The comparison of the published loop, to the last bit: a number of pixels with a share of them.
         enough = np.rint(rain * num_pixels) >= num_pixels * selection.min_rain_fraction
+
     inside = np.ones(len(sequence), bool)
     if selection.spans:
         inside[:] = False
@@ -277,17 +284,18 @@ def _judged(
 
 
 def _frame_after(
-    index: Index, sequence: npt.NDArray[np.int64], place: npt.NDArray[np.int64], time_s: npt.NDArray[np.int64]
+    index: Index, sequence: npt.NDArray[np.int64], frame: npt.NDArray[np.int64], time_s: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Find the frame after each window: its time and its share of all pixels above zero.
 
-    It is the sequence's own next one, frame `place` at `time_s`, or the one that the index knows to come after it.
+    It is the sequence's own next one, number `frame` at `time_s`, or the one that the index knows to come after it.
     """
     num_pixels = index.rows * index.cols
     num_frames = np.array([entry.num_frames for entry in index.sequences], np.int64)[sequence]
-    own = place < num_frames
     wet = wet_counts(index.sequences, num_pixels)
-    share = wet[frame_bases(index)[sequence] + np.minimum(place, num_frames - 1)] / num_pixels
+    share = wet[frame_bases(index)[sequence] + np.minimum(frame, num_frames - 1)] / num_pixels
+
     after_s, _ = frames_after(index.sequences, cadence_s=index.cadence_s, num_pixels=num_pixels)
     rain_after = np.array([entry.rain_after for entry in index.sequences])
-    return np.where(own, time_s, after_s[sequence]), np.where(own, share, rain_after[sequence])
+    is_own = frame < num_frames
+    return np.where(is_own, time_s, after_s[sequence]), np.where(is_own, share, rain_after[sequence])

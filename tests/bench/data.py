@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from rainspark.data.frames import parse_crop
 from rainspark.data.sources import knmi
+from rainspark.data.stream.options import ReadOptions
 from rainspark.data.stream.stream import Stream
-from rainspark.data.windows.mixing import default_block_bytes
+from rainspark.data.windows.mixing import BatchLayout, default_block_bytes
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import PackedArchive, pack_archive
 from tests.data.radar_files import storms
@@ -93,18 +94,15 @@ def read_hdf5(path: Path, windows: Sequence[npt.NDArray[np.uint16]], repeats: in
 
 def read_stream(archive: PackedArchive, table: WindowTable, name: str, threads: int, decoded_mb: float) -> Result:
     """Read one epoch."""
-    stream = Stream(
-        archive.storage,
-        archive.index,
-        table,
+    layout = BatchLayout(
         seed=0,
         global_batch=BATCH,
         micro_batch=BATCH,
         lanes=LANES,
         block_bytes=default_block_bytes(BATCH, LANES),
-        threads=threads,
-        decoded_mb=decoded_mb,
     )
+    options = ReadOptions(threads=threads, decoded_mb=decoded_mb)
+    stream = Stream(archive.storage, archive.index, table, layout, options=options)
     cpu, wall, count = time.process_time(), time.perf_counter(), 0
     for batches in stream.steps(0, stream.steps_per_epoch):
         count += sum(len(batch.window_b) for batch in batches)

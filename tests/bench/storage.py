@@ -27,8 +27,10 @@ from obstore.store import S3Store
 
 from rainspark.data.shards.index import Index
 from rainspark.data.store.storage import Storage, open_storage
+from rainspark.data.stream.options import ReadOptions
 from rainspark.data.stream.reading import RANGE_BYTES, STORE_READERS, SequenceReader
 from rainspark.data.stream.stream import Stream
+from rainspark.data.windows.mixing import BatchLayout
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.bench.data import BATCH, MAX_FRAMES, WINDOW, frames_to_pack, long_runs, sparse
 from tests.data.archives import PackedArchive, pack_archive
@@ -233,18 +235,8 @@ def windows_per_s(
     storage: Storage, index: Index, table: WindowTable, threads: int, epochs: int
 ) -> tuple[float, dict[str, float]]:
     """Read some epochs; give windows a second and what the stream counted."""
-    stream = Stream(
-        storage,
-        index,
-        table,
-        seed=0,
-        global_batch=BATCH,
-        micro_batch=BATCH,
-        lanes=LANES,
-        block_bytes=BLOCK_BYTES,
-        threads=threads,
-        decoded_mb=1024,
-    )
+    layout = BatchLayout(seed=0, global_batch=BATCH, micro_batch=BATCH, lanes=LANES, block_bytes=BLOCK_BYTES)
+    stream = Stream(storage, index, table, layout, options=ReadOptions(threads=threads))
     began, count = time.perf_counter(), 0
     for batches in stream.steps(0, epochs * stream.steps_per_epoch):
         count += sum(len(batch.window_b) for batch in batches)

@@ -25,6 +25,7 @@ from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.pack import __main__ as pack
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
+from rainspark.data.stream.options import ReadOptions
 from rainspark.data.stream.stream import evaluation_batches
 from rainspark.data.windows.selection import Selection, select_windows
 from rainspark.models.weights import __main__ as weights
@@ -125,7 +126,8 @@ def stream(path: Path) -> None:
     storage = open_storage(path)
     index = load_index(storage)
     table = select_windows(index, Selection(window=1))
-    for _ in evaluation_batches(storage, index, table, micro_batch=2, threads=1, decoded_mb=600):
+    options = ReadOptions(threads=1, decoded_mb=600)
+    for _ in evaluation_batches(storage, index, table, micro_batch=2, options=options):
         pass
 
 

@@ -40,8 +40,7 @@ def reading(argv: list[str]) -> Any:
         open_windows(config.data, config.data.window), config.data, seed=0, rank=0, world_size=1, pin=False
     )
     feed = stream._feed
-    ahead = feed._ahead, feed._prefetch_bytes, feed._readers
-    return feed._threads, feed._max_frames, *ahead, feed._quarantine._budget
+    return feed._options, feed._max_frames, feed._quarantine._budget
 
 
 def model(argv: list[str]) -> Any:

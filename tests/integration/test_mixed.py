@@ -93,9 +93,9 @@ def test_source_weights_and_selections_change_the_plan(mixed: Path, tmp_path: Pa
     [
         ({"data__source": "OPERA"}, DataError, r"data.source: the source 'OPERA' is not in .*: Fine; KNMI"),
         ({"data__source": "KNMI", "data__weights": HALVES}, ConfigError, r"data.weights has no effect beside data.sou"),
-        ({"data__weights": '{"OPERA": 1}'}, DataError, r"a weight is set for the source 'OPERA'.*: Fine; KNMI"),
+        ({"data__weights": '{"OPERA": 1}'}, ConfigError, r"a weight is set for the source 'OPERA'.*: Fine; KNMI"),
         ({"data__weights": '{"Fine": "much"}'}, ConfigError, r"weights"),
-        ({"data__micro_batch": 2, "data__lanes": 1}, DataError, r"on 1 lanes.*numbers of lanes that work: 2"),
+        ({"data__micro_batch": 2, "data__lanes": 1}, ConfigError, r"on 1 lanes.*numbers of lanes that work: 2"),
         ({"data__select": "nl50"}, ConfigError, r"data.select nl50 is about frame 17.*set data.target_frame"),
         ({"data__select": "nl50", "data__min_rain_fraction": 0.5}, ConfigError, r"leave one of them out"),
         ({"data__select": "nl30"}, ConfigError, r"nl30"),

@@ -178,9 +178,13 @@ def fit_baselines(
     base = build_baseline(Entry(name="extrapolation", kind="extrapolation" if damped else "persistence"))
     fit = DampingFit(frames_out)
     batches = evaluation_batches(
-        part.storage, part.index, part.table, micro_batch=1, limit=config.fit_windows, threads=config.data.threads,
-        decoded_mb=config.data.decoded_mb, prefetch_mb=config.data.prefetch_mb, readers=config.data.readers,
-    )  # fmt: skip
+        part.storage,
+        part.index,
+        part.table,
+        micro_batch=1,
+        limit=config.fit_windows,
+        options=config.data.one_pass,
+    )
     for window in windows_of(batches, frames_in):
         past, past_valid = window.past_mmh_bthw, window.past_valid_bthw
         fit.update(base.forecast(past, past_valid, frames_out), window.future_mmh_bthw, window.future_valid_bthw)

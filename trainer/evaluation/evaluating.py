@@ -130,10 +130,7 @@ class Evaluating:
             rank=engine.rank,
             world_size=engine.world_size,
             limit=config.limit,
-            threads=config.data.threads,
-            decoded_mb=config.data.decoded_mb,
-            prefetch_mb=config.data.prefetch_mb,
-            readers=config.data.readers,
+            options=config.data.one_pass,
         )
         own = -(-num_windows // engine.world_size)
         with closing(batches):

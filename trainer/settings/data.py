@@ -7,6 +7,7 @@ from typing import Final
 
 from ...data.errors import ConfigError, DataError
 from ...data.sequences import TimeSpan
+from ...data.stream.options import ONE_PASS, ReadOptions
 from ...data.windows.selection import Published, Rule, Selection, choose
 from .ranges import at_least
 
@@ -100,6 +101,17 @@ class ArchiveConfig:
         for name, unit in units.items():
             if (size := getattr(self, name)) is not None and not 0 < size < math.inf:
                 raise ConfigError(f"data.{name} is {size}; expected a finite number of {unit} above 0")
+
+    @property
+    def one_pass(self) -> ReadOptions:
+        """Give the threads and the memory that reading once, in order, may take."""
+        return replace(
+            ONE_PASS,
+            threads=self.threads,
+            readers=self.readers,
+            decoded_mb=self.decoded_mb,
+            prefetch_mb=self.prefetch_mb,
+        )
 
     @property
     def stated_split(self) -> list[str]:

@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from ...data.errors import DataError
 from ...data.shards.origins import Origin
+from ...data.stream.options import ONE_PASS
 from ...data.stream.stream import Batch, evaluation_batches
 from ...data.windows.selection import WindowTable
 from ..engine.engine import Engine
@@ -40,6 +42,13 @@ class HeldOut(ABC):
         self.table = windows.held_out
         shown = self.table if self.table is not None else windows.train
         self.shown = wettest(windows.index, shown)
+        self._options = replace(
+            ONE_PASS,
+            threads=data.threads,
+            readers=data.readers,
+            prefetch_mb=data.prefetch_mb,
+            quarantine=data.quarantine,
+        )
         self._num_read = 0
         self._failure: DataError | None = None
 
@@ -77,10 +86,7 @@ class HeldOut(ABC):
             rank=self.engine.rank,
             world_size=self.engine.world_size,
             limit=self.data.evaluation_windows,
-            threads=self.data.threads,
-            prefetch_mb=self.data.prefetch_mb,
-            readers=self.data.readers,
-            quarantine=self.data.quarantine,
+            options=self._options,
         )
         with closing(reading):
             for step in range(num_batches):
@@ -112,7 +118,7 @@ class HeldOut(ABC):
         if self._failure is not None:
             raise self._failure
         storage, index = self.windows.storage, self.windows.index
-        (batch,) = evaluation_batches(storage, index, self.shown, micro_batch=1, quarantine=self.data.quarantine)
+        (batch,) = evaluation_batches(storage, index, self.shown, micro_batch=1, options=self._options)
         return batch
 
     def _lost(self, table: WindowTable) -> dict[str, float]:

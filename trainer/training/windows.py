@@ -13,8 +13,9 @@ from ...data.sequences import TimeSpan, split_spans
 from ...data.shards.index import Index, load_index, of_source
 from ...data.store.cache import CachedStorage
 from ...data.store.storage import Storage, open_storage
+from ...data.stream.options import ReadOptions
 from ...data.stream.stream import Stream
-from ...data.windows.mixing import check_batches, default_block_bytes, default_lanes
+from ...data.windows.mixing import BatchLayout, default_block_bytes, default_lanes
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from ..checkpoint.seen import WindowTimes
 from ..record.announcements import AbsentSource
@@ -206,30 +207,33 @@ def open_stream(windows: Windows, config: WindowsConfig, *, seed: int, rank: int
     block_bytes = default_block_bytes(config.global_batch, lanes)
     if config.block_mb is not None:
         block_bytes = round(config.block_mb * MEGABYTE)
-    check_batches(
-        num_windows=len(windows.train),
-        global_batch=config.global_batch,
-        micro_batch=config.micro,
-        lanes=lanes,
-        world_size=world_size,
-    )
-    return Stream(
-        windows.storage,
-        windows.index,
-        windows.train,
+    layout = BatchLayout(
         seed=seed,
         global_batch=config.global_batch,
         micro_batch=config.micro,
         lanes=lanes,
         block_bytes=block_bytes,
         weights=config.weights,
+    )
+    return Stream(
+        windows.storage,
+        windows.index,
+        windows.train,
+        layout,
         rank=rank,
         world_size=world_size,
+        options=read_options(config, pin=pin),
+    )
+
+
+def read_options(config: WindowsConfig, *, pin: bool = False) -> ReadOptions:
+    """Give the threads, the memory and the tolerated losses that the settings allow one rank."""
+    return ReadOptions(
         threads=config.threads,
-        decoded_mb=config.decoded_mb,
-        prefetch_steps=config.prefetch_steps,
-        prefetch_mb=config.prefetch_mb,
         readers=config.readers,
+        decoded_mb=config.decoded_mb,
+        prefetch_mb=config.prefetch_mb,
+        prefetch_steps=config.prefetch_steps,
         quarantine=config.quarantine,
         pin_memory=pin,
     )

@@ -12,7 +12,8 @@ from rainspark.data.errors import DataError
 from rainspark.data.shards.decode import decode_frame
 from rainspark.data.shards.index import Index
 from rainspark.data.shards.writer import pack_frame
-from rainspark.data.stream.frame_cache import Block, FrameCache
+from rainspark.data.stream.blocks import Block
+from rainspark.data.stream.frame_cache import FrameCache
 from tests.data.archives import index_in_memory, random_runs
 
 MemoryFrames = tuple[Index, list[memoryview], list[npt.NDArray[np.uint16]]]
@@ -66,8 +67,8 @@ def test_cache_equals_furthest_next_use(frames: MemoryFrames, uses: list[tuple[i
             continue
         # Of all that could be held, what is needed last goes.
         held = set(sorted({frame, *held}, key=lambda f: later[f])[:max_frames])
-    assert cache.counts.frames_decoded == decoded
-    assert cache.counts.held_bytes_peak <= max_frames * index.rows * index.cols * 2
+    assert cache.counts["frames_decoded"] == decoded
+    assert cache.counts["decoded_bytes_peak"] <= max_frames * index.rows * index.cols * 2
 
 
 def test_a_frame_whose_header_lies_is_not_decoded(frames: MemoryFrames) -> None:

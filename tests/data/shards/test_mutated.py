@@ -15,8 +15,10 @@ from rainspark.data.errors import DataError
 from rainspark.data.randomness import generator
 from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.store.storage import open_storage
+from rainspark.data.stream.options import ReadOptions
 from rainspark.data.stream.stream import Batch, Stream, evaluation_batches
 from rainspark.data.verify import verify
+from rainspark.data.windows.mixing import BatchLayout
 from rainspark.data.windows.selection import Selection, select_windows
 from tests.data.archives import whole_origin
 from tests.data.sound_archives import Windows, pack_frames, small_archive, some_frames, windows_of
@@ -254,15 +256,14 @@ def read(folder: Path, training: bool) -> tuple[Windows, bool]:
         storage = open_storage(folder)
         index = load_index(storage)
         table = select_windows(index, Selection(window=WINDOW))
+        options = ReadOptions(threads=1, decoded_mb=1)
         if training:
-            stream = Stream(
-                storage, index, table, seed=0, global_batch=4, micro_batch=4, lanes=2, block_bytes=3000, threads=1,
-                decoded_mb=1,
-            )  # fmt: skip
+            layout = BatchLayout(seed=0, global_batch=4, micro_batch=4, lanes=2, block_bytes=3000)
+            stream = Stream(storage, index, table, layout, options=options)
             for batches in stream.steps(0, stream.steps_per_epoch):
                 delivered |= named(index, batches[0], table.sequence, table.start)
         else:
-            for batch in evaluation_batches(storage, index, table, micro_batch=4, threads=1, decoded_mb=1):
+            for batch in evaluation_batches(storage, index, table, micro_batch=4, options=options):
                 delivered |= named(index, batch, table.sequence, table.start)
     except DataError:
         return delivered, True

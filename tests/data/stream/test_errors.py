@@ -14,27 +14,24 @@ from rainspark.data.frames import Crop, Grid
 from rainspark.data.shards.decode import check_sequence
 from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.stream.stream import Stream, evaluation_batches
+from rainspark.data.windows.mixing import BatchLayout
 from rainspark.data.windows.plan import plan
-from rainspark.data.windows.selection import Selection, select_windows
-from tests.data.archives import PackedArchive, pack_archive, random_runs
+from tests.data.archives import PackedArchive
+from tests.data.stream.streams import COLS, ROWS, WINDOW, flip, pack, stream_of, table_of
 
-ROWS, COLS, WINDOW = 12, 16, 4
-
-
-def take(stream: Stream, stop_step: int, good: list[int]) -> None:
-    """Read steps from 0; their numbers go to `good` as they come."""
-    for batches in stream.steps(0, stop_step):
-        good.append(batches[0].step)
+LAYOUT = BatchLayout(seed=0, global_batch=8, micro_batch=8, lanes=4, block_bytes=30_000)
 
 
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(bytes(data))
+def read_until_error(stream: Stream, message: str, stop_step: int) -> list[int]:
+    """Read steps from 0 until the error that must come; give those before it."""
+    good: list[int] = []
+    with pytest.raises(DataError, match=message):
+        good.extend(batches[0].step for batches in stream.steps(0, stop_step))
+    return good
 
 
 def swap(archive: PackedArchive) -> Index:
-    """Let two entries of the index change places, bytes and digests together: only the JSON members tell."""
+    """Let two entries of the index change places, bytes and digests together: only the JSON members differ."""
     first, second = archive.index.sequences[3], archive.index.sequences[5]
     places = ("shard", "offset", "num_bytes", "sha256", "json_offset", "json_bytes", "frames_offset", "frames_bytes")
     ends = ("frame_ends", "rain_fraction", "missing", "num_frames", "num_starts")
@@ -47,12 +44,11 @@ def swap(archive: PackedArchive) -> Index:
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "swap", "stale"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_damaged_shards_are_named(tmp_path: Path, damage: str, threads: int) -> None:
-    runs = random_runs([40, 40, 40], ROWS, COLS)
-    archive = pack_archive(tmp_path, runs, window=WINDOW, max_frames=15, num_shards=3)
+    archive = pack(tmp_path, [40, 40, 40], num_shards=3, missing=False)
     index, entry = archive.index, archive.index.sequences[3]
     shard = tmp_path / index.shards[entry.shard].name
     if damage == "flip":
-        flip(shard, entry.frames_offset + entry.frames_bytes // 2)
+        flip(archive, 3)
         message = rf"{shard.name}, key {entry.key}: SHA-256 .* is [0-9a-f]{{64}}, expected {entry.sha256}"
     elif damage == "cut":
         shard.write_bytes(shard.read_bytes()[: entry.offset + 100])
@@ -64,48 +60,27 @@ def test_damaged_shards_are_named(tmp_path: Path, damage: str, threads: int) -> 
         index = swap(archive)
         message = r"key (s0003|s0005): s000\d.json says (key|start_s)"
     else:
-        pack_archive(
-            tmp_path, random_runs([40, 40, 40], ROWS, COLS, seed=1), window=WINDOW, max_frames=15, num_shards=3
-        )
+        pack(tmp_path, [40, 40, 40], num_shards=3, missing=False, seed=1)
         message = r"shard-\d+.tar, key s\d+: SHA-256|bytes, expected"
         assert load_index(archive.storage).fingerprint != index.fingerprint
-    table = select_windows(index, Selection(window=WINDOW))
-    stream = Stream(
-        archive.storage,
-        index,
-        table,
-        seed=0,
-        global_batch=8,
-        micro_batch=8,
-        lanes=4,
-        block_bytes=30_000,
-        threads=threads,
-        decoded_mb=1,
-    )
-    good: list[int] = []
-    with pytest.raises(DataError, match=message):
-        take(stream, stream.steps_per_epoch, good)
+
+    stream = stream_of(archive.storage, index, LAYOUT, threads=threads)
+    good = read_until_error(stream, message, stream.steps_per_epoch)
     assert good == list(range(len(good)))
     with pytest.raises(DataError, match=message):
-        list(evaluation_batches(archive.storage, index, table, micro_batch=4))
+        list(evaluation_batches(archive.storage, index, table_of(index), micro_batch=4))
 
 
 def test_an_error_comes_at_the_step_that_needs_the_sequence(tmp_path: Path) -> None:
-    runs = random_runs([40, 40, 40], ROWS, COLS)
-    archive = pack_archive(tmp_path, runs, window=WINDOW, max_frames=15, num_shards=3)
-    table = select_windows(archive.index, Selection(window=WINDOW))
-    sizes: dict[str, Any] = {"seed": 0, "global_batch": 8, "micro_batch": 8, "lanes": 4, "block_bytes": 30_000}
-    bad = int(table.sequence[plan(archive.index, table, epoch=0, **sizes)[4, 0, 0]])
-    entry = archive.index.sequences[bad]
-    flip(tmp_path / archive.index.shards[entry.shard].name, entry.frames_offset)
-    uses = table.sequence[plan(archive.index, table, epoch=0, **sizes)] == bad
-    first_use = int(np.flatnonzero(uses.any(axis=(1, 2)))[0])
+    archive = pack(tmp_path, [40, 40, 40], num_shards=3, missing=False)
+    table = table_of(archive.index)
+    rows = plan(archive.index, table, LAYOUT, epoch=0)
+    bad = int(table.sequence[rows[4, 0, 0]])
+    flip(archive, bad)
+    first_use = int(np.flatnonzero((table.sequence[rows] == bad).any(axis=(1, 2)))[0])
     for threads in (1, 4):
-        good: list[int] = []
-        stream = Stream(archive.storage, archive.index, table, threads=threads, decoded_mb=1, **sizes)
-        with pytest.raises(DataError, match=entry.key):
-            take(stream, 9, good)
-        assert good == list(range(first_use))
+        stream = stream_of(archive.storage, archive.index, LAYOUT, threads=threads)
+        assert read_until_error(stream, archive.index.sequences[bad].key, 9) == list(range(first_use))
 
 
 OTHERS: dict[str, Any] = {"cadence_s": 600, "rows": COLS, "cols": ROWS, "missing_count": 0, "window": WINDOW - 1}
@@ -125,7 +100,7 @@ def with_origin(index: Index, **changes: Any) -> Index:
 
 @pytest.mark.parametrize("name", OTHERS | OTHER_ORIGINS)
 def test_an_index_that_was_changed_and_signed_again_is_refused(tmp_path: Path, name: str) -> None:
-    archive = pack_archive(tmp_path, random_runs([20], ROWS, COLS), window=WINDOW, max_frames=15, num_shards=1)
+    archive = pack(tmp_path, [20], num_shards=1, missing=False)
     index = with_origin(archive.index, **{name: OTHER_ORIGINS[name]}) if name in OTHER_ORIGINS else archive.index
     index = signed(replace(index, **{name: OTHERS[name]}) if name in OTHERS else index)
     entry = index.sequences[0]
@@ -136,24 +111,24 @@ def test_an_index_that_was_changed_and_signed_again_is_refused(tmp_path: Path, n
 
 
 def test_every_field_of_the_json_member_is_compared(tmp_path: Path) -> None:
-    archive = pack_archive(tmp_path, random_runs([20], ROWS, COLS), window=WINDOW, max_frames=15, num_shards=1)
+    archive = pack(tmp_path, [20], num_shards=1, missing=False)
     index, entry = archive.index, archive.index.sequences[0]
     data = archive.storage.read(index.shards[0].name, entry.offset, entry.offset + entry.num_bytes)
     begin = entry.json_offset - entry.offset
-    said = json.loads(data[begin : begin + entry.json_bytes])
-    # What the words on the encoding say is no value to compare.
-    for name in said.keys() - {"codec"}:
-        text = json.dumps(said | {name: "other"}, separators=(",", ":")).encode()
+    member = json.loads(data[begin : begin + entry.json_bytes])
+    # The words on the encoding are no value to compare.
+    for name in member.keys() - {"codec"}:
+        text = json.dumps(member | {name: "other"}, separators=(",", ":")).encode()
         changed = data[:begin] + text + data[begin + entry.json_bytes :]
-        found = replace(entry, num_bytes=len(changed), json_bytes=len(text), sha256=hashlib.sha256(changed).hexdigest())
+        digest = hashlib.sha256(changed).hexdigest()
+        vouched = replace(entry, num_bytes=len(changed), json_bytes=len(text), sha256=digest)
         with pytest.raises(DataError, match=f"s0000.json(: key {name} is other| says {name} = 'other')"):
-            check_sequence(index, found, changed)
+            check_sequence(index, vouched, changed)
 
 
 def test_an_archive_signed_again_with_another_scale_stops_the_stream(tmp_path: Path) -> None:
-    archive = pack_archive(tmp_path, random_runs([20], ROWS, COLS), window=WINDOW, max_frames=15, num_shards=1)
+    archive = pack(tmp_path, [20], num_shards=1, missing=False)
     archive.storage.write("index.json", dump_index(signed(with_origin(archive.index, scale_mmh=1.2))))
     index = load_index(archive.storage)
-    table = select_windows(index, Selection(window=WINDOW))
     with pytest.raises(DataError, match=r"says scale_mmh = 0.12, the index says 1.2"):
-        list(evaluation_batches(archive.storage, index, table, micro_batch=4))
+        list(evaluation_batches(archive.storage, index, table_of(index), micro_batch=4))

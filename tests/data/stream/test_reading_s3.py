@@ -3,27 +3,33 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rainspark.data.errors import DataError
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.cache import CachedStorage
 from rainspark.data.store.storage import Storage, open_storage
-from rainspark.data.stream.stream import Batch, Stream
+from rainspark.data.units import MISSING_COUNT
+from rainspark.data.windows.mixing import BatchLayout
 from rainspark.data.windows.plan import plan
-from rainspark.data.windows.selection import Selection, select_windows
 from tests.data.archives import PackedArchive, pack_archive, random_runs
+from tests.data.stream.streams import WINDOW, check_pixels, content, read_epochs, stream_of, table_of
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 
-ROWS, COLS, WINDOW = 24, 32, 4
-SIZES: dict[str, Any] = {"seed": 1, "global_batch": 12, "micro_batch": 12, "lanes": 4, "block_bytes": 10**6}
+ROWS, COLS = 24, 32
+LAYOUT = BatchLayout(seed=1, global_batch=12, micro_batch=12, lanes=4, block_bytes=10**6)
 # One reply in five, each kind by turns: stated, reset, cut, wrong bytes, silence.
 FAULTS: list[dict[str, Any]] = [
-    {"do": "503"}, {"do": "500"}, {"do": "429"}, {"do": "reset", "at": 3000}, {"do": "fin", "at": 2000},
-    {"do": "corrupt", "at": 4000}, {"do": "refuse"},
-    {"do": "corrupt", "at": 700}, {"do": "stall", "at": 1000, "for": 0.5},
-]  # fmt: skip
+    {"do": "503"},
+    {"do": "500"},
+    {"do": "429"},
+    {"do": "reset", "at": 3000},
+    {"do": "fin", "at": 2000},
+    {"do": "corrupt", "at": 4000},
+    {"do": "refuse"},
+    {"do": "corrupt", "at": 700},
+    {"do": "stall", "at": 1000, "for": 0.5},
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +45,6 @@ def upload(archive: PackedArchive, store: S3) -> Storage:
     return storage
 
 
-def stream_of(storage: Storage, archive: PackedArchive, **changes: Any) -> Stream:
-    table = select_windows(archive.index, Selection(window=WINDOW))
-    return Stream(storage, archive.index, table, **(SIZES | {"decoded_mb": 4} | changes))
-
-
-def content(batches: list[Batch]) -> list[tuple[Any, ...]]:
-    return [(b.window_b.tolist(), b.has_missing, b.counts_bthw.numpy().tobytes()) for b in batches]
-
-
 @pytest.mark.parametrize(("prefetch_mb", "readers"), [(512, None), (0.03, 3), (0, 2)])
 def test_a_store_delivers_what_the_folder_does(
     archive: PackedArchive,
@@ -57,8 +54,8 @@ def test_a_store_delivers_what_the_folder_does(
 ) -> None:
     storage = upload(archive, s3)
     assert load_index(storage) == archive.index
-    expected = stream_of(archive.storage, archive)
-    stream = stream_of(storage, archive, prefetch_mb=prefetch_mb, readers=readers)
+    expected = stream_of(archive.storage, archive.index, LAYOUT)
+    stream = stream_of(storage, archive.index, LAYOUT, prefetch_mb=prefetch_mb, readers=readers)
     count = 2 * stream.steps_per_epoch
     s3.inject([])
     assert [content(step) for step in stream.steps(0, count)] == [content(step) for step in expected.steps(0, count)]
@@ -86,10 +83,10 @@ def test_one_fault_in_five_requests_changes_nothing(
     prefetch_mb: float,
 ) -> None:
     storage = upload(archive, s3)
-    expected = stream_of(archive.storage, archive)
+    expected = stream_of(archive.storage, archive.index, LAYOUT)
     count = 2 * expected.steps_per_epoch
     windows = [content(step) for step in expected.steps(0, count)]
-    stream = stream_of(storage, archive, prefetch_mb=prefetch_mb)
+    stream = stream_of(storage, archive.index, LAYOUT, prefetch_mb=prefetch_mb)
     s3.inject(faults(0.2, 400))
     assert [content(step) for step in stream.steps(0, count)] == windows
     stats, log = stream.stats(), s3.log()
@@ -112,7 +109,7 @@ def test_what_the_store_holds_damaged_is_lost_and_the_rest_is_not(
     if is_cached:
         files = {shard.name: (shard.num_bytes, shard.sha256) for shard in archive.index.shards}
         storage = CachedStorage(remote, tmp_path, 10**9, files)
-    table = select_windows(archive.index, Selection(window=WINDOW))
+    table = table_of(archive.index)
     bad, shards = archive.index.sequences[4], archive.index.shards
     data = bytearray((archive.folder / shards[bad.shard].name).read_bytes())
     data[bad.frames_offset] ^= 1
@@ -120,18 +117,16 @@ def test_what_the_store_holds_damaged_is_lost_and_the_rest_is_not(
     gone = next(number for number in range(len(shards)) if number != bad.shard)
     remote.delete(shards[gone].name)
     lost = {number for number, entry in enumerate(archive.index.sequences) if entry.shard == gone or entry is bad}
-    rows = plan(archive.index, table, epoch=0, **SIZES)[:, 0]
-    stream = stream_of(storage, archive, quarantine=len(lost))
+    rows = plan(archive.index, table, LAYOUT, epoch=0)[:, 0]
+    stream = stream_of(storage, archive.index, LAYOUT, quarantine=len(lost))
     for step, batches in enumerate(stream.steps(0, stream.steps_per_epoch)):
         expected = [-1 if table.sequence[row] in lost else row for row in rows[step].tolist()]
         assert batches[0].window_b.tolist() == expected
-        for place, row in enumerate(expected):
-            counts = batches[0].counts_bthw.numpy()[place]
-            np.testing.assert_array_equal(counts, archive.window(table, row) if row >= 0 else np.uint16(65535))
+        check_pixels(archive, table, batches[0], lost=MISSING_COUNT)
     used = {archive.index.sequences[number].key for number in lost if number in table.sequence[rows]}
-    assert {one.key for one in stream.lost()} == used
+    assert {sequence.key for sequence in stream.lost()} == used
     with pytest.raises(DataError, match=rf"key ({'|'.join(sorted(used))}): "):
-        list(stream_of(storage, archive).steps(0, stream.steps_per_epoch))
+        read_epochs(stream_of(storage, archive.index, LAYOUT))
 
 
 def test_a_store_that_refuses_or_dies_is_never_quarantined(archive: PackedArchive, s3: S3) -> None:  # noqa: F811
@@ -142,7 +137,8 @@ def test_a_store_that_refuses_or_dies_is_never_quarantined(archive: PackedArchiv
         ({"do": "refuse"}, "cannot be read"),
     ):
         s3.inject([])
-        stream = stream_of(open_storage(f"{s3.url}/shards", deadline_s=2), archive, quarantine=1000)
+        storage = open_storage(f"{s3.url}/shards", deadline_s=2)
+        stream = stream_of(storage, archive.index, LAYOUT, quarantine=1000)
         steps = stream.steps(0, stream.steps_per_epoch)
         s3.inject([{"match": "GET", "times": -1, **rule}])
         with pytest.raises(DataError, match=rf"shard shard-\d+.tar, keys? s\d+.*{message}"):

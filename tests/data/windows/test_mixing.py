@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,39 +12,46 @@ from hypothesis import strategies as st
 
 from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.shards.index import Index
-from rainspark.data.windows.mixing import deal_lanes, mix_sources, spread_lanes
+from rainspark.data.windows.mixing import BatchLayout, deal_lanes, mix_sources, spread_lanes
 from rainspark.data.windows.plan import order_lanes, plan
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import index_in_memory
 from tests.data.mixed import mixed_index, two_sources
+
+SMALL = BatchLayout(seed=0, global_batch=4, micro_batch=4, lanes=2, block_bytes=1000)
 
 
 def source_of(index: Index, table: WindowTable, row: int) -> str:
     return index.origins[index.sequences[int(table.sequence[row])].origin].source
 
 
-def check_mix(index: Index, table: WindowTable, weights: dict[str, float] | None, sizes: dict[str, Any]) -> None:
+def check_mix(index: Index, table: WindowTable, layout: BatchLayout) -> None:
     """Check one epoch of a mixed plan against the words of its contract, window by window."""
-    window_sab = plan(index, table, seed=5, epoch=2, block_bytes=20_000, weights=weights, **sizes)
-    shares = mix_sources(index, table, weights=weights, **sizes)
-    per_lane = sizes["micro_batch"] // sizes["lanes"]
-    assert window_sab.shape[0] == len(table) // sizes["global_batch"]
-    mixes = {tuple(sorted(Counter(source_of(index, table, row) for row in batch).items()))
-             for step in window_sab for batch in step}  # fmt: skip
+    window_sab = plan(index, table, layout, epoch=2)
+    shares = mix_sources(index, table, layout)
+    per_lane = layout.micro_batch // layout.lanes
+    assert window_sab.shape[0] == len(table) // layout.global_batch
+
+    mixes = {
+        tuple(sorted(Counter(source_of(index, table, row) for row in batch).items()))
+        for step in window_sab
+        for batch in step
+    }
     assert mixes == {tuple(sorted((share.source, len(share.lanes) * per_lane) for share in shares))}
     for share in shares:
         seen = Counter(row for row in window_sab.ravel().tolist() if source_of(index, table, row) == share.source)
         passes, rest = divmod(share.num_read, len(share.row_n))
         assert set(seen.values()) <= {passes, passes + 1}
         assert sum(count - passes for count in (seen.get(row, 0) for row in share.row_n.tolist())) == rest
+
     reading_order = {}
-    for lane in range(sizes["lanes"]):
+    for lane in range(layout.lanes):
         rows = window_sab[:, :, lane * per_lane : (lane + 1) * per_lane].ravel().tolist()
         assert len({source_of(index, table, row) for row in rows}) == 1
         reading_order[lane] = rows
-    order = order_lanes(index, table, seed=5, epoch=2, block_bytes=20_000, weights=weights, **sizes)
+    order = order_lanes(index, table, layout, epoch=2)
     assert (np.diff(order.block_ln, axis=1) >= 0).all()
-    assert [order.row_ln[lane].tolist() for lane in range(sizes["lanes"])] == list(reading_order.values())
+    assert [order.row_ln[lane].tolist() for lane in range(layout.lanes)] == list(reading_order.values())
 
 
 @settings(max_examples=80, deadline=None)
@@ -58,29 +66,36 @@ def check_mix(index: Index, table: WindowTable, weights: dict[str, float] | None
 def test_every_micro_batch_has_the_same_mix(
     runs: list[list[int]], weight: list[float], weighted: bool, lanes: int, per_lane: int, micro_steps: int
 ) -> None:
-    parts = [index_in_memory(some, window=4, max_frames=12, num_shards=3) for some in runs]
+    parts = [index_in_memory(lengths, window=4, max_frames=12, num_shards=3) for lengths in runs]
     names = ["A", "B", "C"][: len(parts)]
     index = mixed_index(parts, sources=names)
     table = select_windows(index, Selection(window=4))
     micro_batch = lanes * per_lane
-    sizes = {"micro_batch": micro_batch, "global_batch": micro_batch * micro_steps, "lanes": lanes}
-    if len(table) < sizes["global_batch"]:
-        return
-    check_mix(index, table, dict(zip(names, weight, strict=False)) if weighted else None, sizes)
+    layout = BatchLayout(
+        seed=5,
+        global_batch=micro_batch * micro_steps,
+        micro_batch=micro_batch,
+        lanes=lanes,
+        block_bytes=20_000,
+        weights=dict(zip(names, weight, strict=False)) if weighted else None,
+    )
+    if len(table) >= layout.global_batch:
+        check_mix(index, table, layout)
 
 
 def test_repeats_are_whole_passes_and_a_part() -> None:
     index = two_sources([54], [203], window=4)
     table = select_windows(index, Selection(window=4))
     assert len(table) == 51 + 200
-    sizes: dict[str, Any] = {"global_batch": 8, "micro_batch": 8, "lanes": 4}
-    shares = mix_sources(index, table, weights={"A": 0.5, "B": 0.5}, **sizes)
-    assert [str(share) for share in shares] == [
-        "A: 51 windows, 124 an epoch, 2.4 times each", "B: 200 windows, 124 an epoch",
-    ]  # fmt: skip
+    layout = BatchLayout(
+        seed=0, global_batch=8, micro_batch=8, lanes=4, block_bytes=20_000, weights={"A": 0.5, "B": 0.5}
+    )
+    shares = mix_sources(index, table, layout)
+    expected = ["A: 51 windows, 124 an epoch, 2.4 times each", "B: 200 windows, 124 an epoch"]
+    assert [str(share) for share in shares] == expected
     epochs = []
     for epoch in range(2):
-        window_sab = plan(index, table, seed=0, epoch=epoch, block_bytes=20_000, weights={"A": 1, "B": 1}, **sizes)
+        window_sab = plan(index, table, replace(layout, weights={"A": 1, "B": 1}), epoch)
         lanes = [lane for share in shares if share.source == "A" for lane in share.lanes.tolist()]
         by_lane = [window_sab[:, :, 2 * lane : 2 * lane + 2].ravel().tolist() for lane in lanes]
         # Both lanes are in the same pass at about the same time: a window comes back when all others came once.
@@ -119,9 +134,10 @@ def test_one_source_is_read_as_before_there_were_several(
 ) -> None:
     index = index_in_memory(**archive, rain=(0.1, 0.6, 0.5))
     table = select_windows(index, Selection(window=archive["window"], min_rain_fraction=0.2))
+    layout = BatchLayout(seed=3, **sizes)
     for epoch, digest in zip((0, 1, 7), expected, strict=True):
-        rows = plan(index, table, seed=3, epoch=epoch, **sizes)
-        blocks = order_lanes(index, table, seed=3, epoch=epoch, **sizes).block_ln
+        rows = plan(index, table, layout, epoch)
+        blocks = order_lanes(index, table, layout, epoch).block_ln
         data = rows.astype("<i8").tobytes() + blocks.astype("<i4").tobytes()
         assert hashlib.sha256(data).hexdigest()[:16] == digest
 
@@ -130,7 +146,7 @@ def test_tiles_of_one_source_are_one_source() -> None:
     parts = [index_in_memory([40], window=4, max_frames=20, num_shards=2) for _ in range(3)]
     index = mixed_index(parts, sources=("A", "A", "A"))
     table = select_windows(index, Selection(window=4))
-    (share,) = mix_sources(index, table, global_batch=4, micro_batch=4, lanes=2)
+    (share,) = mix_sources(index, table, SMALL)
     assert (share.source, len(share.row_n), share.share) == ("A", 3 * 37, 1.0)
     with pytest.raises(DataError, match=r"crop: the archive holds several.*tiles of A: pack one part"):
         _ = index.crop
@@ -150,21 +166,28 @@ def test_lanes_are_dealt_by_largest_remainder(weights: list[float], more: int) -
             assert counts[b] + 1 >= owed - 1e-6
     chosen = spread_lanes(counts)
     assert sorted(np.concatenate(chosen).tolist()) == list(range(lanes))
-    assert [len(some) for some in chosen] == counts
+    assert [len(lanes) for lanes in chosen] == counts
 
 
 @pytest.mark.parametrize(
     ("weights", "lanes", "expected"),
-    [([1, 1], 4, [2, 2]), ([0.5, 0.3, 0.2], 10, [5, 3, 2]), ([1, 1000], 4, [1, 3]), ([1, 1, 1000], 5, [1, 1, 3]),
-     ([0.7, 0.3], 10, [7, 3]), ([1, 1, 1], 4, [2, 1, 1]), ([3], 7, [7])],
-)  # fmt: skip
+    [
+        ([1, 1], 4, [2, 2]),
+        ([0.5, 0.3, 0.2], 10, [5, 3, 2]),
+        ([1, 1000], 4, [1, 3]),
+        ([1, 1, 1000], 5, [1, 1, 3]),
+        ([0.7, 0.3], 10, [7, 3]),
+        ([1, 1, 1], 4, [2, 1, 1]),
+        ([3], 7, [7]),
+    ],
+)
 def test_lanes_dealt(weights: list[float], lanes: int, expected: list[int]) -> None:
     assert deal_lanes(weights, lanes) == expected
 
 
 def test_the_lanes_of_each_source_are_spread() -> None:
-    assert [some.tolist() for some in spread_lanes([2, 2])] == [[0, 2], [1, 3]]
-    assert [some.tolist() for some in spread_lanes([1, 3])] == [[1], [0, 2, 3]]
+    for counts, expected in (([2, 2], [[0, 2], [1, 3]]), ([1, 3], [[1], [0, 2, 3]])):
+        assert [lanes.tolist() for lanes in spread_lanes(counts)] == expected
 
 
 @pytest.mark.parametrize(
@@ -181,22 +204,21 @@ def test_the_lanes_of_each_source_are_spread() -> None:
 def test_what_cannot_be_mixed(weights: dict[str, float] | None, sizes: dict[str, int], message: str) -> None:
     index = two_sources([40], [60])
     table = select_windows(index, Selection(window=4))
-    wanted: dict[str, Any] = {"global_batch": 8, "micro_batch": 4, "lanes": 2} | sizes
     with pytest.raises(ConfigError, match=message):
-        plan(index, table, seed=0, epoch=0, block_bytes=1000, weights=weights, **wanted)
+        plan(index, table, replace(SMALL, global_batch=8, weights=weights, **sizes), epoch=0)
 
 
 def test_a_weight_without_windows_and_repeats_without_end_are_refused() -> None:
     index = two_sources([3, 3], [60])
     table = select_windows(index, Selection(window=4))
-    sizes: dict[str, Any] = {"global_batch": 4, "micro_batch": 4, "lanes": 2}
-    assert [share.source for share in mix_sources(index, table, **sizes)] == ["B"]
+    equal = replace(SMALL, weights={"A": 1, "B": 1})
+    assert [share.source for share in mix_sources(index, table, SMALL)] == ["B"]
     with pytest.raises(ConfigError, match=r"source 'A', of which no window is selected"):
-        mix_sources(index, table, weights={"A": 1, "B": 1}, **sizes)
+        mix_sources(index, table, equal)
     index = two_sources([4], [3000])
     table = select_windows(index, Selection(window=4))
     with pytest.raises(ConfigError, match=r"A: 1 windows, 1498 an epoch, 1498.0 times each; expected 1000"):
-        mix_sources(index, table, weights={"A": 1, "B": 1}, **sizes)
+        mix_sources(index, table, equal)
 
 
 def test_a_source_alone_of_a_mixed_archive() -> None:

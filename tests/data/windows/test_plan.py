@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index
-from rainspark.data.windows.mixing import check_batches, default_block_bytes, default_lanes
+from rainspark.data.windows.mixing import BatchLayout, default_block_bytes, default_lanes
 from rainspark.data.windows.plan import MIN_WINDOW_BYTES, evaluation_plan, order_lanes, plan
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.data.archives import CADENCE_S, DAY_S, FIRST_S, index_in_memory
@@ -36,16 +36,14 @@ def slow_windows(index: Index, selection: Selection) -> list[tuple[int, int]]:
     return found
 
 
-def slow_check(
-    index: Index, table: WindowTable, window_sab: np.ndarray, *, lanes: int, block_bytes: int, global_batch: int
-) -> None:
+def slow_check(index: Index, table: WindowTable, layout: BatchLayout, window_sab: np.ndarray) -> None:
     """Check one epoch's plan against the words of the design, window by window."""
     steps, micro_steps, micro_batch = window_sab.shape
-    per_lane = micro_batch // lanes
+    lanes, per_lane = layout.lanes, micro_batch // layout.lanes
     used = window_sab.ravel().tolist()
     assert len(used) == len(set(used))
-    assert 0 <= len(table) - len(used) < global_batch
-    assert steps == len(table) // global_batch
+    assert 0 <= len(table) - len(used) < layout.global_batch
+    assert steps == len(table) // layout.global_batch
     lane_sequences: list[list[int]] = []
     for lane in range(lanes):
         rows = [
@@ -55,7 +53,7 @@ def slow_check(
             for row in window_sab[s, a, lane * per_lane : (lane + 1) * per_lane]
         ]
         assert len(rows) == len(used) // lanes
-        blocks = split_into_blocks(index, table, rows, block_bytes)
+        blocks = split_into_blocks(index, table, rows, layout.block_bytes)
         seen: list[int] = []
         for block in blocks:
             # A sequence stands in one block of a lane, so it is read once.
@@ -151,20 +149,22 @@ def test_plan_keeps_its_promises(
         table = select_windows(index, Selection(window=window))
     except DataError:
         return
-    sizes: dict[str, Any] = {
-        "micro_batch": lanes * per_lane,
-        "global_batch": lanes * per_lane * micro_steps,
-        "lanes": lanes,
-    }
-    if len(table) < sizes["global_batch"]:
+    micro_batch = lanes * per_lane
+    layout = BatchLayout(
+        seed=seed,
+        global_batch=micro_batch * micro_steps,
+        micro_batch=micro_batch,
+        lanes=lanes,
+        block_bytes=block_bytes,
+    )
+    if len(table) < layout.global_batch:
         with pytest.raises(ConfigError, match="fewer than one global batch"):
-            plan(index, table, seed=seed, epoch=epoch, block_bytes=block_bytes, **sizes)
+            plan(index, table, layout, epoch)
         return
-    window_sab = plan(index, table, seed=seed, epoch=epoch, block_bytes=block_bytes, **sizes)
-    slow_check(index, table, window_sab, lanes=lanes, block_bytes=block_bytes, global_batch=sizes["global_batch"])
-    again = plan(index, table, seed=seed, epoch=epoch, block_bytes=block_bytes, **sizes)
-    assert np.array_equal(window_sab, again)
-    order = order_lanes(index, table, seed=seed, epoch=epoch, block_bytes=block_bytes, **sizes)
+    window_sab = plan(index, table, layout, epoch)
+    slow_check(index, table, layout, window_sab)
+    assert np.array_equal(window_sab, plan(index, table, layout, epoch))
+    order = order_lanes(index, table, layout, epoch)
     assert (np.diff(order.block_ln, axis=1) >= 0).all()
     assert (order.block_ln[:, 0] == 0).all()
 
@@ -181,12 +181,12 @@ def test_epochs_differ_in_order_and_in_what_they_drop() -> None:
     index = index_in_memory([300] * 5, window=4, max_frames=40, num_shards=4)
     table = select_windows(index, Selection(window=4))
     global_batch = next(size for size in range(64, 160, 16) if len(table) % size > 8)
-    sizes: dict[str, Any] = {"global_batch": global_batch, "micro_batch": 16, "lanes": 8, "block_bytes": 2**20}
-    epochs = [plan(index, table, seed=1, epoch=epoch, **sizes) for epoch in range(3)]
+    layout = BatchLayout(seed=1, global_batch=global_batch, micro_batch=16, lanes=8, block_bytes=2**20)
+    epochs = [plan(index, table, layout, epoch) for epoch in range(3)]
     dropped = [set(range(len(table))) - set(window_sab.ravel().tolist()) for window_sab in epochs]
     assert not np.array_equal(epochs[0], epochs[1])
     assert dropped[0] != dropped[1] != dropped[2]
-    assert not np.array_equal(epochs[0], plan(index, table, seed=2, epoch=0, **sizes))
+    assert not np.array_equal(epochs[0], plan(index, table, replace(layout, seed=2), 0))
 
 
 @pytest.mark.parametrize("num_shards", [16, 20, 64])
@@ -195,16 +195,11 @@ def test_global_batches_hold_many_days(num_shards: int, global_batch: int) -> No
     index = years(3, num_shards)
     table = select_windows(index, Selection(window=24))
     lanes = default_lanes(global_batch)
-    window_sb = plan(
-        index,
-        table,
-        seed=0,
-        epoch=0,
-        global_batch=global_batch,
-        micro_batch=global_batch,
-        lanes=lanes,
-        block_bytes=default_block_bytes(global_batch, lanes),
-    )[:, 0]
+    block_bytes = default_block_bytes(global_batch, lanes)
+    layout = BatchLayout(
+        seed=0, global_batch=global_batch, micro_batch=global_batch, lanes=lanes, block_bytes=block_bytes
+    )
+    window_sb = plan(index, table, layout, epoch=0)[:, 0]
     start_s = np.array([entry.start_s for entry in index.sequences])[table.sequence] + table.start * CADENCE_S
     day = start_s // DAY_S
     permuted = np.random.default_rng(0).permutation(len(table))[: window_sb.size].reshape(window_sb.shape)
@@ -219,7 +214,8 @@ def test_millions_of_windows_are_planned_in_seconds() -> None:
     table = select_windows(index, Selection(window=24))
     selected = time.perf_counter()
     assert len(table) > 3_000_000
-    order = order_lanes(index, table, seed=0, epoch=0, global_batch=256, micro_batch=256, lanes=16, block_bytes=2**25)
+    layout = BatchLayout(seed=0, global_batch=256, micro_batch=256, lanes=16, block_bytes=2**25)
+    order = order_lanes(index, table, layout, epoch=0)
     planned = time.perf_counter()
     # 4 s on an idle core; the machine may be shared by many.
     assert planned - began < 60, f"selected in {selected - began:.1f} s, planned in {planned - selected:.1f} s"
@@ -239,27 +235,30 @@ def test_millions_of_windows_are_planned_in_seconds() -> None:
     ],
 )
 def test_sizes_that_do_not_fit(change: dict[str, int], message: str) -> None:
-    sizes = {"num_windows": 1000, "global_batch": 64, "micro_batch": 16, "lanes": 4, "world_size": 2}
-    check_batches(**sizes)
+    def check(num_windows: int = 1000, world_size: int = 2, **sizes: Any) -> None:
+        layout = BatchLayout(seed=0, global_batch=64, micro_batch=16, lanes=4, block_bytes=1)
+        replace(layout, **sizes).check(num_windows, world_size=world_size)
+
+    check()
     with pytest.raises(ConfigError, match=message):
-        check_batches(**{**sizes, **change})
+        check(**change)
 
 
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (Selection(window=5), r"windows of 5 frames.*1 to 4 frames"),
-        (Selection(window=0), r"windows of 0 frames"),
-        (Selection(window=4, target_frame=4), r"target frame 4 does not exist.*-4 to 3"),
-        (Selection(window=4, min_rain_fraction=1.5), r"1\.5; expected 0 to 1"),
-        (Selection(window=4, min_rain_fraction=0.9), r"hold 37, the highest rain fraction.*0\.500.*at least 0\.9"),
-        (Selection(window=4, spans=(TimeSpan(start_s=0, stop_s=9),)), r"none of them inside the time spans.*1 time"),
+        ({"window": 5}, r"windows of 5 frames.*1 to 4 frames"),
+        ({"window": 0}, r"windows of 0 frames were asked for; expected at least 1"),
+        ({"target_frame": 4}, r"target frame is 4, outside a window of 4 frames; expected -4 to 3"),
+        ({"min_rain_fraction": 1.5}, r"1\.5; it is a share, from 0 to 1"),
+        ({"min_rain_fraction": 0.9}, r"hold 37, the highest rain fraction.*0\.500.*at least 0\.9"),
+        ({"spans": (TimeSpan(start_s=0, stop_s=9),)}, r"none of them inside the time spans.*1 time"),
     ],
 )
-def test_selections_that_select_nothing(selection: Selection, message: str) -> None:
+def test_selections_that_select_nothing(selection: dict[str, Any], message: str) -> None:
     index = index_in_memory([40], window=4, max_frames=20, num_shards=2)
     with pytest.raises(DataError, match=message):
-        select_windows(index, selection)
+        select_windows(index, Selection(**({"window": 4} | selection)))
 
 
 def test_selection_reads_the_target_frame() -> None:
@@ -279,8 +278,8 @@ def test_evaluation_plan_is_exact(micro_batch: int) -> None:
     assert rows.shape == (-(-37 // micro_batch), micro_batch)
     assert rows.ravel()[:37].tolist() == list(range(37))
     assert (rows.ravel()[37:] == -1).all()
-    some = evaluation_plan(table, micro_batch, limit=5).ravel()
-    assert some[some >= 0].tolist() == [0, 7, 14, 22, 29]
+    spread = evaluation_plan(table, micro_batch, limit=5).ravel()
+    assert spread[spread >= 0].tolist() == [0, 7, 14, 22, 29]
 
 
 def test_default_lanes_divide_the_micro_batch() -> None:

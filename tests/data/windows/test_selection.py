@@ -172,9 +172,9 @@ def test_a_published_selection_is_about_the_published_frame() -> None:
         chosen(rule="smaat_compat")
     with pytest.raises(DataError, match=r"judges the frame after the window, so target_frame has no effect"):
         chosen(select="nl50", rule="smaat_compat", target=3)
-    with pytest.raises(DataError, match=r"target_frame is 24, outside a window of 24 frames"):
+    with pytest.raises(DataError, match=r"target frame is 24, outside a window of 24 frames"):
         chosen(target=24)
-    with pytest.raises(DataError, match=r"min_rain_fraction is 1.5; it is a share"):
+    with pytest.raises(DataError, match=r"rain fraction is 1.5; it is a share"):
         chosen(share=1.5)
 
 
@@ -220,7 +220,7 @@ def test_the_command_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--window", "21"], r"packed for windows of 1 to 20 frames"),
         (["--source", "C"], r"the source 'C' is not in the archive; its sources: Radar A; B"),
         (["--rule", "smaat_compat"], r"--rule smaat_compat has no effect"),
-        (["--min-rain-fraction", "7"], r"--min-rain-fraction is 7.0"),
+        (["--min-rain-fraction", "7"], r"least rain fraction is 7.0"),
     ],
 )
 def test_the_command_refuses(

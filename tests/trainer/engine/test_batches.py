@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rainspark.data.windows.mixing import BatchLayout
 from rainspark.data.windows.plan import plan
 from rainspark.data.windows.selection import Selection, select_windows
 from rainspark.trainer.engine.engine import Engine, EngineConfig
@@ -102,8 +103,7 @@ def test_a_global_batch_of_32k_is_planned() -> None:
     index = index_in_memory([1000] * 80, window=24, max_frames=144, num_shards=16)
     table = select_windows(index, Selection(window=24))
     assert len(table) > 2 * GLOBAL_BATCH
-    rows_sab = plan(
-        index, table, seed=1, epoch=0, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH, lanes=32, block_bytes=2**26
-    )
+    layout = BatchLayout(seed=1, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH, lanes=32, block_bytes=2**26)
+    rows_sab = plan(index, table, layout, epoch=0)
     assert rows_sab.shape == (len(table) // GLOBAL_BATCH, MICRO_STEPS, MICRO_BATCH)
     assert len(np.unique(rows_sab)) == rows_sab.size
