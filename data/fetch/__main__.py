@@ -82,6 +82,8 @@ def fetch_knmi(options: FetchOptions, key: str, *, pause_s: float = 1.0) -> tupl
         files = api.list_files(span)
         if not files:
             raise DataError(f"{api.dataset} lists no files with frames of {span}; check --from and --to")
+
+        # What is there in its listed length is kept.
         missing = _missing(storage, files, options.parallel)
         num_bytes = sum(file.num_bytes for file in missing)
         hours = len(missing) / QUOTA_PER_HOUR

@@ -64,6 +64,7 @@ class Downloader:
                 self._complete(file, target)
             os.fsync(target.fileno())
 
+        # Only a whole, checked file gets its name.
         if storage.folder is not None:
             unfinished.replace(storage.folder / file.name)
             make_durable(storage.folder)
@@ -94,6 +95,7 @@ class Downloader:
                 with self._web.get(url, {}, {"Range": f"bytes={start}-"} if start else {}) as response:
                     e_tag = _check_answer(file, response, start, e_tag)
                     if response.status_code == 200:
+                        # All of it comes, though only the rest was asked for.
                         self._restart(target)
                     self._append(file, response, target)
 

@@ -89,6 +89,7 @@ class KnmiApi:
             DataError: The API refuses, or its answers are not what its manual says.
         """
         files = {file.name: file for page in self._pages(span) for file in page}
+        # Names without a time are left out.
         times = {name: ends for name in files if (ends := times_of_name(name)) is not None}
         wanted = [name for name, (first, last) in times.items() if first < span.stop_s and last >= span.start_s]
         return [files[name] for name in sorted(wanted)]
@@ -110,6 +111,7 @@ class KnmiApi:
             files = [_remote_file(entry, self._shown) for entry in entries]
             yield files
 
+            # Names of a known dataset sort by time: what begins behind the span ends the list.
             last = times_of_name(files[-1].name) if files and self._prefix else None
             if not page.get("isTruncated") or (last is not None and last[0] >= span.stop_s):
                 return

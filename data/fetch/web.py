@@ -89,6 +89,7 @@ class Web:
             AnswerError: An answer that is neither 200 nor 206.
             DataError: No answer within the limits, or an address that is not allowed.
         """
+        # Quota: waited for as the server asks; urllib3 would count that among the failures.
         waited_s = 0.0
         while (response := self._send(url, params, headers)).status_code == TOO_MANY_REQUESTS:
             asked_s = None
@@ -104,6 +105,7 @@ class Web:
             tqdm.write(f"quota used up (HTTP 429): waiting {pause_s:.0f} s, as the server asks", file=sys.stderr)
             time.sleep(pause_s)
 
+        # What urllib3 has given up, and what it leaves to its caller.
         with response:
             status = response.status_code
             if status in PASSING_STATUSES:

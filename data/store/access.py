@@ -80,6 +80,8 @@ def open_access(url: str, limits: TimeLimits) -> Access:
     address = _split(url)
     if address.scheme in {"http", "https"}:
         return _open_web(address, limits)
+
+    # The address: a bucket, and a prefix for all names.
     bucket = address.netloc
     prefix = address.path.strip("/")
     shown = f"{address.scheme}://{bucket}" + (f"/{prefix}" if prefix else "")
@@ -87,6 +89,8 @@ def open_access(url: str, limits: TimeLimits) -> Access:
         raise DataError(f"{shown}: {bucket!r} is no bucket's name; expected {address.scheme}://BUCKET/PREFIX")
     if prefix:
         check_name(shown, prefix)
+
+    # The environment: endpoint and credentials.
     _check_endpoint(address.scheme, shown)
     check_credentials(address.scheme, shown)
     allow_http = _endpoint(address.scheme).startswith("http://") or _emulated(address)

@@ -101,6 +101,7 @@ class CachedStorage:
         if max(start, end) > num_bytes:
             raise beyond_end(where, start, end, num_bytes)
 
+        # An open file: others may remove the copy meanwhile.
         with self._errors("read"):
             file = self._open(name)
             if file is None:
@@ -122,6 +123,7 @@ class CachedStorage:
                 self._discard(self._files[name][1])
             else:
                 return data
+        # The store's own reading tries again where bytes were damaged on the way.
         return self._remote.read_checked(name, start, stop, check)
 
     def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
@@ -154,6 +156,7 @@ class CachedStorage:
         if name in self._replaced:
             return None
 
+        # Most reads end here, without a lock.
         file = self._open_copy(digest, may_hash=False)
         if file is None:
             with self._locked(f".{digest}.lock"):
@@ -176,6 +179,7 @@ class CachedStorage:
         except FileNotFoundError:
             return None
 
+        # Inode, length and time of change stand for the bytes that were hashed.
         signature = _signature(file)
         if self._verified.get(digest) == signature:
             return file
@@ -192,7 +196,8 @@ class CachedStorage:
         with self._locked(_LOCK):
             if not self._make_room(num_bytes):
                 return None
-            file = temporary.open("w+b")
+            temporary.unlink(missing_ok=True)
+            file = temporary.open("x+b")
             with suppress(OSError):
                 # Counted by other processes from here on.
                 file.truncate(num_bytes)
@@ -215,6 +220,7 @@ class CachedStorage:
         finally:
             temporary.unlink(missing_ok=True)
 
+        # What came each time is not the index's: the store has another file, parts of which may be good.
         file.close()
         self._replaced.add(name)
         _logger.warning(
@@ -249,6 +255,7 @@ class CachedStorage:
             Whether it fits: what others are fetching may leave no room.
         """
         self._remove_abandoned()
+        # What lies there: whole copies, and downloads in their full length.
         copies = []
         fetched_bytes = 0
         for entry in os.scandir(self._root):
@@ -261,6 +268,7 @@ class CachedStorage:
         if fetched_bytes + num_bytes > self._limit_bytes:
             return False
 
+        # The time of access is the time of the last use, see _open.
         taken_bytes = fetched_bytes + sum(status.st_size for status, _ in copies)
         for status, entry in sorted(copies, key=lambda copy: copy[0].st_atime_ns):
             if taken_bytes + num_bytes <= self._limit_bytes:

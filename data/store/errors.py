@@ -92,9 +92,11 @@ def judge(where: str, action: str, error: Exception) -> TransientError | DataErr
     code = _code(text)
     reason = _reason(text, status, code)
 
+    # What passes by itself.
     if code in _TRANSIENT_CODES or status in _TRANSIENT_STATUS:
         return TransientError(reason, slow_down=status in _SLOW_DOWN_STATUS or code in {"SlowDown", "ServerBusy"})
 
+    # What is not there: a bucket, the place of a write, a file that an index may name.
     if isinstance(error, FileNotFoundError) or status == 404:
         if code in {"NoSuchBucket", "ContainerNotFound"}:
             return DataError(
@@ -111,6 +113,7 @@ def judge(where: str, action: str, error: Exception) -> TransientError | DataErr
             f"and the credentials in the environment: {ADVICE.get(where.partition(':')[0], 'none are sent')}"
         )
 
+    # Without a status no server has answered.
     if status is None and not _LASTING.search(text):
         return TransientError(reason)
     advice = next(

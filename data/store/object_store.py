@@ -149,6 +149,7 @@ class ObjectStorage:
         where = self._address(name)
         check_range(where, start, stop)
         if start == stop:
+            # No request can ask for no bytes.
             num_bytes = self.size(name)
             if start > num_bytes:
                 raise beyond_end(where, start, start, num_bytes)
@@ -172,6 +173,7 @@ class ObjectStorage:
             try:
                 check(data)
             except DataError as error:
+                # The same bytes again are what the store holds; others were damaged on the way.
                 digest = sha256(data).digest()
                 refused[digest] = refused.get(digest, 0) + 1
                 if refused[digest] >= _DAMAGED_READS:
@@ -264,6 +266,8 @@ class ObjectStorage:
             raise beyond_end(self._address(name), start, end, version.num_bytes)
         if start + len(first) == end:
             return first
+
+        # The other parts come at the same time, and have to be of that version.
         bounds = [*range(start + len(first), end, PART_BYTES), end]
         futures = [
             self._threads.submit(self._reader.read_range, name, begin, until, version=version, clip=False)
@@ -284,6 +288,7 @@ class ObjectStorage:
         client: Any = self._access.uploader if in_parts else self._writer
 
         def send(_: int) -> None:
+            # An earlier try may have read a part of the file.
             if not isinstance(source, bytes):
                 source.seek(0)
             obstore.put(

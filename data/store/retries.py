@@ -89,6 +89,7 @@ class RetryBudget:
 
     def take(self) -> float:
         """Take one retry; returns the seconds until it is paid for, 0 while the bucket holds some."""
+        # The bucket may owe: whoever takes next waits for longer.
         with self._lock:
             self._fill()
             self._tokens -= 1
@@ -161,6 +162,8 @@ class Retries:
                 failures += 1
                 wait_s = self._wait_s(failures, error)
                 now = time.monotonic()
+
+                # Nobody had an answer for a whole deadline: all who wait give up now.
                 if now + wait_s > last_start and self._succeeded_at < started:
                     self._is_dead.set()
                 if started + self.policy.quiet_s <= now + wait_s <= last_start:
@@ -189,6 +192,7 @@ class Retries:
 
     def _wait_s(self, failures: int, error: TransientError) -> float:
         policy = self.policy
+        # Full jitter: anything between 0 and a bound that doubles.
         # 2**60 is beyond every bound; larger powers leave the floats.
         bound_s = policy.first_wait_s * 2.0 ** min(failures - 1, 60)
         bound_s = min(policy.longest_wait_s, bound_s * (policy.slow_down_factor if error.slow_down else 1.0))

@@ -104,7 +104,7 @@ def open_storage(
         return LocalStorage(Path(text[scheme.end() :]))
     if to_write and scheme.group(1).lower() in {"http", "https"}:
         raise DataError(f"{redact(text)}: a web server is only read; expected a folder, s3://, gs:// or az://")
-    # Imported here: reading a folder needs no network library.
+    # Imported late: reading a folder needs no network library.
     from .object_store import open_store
 
     return open_store(text, deadline_s=deadline_s, connections=connections)
@@ -195,6 +195,7 @@ class LocalStorage:
     @contextmanager
     def _writing(self, name: str, *, if_absent: bool) -> Iterator[BinaryIO]:
         path = self._path(name)
+        # A whole file or none, whatever ends the block.
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with writing_whole(path, if_absent=if_absent) as file:
