@@ -27,7 +27,7 @@ from tests.data.radar_files import storms
 
 WINDOW, MAX_FRAMES, ROWS, COLS = 24, 144, 288, 288
 CENTRE = "284:572,225:513"
-# 5734 of 314 958 frames end a window of NL-50's training set (Trebing et al. 2021; FACTS.md).
+# 5734 of 314 958 frames end a window of NL-50's training set (Trebing et al. 2021).
 NL50_DENSITY = 5734 / 314_958
 # The highest depth of the training years, mm in 5 minutes, by which SmaAt-UNet divides.
 NL50_MAX_MM = 47.83
