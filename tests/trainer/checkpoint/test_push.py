@@ -20,11 +20,10 @@ from rainspark.trainer.checkpoint.__main__ import main
 from rainspark.trainer.checkpoint.push import push_within
 from rainspark.trainer.checkpoint.second_place import CheckpointStore
 from rainspark.trainer.checkpoint.transfer import finished_in, pull_latest
-from tests.conftest import REPOSITORY
 from tests.integration.fault_tasks import save_small
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
 @pytest.fixture
@@ -97,23 +96,24 @@ def test_the_copying_process_outlives_a_signal_but_not_its_parent(tmp_path: Path
         "from pathlib import Path; from rainspark.trainer.checkpoint.push import push_within; "
         f"push_within(300, url={silent_store!r}, folder=Path({str(path)!r}), keep_last=2, keep_every=None)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment) as parent:
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
         try:
             child = wait_for(lambda: next((int(word) for word in children.read_text().split()), None))
             # Connected to the store, it is past its start.
-            wait_for(lambda: any("socket" in str(link.readlink()) for link in links(child)) or None)
+            wait_for(
+                lambda: any("socket" in str(link.readlink()) for link in Path(f"/proc/{child}/fd").iterdir()) or None
+            )
             os.kill(child, signal.SIGTERM)
             time.sleep(1)
             assert is_alive(child)
         finally:
             parent.kill()
-        # Sooner than by a pipe that nobody reads, which it would notice when it has something to tell.
+        # Sooner than by a pipe that nobody reads, which it would notice when it has something to report.
         wait_for(lambda: None if is_alive(child) else True, seconds=15)
 
 
-def test_a_copy_that_breaks_down_is_told_and_not_raised(
+def test_a_copy_that_breaks_down_is_reported_and_not_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = save_small(tmp_path, 1)
@@ -145,10 +145,6 @@ def test_a_signal_at_the_very_start_does_not_end_the_copying_process(
     assert pushed.sent[-1] == "checkpoints/step-00000001/MANIFEST.json"
 
 
-def links(process: int) -> list[Path]:
-    return list(Path(f"/proc/{process}/fd").iterdir())
-
-
 def is_alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -156,25 +152,29 @@ def is_alive(process: int) -> bool:
         return False
 
 
-def wait_for(look: Callable[[], _Found | None], seconds: float = 60) -> _Found:
+def wait_for(look: Callable[[], _Result | None], seconds: float = 60) -> _Result:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            if (found := look()) is not None:
-                return found
+            if (result := look()) is not None:
+                return result
         except OSError:
             pass
         time.sleep(0.05)
     raise TimeoutError
 
 
-def check_command(url: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ask about a store with two checkpoints, then with a damaged one."""
+@pytest.mark.parametrize("kind", ["folder", "store"])
+def test_the_command_looks_into_a_folder_and_a_store_by_address(
+    tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """Two checkpoints, then a damaged one."""
+    url = f"file://{tmp_path}/store" if kind == "folder" else f"{request.getfixturevalue('s3').url}/run"
     assert main(["list", url]) == 4
     assert "an address that a run's run.checkpoint_url named" in capsys.readouterr().err
     store = CheckpointStore(url)
     for step in (1, 2):
-        store.push(save_small(folder, step), keep_last=2)
+        store.push(save_small(tmp_path, step), keep_last=2)
     assert main(["list", url]) == main(["verify", url]) == main(["verify", f"{url}/checkpoints/step-00000001/"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("step-")]
     assert [row[0] for row in rows] == [f"step-{step:08d}" for step in (2, 1, 2, 1, 1)]
@@ -183,31 +183,20 @@ def check_command(url: str, folder: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     assert "checkpoints/step-00000002" in shown
     assert "model: 3 tensors, 900 values (float32)" in shown
+
     name = "checkpoints/step-00000002/model.safetensors"
     storage = open_storage(url)
     whole = storage.read(name)
     storage.write(name, bytes([whole[0] ^ 1]) + whole[1:])
     assert main(["list", url]) == 0
     assert main(["verify", url]) == main(["show", f"{url}/checkpoints/step-00000002"]) == 4
-    told = capsys.readouterr()
-    assert f"{name}: damaged" in told.err
-    assert "step-00000002" in next(line for line in told.out.splitlines() if line.endswith("NO"))
+    written = capsys.readouterr()
+    assert f"{name}: damaged" in written.err
+    assert "step-00000002" in next(line for line in written.out.splitlines() if line.endswith("NO"))
     assert main(["show", url]) == 0
     assert "checkpoints/step-00000001" in capsys.readouterr().out
     storage.write(name, whole[:-1])
     assert main(["list", url]) == 4
-
-
-def test_the_command_looks_into_a_folder_by_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check_command(f"file://{tmp_path}/store", tmp_path, capsys)
-
-
-def test_the_command_looks_into_a_store(
-    tmp_path: Path,
-    s3: S3,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    check_command(f"{s3.url}/run", tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
@@ -225,12 +214,3 @@ def test_the_command_ends_cleanly(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     assert main(["verify", place]) == 4
     assert message in capsys.readouterr().err
-
-
-def test_the_module_is_the_command(tmp_path: Path) -> None:
-    save_small(tmp_path, 1)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "rainspark.trainer.checkpoint", "verify", str(tmp_path)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "step-00000001" in ended.stdout
