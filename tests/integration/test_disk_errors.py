@@ -1,7 +1,8 @@
-"""Full disks, read-only ones and ones that fail, at every operation: older checkpoints stay, and the user is told."""
+"""Full disks, read-only ones and ones that fail, at every operation: older checkpoints stay, and the user is report."""
 
 import errno
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,42 +28,9 @@ KILLED, REFUSED = -9, 6
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
 
 
-def num_operations(log: Path) -> int:
-    return len(log.read_text().splitlines())
-
-
-def check_saves(server: FaultServer, folder: Path, faults: list[Fault]) -> None:
-    """Save step 3 beside two older ones, under each fault: what is reported as saved is whole, what is older stays."""
-    base = folder / "base"
-    for step in (1, 2):
-        save_small(base, step)
-    older = verify_folder(base / "checkpoints" / "step-00000002")
-    for number, fault in enumerate(faults):
-        run = folder / f"run-{number}"
-        shutil.copytree(base, run)
-        ended = server.run(save_under, str(run), 3, asdict(fault))
-        told = f"{fault}: {ended}"
-        kills = fault.action in (KILL, TORN, AFTER)
-        assert ended.codes[0] in ((KILLED,) if kills else (0, REFUSED)), told
-        newest = latest_verified(run / "checkpoints")
-        assert newest is not None, told
-        if ended.codes[0] == 0:
-            assert newest.name == "step-00000003", told
-        if ended.codes[0] == REFUSED:
-            assert "checkpoint:" in ended.texts[0], told
-            assert str(run / "checkpoints") in ended.texts[0], told
-            assert "Traceback" not in ended.texts[0], told
-        assert verify_folder(run / "checkpoints" / "step-00000002") == older, told
-        save_small(run, 4)
-        assert step_folders(run / "checkpoints")[0][0] == 4, told
-        assert load(run).state.step == 4, told
-        assert not list((run / "checkpoints").glob(".*")), told
-        shutil.rmtree(run)
-
-
 def failing(log: Path, actions: tuple[int, ...] = (), errors: tuple[int, ...] = ERRORS) -> list[Fault]:
     """Give each error at each operation of a log, once and from then on, and other actions at it."""
-    numbers = range(1, num_operations(log) + 1)
+    numbers = range(1, len(log.read_text().splitlines()) + 1)
     faults = [Fault(at=n, action=FAIL, errno=e, repeat=repeat) for n in numbers for e in errors for repeat in (1, 0)]
     return faults + [Fault(at=number, action=action) for number in numbers for action in actions]
 
@@ -77,58 +45,78 @@ def log_of_save(tmp_path_factory: pytest.TempPathFactory, server: FaultServer) -
     return log
 
 
-def test_a_save_on_a_disk_that_fails_now_and_then(tmp_path: Path, server: FaultServer, log_of_save: Path) -> None:
-    check_saves(server, tmp_path, failing(log_of_save, (KILL, SHORT), (errno.ENOSPC,))[::5])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_save_on_a_disk_that_fails(tmp_path: Path, server: FaultServer, log_of_save: Path, every: int) -> None:
+    """Save step 3 beside two older ones, under each fault: what is reported as saved is whole, what is older stays."""
+    base = tmp_path / "base"
+    for step in (1, 2):
+        save_small(base, step)
+    older = verify_folder(base / "checkpoints" / "step-00000002")
+    actions, errors = ((KILL, TORN, AFTER, SHORT), ERRORS) if every == 1 else ((KILL, SHORT), (errno.ENOSPC,))
+    for number, fault in enumerate(failing(log_of_save, actions, errors)[::every]):
+        run = tmp_path / f"run-{number}"
+        shutil.copytree(base, run)
+        ended = server.run(save_under, str(run), 3, asdict(fault))
+        report = f"{fault}: {ended}"
+        kills = fault.action in (KILL, TORN, AFTER)
+        assert ended.codes[0] in ((KILLED,) if kills else (0, REFUSED)), report
+        newest = latest_verified(run / "checkpoints")
+        assert newest is not None, report
+        if ended.codes[0] == 0:
+            assert newest.name == "step-00000003", report
+        if ended.codes[0] == REFUSED:
+            assert "checkpoint:" in ended.texts[0], report
+            assert str(run / "checkpoints") in ended.texts[0], report
+            assert "Traceback" not in ended.texts[0], report
+        assert verify_folder(run / "checkpoints" / "step-00000002") == older, report
+        save_small(run, 4)
+        assert load(run).state.step == 4, report
+        assert not list((run / "checkpoints").glob(".*")), report
+        shutil.rmtree(run)
 
 
-@pytest.mark.slow
-def test_a_save_on_a_disk_that_fails_at_any_operation(tmp_path: Path, server: FaultServer, log_of_save: Path) -> None:
-    check_saves(server, tmp_path, failing(log_of_save, (KILL, TORN, AFTER, SHORT)))
+def faulty(
+    server: FaultServer, folder: Path, every: int, work: Callable[..., object], *args: Callable[[str], Path]
+) -> Iterator[tuple[int, str]]:
+    """Do something once to count its operations, then under every n-th fault; give each number and report."""
+    log = folder / "log"
+    assert server.run(work, *(str(make("dry")) for make in args), asdict(Fault(log=str(log)))).codes == [0]
+    faults = failing(log, (KILL, TORN, AFTER, SHORT), (errno.ENOSPC, errno.EIO))[::every]
+    log.unlink()
+    for number, fault in enumerate(faults):
+        ended = server.run(work, *(str(make(str(number))) for make in args), asdict(fault))
+        assert ended.codes[0] in (0, REFUSED, KILLED), f"{fault}: {ended}"
+        yield number, f"{fault}: {ended}"
 
 
-def check_copies(server: FaultServer, folder: Path, every: int) -> None:
-    """Copy and fetch under each fault: an older whole one can always be fetched, and the next try does it all."""
-    store, run = folder / "store", folder / "run"
+@pytest.mark.parametrize("every", [31, pytest.param(1, marks=pytest.mark.slow)])
+def test_copies_of_checkpoints_on_disks_that_fail(tmp_path: Path, server: FaultServer, every: int) -> None:
+    """An older whole one can always be fetched, and the next try does it all."""
+    store, run = tmp_path / "store", tmp_path / "run"
     first, second, third = (save_small(run, step, keep_last=3) for step in (1, 2, 3))
     for path in (first, second):
         push(path, open_storage(store), keep_last=2)
-    log = folder / "log"
-    dry = folder / "dry"
-    shutil.copytree(store, dry)
-    assert server.run(push_under, str(third), str(dry), asdict(Fault(log=str(log)))).codes == [0]
-    for number, fault in enumerate(failing(log, (KILL, TORN, AFTER, SHORT), (errno.ENOSPC, errno.EIO))[::every]):
-        place = folder / f"store-{number}"
-        shutil.copytree(store, place)
-        ended = server.run(push_under, str(third), str(place), asdict(fault))
-        told = f"{fault}: {ended}"
-        assert ended.codes[0] in (0, REFUSED, KILLED), told
-        storage = open_storage(place)
-        assert pull_latest(storage, folder / f"fetched-{number}") is not None, told
+
+    def copy_of_store(name: str) -> Path:
+        return Path(shutil.copytree(store, tmp_path / f"store-{name}"))
+
+    for number, report in faulty(server, tmp_path, every, push_under, lambda _: third, copy_of_store):
+        storage = open_storage(tmp_path / f"store-{number}")
+        assert pull_latest(storage, tmp_path / f"fetched-{number}") is not None, report
         for name in finished_in(storage):
             verify_in(storage, name)
         push(third, storage, keep_last=2)
-        assert finished_in(storage) == [third.name, second.name], told
-        shutil.rmtree(place)
-    log.unlink()
-    target = folder / "dry-run"
-    assert server.run(pull_under, str(target), str(store), asdict(Fault(log=str(log)))).codes == [0]
-    for number, fault in enumerate(failing(log, (KILL, TORN, AFTER, SHORT), (errno.ENOSPC, errno.EIO))[::every]):
-        target = folder / f"target-{number}"
-        ended = server.run(pull_under, str(target), str(store), asdict(fault))
-        assert ended.codes[0] in (0, REFUSED, KILLED), f"{fault}: {ended}"
+        assert finished_in(storage) == [third.name, second.name], report
+        shutil.rmtree(tmp_path / f"store-{number}")
+
+    for number, report in faulty(
+        server, tmp_path, every, pull_under, lambda name: tmp_path / f"target-{name}", lambda _: store
+    ):
+        target = tmp_path / f"target-{number}"
         latest_verified(target / "checkpoints")
         pulled = pull_latest(open_storage(store), target)
-        assert pulled is not None
-        assert verify_folder(pulled) == verify_folder(second)
-
-
-def test_copies_of_checkpoints_on_disks_that_fail_now_and_then(tmp_path: Path, server: FaultServer) -> None:
-    check_copies(server, tmp_path, every=31)
-
-
-@pytest.mark.slow
-def test_copies_of_checkpoints_on_disks_that_fail_at_any_operation(tmp_path: Path, server: FaultServer) -> None:
-    check_copies(server, tmp_path, every=1)
+        assert pulled is not None, report
+        assert verify_folder(pulled) == verify_folder(second), report
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +157,7 @@ def test_a_run_goes_on_after_one_failed_save_and_stops_after_two(
 
 @pytest.mark.parametrize("fails", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stop_tries_its_save_once_more(tmp_path: Path, server: FaultServer, shards: Path, fails: int) -> None:
-    """Whatever is asked to stop has no later save: one error of the disk costs it nothing, two are told."""
+    """Whatever is asked to stop has no later save: one error of the disk costs it nothing, two are report."""
     argv = arguments(shards, tmp_path, run__save_every=2)
     fault = {"at": 3, "action": FAIL, "errno": errno.EIO, "repeat": 1 if fails == 1 else 0}
     ended = server.run(train_under, argv, {"rank": 0, "step": 2, "fault": fault, "stop_in_step": 2}, ranks=2)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from rainspark.models.weights.manifest import latest_verified, step_folders
+from rainspark.models.weights.manifest import latest_verified, step_folders, step_of
 from tests.fault_server import AFTER, KILL, TORN, Ended, Fault, FaultServer
 from tests.integration.fault_tasks import arguments, train_under
 from tests.integration.runs import arguments as pretraining_arguments
@@ -65,10 +64,10 @@ class Case:
         """List what the main rank asks of the disk in the save of a step: kind and path, temporary names made alike."""
         run, log = self.fresh(step), self.folder / "log"
         assert set(self.train(run, rank=0, step=step, fault={"log": str(log)}).codes) == {0}
-        words = [line.split(" ", 2)[1:] for line in log.read_text().splitlines()]
+        lines = log.read_text().splitlines()
         log.unlink()
         shutil.rmtree(run)
-        return [(kind, path) for kind, path in words]
+        return [(kind, path) for _, kind, path in (line.split(" ", 2) for line in lines)]
 
     def collectives(self, step: int) -> int:
         """Count the collectives of a save on rank 1."""
@@ -90,29 +89,24 @@ class Case:
         run = self.fresh(step)
         faults = {"fault": asdict(fault or Fault()), "collective": collective}
         ended = self.train(run, rank=rank, step=step, **faults)
-        told = f"step {step}, rank {rank}, {faults}: {ended.codes}\n" + "\n".join(ended.texts)
-        assert ended.codes[rank] == KILLED, told
-        assert not ended.hung, f"the others did not notice: {told}"
+        report = f"step {step}, rank {rank}, {faults}: {ended.codes}\n" + "\n".join(ended.texts)
+        assert ended.codes[rank] == KILLED, report
+        assert not ended.hung, f"the others did not notice: {report}"
         newest = latest_verified(run / "checkpoints")
-        found = 0 if newest is None else int(newest.name.removeprefix("step-"))
-        assert found in (step - 1, step), told
+        assert (0 if newest is None else step_of(newest.name)) in (step - 1, step), report
         self.succeed(run)
-        assert ending(run, self.ranks) == self.expected, told
-        assert [number for number, _ in step_folders(run / "checkpoints")] == [STEPS, STEPS - 1], told
-        assert not list((run / "checkpoints").glob(".*")), told
+        assert ending(run, self.ranks) == self.expected, report
+        assert [number for number, _ in step_folders(run / "checkpoints")] == [STEPS, STEPS - 1], report
+        assert not list((run / "checkpoints").glob(".*")), report
         shutil.rmtree(run)
 
 
 def ending(run: Path, ranks: int) -> dict[str, Any]:
     """Give what a run has come to, bit for bit: weights, buffers and moments as saved, and every rank's buffers."""
-    saved = {name: (value.dtype, value.shape, _bytes(value)) for name, value in tensors(run).items()}
+    saved = {name: (value.dtype, value.shape, value.numpy().tobytes()) for name, value in tensors(run).items()}
     buffers = [json.loads((run / f"buffers-{rank}.json").read_text()) for rank in range(ranks)]
     assert all(buffers)
     return {"saved": saved, "buffers": buffers}
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().numpy().tobytes()
 
 
 def faults_at(operations: list[tuple[str, str]]) -> list[Fault]:

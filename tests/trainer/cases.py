@@ -1,12 +1,13 @@
 """A small case to draw, and what colours a picture has."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ImageColor
+from PIL import Image, ImageColor
 
-from rainspark.data.shards.palette import MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH
+from rainspark.data.shards.palette import DRY_COLOUR, MASKED_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH
 from rainspark.trainer.pictures.forecasts import NONFINITE_COLOUR, Case
 
 ROWS, COLS = 40, 32
@@ -31,8 +32,14 @@ def make_case(**changes: Any) -> Case:
     return Case(**(arguments | changes))
 
 
+def read_picture(path: Path) -> npt.NDArray[np.uint8]:
+    """Read a picture's pixels."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
 def shares(pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
     """Share of a picture's pixels that have each colour exactly."""
     named = {f"{level:g}": colour for level, colour in zip(RAIN_LEVELS_MMH, RAIN_COLOURS, strict=True)}
-    named |= {"missing": MISSING_COLOUR, "no number": NONFINITE_COLOUR}
+    named |= {"dry": DRY_COLOUR, "masked": MASKED_COLOUR, "missing": MISSING_COLOUR, "no number": NONFINITE_COLOUR}
     return {name: float((pixels == ImageColor.getrgb(colour)).all(axis=-1).mean()) for name, colour in named.items()}

@@ -413,8 +413,6 @@ def test_the_micro_batch_changes_only_when_asked_for() -> None:
 
 def test_the_command_line_lists_verifies_and_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run: Callable[..., int] = lambda *words: main([str(word) for word in words])  # noqa: E731
-    assert run("list", tmp_path) == 4
-    assert "no checkpoint there" in capsys.readouterr().err
     first, second = _save(tmp_path, 1), _save(tmp_path, 2)
     assert run("list", tmp_path) == run("verify", tmp_path) == run("verify", first) == 0
     rows = capsys.readouterr().out.splitlines()[1:3]
@@ -427,7 +425,6 @@ def test_the_command_line_lists_verifies_and_shows(tmp_path: Path, capsys: pytes
     assert written.out.splitlines()[1].endswith("NO")
     assert "step-00000002/model.safetensors: 3 bytes" in written.err
     assert run("show", second) == 4
-    capsys.readouterr()
     assert run("show", tmp_path) == 0
     shown = capsys.readouterr().out
     assert "model: 2 tensors, 65 values (float32, int64)" in shown

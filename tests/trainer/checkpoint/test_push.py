@@ -6,11 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from select import select
+from typing import Any
 
 import pytest
 
@@ -22,38 +22,25 @@ from rainspark.trainer.checkpoint.second_place import CheckpointStore
 from rainspark.trainer.checkpoint.transfer import finished_in, pull_latest
 from tests.integration.fault_tasks import save_small
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
+from tests.slurm import wait_until
 
-_Result = TypeVar("_Result")
+SILENT = "s3://bucket/run"
 
 
 @pytest.fixture
-def silent_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a store that accepts connections and never answers."""
+def silent_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Make SILENT the address of a store that is connected to and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        held: list[socket.socket] = []
-
-        def accept() -> None:
-            try:
-                while True:
-                    held.append(server.accept()[0])
-            except OSError:
-                return
-
-        thread = threading.Thread(target=accept)
-        thread.start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
-        yield "s3://bucket/run"
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for connection in held:
-            connection.close()
+        yield server
 
 
-def test_a_store_that_never_answers_costs_the_deadline_and_is_named(tmp_path: Path, silent_store: str) -> None:
+@pytest.mark.usefixtures("silent_store")
+def test_a_store_that_never_answers_costs_the_deadline_and_is_named(tmp_path: Path) -> None:
     path = save_small(tmp_path, 1)
-    store = CheckpointStore(silent_store, push_deadline_s=4)
+    store = CheckpointStore(SILENT, push_deadline_s=4)
     start_s = time.monotonic()
     with pytest.raises(
         CheckpointError, match=r"not copied to s3://bucket/run: cut off after 4 s \(run\.push_deadline_s"
@@ -89,28 +76,26 @@ def test_a_copy_that_is_cut_off_is_a_warning_later_and_the_next_save_tries_again
     assert not open_storage(url).names("checkpoints/step-00000002/"), "and they are removed"
 
 
-def test_the_copying_process_outlives_a_signal_but_not_its_parent(tmp_path: Path, silent_store: str) -> None:
+def test_the_copying_process_outlives_a_signal_but_not_its_parent(tmp_path: Path, silent_store: socket.socket) -> None:
     """A job's SIGTERM goes to all its processes: the run saves then, and this is part of it."""
     path = save_small(tmp_path, 1)
     code = (
         "from pathlib import Path; from rainspark.trainer.checkpoint.push import push_within; "
-        f"push_within(300, url={silent_store!r}, folder=Path({str(path)!r}), keep_last=2, keep_every=None)"
+        f"push_within(300, url={SILENT!r}, folder=Path({str(path)!r}), keep_last=2, keep_every=None)"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
         try:
-            child = wait_for(lambda: next((int(word) for word in children.read_text().split()), None))
-            # Connected to the store, it is past its start.
-            wait_for(
-                lambda: any("socket" in str(link.readlink()) for link in Path(f"/proc/{child}/fd").iterdir()) or None
-            )
+            # Connected to the store, the process is past its start.
+            wait_until(lambda: bool(select([silent_store], [], [], 0)[0]), "the store is asked")
+            child = int(children.read_text())
             os.kill(child, signal.SIGTERM)
             time.sleep(1)
             assert is_alive(child)
         finally:
             parent.kill()
         # Sooner than by a pipe that nobody reads, which it would notice when it has something to report.
-        wait_for(lambda: None if is_alive(child) else True, seconds=15)
+        wait_until(lambda: not is_alive(child), "it ends with its parent", timeout_s=15)
 
 
 def test_a_copy_that_breaks_down_is_reported_and_not_raised(
@@ -150,18 +135,6 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def wait_for(look: Callable[[], _Result | None], seconds: float = 60) -> _Result:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if (result := look()) is not None:
-                return result
-        except OSError:
-            pass
-        time.sleep(0.05)
-    raise TimeoutError
 
 
 @pytest.mark.parametrize("kind", ["folder", "store"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.exit_codes import ExitCode
@@ -56,12 +56,9 @@ def make_rain(rows: int = 64, cols: int = 64, windows: int = 2) -> torch.Tensor:
     return 5 * torch.rand(windows, FRAMES_IN, rows, cols, generator=generator).square()
 
 
-def weights_of(forecaster: RunForecaster) -> dict[str, torch.Tensor]:
-    return forecaster.model.state_dict()
-
-
-def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+def holds(forecaster: RunForecaster, weights: dict[str, torch.Tensor]) -> bool:
+    own = forecaster.model.state_dict()
+    return own.keys() == weights.keys() and all(torch.equal(own[name], weights[name]) for name in own)
 
 
 def rewrite(folder: Path, change: Any) -> None:
@@ -76,7 +73,7 @@ def test_the_best_checkpoint_is_taken_and_says_what_it_learned_from(trained: Pat
     best = best_of(trained)
     assert (forecaster.path, forecaster.name) == (best, "run")
     assert forecaster.step == int(best.name.removeprefix("step-"))
-    assert equal(weights_of(forecaster), load_file(best / "model.safetensors"))
+    assert holds(forecaster, load_file(best / "model.safetensors"))
     assert not forecaster.model.training
     assert {"grid", "cadence_s", "scale_mmh", "source", "spans"} <= forecaster.data.keys()
     assert set(forecaster.data["spans"]) == {"train", "validation", "test"}
@@ -89,11 +86,11 @@ def test_without_a_best_one_the_newest_checkpoints_average_is_taken(copied: Path
     forecaster = load_forecaster(copied, name="last")
     saved = load(copied)
     assert (forecaster.name, forecaster.step, forecaster.path) == ("last", 3, saved.path)
-    assert equal(weights_of(forecaster), saved.average)
-    assert not equal(saved.average, saved.model)
+    assert holds(forecaster, saved.average)
+    assert not holds(forecaster, saved.model)
     (saved.path / "ema.safetensors").unlink()
     write_manifest(saved.path)
-    assert equal(weights_of(load_forecaster(copied)), saved.model)
+    assert holds(load_forecaster(copied), saved.model)
     # A run that was killed before its first checkpoint after a resume leaves an empty folder there.
     (copied / "best" / "checkpoints").mkdir(parents=True)
     assert load_forecaster(copied).step == 3
@@ -101,22 +98,12 @@ def test_without_a_best_one_the_newest_checkpoints_average_is_taken(copied: Path
 
 def test_a_damaged_best_checkpoint_is_an_error_and_nothing_else_is_taken(copied: Path) -> None:
     best = best_of(copied)
-    older = best.with_name("step-00000000")
-    shutil.copytree(best, older)
-    rewrite(older, lambda state: state.update(step=0))
     manifest = best / "MANIFEST.json"
     manifest.write_text(manifest.read_text().replace("sha256", "sha265", 1))
     with pytest.raises(CheckpointError, match=rf"{best.name}/MANIFEST\.json: damaged"):
         load_forecaster(copied)
     manifest.unlink()
     with pytest.raises(CheckpointError, match=rf"{best.name}: not a whole checkpoint \(no MANIFEST\.json"):
-        load_forecaster(copied)
-    write_manifest(best)
-    weights = best / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
         load_forecaster(copied)
 
 
@@ -136,30 +123,20 @@ def test_weights_of_another_architecture_are_refused(copied: Path, key: str, val
         load_forecaster(copied)
 
 
-def test_weights_that_were_cut_are_refused(copied: Path) -> None:
-    best = best_of(copied)
-    weights = load_file(best / "model.safetensors")
-    del weights["dense_decoder.proj.bias"]
-    save_file(weights, best / "model.safetensors")
-    write_manifest(best)
-    with pytest.raises(CheckpointError, match=r"dense_decoder\.proj\.bias differ \(1 in all\)"):
-        load_forecaster(copied)
-
-
 def test_what_is_no_fine_tuning_run_is_refused(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nothing does not exist; expected the folder of a fine-tuning run"):
-        load_forecaster(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="file is a file; expected the folder of a fine-tuning run"):
-        load_forecaster(tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="empty: no checkpoint there"):
-        load_forecaster(tmp_path / "empty")
     pretraining = tmp_path / "pretraining"
     short = {"run__steps": 1, "run__evaluate_every": 9, "optim__warmup_steps": 0}
     assert runs.train(runs.arguments(shards, pretraining, **short)) == ExitCode.DONE
-    with pytest.raises(CheckpointError, match=rf"not of a fine-tuning run .*finetune\.py --init_from {pretraining}"):
-        load_forecaster(pretraining)
+    for name, message in {
+        "nothing": "nothing does not exist; expected the folder of a fine-tuning run",
+        "file": "file is a file; expected the folder of a fine-tuning run",
+        "empty": "empty: no checkpoint there",
+        "pretraining": rf"not of a fine-tuning run .*finetune\.py --init_from {pretraining}",
+    }.items():
+        with pytest.raises(CheckpointError, match=message):
+            load_forecaster(tmp_path / name)
 
 
 def test_a_run_that_does_not_record_its_grid_says_so(copied: Path) -> None:
@@ -195,9 +172,9 @@ def test_frames_of_any_size_are_forecast_as_if_nothing_were_measured_around_them
     padded, whole = torch.zeros(2, FRAMES_IN, 64, 96), torch.zeros(2, FRAMES_IN, 64, 96, dtype=torch.bool)
     padded[..., :50, :70], whole[..., :50, :70] = rain, valid
     expected = forecaster.forecast(padded, whole)[..., :50, :70]
-    found = forecaster.forecast(rain, valid if missing else None)
-    assert found.shape == (2, FRAMES_OUT, 50, 70)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    forecast = forecaster.forecast(rain, valid if missing else None)
+    assert forecast.shape == (2, FRAMES_OUT, 50, 70)
+    torch.testing.assert_close(forecast, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_rain_is_not_below_zero_and_what_is_no_number_stays_none() -> None:
@@ -207,17 +184,6 @@ def test_rain_is_not_below_zero_and_what_is_no_number_stays_none() -> None:
     assert rain[0, 0, 0].tolist() == [0.0, 0.0]
     assert bool(rain[0, 0, 1, 0].isnan())
     assert float(rain[0, 0, 1, 1]) == pytest.approx(0.5 * (torch.e - 1), rel=1e-6)
-
-
-def test_matching_gives_the_rates_of_the_last_frame(copied: Path) -> None:
-    rewrite(best_of(copied), lambda state: state["config"]["model"].update(match="last_frame"))
-    rain = make_rain()
-    forecast = load_forecaster(copied).forecast(rain, None)
-    for window in range(2):
-        # Equal forecasts share the mean of their ranks' rates, which leaves the sum as it is.
-        for lead in range(FRAMES_OUT):
-            assert float(forecast[window, lead].mean()) == pytest.approx(float(rain[window, -1].mean()), rel=1e-4)
-            assert float(forecast[window, lead].max()) <= float(rain[window, -1].max()) * 1.0001
 
 
 SPACE = ModelSpace(kind="log", scale_mmh=0.2)
@@ -241,6 +207,15 @@ def carried(past: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
     last = past[:, -1:] if valid is None else fill_missing(past[:, -1:], valid[:, -1:])
     steps = displacements(estimate_motion(past, valid), FRAMES_OUT)
     return torch.cat([advect(last, step) for step in steps], dim=1)
+
+
+def test_matching_gives_the_rates_of_the_last_frame() -> None:
+    past, _ = moving_band(False)
+    matched = rain_of(SPACE.from_mmh(make_rain()[:, :FRAMES_OUT]), past, None, space=SPACE, match="last_frame")
+    # Equal forecasts share the mean of their ranks' rates, which leaves the sum as it is.
+    expected = past[:, -1:].mean((2, 3)).expand(-1, FRAMES_OUT)
+    torch.testing.assert_close(matched.mean((2, 3)), expected, rtol=1e-4, atol=0)
+    assert bool((matched.amax((2, 3)) <= past[:, -1:].amax((2, 3)) * 1.0001).all())
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -274,11 +249,11 @@ def test_a_window_whose_last_frame_is_missing_keeps_its_own_rates(match: str) ->
     forecast = SPACE.from_mmh(make_rain()[:, :FRAMES_OUT])
     valid = torch.ones_like(past, dtype=torch.bool)
     valid[1, -1] = False
-    found = rain_of(forecast, torch.where(valid, past, 0.0), valid, space=SPACE, match=match)
-    assert torch.equal(found[1], SPACE.to_mmh(forecast)[1])
+    matched = rain_of(forecast, torch.where(valid, past, 0.0), valid, space=SPACE, match=match)
+    assert torch.equal(matched[1], SPACE.to_mmh(forecast)[1])
     whole = rain_of(forecast, past, torch.ones_like(valid), space=SPACE, match=match)
-    assert torch.equal(found[0], whole[0])
-    assert not torch.equal(found[0], SPACE.to_mmh(forecast)[0])
+    assert torch.equal(matched[0], whole[0])
+    assert not torch.equal(matched[0], SPACE.to_mmh(forecast)[0])
 
 
 @pytest.mark.parametrize("match", ["none", "last_frame", "extrapolated", "floor"])
@@ -289,20 +264,20 @@ def test_matching_hides_no_value_that_is_no_number(match: str, bad: float) -> No
     forecast = SPACE.from_mmh(make_rain()[:, :FRAMES_OUT])
     expected = rain_of(forecast, past, valid, space=SPACE, match=match)
     forecast[0, 1, 5, 7] = bad
-    found = rain_of(forecast, past, valid, space=SPACE, match=match)
-    assert not bool(found[0, 1, 5, 7].isfinite())
-    assert int((~found.isfinite()).sum()) == 1
-    assert torch.equal(found[0, [0, 2]], expected[0, [0, 2]])
-    assert torch.equal(found[1], expected[1])
+    matched = rain_of(forecast, past, valid, space=SPACE, match=match)
+    assert not bool(matched[0, 1, 5, 7].isfinite())
+    assert int((~matched.isfinite()).sum()) == 1
+    assert torch.equal(matched[0, [0, 2]], expected[0, [0, 2]])
+    assert torch.equal(matched[1], expected[1])
 
 
 @pytest.mark.parametrize("match", ["last_frame", "extrapolated", "floor"])
 def test_matching_to_a_dry_past(match: str) -> None:
     """Finite; dry where rates are exchanged, as it was where they are only raised."""
     forecast = SPACE.from_mmh(make_rain()[:, :FRAMES_OUT])
-    found = rain_of(forecast, torch.zeros(2, FRAMES_IN, 64, 64), None, space=SPACE, match=match)
+    matched = rain_of(forecast, torch.zeros(2, FRAMES_IN, 64, 64), None, space=SPACE, match=match)
     own = SPACE.to_mmh(forecast)
-    assert torch.equal(found, own if match == "floor" else torch.zeros_like(own))
+    assert torch.equal(matched, own if match == "floor" else torch.zeros_like(own))
 
 
 @pytest.mark.parametrize("name", ["spat_spark", "smaat_unet"])
@@ -311,5 +286,5 @@ def test_checkpointed_blocks_are_those_of_the_settings(name: Any, recompute: boo
     small: dict[str, Any] = {"smaat_width": 4} if name == "smaat_unet" else {"encoder": "resnet18", "decoder_width": 32}
     config = NowcastConfig(name=name, checkpoint_blocks=recompute, space=SpaceConfig(), **small)
     model = build_nowcaster(config, ModelSpace(kind="log", scale_mmh=1.0))
-    part = model if name == "smaat_unet" else model.get_submodule("sparse_encoder")
-    assert bool(part.checkpoint_blocks) == recompute
+    encoder = model if name == "smaat_unet" else model.get_submodule("sparse_encoder")
+    assert bool(encoder.checkpoint_blocks) == recompute

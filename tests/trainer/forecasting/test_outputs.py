@@ -16,10 +16,9 @@ from rainspark.data.frames import Grid
 from rainspark.data.sources import knmi
 from rainspark.data.sources.knmi_writer import file_name as name_of
 from rainspark.data.sources.knmi_writer import write_knmi_file
-from rainspark.data.units import MISSING_COUNT, ModelSpace
+from rainspark.data.units import MISSING_COUNT
 from rainspark.trainer.checkpoint.folder import save
-from rainspark.trainer.checkpoint.state import TrainState
-from rainspark.trainer.forecasting.build import build_nowcaster
+from rainspark.trainer.forecasting.build import build_nowcaster, model_space
 from rainspark.trainer.forecasting.forecaster import load_forecaster
 from rainspark.trainer.forecasting.outputs import main, make_forecast, write_outputs
 from rainspark.trainer.processes.agreement import NonFiniteError
@@ -30,6 +29,7 @@ from rainspark.trainer.settings.model import NowcastConfig
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.settings.run import NowcastRunConfig
 from tests.data.radar_files import storms
+from tests.integration.fault_tasks import state_of
 
 SIZE = 64
 FRAMES_IN, FRAMES_OUT = 3, 2
@@ -50,20 +50,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a run's folder with one checkpoint of a tiny SmaAt-UNet with fresh weights."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     model = NowcastConfig(name="smaat_unet", frames_in=FRAMES_IN, frames_out=FRAMES_OUT, smaat_width=4)
-    config = FinetuneConfig(
-        run=NowcastRunConfig(dir=str(folder)), data=NowcastDataConfig(shards="none"), model=model
-    )  # fmt: skip
-    space = ModelSpace(kind=model.space.kind, scale_mmh=model.space.scale_mmh, clip_mmh=model.space.clip_mmh)
+    run, data = NowcastRunConfig(dir=str(folder)), NowcastDataConfig(shards="none")
+    config = as_dict(FinetuneConfig(run=run, data=data, model=model))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        weights = build_nowcaster(model, space).state_dict()
+        weights = build_nowcaster(model, model_space(model)).state_dict()
     radar = _write_radar(tmp_path_factory.mktemp("radar") / "one", 1)
     grid = knmi.read_header(next(radar.iterdir())).grid
-    state = TrainState(
-        step=1, epoch=0, seed=0, config=as_dict(config), plan={}, loss_scale=None, optimizer_steps={}, versions={},
-        data={"grid": grid.to_json(), "cadence_s": 300, "scale_mmh": 0.12, "source": "synthetic storms", "spans": {}},
-    )  # fmt: skip
-    save(folder, state, {name: tensor.contiguous() for name, tensor in weights.items()}, {}, keep_last=2)
+    about = {"grid": grid.to_json(), "cadence_s": 300, "scale_mmh": 0.12, "source": "synthetic storms", "spans": {}}
+    save(folder, replace(state_of(1), config=config, data=about), weights, {}, keep_last=2)
     return folder
 
 
@@ -81,9 +76,9 @@ def test_a_forecast_is_written_with_its_pictures(run: Path, tmp_path: Path, caps
         "frames/forecast_202001010000_005min.png",
         "frames/forecast_202001010000_010min.png",
     ]
-    said = capsys.readouterr().out
-    assert "my model: 2020-01-01T00:05:00Z to 2020-01-01T00:10:00Z from 3 radar files" in said
-    assert str(out / "forecast_202001010000.nc") in said
+    printed = capsys.readouterr().out
+    assert "my model: 2020-01-01T00:05:00Z to 2020-01-01T00:10:00Z from 3 radar files" in printed
+    assert str(out / "forecast_202001010000.nc") in printed
     forecaster = load_forecaster(run)
     latest = [knmi.read(path) for path in sorted(radar.iterdir())[-FRAMES_IN:]]
     rain = torch.from_numpy(np.stack([frame.counts for frame in latest]).astype(np.float32) * np.float32(0.12))
@@ -98,9 +93,7 @@ def test_a_forecast_is_written_with_its_pictures(run: Path, tmp_path: Path, caps
 
 def test_without_pictures_only_the_file_is_written(run: Path, tmp_path: Path) -> None:
     files = sorted(_write_radar(tmp_path / "radar").iterdir())
-    assert main([
-        "--run", str(run), "--input", *map(str, files), "--out", str(tmp_path / "out"), "--no-pictures",
-    ]) is ExitCode.DONE  # fmt: skip
+    assert _main("--run", run, "--input", *files, "--out", tmp_path / "out", "--no-pictures")() is ExitCode.DONE
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["forecast_202001010000.nc"]
 
 
@@ -142,17 +135,15 @@ def test_refusals_have_their_exit_code_and_write_nothing(
     radar, out = _write_radar(tmp_path / "radar"), tmp_path / "out"
     (tmp_path / "file").write_text("x")
     files = sorted(radar.iterdir())
+    none = tmp_path / "none"
     cases: list[tuple[list[str | Path], ExitCode, str]] = [
         (["--run", run, "--input", radar, "--out", tmp_path / "file"], ExitCode.DATA, "is a file; expected a folder"),
-        (["--run", tmp_path / "none", "--input", radar, "--out", out], ExitCode.CHECKPOINT, "does not exist"),
+        (["--run", none, "--input", radar, "--out", out], ExitCode.CHECKPOINT, "does not exist"),
         (["--run", run, "--input", *files[1:], "--out", out], ExitCode.DATA, "2 radar files were given"),
-        (["--run", run, "--input", tmp_path / "none", "--out", out], ExitCode.DATA, "is not there"),
+        (["--run", run, "--input", none, "--out", out], ExitCode.DATA, "is not there"),
+        (["--run", run, "--input", radar, "--out", out, "--device", "cuda"], ExitCode.CONFIG, "no CUDA device"),
     ]
-    if not torch.cuda.is_available():
-        cases.append(
-            (["--run", run, "--input", radar, "--out", out, "--device", "cuda"], ExitCode.CONFIG, "no CUDA device")
-        )
-    for words, code, message in cases:
+    for words, code, message in cases[: 4 if torch.cuda.is_available() else 5]:
         assert run_entry(_main(*words)) == code
         assert message in capsys.readouterr().err
         assert not out.exists()

@@ -62,13 +62,13 @@ def test_the_radar_comes_first_then_each_models_forecast(tmp_path: Path) -> None
     read, durations_ms = _read(tmp_path / "a.gif")
     assert durations_ms == [RADAR_MS, REST_MS, FORECAST_MS, FORECAST_MS, REST_MS]
     for picture in read[:2]:
-        found = shares(picture)
-        assert found["2"] > 0.3, "the radar in all three panels"
-        assert max(found["5"], found["10"], found["20"]) < 0.02, "only the legend's"
+        drawn = shares(picture)
+        assert drawn["2"] > 0.3, "the radar in all three panels"
+        assert max(drawn["5"], drawn["10"], drawn["20"]) < 0.02, "only the legend's"
     for picture in read[2:]:
-        found = shares(picture)
-        assert min(found["5"], found["10"], found["20"]) > 0.1
-        assert found["2"] < 0.02
+        drawn = shares(picture)
+        assert min(drawn["5"], drawn["10"], drawn["20"]) > 0.1
+        assert drawn["2"] < 0.02
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
 
 

@@ -4,30 +4,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
 from rainspark.data.shards.palette import RAIN_COLOURS
 from rainspark.trainer.pictures.forecasts import forecast_beside_radar, forecast_frames, scale_bar, shortened
-from tests.trainer.cases import COLS, ROWS, field, make_case, shares
-
-
-def _read(path: Path) -> npt.NDArray[np.uint8]:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+from tests.trainer.cases import COLS, ROWS, field, make_case, read_picture, shares
 
 
 def test_lines_are_the_radar_and_the_models(tmp_path: Path) -> None:
     forecast_beside_radar(tmp_path / "a.png", make_case(), leads=[1, 3], title="A title\nand a note")
-    pixels = _read(tmp_path / "a.png")
-    found = shares(pixels)
-    assert found["20"] == pytest.approx(found["5"], rel=0.05), "radar and a"
-    assert found["10"] == pytest.approx(found["5"], rel=0.05), "b and a"
-    assert found["5"] > 0.15
-    top, middle, foot = (int(np.argwhere((pixels == ImageColor.getrgb(c)).all(-1))[:, 0].mean()) for c in
-                         (RAIN_COLOURS[7], RAIN_COLOURS[5], RAIN_COLOURS[6]))  # fmt: skip
+    pixels = read_picture(tmp_path / "a.png")
+    drawn = shares(pixels)
+    assert drawn["20"] == pytest.approx(drawn["5"], rel=0.05), "radar and a"
+    assert drawn["10"] == pytest.approx(drawn["5"], rel=0.05), "b and a"
+    assert drawn["5"] > 0.15
+    colours = [ImageColor.getrgb(RAIN_COLOURS[number]) for number in (7, 5, 6)]
+    top, middle, foot = (np.argwhere((pixels == colour).all(-1))[:, 0].mean() for colour in colours)
     assert top < middle < foot
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
@@ -35,7 +29,7 @@ def test_lines_are_the_radar_and_the_models(tmp_path: Path) -> None:
 def test_without_what_came_only_the_models_are_drawn(tmp_path: Path) -> None:
     case = make_case(observed_mmh_thw=None, observed_valid_thw=None)
     forecast_beside_radar(tmp_path / "a.png", case, leads=[2], title="")
-    assert shares(_read(tmp_path / "a.png"))["20"] < 0.01, "only the legend's"
+    assert shares(read_picture(tmp_path / "a.png"))["20"] < 0.01, "only the legend's"
 
 
 def test_frames_show_one_forecast_each_and_their_time() -> None:
@@ -44,11 +38,10 @@ def test_frames_show_one_forecast_each_and_their_time() -> None:
     pictures = forecast_frames(case, "a", "title")
     assert len({picture.shape for picture in pictures}) == 1
     for picture, expected in zip(pictures, ("0.1", "0.5", "50"), strict=True):
-        found = shares(picture)
-        assert max(found, key=found.__getitem__) == expected
-    assert [case.clock(step) for step in (0, 1, 12)] == [
-        "2010-08-26 00:00 UTC", "2010-08-26 00:05 UTC", "2010-08-26 01:00 UTC",
-    ]  # fmt: skip
+        drawn = shares(picture)
+        assert max(drawn, key=drawn.__getitem__) == expected
+    assert [case.clock(step)[-9:] for step in (0, 1, 12)] == ["00:00 UTC", "00:05 UTC", "01:00 UTC"]
+    assert case.clock(0).startswith("2010-08-26 ")
     assert [case.lead_text(step) for step in (-1, 0, 2)] == ["-5 min", "0 min", "+10 min"]
 
 
