@@ -116,11 +116,13 @@ def _tabulate(
     problems = []
     sys.stdout.write(f"{'checkpoint':<16} {'written (UTC)':<20} {'bytes':>14}  verified\n")
     for name, written, check in rows:
-        size, verdict = "-", "NO"
+        verdict = whole
         try:
-            size, verdict = f"{check():,}", whole
+            size = f"{check():,}"
         except CheckpointError as error:
             problems.append(str(error))
+            size = "-"
+            verdict = "NO"
         sys.stdout.write(f"{name:<16} {written:<20} {size:>14}  {verdict}\n")
 
     for problem in problems if reasons else ():

@@ -103,6 +103,7 @@ def save(
     if average:
         tensors[AVERAGE_FILE] = _storable(AVERAGE_FILE, average)
 
+    # Refused values and types have raised by now: nothing is written for them.
     sweep(checkpoints)
     if not _is_whole(final):
         with checkpoint_errors(final, "written"), writing_folder(final) as temporary:
@@ -142,6 +143,7 @@ def load(folder: Path) -> Loaded:
             raise CheckpointError(f"{folder}: no checkpoint there; expected a run's folder or a checkpoint's")
         path = newest
 
+    # The very bytes that are compared with the manifest are those that are used.
     files = read_manifest(path)
     if absent := sorted({MODEL_FILE, OPTIMIZER_FILE, STATE_FILE} - files.keys()):
         raise CheckpointError(f"{path}: not a training checkpoint: it has no {', '.join(absent)}")

@@ -29,12 +29,12 @@ _LAST_WORDS_S: Final = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """What the process that copies has reported, in order.
+    """What is known of a copy; the last failure is the process' own word, where it had one.
 
     Attributes:
         sent: Names of the files that have arrived, also of a copy that failed.
         warnings: What it had to warn of.
-        failures: Why it ended early; empty where it did not. The checkpoint may be there: older ones are removed after.
+        failures: Why it ended early; empty where it did not. The checkpoint may be there: older ones go after it came.
     """
 
     sent: list[str] = field(default_factory=list)
@@ -61,22 +61,23 @@ def push_within(deadline_s: float, *, url: str, folder: Path, keep_last: int, ke
         pushed.failures.append(f"no process could be started to copy it: {error}")
         return pushed
 
-    output, ending = b"", ""
+    # Until the time is over; what the process has reported until then counts.
+    output = b""
     try:
         output, _ = process.communicate(json.dumps(order).encode(), timeout=deadline_s)
-        ending = f"the process that copies ended with code {process.returncode}" if process.returncode else ""
+        if process.returncode:
+            pushed.failures.append(f"the process that copies ended with code {process.returncode}")
     except subprocess.TimeoutExpired:
         process.kill()
         with suppress(subprocess.TimeoutExpired):
             output, _ = process.communicate(timeout=_LAST_WORDS_S)
-        ending = f"cut off after {deadline_s:g} s (run.push_deadline_s); the next save tries again"
+        pushed.failures.append(f"cut off after {deadline_s:g} s (run.push_deadline_s); the next save tries again")
 
     for line in output.splitlines():
         # The last line may have been cut off.
         with suppress(ValueError, TypeError):
             kind, text = json.loads(line)
             getattr(pushed, kind).append(text)
-    pushed.failures.extend([ending] if ending else [])
     return pushed
 
 
@@ -111,6 +112,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_RUN)
 
+    # Without its parent nobody waits for the copy.
     order: dict[str, Any] = json.load(sys.stdin)
     end_with_parent(signal.SIGKILL)
     if os.getppid() != order["parent"]:

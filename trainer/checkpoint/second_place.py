@@ -45,6 +45,7 @@ class CheckpointStore:
             raise CheckpointError(
                 f"run.checkpoint_url is run.dir, {folder}, itself: no second place; leave it out or choose another"
             )
+        # Damage in the folder is an error only where the store has nothing either.
         try:
             local, failure = latest_verified(folder / CHECKPOINTS_FOLDER), None
         except CheckpointError as error:
@@ -71,13 +72,13 @@ class CheckpointStore:
         for warning in pushed.warnings:
             _logger.warning("%s", warning)
         self._has_taken = self._has_taken or bool(pushed.sent)
-        place = f"{CHECKPOINTS_FOLDER}/{folder.name}"
-        is_copied = f"{place}/{MANIFEST_NAME}" in pushed.sent
+        name = f"{CHECKPOINTS_FOLDER}/{folder.name}"
+        is_copied = f"{name}/{MANIFEST_NAME}" in pushed.sent
         if is_copied:
-            self.newest_copy = f"{self._storage.url}/{place}"
+            self.newest_copy = f"{self._storage.url}/{name}"
             _logger.info("%s: copied to %s", folder, self.newest_copy)
 
-        for failure in pushed.failures[:1]:
+        for failure in pushed.failures[-1:]:
             what = self._storage.url if is_copied else f"{folder}: not copied to {self._storage.url}"
             if not self._has_taken:
                 raise CheckpointError(f"{what}: {failure}")

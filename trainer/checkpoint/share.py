@@ -21,6 +21,7 @@ def share(engine: Engine, loaded: Loaded | None) -> Loaded | None:
     """
     if engine.world_size == 1:
         return loaded
+    # First what tensors there are, so that the other ranks make room for them.
     head = None
     if loaded is not None:
         kinds = {part: {name: (t.shape, t.dtype) for name, t in vars(loaded)[part].items()} for part in _PARTS}
@@ -30,6 +31,7 @@ def share(engine: Engine, loaded: Loaded | None) -> Loaded | None:
         return None
 
     state, path, kinds = head
+    # Then their bytes, one tensor after another, in the order that all ranks know.
     tensors: dict[str, dict[str, torch.Tensor]] = {}
     for part, named in kinds.items():
         sources = {} if loaded is None else vars(loaded)[part]

@@ -115,6 +115,7 @@ def check_resume(
     Raises:
         CheckpointError: something else differs; all of it is named.
     """
+    # Both as flat tables of plain values; what an older checkpoint does not hold was as if switched off.
     now = _flat(_jsonable({**config, "plan": plan}))
     before = {key: value for key, value in ADDED_LATER.items() if key in now}
     before |= _flat(_jsonable({**saved.config, "plan": saved.plan}))
@@ -124,6 +125,7 @@ def check_resume(
         for key in sorted(before.keys() | now.keys())
         if not _same(before.get(key, _ABSENT), now.get(key, _ABSENT))
     }
+    # Every difference is free, on request, or refused.
     on_request = [key for key in lines if key in MAY_CHANGE_WHEN_ASKED]
     free = [key for key in lines if key in MAY_CHANGE or key.partition(".")[0] in MAY_CHANGE_SECTIONS]
     refused = [key for key in lines if key not in {*on_request, *free}]
@@ -159,8 +161,7 @@ def state_bytes(state: TrainState) -> bytes:
     Raises:
         CheckpointError: a value is not plain JSON, NaN and infinity included; its key is named.
     """
-    if state.step < 0:
-        raise CheckpointError(f"step is {state.step}; it must be 0 or more")
+    assert state.step >= 0, "steps are counted from 0"
     document = {"schema_version": STATE_SCHEMA_VERSION, **_jsonable(dataclasses.asdict(state))}
     return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("utf-8")
 

@@ -68,6 +68,7 @@ def push(
         _copy(folder, storage, notify)
         _prune(storage, new, keep_last=max(keep_last, LEAST_KEPT), keep_every=keep_every)
 
+        # Milestones that the store missed while it failed.
         finished = finished_in(storage)
         for step, milestone in step_folders(folder.parent):
             if keep_every and step % keep_every == 0 and milestone.name not in finished:
@@ -124,6 +125,7 @@ def pull(storage: Storage, name: str, checkpoints: Path) -> Path:
     with writing_folder(checkpoints / name) as folder:
         for file, entry in files.items():
             path = f"{CHECKPOINTS_FOLDER}/{name}/{file}"
+            # Damaged on the way, or in the store? A second look shows.
             for _ in range(_FETCHES):
                 with (folder / file).open("wb") as target:
                     sha256 = _read(storage, path, entry, target.write)
@@ -178,16 +180,16 @@ def _steps(storage: Storage) -> list[tuple[int, str, bool]]:
 
 def _read_manifest(storage: Storage, name: str) -> tuple[bytes, dict[str, dict[str, Any]]]:
     """Read a checkpoint's manifest, and compare names and sizes with what is there."""
-    place = f"{CHECKPOINTS_FOLDER}/{name}"
-    names = storage.names(f"{place}/")
-    if f"{place}/{MANIFEST_NAME}" not in names:
-        raise CheckpointError(f"{storage.url}/{place}: no {MANIFEST_NAME}: its writing never ended")
-    manifest = storage.read(f"{place}/{MANIFEST_NAME}")
-    files = parse_manifest(f"{storage.url}/{place}/{MANIFEST_NAME}", manifest)
+    prefix = f"{CHECKPOINTS_FOLDER}/{name}"
+    names = storage.names(f"{prefix}/")
+    if f"{prefix}/{MANIFEST_NAME}" not in names:
+        raise CheckpointError(f"{storage.url}/{prefix}: no {MANIFEST_NAME}: its writing never ended")
+    manifest = storage.read(f"{prefix}/{MANIFEST_NAME}")
+    files = parse_manifest(f"{storage.url}/{prefix}/{MANIFEST_NAME}", manifest)
     for file, entry in files.items():
-        size = storage.size(f"{place}/{file}") if f"{place}/{file}" in names else "no"
+        size = storage.size(f"{prefix}/{file}") if f"{prefix}/{file}" in names else "no"
         if size != entry["bytes"]:
-            raise CheckpointError(f"{storage.url}/{place}/{file}: {size} bytes, the manifest says {entry['bytes']}")
+            raise CheckpointError(f"{storage.url}/{prefix}/{file}: {size} bytes, the manifest says {entry['bytes']}")
     return manifest, files
 
 
@@ -203,34 +205,36 @@ def _copy(folder: Path, storage: Storage, notify: Callable[[str], None]) -> None
     """Copy one whole checkpoint: small files first, so that a store that takes nothing is known soon."""
     files = verify_folder(folder)
     manifest = (folder / MANIFEST_NAME).read_bytes()
-    place = f"{CHECKPOINTS_FOLDER}/{folder.name}"
+    prefix = f"{CHECKPOINTS_FOLDER}/{folder.name}"
     another = CheckpointError(
-        f"{storage.url}/{place}: holds another checkpoint of this step; it belongs to another run: choose another "
+        f"{storage.url}/{prefix}: holds another checkpoint of this step; it belongs to another run: choose another "
         "run.checkpoint_url, or remove what is there"
     )
 
+    # What is there in full stays; what is not whole is made an unfinished one first.
     there = _whole_manifest(storage, folder.name)
     if there not in (None, manifest):
         raise another
     if there is None:
-        if storage.exists(f"{place}/{MANIFEST_NAME}"):
-            _logger.warning("%s/%s: replaced: it was not whole", storage.url, place)
-            storage.delete(f"{place}/{MANIFEST_NAME}")
+        if storage.exists(f"{prefix}/{MANIFEST_NAME}"):
+            _logger.warning("%s/%s: replaced: it was not whole", storage.url, prefix)
+            storage.delete(f"{prefix}/{MANIFEST_NAME}")
         for name, entry in sorted(files.items(), key=lambda item: int(item[1]["bytes"])):
-            path = f"{place}/{name}"
+            path = f"{prefix}/{name}"
             with storage.writer(path) as target, (folder / name).open("rb") as source:
                 shutil.copyfileobj(source, target, _BLOCK_BYTES)
             if (size := storage.size(path)) != entry["bytes"]:
                 raise CheckpointError(f"{storage.url}/{path}: {size} bytes arrived of {entry['bytes']}; push it again")
             notify(path)
 
+        # The manifest last, and only if none is there: of two runs with one address one gets an error.
         try:
-            storage.write(f"{place}/{MANIFEST_NAME}", manifest, if_absent=True)
+            storage.write(f"{prefix}/{MANIFEST_NAME}", manifest, if_absent=True)
         except DataError as error:
-            if storage.exists(f"{place}/{MANIFEST_NAME}"):
+            if storage.exists(f"{prefix}/{MANIFEST_NAME}"):
                 raise another from error
             raise
-    notify(f"{place}/{MANIFEST_NAME}")
+    notify(f"{prefix}/{MANIFEST_NAME}")
 
 
 def _prune(storage: Storage, new: int, *, keep_last: int, keep_every: int | None) -> None:

@@ -60,6 +60,7 @@ def writing_folder(final: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
+        # Contents before names: what has its name after a power cut is whole.
         for path in sorted(temporary.iterdir()):
             make_durable(path)
         make_durable(temporary)

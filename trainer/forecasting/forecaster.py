@@ -177,6 +177,7 @@ def load_forecaster(folder: Path, *, name: str | None = None, device: str = "cpu
             f"{saved.path}: not of a fine-tuning run ({error}); train one with trainer/finetune.py --init_from {folder}"
         ) from error
 
+    # Compared before they are loaded, so that the message names what differs.
     model = build_nowcaster(config.model, model_space(config.model))
     weights = saved.average or saved.model
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}

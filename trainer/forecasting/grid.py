@@ -36,6 +36,7 @@ def in_metres(projection: str) -> str:
     if unknown:
         raise DataError(f"projection {projection!r:.200}: the term {unknown[0]!r:.50} is not known; remove it")
 
+    # The last of equal terms counts, and lengths are in metres whatever the unit of the coordinates is.
     values = dict(term[1:].partition("=")[::2] for term in terms) | {"units": "m", "no_defs": ""}
     axis = values.get("a", values.get("R", ""))
     in_kilometres = NUMBER.fullmatch(axis) is not None and float(axis) < KILOMETRES_BELOW
@@ -91,6 +92,7 @@ def same_projection(grid: Grid, projection: str) -> bool:
     """Check that another projection puts the corners of a grid at the same place, to a small part of a pixel."""
     if grid.projection == projection:
         return True
+    # The four outermost pixels, through degrees into the other projection.
     x_m, y_m = (corner_m.ravel() for corner_m in np.meshgrid(*(axis_m[[0, -1]] for axis_m in pixel_centres_m(grid))))
     transformer = Transformer.from_crs(parse_projection(grid.projection), parse_projection(projection), always_xy=True)
     moved_m = np.hypot(*np.subtract(transformer.transform(x_m, y_m), (x_m, y_m)))

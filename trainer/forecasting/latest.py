@@ -68,6 +68,7 @@ def read_latest(paths: Iterable[Path], *, grid: Grid, cadence_s: int, frames_in:
         )
     _check_times(refs, cadence_s)
 
+    # Each file is parsed once, and only the run's part of its pixels is decoded.
     frames = [knmi.read(ref.file, lambda inside: find_crop(grid, inside=inside)) for ref in refs]
     valid_thw = np.stack([frame.counts != MISSING_COUNT for frame in frames])
     empty = [frame.end_time_s for frame, valid_hw in zip(frames, valid_thw, strict=True) if not valid_hw.any()]
@@ -111,16 +112,19 @@ def find_crop(grid: Grid, *, inside: Grid) -> Crop:
             f"pixels of {inside.pixel_km:g} km; the run's are {grid.pixel_km:g} km: give files of that product"
         )
 
+    # How far the run's upper left corner lies inside the file's grid, in pixels.
     down = (inside.y0_km - grid.y0_km) / grid.pixel_km
     right = (grid.x0_km - inside.x0_km) / grid.pixel_km
-    row0, col0 = round(down), round(right)
+    row0 = round(down)
+    col0 = round(right)
     if max(abs(down - row0), abs(right - col0)) > PIXEL_TOLERANCE:
         raise DataError(
             f"the run's grid begins {down:.3f} rows and {right:.3f} columns into the file's; expected whole numbers: "
             "the pixels do not lie on the run's"
         )
 
-    row1, col1 = row0 + grid.rows, col0 + grid.cols
+    row1 = row0 + grid.rows
+    col1 = col0 + grid.cols
     if row0 < 0 or col0 < 0 or row1 > inside.rows or col1 > inside.cols:
         raise DataError(
             f"the run's area is rows {row0} to {row1} and columns {col0} to {col1} of the file's grid, which has "

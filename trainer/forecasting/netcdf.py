@@ -110,31 +110,38 @@ def _write_times(file: Any, reference_time_s: int, cadence_s: int, num_leads: in
     # Boundary variables take their units from their parent: CF 7.1.
     _write(file, "time_bounds", ("time", "nv"), np.stack([valid_s - cadence_s, valid_s], axis=1))
 
-    last_s, long_name = np.float64(reference_time_s), "end of the last radar frame, UTC"
-    last = _write(file, "forecast_reference_time", (), last_s, long_name, TIME_UNITS)
-    last.attrs["calendar"] = "standard"
+    # Where the leads start from, and how far each of them lies ahead.
+    long_name = "end of the last radar frame, UTC"
+    reference = _write(file, "forecast_reference_time", (), np.float64(reference_time_s), long_name, TIME_UNITS)
+    reference.attrs["calendar"] = "standard"
     _write(file, "forecast_period", ("time",), leads_s / 60, "lead time", "minutes")
 
 
 def _write_grid(file: Any, grid: Grid) -> None:
+    # The axes of the grid, in metres of its projection.
     x_m, y_m = pixel_centres_m(grid)
     for axis, values_m, direction in (("x", x_m, "easting"), ("y", y_m, "northing")):
         variable = _write(file, axis, (axis,), values_m, f"{direction} of the pixel's centre", "m")
         variable.attrs.update({"standard_name": f"projection_{axis}_coordinate", "axis": axis.upper()})
 
+    # The same pixels in degrees, for programs that know no projections.
     longitude_deg, latitude_deg = to_degrees(grid.projection, x_m[None, :], y_m[:, None])
     for word, values_deg, direction in (("latitude", latitude_deg, "north"), ("longitude", longitude_deg, "east")):
         degrees: npt.NDArray[np.float32] = values_deg.astype(np.float32)
         variable = _write(file, word[:3], ("y", "x"), degrees, f"{word} of the pixel's centre", f"degrees_{direction}")
         variable.attrs["standard_name"] = word
 
+    # The projection: its attributes are what counts, its value means nothing (CF 5.6).
     _write(file, "crs", (), np.int32(0)).attrs.update(cf_attributes(grid.projection))
 
 
 def _write_rain(file: Any, rain_mmh_thw: npt.NDArray[np.floating]) -> None:
+    # Infinite values are no forecast either: readers know one missing value.
     rain: npt.NDArray[np.float32] = np.where(np.isfinite(rain_mmh_thw), rain_mmh_thw, np.nan).astype(np.float32)
-    dimensions, missing = ("time", "y", "x"), np.float32(np.nan)
-    variable = _write(file, "rainfall_rate", dimensions, rain, "forecast rain rate", "mm h-1", fillvalue=missing)
+    missing = np.float32(np.nan)
+    variable = _write(
+        file, "rainfall_rate", ("time", "y", "x"), rain, "forecast rain rate", "mm h-1", fillvalue=missing
+    )
     variable.attrs["cell_methods"] = "time: mean"
     variable.attrs["grid_mapping"] = "crs"
     variable.attrs["coordinates"] = "lat lon forecast_period forecast_reference_time"

@@ -67,11 +67,13 @@ def make_forecast(forecaster: RunForecaster, paths: Sequence[Path]) -> Forecast:
         raise DataError(f"{forecaster.name}: the run records no cadence_s ({cadence_s!r}); train it again")
     latest = read_latest(paths, grid=forecaster.grid, cadence_s=cadence_s, frames_in=forecaster.frames_in)
 
+    # A batch of one window; without missing pixels the model needs no mask.
     rain_bthw = torch.from_numpy(latest.rain_mmh_thw)[None]
     valid_bthw = None if latest.valid_thw.all() else torch.from_numpy(latest.valid_thw)[None]
     output_bthw = forecaster.forecast(rain_bthw, valid_bthw, forecaster.frames_out)
     rain_thw: npt.NDArray[np.float32] = output_bthw[0].float().cpu().numpy()
 
+    # Where no radar looked there is no forecast; elsewhere a value that is no number is the model's fault.
     seen_hw = latest.valid_thw.any(axis=0)
     bad_thw = ~np.isfinite(rain_thw) & seen_hw
     if bad_thw[:, seen_hw].all():

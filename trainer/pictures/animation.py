@@ -41,6 +41,7 @@ def animation_frames(case: Case, title: str) -> tuple[list[npt.NDArray[np.uint8]
     stage = Stage(case, num_panels, title)
     pictures = []
 
+    # The radar in every panel: forecasts begin where it ends.
     for frame, image in enumerate(case.radar_images()):
         step = frame - len(case.radar_mmh_thw) + 1
         labels = [f"{shortened(model)}: radar" if num_panels > 1 else "radar" for model in models]
@@ -50,6 +51,7 @@ def animation_frames(case: Case, title: str) -> tuple[list[npt.NDArray[np.uint8]
             stage.draw([image] * num_panels, labels, f"{case.clock(step)}   radar {case.lead_text(step)}", step)
         )
 
+    # Then each model's forecast in its own.
     for lead in range(case.num_leads):
         step = lead + 1
         text = f"forecast {case.lead_text(step)}"
@@ -60,6 +62,7 @@ def animation_frames(case: Case, title: str) -> tuple[list[npt.NDArray[np.uint8]
             images = [case.observed_image(lead), *images]
         pictures.append(stage.draw(images, labels, f"{case.clock(step)}   {text}", step))
 
+    # The last radar frame and the last forecast rest for a moment.
     durations_ms = [RADAR_MS] * len(case.radar_mmh_thw) + [FORECAST_MS] * case.num_leads
     for last in (len(case.radar_mmh_thw) - 1, -1):
         durations_ms[last] = REST_MS
@@ -89,6 +92,7 @@ def write_gif(path: Path, pictures: Sequence[npt.NDArray[np.uint8]], durations_m
             f"{len(pictures)} pictures of shapes {sorted({picture.shape for picture in pictures})} and "
             f"{len(durations_ms)} durations; expected at least one picture, one shape, and a duration each"
         )
+    # Colours as numbers, then as indices into one palette of all pictures.
     codes_thw = np.stack([picture.astype(np.int32) @ CODE for picture in pictures])
     palette, index_of = _palette(codes_thw)
     frames = [Image.fromarray(index_of[codes_hw], mode="P") for codes_hw in codes_thw]
@@ -111,6 +115,7 @@ def _palette(codes_thw: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.uint8], n
         (palette, (256, 3); the palette's index of every 24-bit colour that occurs, (2**24,))
     """
     scale = [int(colour[1:], 16) for colour in (DRY_COLOUR, *RAIN_COLOURS, MISSING_COLOUR, NONFINITE_COLOUR)]
+    # The most frequent of the others fill the palette; equally frequent ones by their code.
     codes, counts = np.unique(codes_thw, return_counts=True)
     others = codes[np.lexsort((codes, -counts))]
     others = others[~np.isin(others, scale)]

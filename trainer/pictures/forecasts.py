@@ -160,10 +160,12 @@ class Stage:
 
         # Whole screen pixels for a radar pixel: nothing is blurred, and no row is drawn twice as thick as the next.
         zoom = max(1, round((_PANEL_PIXELS if num_panels == 1 else _SMALL_PANEL_PIXELS) / cols))
-        panel_width, panel_height = zoom * cols / DOTS_PER_INCH, zoom * rows / DOTS_PER_INCH
+        panel_width = zoom * cols / DOTS_PER_INCH
+        panel_height = zoom * rows / DOTS_PER_INCH
         width = max(2 * _MARGIN_INCHES + across * panel_width + (across - 1) * GAP_INCHES, 4.4)
         height = _HEAD_INCHES + down * (panel_height + _LABEL_INCHES) + _FOOT_INCHES
 
+        # What stays: title, clock, panels, time line and legend; a frame changes their contents only.
         self._figure = Figure(figsize=(width, height), facecolor="white", dpi=DOTS_PER_INCH)
         self._canvas = FigureCanvasAgg(self._figure)
         write_line(self._figure, title, 0.2, 10, letter=0.58)
@@ -175,6 +177,7 @@ class Stage:
         # In points times letters, a letter being about 0.56 of the font size wide: a long name is set smaller.
         self._label_room = 72 * panel_width / 0.56
 
+        # Lines of panels from the top down, centred; the first one carries the scale bar.
         left_inches = (width - across * panel_width - (across - 1) * GAP_INCHES) / 2
         for panel in range(num_panels):
             line, column = divmod(panel, across)
@@ -271,6 +274,7 @@ def forecast_beside_radar(path: Path, case: Case, *, leads: Sequence[int], title
     rows, cols = case.radar_mmh_thw.shape[1:]
     names = ([] if case.observed_mmh_thw is None else [None]) + list(case.forecasts_mmh)
     figure, axes = panel_grid((len(names), rows, cols), len(leads), title, _BESIDE_INCHES)
+    # A line of panels a name; None is the radar.
     for line, name in enumerate(names):
         label = "Radar" if name is None else shortened(name)
         axes[line][0].set_ylabel(label, fontsize=9, color=INK, parse_math=False)
@@ -298,10 +302,12 @@ def scale_bar(axis: Axes, pixel_km: float) -> None:
     """Draw a bar of a round number of km in the lower left of a panel whose axes count pixels."""
     left, right = axis.get_xlim()
     low, high = sorted(axis.get_ylim())
+    # The longest of 1, 2, 5 times a power of ten that takes at most a third of the width.
     most_km = 0.3 * (right - left) * pixel_km
     power = 10 ** np.floor(np.log10(most_km))
     length_km = next(float(digit * power) for digit in (5, 2, 1) if digit * power <= most_km)
 
+    # Near the lower left corner, with a halo that keeps it legible on any colour.
     x = left + 0.04 * (right - left)
     y = high - 0.05 * (high - low)
     halo = [patheffects.withStroke(linewidth=3, foreground="white")]

@@ -70,6 +70,7 @@ def reconstruction_picture(
     if prediction_mmh_thw is not None:
         columns["The network everywhere"] = prediction_mmh_thw
 
+    # A line of panels a frame, a column a field; the second column hides what the network did not see.
     figure, axes = panel_grid(radar_mmh_thw.shape, len(columns), title)
     for row, frame_title in enumerate(frame_titles):
         axes[row][0].set_ylabel(frame_title, fontsize=8, color=INK)
@@ -120,8 +121,8 @@ def panel_grid(
         The figure, and its axes by line and column.
     """
     num_lines, rows, cols = shape
-    panel_width, panel_height = panel_inches, panel_inches * rows / cols
-    width = SIDE_INCHES + num_columns * (panel_width + GAP_INCHES)
+    panel_height = panel_inches * rows / cols
+    width = SIDE_INCHES + num_columns * (panel_inches + GAP_INCHES)
     height = _TITLE_INCHES + num_lines * (panel_height + GAP_INCHES) + _FOOT_INCHES
     figure = Figure(figsize=(width, height), facecolor="white", dpi=DOTS_PER_INCH)
     FigureCanvasAgg(figure)
@@ -133,8 +134,8 @@ def panel_grid(
     axes: list[list[Axes]] = [[] for _ in range(num_lines)]
     for line, column in np.ndindex(num_lines, num_columns):
         bottom = height - _TITLE_INCHES - (line + 1) * panel_height - line * GAP_INCHES
-        left = SIDE_INCHES + column * (panel_width + GAP_INCHES)
-        axes[line].append(add_panel(figure, left, bottom, panel_width, panel_height))
+        left = SIDE_INCHES + column * (panel_inches + GAP_INCHES)
+        axes[line].append(add_panel(figure, left, bottom, panel_inches, panel_height))
     return figure, axes
 
 
@@ -197,6 +198,7 @@ def rain_legend(figure: Figure, neutral: Sequence[Patch]) -> None:
     for position, colour in enumerate((DRY_COLOUR, *RAIN_COLOURS)):
         bar.add_patch(Rectangle((position, 0), 1, 1, facecolor=colour, edgecolor="#888888", linewidth=0.4))
 
+    # Ticks between the classes: each is the lower bound of the class to its right.
     bar.set_xlim(0, num_classes)
     bar.set_ylim(0, 1)
     bar.set_yticks([])

@@ -39,8 +39,9 @@ PLAN: dict[str, Any] = {"data": "abc", "micro_batch": 8, "lanes": 4, "block_byte
 
 
 def _state(step: int, **changes: Any) -> TrainState:
-    counts = {"loss_scale": None, "optimizer_steps": {"weight": float(step)}, "versions": installed_versions()}
-    return TrainState(**({"step": step, "epoch": 0, "seed": 0, "config": CONFIG, "plan": PLAN} | counts | changes))
+    fields: dict[str, Any] = {"step": step, "epoch": 0, "seed": 0, "config": CONFIG, "plan": PLAN, "loss_scale": None}
+    fields |= {"optimizer_steps": {"weight": float(step)}, "versions": installed_versions()}
+    return TrainState(**(fields | changes))
 
 
 def _tensors(step: int, num_values: int = 64) -> dict[str, torch.Tensor]:
