@@ -27,6 +27,10 @@ from tests.data.radar_files import (
     change,
     odim_name,
     random_counts,
+    replace_by_link,
+    replace_by_virtual,
+    replace_dataset,
+    replace_image,
     set_attribute,
     write_collected,
     write_odim_series,
@@ -193,43 +197,22 @@ def hdf5(make: Maker) -> None:
         change(path, edit)
         make.samples.append(Sample(name, "knmi", path))
 
-    def replaced(**arguments: Any) -> Callable[[Any], None]:
-        def edit(file: Any) -> None:
-            del file["image1/image_data"]
-            file.create_dataset("image1/image_data", **arguments)
-
-        return edit
-
-    def linked(place: str, link: Any) -> Callable[[Any], None]:
-        def edit(file: Any) -> None:
-            del file[place]
-            file[place] = link
-
-        return edit
-
     for place in ("image1/image_data", "image1", "overview", "geographic", "image1/calibration"):
         sample(
-            f"hdf5, {place} is an external link".replace("/", " "), linked(place, h5py.ExternalLink(external, place))
+            f"hdf5, {place} is an external link".replace("/", " "),
+            replace_by_link(place, h5py.ExternalLink(external, place)),
         )
-    sample("hdf5, soft link", linked("image1/image_data", h5py.SoftLink("/elsewhere")))
+    sample("hdf5, soft link", replace_by_link("image1/image_data", h5py.SoftLink("/elsewhere")))
     raw = [(external, 0, h5py.h5f.UNLIMITED)]
-    sample("hdf5, external storage", replaced(shape=(12, 10), dtype="u2", external=raw))
-    layout = h5py.VirtualLayout(shape=(12, 10), dtype="u2")
-    layout[:] = h5py.VirtualSource(external, "image1/image_data", shape=(12, 10))
-
-    def virtual(file: Any) -> None:
-        del file["image1/image_data"]
-        file.create_virtual_dataset("image1/image_data", layout)
-
-    sample("hdf5, virtual dataset", virtual)
-    sample("hdf5, huge", replaced(shape=(2**20, 2**20), dtype="u2", chunks=(1024, 1024)))
+    sample("hdf5, external storage", replace_image(shape=(12, 10), dtype="u2", external=raw))
+    sample("hdf5, virtual dataset", replace_by_virtual("image1/image_data", external))
+    sample("hdf5, huge", replace_image(shape=(2**20, 2**20), dtype="u2", chunks=(1024, 1024)))
     sample("hdf5, gzip bomb", bombed)
     sample(
         "hdf5, text in place of counts",
-        replaced(data=np.array([b"x"] * 120, object).reshape(12, 10), dtype=h5py.string_dtype()),
+        replace_image(data=np.array([b"x"] * 120, object).reshape(12, 10), dtype=h5py.string_dtype()),
     )
-    sample("hdf5, references", replaced(shape=(12, 10), dtype=h5py.ref_dtype))
-    sample("hdf5, lzf", replaced(data=np.zeros((12, 10), "u2"), compression="lzf", chunks=(12, 10)))
+    sample("hdf5, references", replace_image(shape=(12, 10), dtype=h5py.ref_dtype))
     code = f"GEO=__import__('os').system('{TOUCH.format(canary=make.canary)}')*PV"
     for number, formula in enumerate(
         (code, "GEO=0.01*PV+0.0;import os", "GEO=PV**9**9**9", "GEO=1e400*PV", ESCAPE * 50)
@@ -243,22 +226,26 @@ def hdf5(make: Maker) -> None:
         "hdf5, projection for terminals",
         set_attribute("geographic/map_projection", "projection_proj4_params", np.bytes_(ESCAPE.encode())),
     )
-    for kind, reader, place in (("odim", "odim", "dataset1/data1/data"), ("smaat", "smaat", "train/images")):
-        for how, link in (("link", h5py.ExternalLink(external, "image1/image_data")), ("storage", None)):
-            folder = make.folder(f"{kind}, external {how}")
-            path = write_odim_series(folder, [2])[0] if kind == "odim" else folder / "collected.h5"
-            if kind == "smaat":
-                times = FIRST_S + 300 * np.arange(4)
-                frames = np.stack([random_counts(i, 8, 8) % 4000 for i in range(4)])
-                write_collected(path, {"train": (frames, times), "test": (frames, times + 6000)})
-            with h5py.File(path, "r+") as file:
-                shape, dtype = file[place].shape, file[place].dtype
-                del file[place]
-                if link is None:
-                    file.create_dataset(place, shape=shape, dtype=dtype, external=raw)
-                else:
-                    file[place] = link
-            make.samples.append(Sample(f"{kind}, external {how}", reader, path))
+    edits = {
+        "link": lambda name: replace_by_link(name, h5py.ExternalLink(external, "image1/image_data")),
+        "storage": lambda name: replace_dataset(name, shape=(4, 8, 8), dtype="f4", external=raw),
+        "values": lambda name: replace_by_virtual(name, external),
+    }
+    for how, edit in edits.items():
+        (path,) = write_odim_series(make.folder(f"odim, external {how}"), [2])
+        change(path, edit("dataset1/data1/data"))
+        make.samples.append(Sample(f"odim, external {how}", "odim", path))
+        path = collected(make.folder(f"smaat, external {how}"))
+        change(path, edit("train/images"))
+        make.samples.append(Sample(f"smaat, external {how}", "smaat", path))
+
+
+def collected(folder: Path) -> Path:
+    """Write a small collected file."""
+    times = FIRST_S + 300 * np.arange(4)
+    frames = np.stack([random_counts(i, 8, 8) % 4000 for i in range(4)])
+    write_collected(folder / "collected.h5", {"train": (frames, times), "test": (frames, times + 6000)})
+    return folder / "collected.h5"
 
 
 def bombed(file: Any) -> None:
@@ -457,11 +444,7 @@ def good_ones(make: Maker) -> None:
     make.samples.append(Sample("good knmi", "knmi", folder / "in", "good"))
     write_odim_series(make.folder("good odim") / "in", range(4))
     make.samples.append(Sample("good odim", "odim", make.root / "good odim" / "in", "good"))
-    times = FIRST_S + 300 * np.arange(4)
-    path = make.folder("good smaat") / "collected.h5"
-    frames = np.stack([random_counts(i, 8, 8) % 4000 for i in range(4)])
-    write_collected(path, {"train": (frames, times), "test": (frames, times + 6000)})
-    make.samples.append(Sample("good smaat", "smaat", path, "good"))
+    make.samples.append(Sample("good smaat", "smaat", collected(make.folder("good smaat")), "good"))
     small_archive(make.folder("good shards") / "shards")
     make.samples.append(Sample("good shards", "archive", make.root / "good shards" / "shards", "good"))
     make.file("good settings", "config", "c.yaml", b"seed: 3\nrun: {dir: r}\ndata: {shards: s}\n", "good")

@@ -42,9 +42,7 @@ class TrackingConfig:
 
         for key, text in (("project", self.project), ("run_name", self.run_name)):
             if text is not None and _NAME.fullmatch(text) is None:
-                raise ConfigError(
-                    f"tracking.{key} is {text!r}; up to 100 letters, digits, spaces, '.', '_' and '-', first a letter "
-                    "or a digit: what every service takes"
-                )
+                allowed = "up to 100 letters, digits, spaces, '.', '_' and '-', the first a letter or a digit"
+                raise ConfigError(f"tracking.{key} is {text!r}; every service takes {allowed}")
         if not self.close_s >= 0:
             raise ConfigError(f"tracking.close_s is {self.close_s}; 0 seconds or more")

@@ -1,4 +1,4 @@
-"""What the services that track a run have to know of it: names, configuration, and the ids under which they keep it."""
+"""Describe a run to the services that track it: names, configuration, and the ids under which they keep it."""
 
 import json
 import logging
@@ -18,53 +18,44 @@ _logger = logging.getLogger(__name__)
 
 
 class RunIds:
-    """Under which ids the services keep a run: a resumed run goes on in the same ones."""
+    """Under which ids the services keep a run: a resumed run goes on in the same ones.
+
+    Attributes:
+        resumed: Whether the run goes on from a checkpoint.
+    """
 
     def __init__(self, folder: Path, *, resumed: bool) -> None:
-        """Name the place; nothing is read or written yet.
+        """Read the ids of an earlier start of a resumed run.
 
         Args:
-            folder: of the run.
-            resumed: whether the run goes on from a checkpoint; a new one takes new ids.
+            folder: Of the run.
+            resumed: Whether the run goes on from a checkpoint; a new one takes new ids.
         """
+        self.resumed = resumed
         self._path = folder / IDS_FILE
-        self._resumed = resumed
         self._lock = threading.Lock()
-        self._ids: dict[str, str] | None = None
+        self._ids: dict[str, str] = {}
+        if resumed:
+            try:
+                kept = json.loads(self._path.read_text(encoding="utf-8"))
+                self._ids = {str(key): str(value) for key, value in kept.items()}
+            except (OSError, ValueError, AttributeError):
+                _logger.warning("%s: no ids of an earlier start; the services begin new runs", self._path)
 
     def find(self, key: str) -> str | None:
-        """Give the id that an earlier start of this run kept."""
-        with self._lock:
-            return self._read().get(key)
+        """Look up the id that an earlier start of this run kept."""
+        return self._ids.get(key)
 
-    def keep(self, key: str, run_id: str) -> None:
-        """Write an id down.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+    def keep(self, key: str, run_id: str) -> str:
+        """Write an id down, and give it back; raises OSError where the file cannot be written."""
         with self._lock:
-            ids = self._read()
-            ids[key] = run_id
-            write_whole(self._path, (json.dumps(ids, indent=1, sort_keys=True) + "\n").encode())
+            self._ids[key] = run_id
+            write_whole(self._path, (json.dumps(self._ids, indent=1, sort_keys=True) + "\n").encode())
+        return run_id
 
     def make(self, key: str) -> str:
-        """Give the id of an earlier start, or a new one, which is kept."""
-        if (found := self.find(key)) is None:
-            found = uuid.uuid4().hex
-            self.keep(key, found)
-        return found
-
-    def _read(self) -> dict[str, str]:
-        if self._ids is None:
-            self._ids = {}
-            if self._resumed:
-                try:
-                    found = json.loads(self._path.read_text(encoding="utf-8"))
-                    self._ids = {str(key): str(value) for key, value in found.items()}
-                except (OSError, ValueError, AttributeError):
-                    _logger.warning("%s: no ids of an earlier start; the services begin new runs", self._path)
-        return self._ids
+        """Look up the id of an earlier start, or make a new one, which is kept."""
+        return self.find(key) or self.keep(key, uuid.uuid4().hex)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +68,6 @@ class ServiceRun:
         name: What it calls the run.
         parameters: The configuration, nested by section.
         ids: Under which ids the services keep it.
-        resumed: Whether it goes on from a checkpoint.
         close_s: Seconds that all services together have when the run ends.
     """
 
@@ -86,11 +76,10 @@ class ServiceRun:
     name: str
     parameters: Mapping[str, Any]
     ids: RunIds
-    resumed: bool
     close_s: float = 15.0
 
     def flat_parameters(self) -> dict[str, bool | int | float | str]:
-        """Give the configuration as "section.setting": value, texts without what looks like a secret."""
+        """Flatten the configuration to "section.setting": value, texts without what looks like a secret."""
         return dict(_flat(self.parameters))
 
 
@@ -98,7 +87,5 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, bool | int | float):
-            yield f"{prefix}{key}", value
         else:
-            yield f"{prefix}{key}", redact(str(value))
+            yield f"{prefix}{key}", value if isinstance(value, bool | int | float) else redact(str(value))

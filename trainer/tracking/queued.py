@@ -1,11 +1,10 @@
-"""A sink of metrics behind a queue and a thread of its own: whoever logs never waits for it."""
+"""Put a sink of metrics behind a queue and a thread of its own: whoever logs never waits for it."""
 
-import logging
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
 from ...data.credentials import redact
@@ -14,9 +13,6 @@ from ..processes.ending import THREAD_NAME
 QUEUE_LENGTH: Final = 4096
 """Entries that wait for a service: at most a few tens of MB, and hours of a run that logs every ten steps."""
 MAX_ERROR_CHARACTERS: Final = 400
-"""Names of the services' threads begin with it."""
-
-_logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -47,27 +43,21 @@ class QueuedTracker:
     """
 
     def __init__(
-        self,
-        name: str,
-        build: Callable[[], Tracker],
-        failed: Callable[[str], None],
-        *,
-        capacity: int = QUEUE_LENGTH,
+        self, name: str, build: Callable[[], Tracker], report: Callable[[str], None], *, capacity: int = QUEUE_LENGTH
     ) -> None:
         """Start the thread.
 
         Args:
             name: What messages call the service.
             build: Makes the sink, in the thread; it may take as long as it wants, and fail.
-            failed: Is told, in whatever thread, what is not complete and why.
+            report: Takes, in whatever thread, what is not complete and why.
             capacity: Entries that may wait.
         """
         self.name = name
-        self._build, self._failed, self._capacity = build, failed, capacity
-        self._queue: deque[tuple[int, _Action]] = deque()
-        self._changed = threading.Condition()
+        self._build, self._report, self._capacity = build, report, capacity
+        self._queue: SimpleQueue[tuple[int, _Action] | None] = SimpleQueue()
         self._ended = threading.Event()
-        self._closing = self._off = self._left = False
+        self._closing = self._given_up = False
         self._num_dropped = self._num_taken = 0
         self._last_step: int | None = None
         # A daemon: the end of the process does not wait for a server.
@@ -84,76 +74,58 @@ class QueuedTracker:
 
     def close(self) -> None:
         """Ask it to send what waits and to close, and return at once; `wait` waits."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
+        self._closing = True
+        self._queue.put(None)
 
     def wait(self, seconds: float) -> None:
-        """Wait until it has closed, at most so long; then it is left behind, and what it lacks is told."""
+        """Wait until it has closed, at most so long; then leave it behind, and report what it lacks."""
         ended = self._ended.wait(max(0.0, seconds))
-        with self._changed:
-            self._left = True
-            num_waiting = len(self._queue)
-            self._queue.clear()
-        if self._off:
+        if self._given_up:
             return
+
+        self._given_up = True
         if not ended:
+            # Without the end mark.
+            num_waiting = max(0, self._queue.qsize() - 1)
             entries = f"{num_waiting} entries were not taken" if num_waiting else "it may lack its last entries"
-            self._failed(f"{self.name} was left behind, as it had not finished within tracking.close_s: {entries}")
+            self._report(f"{self.name} was left behind, as it had not finished within tracking.close_s: {entries}")
         if self._num_dropped:
-            self._failed(
+            self._report(
                 f"{self.name} was too slow: {self._num_dropped} of {self._num_taken} entries were dropped, oldest first"
             )
 
     def _put(self, step: int, action: _Action) -> None:
-        with self._changed:
-            if self._off or self._closing:
-                return
-            self._num_taken += 1
-            if len(self._queue) >= self._capacity:
-                self._queue.popleft()
-                self._num_dropped += 1
-            self._queue.append((step, action))
-            self._changed.notify()
+        if self._given_up or self._closing:
+            return
 
-    def _next(self) -> tuple[int, _Action] | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closing)
-            return self._queue.popleft() if self._queue else None
+        self._num_taken += 1
+        if self._queue.qsize() >= self._capacity:
+            # Unless the thread was quicker.
+            with suppress(Empty):
+                self._queue.get_nowait()
+                self._num_dropped += 1
+        self._queue.put((step, action))
 
     def _work(self) -> None:
         try:
             sink = self._build()
-            while (entry := self._next()) is not None:
+            while (entry := self._queue.get()) is not None:
                 step, action = entry
                 action(sink)
                 self._last_step = step
             sink.close()
         except BaseException as error:  # A library that calls sys.exit() ends its own thread, nothing else.
-            self._switch_off(error)
+            if not self._given_up:
+                self._given_up = True
+                held = "it has nothing" if self._last_step is None else f"it has nothing after step {self._last_step}"
+                self._report(f"{self.name} was switched off after {describe(error)}; {held}")
         finally:
             self._ended.set()
 
-    def _switch_off(self, error: BaseException) -> None:
-        with self._changed:
-            self._off = True
-            self._queue.clear()
-            told = self._left
-        if not told:
-            sent = "it has nothing" if self._last_step is None else f"it has nothing after step {self._last_step}"
-            self._failed(f"{self.name} was switched off after {describe(error)}; {sent}")
-
 
 def describe(error: BaseException) -> str:
-    """Say an error in one line, without secrets: those of services quote addresses, requests and replies."""
+    """Write an error in one line, without secrets: those of services quote addresses, requests and replies."""
     text = " ".join(redact(str(error)).split())
     if len(text) > MAX_ERROR_CHARACTERS:
         text = f"{text[:MAX_ERROR_CHARACTERS]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def wait_for_all(trackers: list[QueuedTracker], seconds: float) -> None:
-    """Wait for several to close, all of them together at most so long."""
-    end = time.monotonic() + seconds
-    for tracker in trackers:
-        tracker.wait(end - time.monotonic())

@@ -1,8 +1,7 @@
-"""Where the metrics of a run go: always a JSONL file, TensorBoard, and services by name. No sink can stop a run."""
+"""Send the metrics of a run to a JSONL file, to TensorBoard, and to services by name. No sink can stop a run."""
 
 import json
 import logging
-import math
 import os
 import re
 import time
@@ -13,11 +12,12 @@ from typing import Any, Final
 from ...data.whole_file import write_whole
 from ..settings.tracking import TrackingConfig
 from .ids import RunIds, ServiceRun
-from .queued import QueuedTracker, Tracker, describe, wait_for_all
+from .queued import QueuedTracker, Tracker, describe
 from .services import SERVICES, prepare
 
 METRICS_FILE: Final = "metrics.jsonl"
 TENSORBOARD_FOLDER: Final = "tensorboard"
+NO_JSON_NUMBERS: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 _logger = logging.getLogger(__name__)
 
@@ -34,11 +34,11 @@ class JsonlTracker:
         """Open the file for appending.
 
         Args:
-            path: of the file.
-            resume_step: the step that the run goes on from; later lines are cut. None: a new run, all lines are.
+            path: Of the file.
+            resume_step: The step that the run goes on from; later lines are cut. None: a new run, all lines are.
 
         Raises:
-            OSError: the file cannot be read or written.
+            OSError: The file cannot be read or written.
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,12 +48,14 @@ class JsonlTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of a step."""
-        self._append(step, "metrics", {key: _strict(float(value)) for key, value in metrics.items()})
+        numbers = {key: float(value) for key, value in metrics.items()}
+        self._append(step, "metrics", {key: NO_JSON_NUMBERS.get(str(value), value) for key, value in numbers.items()})
 
     def image(self, step: int, name: str, path: Path) -> None:
         """Append where a picture lies, relative to the file's folder when it lies below it."""
-        place = path.relative_to(self.path.parent) if path.is_relative_to(self.path.parent) else path
-        self._append(step, "image", {"name": name, "path": place.as_posix()})
+        folder = self.path.parent
+        shown = path.relative_to(folder) if path.is_relative_to(folder) else path
+        self._append(step, "image", {"name": name, "path": shown.as_posix()})
 
     def close(self) -> None:
         """Make all lines durable."""
@@ -82,8 +84,8 @@ class TensorBoardTracker:
         """Open a new event file.
 
         Args:
-            folder: of the event files.
-            resume_step: the step that the run goes on from; TensorBoard leaves out earlier files' later steps.
+            folder: Of the event files.
+            resume_step: The step that the run goes on from; TensorBoard leaves out earlier files' later steps.
         """
         # Imported where it is used: it takes a second, and a machine without it still trains.
         from torch.utils.tensorboard import SummaryWriter
@@ -110,7 +112,11 @@ class TensorBoardTracker:
 
 
 class Trackers:
-    """Hands everything to several sinks; one that fails is switched off with one warning, and the run goes on."""
+    """Hands everything to several sinks; one that fails is switched off with one warning, and the run goes on.
+
+    Attributes:
+        problems: What is not complete and why, for the summary at the end of the run; whole once all are closed.
+    """
 
     def __init__(self, sinks: Sequence[Tracker], *, close_s: float = 0.0) -> None:
         """Take the sinks, in the order in which they are served.
@@ -119,29 +125,21 @@ class Trackers:
             sinks: Local ones, which take at once what they are given.
             close_s: Seconds that the services have to close.
         """
+        self.problems: list[str] = []
         self._sinks = list(sinks)
-        self._services: list[QueuedTracker] = []
         self._close_s = close_s
-        self._problems: list[str] = []
-        self._closing = self._closed = False
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """What is not complete and why, for the summary at the end of the run; whole once all are closed."""
-        return tuple(self._problems)
+        self._closing = False
 
     def open(self, name: str, build: Callable[[], Tracker]) -> None:
         """Add a sink; one that cannot be built counts as failed."""
         try:
             self._sinks.append(build())
         except Exception as error:
-            self._switch_off(name, error)
+            self._report(f"{name} was switched off after {describe(error)}")
 
     def open_service(self, name: str, build: Callable[[], Tracker]) -> None:
         """Add a sink that may be slow or hang, behind a queue and a thread; it is built there too."""
-        service = QueuedTracker(name, build, self._not_complete)
-        self._services.append(service)
-        self._sinks.append(service)
+        self._sinks.append(QueuedTracker(name, build, self._report))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Hand the metrics of a global step to every sink."""
@@ -152,17 +150,20 @@ class Trackers:
         self._each(lambda sink: sink.image(step, name, path))
 
     def close(self) -> None:
-        """Close every sink, wait a limited time for services, and say again what is not complete.
-
-        A second call does nothing.
-        """
+        """Close every sink, wait a limited time for services, and warn of what is not complete; once."""
+        if self._closing:
+            return
         self._closing = True
         self._each(lambda sink: sink.close())
-        wait_for_all(self._services, self._close_s)
-        if not self._closed:
-            for problem in self._problems:
-                _logger.warning("Not complete: %s", problem)
-        self._sinks, self._services, self._closed = [], [], True
+
+        # All services together have one limit.
+        end = time.monotonic() + self._close_s
+        for sink in self._sinks:
+            if isinstance(sink, QueuedTracker):
+                sink.wait(end - time.monotonic())
+        self._sinks = []
+        for problem in self.problems:
+            _logger.warning("Not complete: %s", problem)
 
     def _each(self, action: Callable[[Tracker], None]) -> None:
         for sink in tuple(self._sinks):
@@ -170,46 +171,39 @@ class Trackers:
                 action(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                self._switch_off(sink.name, error)
+                self._report(f"{sink.name} was switched off after {describe(error)}")
 
-    def _switch_off(self, name: str, error: Exception) -> None:
-        self._not_complete(f"{name} was switched off after {describe(error)}")
-
-    def _not_complete(self, problem: str) -> None:
-        self._problems.append(problem)
-        # At the end all are said, and nothing goes on.
+    def _report(self, problem: str) -> None:
+        self.problems.append(problem)
+        # At the end all are listed, and nothing goes on.
         if not self._closing:
             _logger.warning("%s. The run goes on without it.", problem)
 
 
 def open_trackers(
-    run_folder: Path,
-    config: TrackingConfig,
-    *,
-    resume_step: int | None,
-    parameters: Mapping[str, Any] | None = None,
+    run_folder: Path, config: TrackingConfig, *, resume_step: int | None, parameters: Mapping[str, Any] | None = None
 ) -> Trackers:
     """Open the sinks of a run. Rank 0 calls this, and no other rank.
 
     Args:
-        run_folder: of the run.
-        config: which sinks there are besides `metrics.jsonl`.
-        resume_step: the step that the run goes on from, 0 or None for a new run.
-        parameters: the run's configuration, nested by section, which services get without what looks like a secret.
+        run_folder: Of the run.
+        config: Which sinks there are besides `metrics.jsonl`.
+        resume_step: The step that the run goes on from, 0 or None for a new run.
+        parameters: The run's configuration, nested by section, which services get without what looks like a secret.
     """
     trackers = Trackers([], close_s=config.close_s)
     trackers.open(JsonlTracker.name, lambda: JsonlTracker(run_folder / METRICS_FILE, resume_step))
     if config.tensorboard:
-        folder = run_folder / TENSORBOARD_FOLDER
-        trackers.open(TensorBoardTracker.name, lambda: TensorBoardTracker(folder, resume_step))
+        trackers.open(TensorBoardTracker.name, lambda: TensorBoardTracker(run_folder / TENSORBOARD_FOLDER, resume_step))
+
     if config.services:
+        folder = run_folder.absolute()
         run = ServiceRun(
-            folder=run_folder.absolute(),
+            folder=folder,
             project=config.project,
-            name=config.run_name or re.sub(r"[^A-Za-z0-9._-]", "_", run_folder.absolute().name)[:100] or "run",
+            name=config.run_name or re.sub(r"[^A-Za-z0-9._-]", "_", folder.name)[:100] or "run",
             parameters=parameters or {},
             ids=RunIds(run_folder, resumed=bool(resume_step)),
-            resumed=bool(resume_step),
             close_s=config.close_s,
         )
         for name in config.services:
@@ -217,25 +211,20 @@ def open_trackers(
     return trackers
 
 
-def _strict(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
 def _cut_after(path: Path, step: int | None) -> None:
-    """Rewrite the file with the lines up to a step, in one move; a torn or foreign line goes too."""
-    kept, num_foreign = [], 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-            line_step = int(record["step"]) if line.endswith(b"\n") else None
-        except (ValueError, TypeError, KeyError):
-            line_step = None
-        if line_step is None:
-            num_foreign += 1
-        elif step is not None and line_step <= step:
-            kept.append(line)
-    if num_foreign:
+    """Rewrite the file with the lines up to a step; a torn or foreign line goes too."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    steps = [_step_of(line) for line in lines]
+    if num_foreign := steps.count(None):
         _logger.warning("%s: %d lines were torn or not metrics and are cut", path, num_foreign)
+    last = -1 if step is None else step
+    kept = [line for line, number in zip(lines, steps, strict=True) if number is not None and number <= last]
     write_whole(path, b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """Read the step of a line; None where it is torn or of another kind."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except (ValueError, TypeError, KeyError):
+        return None

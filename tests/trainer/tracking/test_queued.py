@@ -89,7 +89,7 @@ def test_everything_arrives_in_order_in_another_thread() -> None:
     trackers.close()
     assert kept.calls == [*((step, {"loss": 0.5}) for step in range(1, 4)), (3, "picture", Path("a.png")), "closed"]
     assert kept.threads == {"tracker kept"}
-    assert trackers.problems == ()
+    assert trackers.problems == []
 
 
 @pytest.mark.parametrize("where", ["build", "log", "close"])
@@ -199,7 +199,7 @@ def test_how_far_one_came_that_failed_is_told() -> None:
     for step in range(0, 100, 10):
         trackers.log(step, {})
     trackers.close()
-    assert trackers.problems == ("mortal was switched off after ConnectionError: reset; it has nothing after step 20",)
+    assert trackers.problems == ["mortal was switched off after ConnectionError: reset; it has nothing after step 20"]
 
 
 @pytest.mark.parametrize(

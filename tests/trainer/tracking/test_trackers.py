@@ -134,7 +134,7 @@ def test_a_failing_sink_is_switched_off_alone_with_one_warning(caplog: pytest.Lo
         assert len(caplog.messages) == 2, "said again at the end"
         trackers.close()
     assert len(caplog.messages) == 2
-    assert trackers.problems == ("bad was switched off after RuntimeError: the server is gone",)
+    assert trackers.problems == ["bad was switched off after RuntimeError: the server is gone"]
     assert bad.calls == [(1, {"loss": 1.0})]
     assert good.calls == [*((s, {"loss": 1.0 / s}) for s in range(1, 5)), (4, "picture", Path("a.png")), "closed"]
 
@@ -181,7 +181,7 @@ def test_the_setting_chooses_the_sinks(tmp_path: Path, tensorboard: bool) -> Non
         "metrics.jsonl",
         *(["tensorboard"] if tensorboard else []),
     ]
-    assert trackers.problems == ()
+    assert trackers.problems == []
 
 
 def test_sinks_that_cannot_be_opened_are_named_and_the_run_goes_on(tmp_path: Path) -> None:
