@@ -226,17 +226,17 @@ def hdf5(make: Maker) -> None:
         "hdf5, projection for terminals",
         set_attribute("geographic/map_projection", "projection_proj4_params", np.bytes_(ESCAPE.encode())),
     )
-    edits = {
+    edits: dict[str, Callable[[str], Callable[[Any], None]]] = {
         "link": lambda name: replace_by_link(name, h5py.ExternalLink(external, "image1/image_data")),
         "storage": lambda name: replace_dataset(name, shape=(4, 8, 8), dtype="f4", external=raw),
         "values": lambda name: replace_by_virtual(name, external),
     }
-    for how, edit in edits.items():
+    for how, edit_of in edits.items():
         (path,) = write_odim_series(make.folder(f"odim, external {how}"), [2])
-        change(path, edit("dataset1/data1/data"))
+        change(path, edit_of("dataset1/data1/data"))
         make.samples.append(Sample(f"odim, external {how}", "odim", path))
         path = collected(make.folder(f"smaat, external {how}"))
-        change(path, edit("train/images"))
+        change(path, edit_of("train/images"))
         make.samples.append(Sample(f"smaat, external {how}", "smaat", path))
 
 

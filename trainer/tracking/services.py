@@ -4,6 +4,7 @@ Everything here but `prepare` runs in the service's own thread (trainer/tracking
 seconds to import. Without an account or a server each service writes below the run's folder.
 """
 
+import importlib
 import logging
 import math
 import netrc
@@ -249,12 +250,11 @@ class NeptuneService(Service):
         mode = os.environ.get("NEPTUNE_MODE") or "offline"
         folder = os.environ.get("NEPTUNE_DATA_DIRECTORY", run.folder / "neptune")
         _logger.warning("Neptune's hosted service ended on 5 March 2026; mode %s, offline data in %s", mode, folder)
-        import neptune
-        from neptune.types import File
-
+        # By name: mypy would follow its types into modules that it cannot read.
+        neptune = importlib.import_module("neptune")
+        self._file = importlib.import_module("neptune.types").File
         # It prints how it starts and stops.
         logging.getLogger("neptune").setLevel(logging.ERROR)
-        self._file = File
         run_id = os.environ.get("NEPTUNE_CUSTOM_RUN_ID") or run.ids.make("neptune")
         captures = [f"capture_{what}" for what in ("stdout", "stderr", "traceback", "hardware_metrics")]
         quiet = {"source_files": [], **dict.fromkeys(["git_ref", *captures], False)}
