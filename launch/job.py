@@ -164,16 +164,9 @@ def srun_command(job: Job, allocation: Allocation) -> list[str]:
     gpus = ["--gpu-bind=none"] if allocation.gpus_per_node else []
     cpus = allocation.cpus_per_node // per_node
 
-    command = [
-        "srun",
-        f"--nodes={num_nodes}",
-        f"--ntasks={num_nodes * per_node}",
-        f"--ntasks-per-node={per_node}",
-        f"--cpus-per-task={cpus}" if cpus else "--overcommit",
-        "--kill-on-bad-exit=1",
-        "--mpi=none",
-        *gpus,
-    ]
+    layout = [f"--nodes={num_nodes}", f"--ntasks={num_nodes * per_node}", f"--ntasks-per-node={per_node}"]
+    command = ["srun", *layout, f"--cpus-per-task={cpus}" if cpus else "--overcommit"]
+    command += ["--kill-on-bad-exit=1", "--mpi=none", *gpus]
 
     inside: list[str] = []
     here = str(Path.cwd())
