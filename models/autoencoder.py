@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .decoder import Activation, LightDecoder
 from .encoder import Encoder
 from .norm import BatchNorm2d
-from .patches import PATCH
+from .patches import PATCH, misfit
 
 
 class Autoencoder(nn.Module):
@@ -71,10 +71,8 @@ class Autoencoder(nn.Module):
                 f"frames have shape {tuple(frames_bchw.shape)}; expected (images, {self.sparse_encoder.in_chans}, h, w)"
             )
         height, width = frames_bchw.shape[2:]
-        if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"frames are {height} x {width} pixels; expected multiples of the patch, {self.patch} (crop them)"
-            )
+        if problem := misfit(height, width, patch=self.patch):
+            raise ValueError(problem)
         if visible_bv is not None and visible_bv.shape[0] != frames_bchw.shape[0]:
             raise ValueError(f"visible positions of {visible_bv.shape[0]} images, frames of {frames_bchw.shape[0]}")
         if valid_bchw is not None and valid_bchw.shape != frames_bchw.shape:

@@ -6,6 +6,24 @@ from torch import Tensor
 PATCH = 32
 
 
+def misfit(rows: int, cols: int, *, crop: int | None = None, patch: int = PATCH) -> str | None:
+    """Explain why frames, or square crops of them, hold no whole number of patches; None where they do.
+
+    Args:
+        rows: of a frame, pixels.
+        cols: of a frame, pixels.
+        crop: side of the crops, a multiple of the patch; None: whole frames are taken.
+        patch: side of a patch, pixels.
+    """
+    largest = min(rows, cols) // patch * patch
+    advice = f"a crop of {largest} or less fits" if largest else "larger ones are needed"
+    if crop is not None and crop > min(rows, cols):
+        return f"frames of {rows} x {cols} pixels are smaller than the crop, {crop}: {advice}"
+    if crop is None and (rows % patch or cols % patch):
+        return f"frames of {rows} x {cols} pixels; expected sides that are multiples of {patch}: {advice}"
+    return None
+
+
 def patchify(image_bchw: Tensor, patch: int) -> Tensor:
     """Cut images into patches: (b, C, h, w) -> (b, L, p * p * C), values in the order (row, column, channel)."""
     images, channels, height, width = image_bchw.shape

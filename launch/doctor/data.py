@@ -49,18 +49,14 @@ def window_of(job: Job) -> int:
 
 def _unfit(job: Job, rows: int, cols: int) -> Finding | None:
     """Refuse frames that no whole number of patches makes up, as the entry point does."""
-    from ...models.patches import PATCH
+    from ...models.patches import misfit
     from ...trainer.settings.experiment import FinetuneConfig
 
     crop = job.config.data.crop if isinstance(job.config, FinetuneConfig) else None
-    if crop is not None and crop > min(rows, cols):
-        text = f"{rows} x {cols} pixels, data.crop {crop}"
-        return fail("frames", text, ExitCode.DATA, expected="a crop that fits in")
-    if crop is None and (rows % PATCH or cols % PATCH):
-        expected = f"sides that are multiples of {PATCH}"
-        advice = "pack with such a crop, or set data.crop where there is one"
-        return fail("frames", f"{rows} x {cols} pixels", ExitCode.DATA, expected=expected, advice=advice)
-    return None
+    problem = misfit(rows, cols, crop=crop)
+    if problem is None:
+        return None
+    return fail("frames", problem, ExitCode.DATA, advice="pack with such a crop, or set data.crop where there is one")
 
 
 @checked("sample", ExitCode.DATA)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..norm import BatchNorm2d, RunningStatistics, run_block
+from ..patches import misfit
 
 KERNELS_PER_CHANNEL = 2
 """Depthwise kernels for each input channel: Trebing et al., section 3."""
@@ -92,9 +93,8 @@ class SmaAtUNet(nn.Module):
     def _check(self, frames_bthw: Tensor, valid_bthw: Tensor | None) -> None:
         if frames_bthw.ndim != 4 or frames_bthw.shape[1] != self.frames_in:
             raise ValueError(f"frames have shape {tuple(frames_bthw.shape)}; expected (images, {self.frames_in}, h, w)")
-        height, width = frames_bthw.shape[2:]
-        if height % STRIDE or width % STRIDE:
-            raise ValueError(f"frames are {height} x {width} pixels; expected multiples of {STRIDE} (crop them)")
+        if problem := misfit(*frames_bthw.shape[2:], patch=STRIDE):
+            raise ValueError(problem)
         if valid_bthw is not None and valid_bthw.shape != frames_bthw.shape:
             raise ValueError(f"validity has shape {tuple(valid_bthw.shape)}, frames have {tuple(frames_bthw.shape)}")
 

@@ -9,8 +9,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from .manifest import CheckpointError
+
 
 def _export(arguments: argparse.Namespace) -> None:
+    # Here, not above: the help answers without torch.
     from .files import read_weights
     from .transfer import architecture_of, encoder_for_timm, write_safetensors
 
@@ -68,13 +71,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (4: weights that cannot be used)."""
     arguments = make_parser().parse_args(argv)
-    # Here, not above: the help answers without torch.
-    from .files import WeightsError
-    from .manifest import CheckpointError
-
     try:
         arguments.run(arguments)
-    except (WeightsError, CheckpointError, OSError) as error:
+    except (CheckpointError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 4
     return 0

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .manifest import latest_verified, verify_folder
+from .manifest import CheckpointError, latest_verified, verify_folder
 
 ENCODER_PREFIX = "sparse_encoder.sp_cnn."
 MODEL_FILE = "model.safetensors"
@@ -19,10 +19,6 @@ MODEL_FILE = "model.safetensors"
 DEAD_BUFFERS = frozenset({"imn_m", "imn_s", "norm_black"})
 # Where published files keep the state dict: SparK's pretraining checkpoints, its released encoders, timm's.
 WRAPPERS = ("module", "state_dict", "model")
-
-
-class WeightsError(ValueError):
-    """A file of weights that cannot be read, or does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +40,19 @@ def read_weights(source: Path) -> Weights:
     """Read weights from a run's folder, a checkpoint's folder, a `.safetensors` or a `.pth` file.
 
     Raises:
-        WeightsError: nothing there, damaged, holding code, holding no weights, one weight under two names, or tensors
-            that are not plain numbers in memory.
-        CheckpointError: a checkpoint folder whose manifest does not verify.
+        CheckpointError: nothing there, damaged, holding code, holding no weights, one weight under two names, tensors
+            that are not plain numbers in memory, or a checkpoint folder whose manifest does not verify.
     """
     path = _weights_file(source)
     raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle_free(path)
     tensors, dropped = published_to_ours(raw, path)
     if not tensors:
-        raise WeightsError(f"{path}: holds no tensors; expected a state dict of names and tensors")
+        raise CheckpointError(f"{path}: holds no tensors; expected a state dict of names and tensors")
     for name, tensor in tensors.items():
         if kind := _not_plain(tensor):
-            raise WeightsError(f"{path}: {name} is a {kind} tensor; expected a dense one of real numbers: convert it")
+            raise CheckpointError(
+                f"{path}: {name} is a {kind} tensor; expected a dense one of real numbers: convert it"
+            )
     return Weights(tensors=tensors, dropped=dropped, source=path)
 
 
@@ -66,7 +63,7 @@ def published_to_ours(raw: Mapping[str, Any], source: Path) -> tuple[dict[str, T
     SparK's and SpaT-SparK's names (ours too); an encoder alone, under `sp_cnn.` or timm's bare names.
 
     Raises:
-        WeightsError: two names of `source` stand for one of ours.
+        CheckpointError: two names of `source` stand for one of ours.
     """
     dropped: list[str] = []
     for wrapper in WRAPPERS:
@@ -88,7 +85,7 @@ def published_to_ours(raw: Mapping[str, Any], source: Path) -> tuple[dict[str, T
         elif bare_encoder and re.match(r"(conv1|bn1|layer[1-4])\.", name):
             name = ENCODER_PREFIX + name
         if name in tensors:
-            raise WeightsError(
+            raise CheckpointError(
                 f"{source}: {origins[name]} and {key} both stand for {name}; expected one of them: delete the other"
             )
         tensors[name], origins[name] = value, str(key)
@@ -98,23 +95,23 @@ def published_to_ours(raw: Mapping[str, Any], source: Path) -> tuple[dict[str, T
 def _weights_file(source: Path) -> Path:
     """The file that holds the weights of a run, a checkpoint or a file."""
     if not source.exists():
-        raise WeightsError(
+        raise CheckpointError(
             f"{source} does not exist; expected a run's folder, a checkpoint's folder, or a weights file"
         )
     if source.is_file():
         if source.suffix not in (".safetensors", ".pth", ".pt"):
-            raise WeightsError(f"{source}: expected a .safetensors, .pth or .pt file")
+            raise CheckpointError(f"{source}: expected a .safetensors, .pth or .pt file")
         return source
     if (source / "checkpoints").is_dir():
         newest = latest_verified(source / "checkpoints")
         if newest is None:
-            raise WeightsError(f"{source}: none of its checkpoints verifies; has the run saved one yet?")
+            raise CheckpointError(f"{source}: none of its checkpoints verifies; has the run saved one yet?")
         source = newest
     elif (source / MODEL_FILE).is_file():
         verify_folder(source)
     path = source / MODEL_FILE
     if not path.is_file():
-        raise WeightsError(
+        raise CheckpointError(
             f"{source}: holds neither checkpoints/ nor {MODEL_FILE}; give a run's or a checkpoint's folder"
         )
     return path
@@ -124,7 +121,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a whole safetensors file: {error}") from error
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
 
 
 def _read_pickle_free(path: Path) -> Mapping[str, Any]:
@@ -134,14 +131,14 @@ def _read_pickle_free(path: Path) -> Mapping[str, Any]:
     except Exception as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
-            raise WeightsError(
+            raise CheckpointError(
                 f"{path}: refused: besides tensors it names the code {refused.group(1)}, which would run on a full "
                 "load; ask its author for a file of tensors only (or safetensors)"
             ) from error
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{path}: cannot be read as a PyTorch weights file: {first[:300]}") from error
+        raise CheckpointError(f"{path}: cannot be read as a PyTorch weights file: {first[:300]}") from error
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path}: holds a {type(content).__name__}; expected a state dict of names and tensors")
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}; expected a state dict of names and tensors")
     return content
 
 

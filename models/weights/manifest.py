@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, is not whole, or does not fit the run."""
+    """A checkpoint or a file of weights that cannot be written or read, is not whole, or does not fit."""
 
 
 def write_manifest(folder: Path) -> None:

@@ -16,18 +16,8 @@ from torch import Tensor, nn
 
 from ...data.whole_file import write_whole
 from ..encoder import timm_shapes
-from .files import ENCODER_PREFIX, Weights, WeightsError, read_weights
-
-__all__ = [
-    "InitReport",
-    "Weights",
-    "WeightsError",
-    "architecture_of",
-    "encoder_for_timm",
-    "init_from",
-    "read_weights",
-    "write_safetensors",
-]
+from .files import ENCODER_PREFIX, Weights, read_weights
+from .manifest import CheckpointError
 
 # (kind of block, blocks a stage) of the encoders in `models.encoder.ENCODERS`.
 ARCHITECTURES = {
@@ -80,9 +70,8 @@ def init_from(model: nn.Module, source: Path, *, may_differ: tuple[str, ...] = (
             and as not used, where their shape differs: layers that follow the number of frames to forecast.
 
     Raises:
-        WeightsError: other shapes that differ, nothing that matches, values that are not finite, or a file that cannot
-            be read.
-        CheckpointError: a checkpoint folder whose manifest does not verify.
+        CheckpointError: other shapes that differ, nothing that matches, values that are not finite, or a file that
+            cannot be read.
     """
     weights = read_weights(source)
     own = model.state_dict()
@@ -92,7 +81,7 @@ def init_from(model: nn.Module, source: Path, *, may_differ: tuple[str, ...] = (
         if name in own and not (name.startswith(may_differ) and tensor.shape != own[name].shape)
     }
     if not shared:
-        raise WeightsError(
+        raise CheckpointError(
             f"{weights.source}: none of its {len(weights.tensors)} tensors ({_some(weights.tensors)}) belongs to this "
             f"model ({_some(own)}); give a checkpoint of the same kind of model"
         )
@@ -102,7 +91,7 @@ def init_from(model: nn.Module, source: Path, *, may_differ: tuple[str, ...] = (
         if tensor.shape != own[name].shape
     ]
     if differing:
-        raise WeightsError(
+        raise CheckpointError(
             f"{weights.source}: {len(differing)} tensors have another shape: {'; '.join(differing[:5])}; expected "
             "weights of the same encoder, input channels and decoder width"
         )
@@ -121,11 +110,11 @@ def encoder_for_timm(weights: Weights) -> dict[str, Tensor]:
     """The encoder's tensors under timm's names, float32, contiguous.
 
     Raises:
-        WeightsError: no encoder among them, or one that is not finite.
+        CheckpointError: no encoder among them, or one that is not finite.
     """
     found = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(ENCODER_PREFIX)}
     if not found:
-        raise WeightsError(
+        raise CheckpointError(
             f"{weights.source}: holds no encoder (names that begin with {ENCODER_PREFIX}); it holds "
             f"{_some(weights.tensors)}"
         )
@@ -140,7 +129,7 @@ def architecture_of(encoder: Mapping[str, Tensor], source: Path) -> str:
     """timm's name of the encoder that `source` holds, told from the tensors' names and shapes.
 
     Raises:
-        WeightsError: no covered encoder, or tensors that timm's network of that name could not load; the first is
+        CheckpointError: no covered encoder, or tensors that timm's network of that name could not load; the first is
             named.
     """
     blocks = {match.groups() for name in encoder if (match := re.match(r"layer([1-4])\.(\d+)\.", name))}
@@ -149,11 +138,13 @@ def architecture_of(encoder: Mapping[str, Tensor], source: Path) -> str:
     convs = 3 if "layer1.0.conv3.weight" in encoder else 2
     covered = ", ".join(ARCHITECTURES.values())
     if (convs, counts) not in ARCHITECTURES:
-        raise WeightsError(f"{source}: encoder has {counts} blocks of {convs} convolutions; expected one of {covered}")
+        raise CheckpointError(
+            f"{source}: encoder has {counts} blocks of {convs} convolutions; expected one of {covered}"
+        )
     architecture = ARCHITECTURES[convs, counts]
     difference = _difference(encoder, architecture)
     if difference:
-        raise WeightsError(
+        raise CheckpointError(
             f"{source}: encoder has the blocks of {architecture}, but {difference}: timm could not load it; expected "
             f"exactly the tensors of one of {covered}"
         )
@@ -177,14 +168,16 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, force: bool)
     """Write a safetensors file: whole, or not at all.
 
     Raises:
-        WeightsError: not named `.safetensors`, it exists already and `force` is off, or its folder does not.
+        CheckpointError: not named `.safetensors`, it exists already and `force` is off, or its folder does not.
     """
     if path.suffix != ".safetensors":
-        raise WeightsError(f"{path}: expected a name that ends in .safetensors: readers go by it; give another --out")
+        raise CheckpointError(
+            f"{path}: expected a name that ends in .safetensors: readers go by it; give another --out"
+        )
     if path.exists() and not force:
-        raise WeightsError(f"{path} exists; give another --out, or --force to replace it")
+        raise CheckpointError(f"{path} exists; give another --out, or --force to replace it")
     if not path.parent.is_dir():
-        raise WeightsError(f"{path.parent} is no folder; make it first, or give another --out")
+        raise CheckpointError(f"{path.parent} is no folder; make it first, or give another --out")
     # Copies: the format refuses tensors that share memory.
     own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     payload = safetensors.torch.save(own, {"format": "pt"})
@@ -196,7 +189,7 @@ def check_finite(source: Path, tensors: Mapping[str, Tensor]) -> None:
     broken = {name: tensor for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()}
     if broken:
         verb = "is" if len(broken) == 1 else "are"
-        raise WeightsError(f"{source}: {_some(broken)} {verb} not finite; use an earlier checkpoint")
+        raise CheckpointError(f"{source}: {_some(broken)} {verb} not finite; use an earlier checkpoint")
 
 
 def _some(names: Mapping[str, Any]) -> str:

@@ -237,8 +237,8 @@ def test_frames_of_any_size_train_with_a_crop(tmp_path: Path) -> None:
     assert train(arguments(odd, tmp_path / "run", **crop)) == ExitCode.DONE
     assert metrics(tmp_path / "run")[-1]["held_out_mse"] > 0
     for overrides, message in (
-        ({}, r"frames of 72 x 72 pixels; the nowcaster trains on sides that are multiples of 32: set data\.crop"),
-        ({"data__crop": 96}, r"frames of 72 x 72 pixels, data\.crop is 96; crop to 64 or less"),
+        ({}, r"frames of 72 x 72 pixels; expected .* multiples of 32: a crop of 64 or less fits; set data\.crop"),
+        ({"data__crop": 96}, r"frames of 72 x 72 pixels are smaller than the crop, 96: a crop of 64 or less fits"),
     ):
         with pytest.raises(ValueError, match=message):
             train(arguments(odd, tmp_path / "none", **overrides))

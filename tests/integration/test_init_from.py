@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from rainspark.data.errors import ConfigError
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.units import ModelSpace
-from rainspark.models.weights.manifest import latest_verified, step_folders
-from rainspark.models.weights.transfer import WeightsError
+from rainspark.models.weights.manifest import CheckpointError, latest_verified, step_folders
 from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.forecasting.build import build_nowcaster
 from rainspark.trainer.forecasting.forecaster import load_forecaster
@@ -115,9 +114,9 @@ def test_a_smaat_unet_starts_from_a_smaat_unet_only(shards: Path, pretrained: Pa
     found = started(arguments(shards, tmp_path / "again", **fewer, init_from=tmp_path / "smaat"))
     assert torch.equal(found["down.0.conv1.0.weight"], best["down.0.conv1.0.weight"])
     assert found["proj.weight"].shape[0] == 2
-    with pytest.raises(WeightsError, match=r"none of its .* belongs to this model"):
+    with pytest.raises(CheckpointError, match=r"none of its .* belongs to this model"):
         train(arguments(shards, tmp_path / "again", **like, init_from=pretrained))
-    with pytest.raises(WeightsError, match=r"none of its .* belongs to this model"):
+    with pytest.raises(CheckpointError, match=r"none of its .* belongs to this model"):
         train(arguments(shards, tmp_path / "again", init_from=tmp_path / "smaat"))
 
 

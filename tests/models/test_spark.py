@@ -204,7 +204,7 @@ def test_initial_values_are_the_published_ones() -> None:
     ("shape", "positions", "valid", "message"),
     [
         ((1, 3, 64, 64), (1, 2), None, r"frames have shape \(1, 3, 64, 64\); expected \(images, 2, h, w\)"),
-        ((1, 2, 64, 65), (1, 2), None, "frames are 64 x 65 pixels; expected multiples of the patch, 32"),
+        ((1, 2, 64, 65), (1, 2), None, "frames of 64 x 65 pixels; expected sides that are multiples of 32"),
         ((1, 2, 64, 64), (2, 2), None, "positions of 2 images, frames of 1"),
         ((1, 2, 64, 64), (1, 2), (1, 1, 64, 64), "validity has shape"),
     ],

@@ -9,7 +9,6 @@ import torch.distributed as dist
 
 from ...data.errors import ConfigError, DataError
 from ...data.exit_codes import ExitCode
-from ...models.weights.files import WeightsError
 from ...models.weights.manifest import CheckpointError
 from .ending import write_error
 from .heartbeat import ENDED_WITH, WAITING, Heartbeat
@@ -45,7 +44,6 @@ CAUSES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
     (DataError, ExitCode.DATA),
     (NonFiniteError, ExitCode.NONFINITE),
     (CheckpointError, ExitCode.CHECKPOINT),
-    (WeightsError, ExitCode.CHECKPOINT),
 )
 # How libraries word a collective that failed because another rank is gone.
 _LOST_CONTACT: Final = ("gloo", "NCCL", "closed by peer", "reset by peer", "Broken pipe", "ProcessGroup")

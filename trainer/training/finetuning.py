@@ -14,7 +14,7 @@ from ...data.shards.index import Index
 from ...models.masking import num_visible
 from ...models.nowcasting.nowcaster import Nowcaster
 from ...models.nowcasting.smaat_unet import SmaAtUNet
-from ...models.patches import PATCH
+from ...models.patches import PATCH, misfit
 from ...models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, step_folders
 from ...models.weights.transfer import InitReport, init_from
 from ..checkpoint.folder import BEST_FOLDER, Loaded, load, save
@@ -78,14 +78,8 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         """
         crop, mask_ratio = self.config.data.crop, self.config.model.mask_ratio
         rows, cols = index.rows, index.cols
-        frames = f"{self.config.data.shards}: frames of {rows} x {cols} pixels"
-        if crop is not None and crop > min(rows, cols):
-            raise DataError(f"{frames}, data.crop is {crop}; crop to {min(rows, cols) // PATCH * PATCH} or less")
-        if crop is None and (rows % PATCH or cols % PATCH):
-            raise DataError(
-                f"{frames}; the nowcaster trains on sides that are multiples of {PATCH}: set data.crop (to "
-                f"{min(rows, cols) // PATCH * PATCH} or less), or pack with such a crop"
-            )
+        if problem := misfit(rows, cols, crop=crop):
+            raise DataError(f"{self.config.data.shards}: {problem}; set data.crop, or pack with such a crop")
         grid_hw = (crop or rows) // PATCH, (crop or cols) // PATCH
         if mask_ratio > 0 and num_visible(grid_hw, mask_ratio) == grid_hw[0] * grid_hw[1]:
             raise ConfigError(

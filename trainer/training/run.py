@@ -16,7 +16,7 @@ from ...data.exit_codes import ExitCode
 from ...data.shards.index import Index
 from ...data.stream.stream import Stream
 from ...data.units import ModelSpace
-from ...models.patches import PATCH
+from ...models.patches import misfit
 from ...models.weights.manifest import CHECKPOINTS_FOLDER, latest_verified
 from ...models.weights.transfer import InitReport
 from ..checkpoint.folder import Loaded, chosen_weights
@@ -103,11 +103,8 @@ class TrainingRun(ABC, Generic[_Config]):
         Raises:
             DataError: Frames that are no whole number of patches.
         """
-        if index.rows % PATCH or index.cols % PATCH:
-            raise DataError(
-                f"{self.config.data.shards}: frames of {index.rows} x {index.cols} pixels; the model masks patches of "
-                f"{PATCH} x {PATCH}: pack with a crop whose sides are multiples of {PATCH}"
-            )
+        if problem := misfit(index.rows, index.cols):
+            raise DataError(f"{self.config.data.shards}: {problem}; pack with such a crop")
 
     def resumed(self, saved: Loaded | None) -> None:
         """Take up what a subclass keeps besides, None for a fresh start; called on all ranks."""

@@ -18,7 +18,8 @@ from rainspark.models.nowcasting.translation import MixerTranslation, Translatio
 from rainspark.models.patches import pack, patchify, unpatchify
 from rainspark.models.spark import SparK
 from rainspark.models.sparse import PatchLayout
-from rainspark.models.weights.transfer import WeightsError, init_from
+from rainspark.models.weights.manifest import CheckpointError
+from rainspark.models.weights.transfer import init_from
 from tests.models.drawing import draw, draw_positions, relative, shake
 from tests.models.nowcasting.storm_cells import Tenths
 
@@ -314,9 +315,9 @@ def test_starts_from_pretraining_of_another_length(tmp_path: Path) -> None:
     model = _model("direct", "linear", frames_out=3).float()
     last = {f"dense_decoder.proj.{kind}" for kind in ("weight", "bias")}
     before = {name: model.state_dict()[name].clone() for name in last}
-    with pytest.raises(WeightsError, match=r"2 tensors have another shape: dense_decoder.proj"):
+    with pytest.raises(CheckpointError, match=r"2 tensors have another shape: dense_decoder.proj"):
         init_from(model, tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match=r"2 tensors have another shape: dense_decoder.proj"):
+    with pytest.raises(CheckpointError, match=r"2 tensors have another shape: dense_decoder.proj"):
         init_from(model, tmp_path / "model.safetensors", may_differ=("sparse_encoder.",))
     report = init_from(model, tmp_path / "model.safetensors", may_differ=("dense_decoder.proj.",))
     own = model.state_dict()
@@ -355,7 +356,7 @@ def test_errors() -> None:
         model(frames, _all_visible(2, 4))
     with pytest.raises(ValueError, match=r"shape \(2, 3, 64, 64\); expected \(images, 2, h, w\)"):
         model(_rain(2, 3, 64, 64))
-    with pytest.raises(ValueError, match="40 x 64 pixels; expected multiples of the patch, 32"):
+    with pytest.raises(ValueError, match="40 x 64 pixels; expected sides that are multiples of 32"):
         model(_rain(2, 2, 40, 64))
     with pytest.raises(ValueError, match="visible positions of 1 images, frames of 2"):
         model(frames, _all_visible(1, 4))

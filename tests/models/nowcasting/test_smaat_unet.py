@@ -111,7 +111,7 @@ def test_errors() -> None:
         model(frames, None, None, torch.ones(8, 1))
     with pytest.raises(ValueError, match=r"shape \(1, 4, 32, 32\); expected \(images, 3, h, w\)"):
         model(draw(1, 4, 32, 32))
-    with pytest.raises(ValueError, match="40 x 32 pixels; expected multiples of 16"):
+    with pytest.raises(ValueError, match="40 x 32 pixels; expected sides that are multiples of 16"):
         model(draw(1, 3, 40, 32))
     with pytest.raises(ValueError, match=r"validity has shape \(1, 1, 32, 32\)"):
         model(frames, None, torch.ones(1, 1, 32, 32, dtype=torch.bool))

@@ -15,8 +15,9 @@ from torch import Tensor
 from rainspark.models.encoder import build_encoder
 from rainspark.models.spark import SparK
 from rainspark.models.weights.__main__ import main
+from rainspark.models.weights.files import read_weights
 from rainspark.models.weights.manifest import CheckpointError, write_manifest
-from rainspark.models.weights.transfer import WeightsError, architecture_of, init_from, read_weights
+from rainspark.models.weights.transfer import architecture_of, init_from
 from tests.models.drawing import draw, relative, shake
 
 
@@ -142,13 +143,13 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
 def test_shapes_that_differ_are_named(tmp_path: Path) -> None:
     torch.save(dict(_spark(in_chans=3).state_dict()), tmp_path / "other.pth")
     message = r"sp_cnn\.conv1\.weight is \(64, 3, 7, 7\) in the file and \(64, 2, 7, 7\) in the model"
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         init_from(_spark(), tmp_path / "other.pth")
 
 
 def test_nothing_that_matches_is_an_error(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a.b": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match=r"none of its 1 tensors \(a\.b\) belongs to this model"):
+    with pytest.raises(CheckpointError, match=r"none of its 1 tensors \(a\.b\) belongs to this model"):
         init_from(_spark(), tmp_path / "other.safetensors")
 
 
@@ -223,7 +224,7 @@ def test_tensors_that_are_not_plain_numbers_are_refused(tmp_path: Path) -> None:
     }
     for kind, tensor in kinds.items():
         torch.save({"conv1.weight": tensor}, tmp_path / "odd.pth")
-        with pytest.raises(WeightsError, match=rf"odd\.pth: sparse_encoder\.sp_cnn\.conv1\.weight is a {kind}"):
+        with pytest.raises(CheckpointError, match=rf"odd\.pth: sparse_encoder\.sp_cnn\.conv1\.weight is a {kind}"):
             read_weights(tmp_path / "odd.pth")
 
 
@@ -244,7 +245,7 @@ def test_tensors_that_share_memory_are_written_as_copies(tmp_path: Path) -> None
 def test_two_names_for_one_weight_are_refused(first: str, second: str, tmp_path: Path) -> None:
     torch.save({first: torch.zeros(1), second: torch.ones(1)}, tmp_path / "twice.pth")
     with pytest.raises(
-        WeightsError, match=rf"twice\.pth: {first} and {second} both stand for sparse_encoder\.sp_cnn\."
+        CheckpointError, match=rf"twice\.pth: {first} and {second} both stand for sparse_encoder\.sp_cnn\."
     ):
         read_weights(tmp_path / "twice.pth")
 
@@ -256,7 +257,7 @@ def test_weights_that_are_not_finite_are_not_taken_over(tmp_path: Path, capsys: 
     state["dense_decoder.proj.bias"] = torch.full((2,), 1e300, dtype=torch.float64)
     before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
     torch.save(state, tmp_path / "broken.pth")
-    with pytest.raises(WeightsError, match=r"broken\.pth: dense_decoder\.proj\.bias, mask_tokens\.1 are not finite"):
+    with pytest.raises(CheckpointError, match=r"broken\.pth: dense_decoder\.proj\.bias, mask_tokens\.1 are not finite"):
         init_from(target, tmp_path / "broken.pth")
     assert all(torch.equal(tensor, before[key]) for key, tensor in target.state_dict().items())
     assert main(["import", str(tmp_path / "broken.pth"), "--out", str(tmp_path / "o.safetensors")]) == 4
@@ -271,10 +272,10 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         read_weights(folder)
     (tmp_path / "cut.safetensors").write_bytes(content[:1000])
-    with pytest.raises(WeightsError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         read_weights(tmp_path / "cut.safetensors")
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 not a checkpoint")
-    with pytest.raises(WeightsError, match="cannot be read as a PyTorch weights file"):
+    with pytest.raises(CheckpointError, match="cannot be read as a PyTorch weights file"):
         read_weights(tmp_path / "cut.pth")
 
 
@@ -290,9 +291,9 @@ def test_sources_that_hold_no_weights_are_named(tmp_path: Path) -> None:
         ("list.pth", "holds a list"),
         ("none.pth", "holds no tensors"),
     ):
-        with pytest.raises(WeightsError, match=message):
+        with pytest.raises(CheckpointError, match=message):
             read_weights(tmp_path / name)
-    with pytest.raises(WeightsError, match=r"holds neither checkpoints/ nor model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"holds neither checkpoints/ nor model\.safetensors"):
         read_weights(tmp_path)
 
 
@@ -313,5 +314,5 @@ def test_architecture_is_told_from_names(name: str) -> None:
 
 
 def test_an_unknown_architecture_is_refused() -> None:
-    with pytest.raises(WeightsError, match=r"\(1, 0, 0, 0\) blocks of 2 convolutions; expected one of resnet18"):
+    with pytest.raises(CheckpointError, match=r"\(1, 0, 0, 0\) blocks of 2 convolutions; expected one of resnet18"):
         architecture_of({"layer1.0.conv1.weight": torch.zeros(1)}, Path("encoder.pth"))
