@@ -26,7 +26,7 @@ def count_windows(index: Index, selection: Selection) -> int:
 
 
 def report(index: Index, selection: Selection, *, table: bool) -> Iterator[str]:
-    """Give the lines that the command prints.
+    """List the lines that the command prints.
 
     Args:
         index: The archive's index, of the sources that are asked about.
@@ -34,26 +34,29 @@ def report(index: Index, selection: Selection, *, table: bool) -> Iterator[str]:
         table: Count for a row of thresholds instead of the selection's own.
     """
     yield f"windows       of {selection.window} frames every {index.cadence_s / 60:g} min"
-    parts = [(source, of_source(index, source)) for source in index.sources]
-    width = max(len(shown(source)) for source in index.sources)
+    of_sources = [(shown(source), of_source(index, source)) for source in index.sources]
+    width = max(len(name) for name, _ in of_sources)
     if table:
         yield f"rain fraction of {_target(selection)}, windows that have at least:"
         yield " ".join([" " * width, *(f"{share:>9.0%}" for share in THRESHOLDS)])
-        for source, part in parts:
-            numbers = (count_windows(part, replace(selection, min_rain_fraction=share)) for share in THRESHOLDS)
-            yield " ".join([f"{shown(source):<{width}}", *(f"{number:>9,}" for number in numbers)])
+        for name, of_one in of_sources:
+            counts = (count_windows(of_one, replace(selection, min_rain_fraction=share)) for share in THRESHOLDS)
+            yield " ".join([f"{name:<{width}}", *(f"{count:>9,}" for count in counts)])
         return
-    yield f"rule          {_words(selection)}"
+
+    # Windows of the published selection may lie across gaps: these are counted apart.
+    yield f"rule          {_rule(selection)}"
+    published = selection.rule == "smaat_compat"
     totals = np.zeros(2, np.int64)
-    for source, part in parts:
-        found = count_windows(part, selection)
-        lost = sum(lost_to_gaps(part, selection).values()) if selection.rule == "smaat_compat" else 0
-        totals += (found, lost)
-        yield f"{shown(source):<{width}} {found:>12,} windows{_lost_words(selection, lost)}"
-        if selection.rule == "smaat_compat" and ready_origins(part):
+    for name, of_one in of_sources:
+        count = count_windows(of_one, selection)
+        lost = sum(lost_to_gaps(of_one, selection).values()) if published else 0
+        totals += (count, lost)
+        yield f"{name:<{width}} {count:>12,} windows{_format_lost(selection, lost)}"
+        if published and ready_origins(of_one):
             yield f"{'':<{width}} its ready windows do not know the frame after them: take --rule strict"
-    if len(parts) > 1:
-        yield f"{'together':<{width}} {totals[0]:>12,} windows{_lost_words(selection, int(totals[1]))}"
+    if len(of_sources) > 1:
+        yield f"{'together':<{width}} {totals[0]:>12,} windows{_format_lost(selection, int(totals[1]))}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(work)
 
 
-def _words(selection: Selection) -> str:
+def _rule(selection: Selection) -> str:
     share = f"at least {100 * selection.min_rain_fraction:g}% of"
     if selection.rule == "smaat_compat":
         return f"smaat_compat: {share} all pixels of the frame after the window are wet"
@@ -90,7 +93,7 @@ def _target(selection: Selection) -> str:
     return f"frame {selection.target_frame % selection.window} (counted from 0)"
 
 
-def _lost_words(selection: Selection, lost: int) -> str:
+def _format_lost(selection: Selection, lost: int) -> str:
     return f", and {lost:,} across gaps that cannot be rebuilt" if selection.rule == "smaat_compat" else ""
 
 
@@ -101,17 +104,17 @@ def make_parser() -> argparse.ArgumentParser:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--select", choices=("nl50", "nl20"), help="a published selection: 50%% or 20%% of wet pixels")
     chosen.add_argument("--min-rain-fraction", type=float, metavar="SHARE", help="share of wet pixels, 0 to 1")
-    parser.add_argument(
-        "--rule", choices=("strict", "smaat_compat"), default="strict",
-        help="strict: the window's own target frame decides; smaat_compat: the frame after the window, as in the "
-        "published data sets (strict)",
-    )  # fmt: skip
+    rule_help = (
+        "strict: the window's own target frame decides; smaat_compat: the frame after the window, as in the published "
+        "data sets (strict)"
+    )
+    parser.add_argument("--rule", choices=("strict", "smaat_compat"), default="strict", help=rule_help)
     parser.add_argument("--window", type=int, metavar="FRAMES", help="frames of a window (the longest packed)")
-    parser.add_argument(
-        "--target-frame", type=int, metavar="INDEX",
-        help="frame that the strict rule judges, counted from 0 as data.target_frame is; -1 is the last "
-        f"({PUBLISHED_TARGET} with --select, which is the published frame {PUBLISHED_TARGET + 1}; else -1)",
-    )  # fmt: skip
+    target_help = (
+        "frame that the strict rule judges, counted from 0 as data.target_frame is; -1 is the last "
+        f"({PUBLISHED_TARGET} with --select, which is the published frame {PUBLISHED_TARGET + 1}; else -1)"
+    )
+    parser.add_argument("--target-frame", type=int, metavar="INDEX", help=target_help)
     parser.add_argument("--source", metavar="NAME", help="only this source of a mixed archive")
     return parser
 

@@ -62,6 +62,7 @@ def requantise(
             "of 0 and more: remove the file, or tell its producer"
         )
 
+    # The error is that of pixels inside the range; the others are counted instead.
     exact = np.where(missing, 0.0, rain_mmh) / QUANTUM_MMH
     rounded = np.clip(np.rint(exact), 0, MAX_COUNT)
     above = exact > MAX_COUNT + 0.5

@@ -1,8 +1,10 @@
 """Records as JSON: written in one way only, and read back with every key, type and range checked."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cache
+from dataclasses import MISSING, fields
+from functools import cache, reduce
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar, cast
 
 from .errors import DataError
@@ -13,8 +15,8 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 _Record = TypeVar("_Record", bound="JsonRecord")
 
-MOST_LISTED: Final = 1000
-"""Errors of one record that are looked at one by one: a list of them takes far more memory than the file."""
+MOST_KEYS: Final = 1000
+"""Keys of one object; each that is wrong costs memory."""
 
 
 class JsonRecord:
@@ -57,16 +59,21 @@ def read_json(cls: type[_Record], data: bytes) -> _Record:
     """
     import pydantic
 
+    # pydantic takes the last one of equal keys in silence, and quotes a whole object for every key that it lacks.
     try:
-        # pydantic takes the last one of equal keys in silence.
-        json.loads(data, object_pairs_hook=_refuse_repeated_keys)
+        keys = json.loads(data, object_pairs_hook=_distinct_keys)
     except (ValueError, RecursionError) as error:
         raise DataError(f"it is no JSON ({error})") from error
+    if not isinstance(keys, frozenset):
+        raise DataError(f"it is {shown(keys)}; expected an object")
+    for field in fields(cast(Any, cls)):
+        if field.default is MISSING and field.name not in keys:
+            raise DataError(f"key {field.name} is missing")
 
     try:
         record: _Record = _adapter(cast(Any, cls)).validate_json(data)
     except pydantic.ValidationError as error:
-        raise DataError(_first_problem(error)) from error
+        raise DataError(_first_problem(error, data)) from error
     return record
 
 
@@ -77,11 +84,9 @@ def demand(holds: bool, key: str, found: Any, expected: str) -> None:
 
 
 def demand_distinct(key: str, values: Iterable[str]) -> None:
-    """Raise DataError, naming the key, for a value that comes twice."""
-    seen: set[str] = set()
-    for value in values:
-        demand(value not in seen, key, f"{value} twice", "distinct values")
-        seen.add(value)
+    """Raise DataError, naming the key, for a value that comes several times; there is at least one value."""
+    value, times = Counter(values).most_common(1)[0]
+    demand(times == 1, key, f"{value} {times} times", "distinct values")
 
 
 def shown(value: Any) -> str:
@@ -98,32 +103,36 @@ def _adapter(cls: type["JsonRecord"]) -> "TypeAdapter[Any]":
     return TypeAdapter(cls)
 
 
-def _first_problem(error: "ValidationError") -> str:
+def _first_problem(error: "ValidationError", data: bytes) -> str:
     """Format the first of a record's errors."""
-    if error.error_count() > MOST_LISTED:
-        return f"{error.error_count()} keys or values are wrong; expected those of {error.title}"
-    problem = error.errors(include_url=False, include_context=False)[0]
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in problem["loc"]).removeprefix(".")
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    steps = problem["loc"]
+    path = shown("".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix("."))
 
+    # Say in our words what is about the key itself, and in pydantic's what is about the value.
     match problem["type"]:
         case "json_invalid":
-            return problem["msg"]
+            return f"it is no JSON ({problem['msg']})"
         case "missing":
-            return f"key {shown(path)} is missing"
+            return f"key {path} is missing"
         case "unexpected_keyword_argument":
-            return f"key {shown(path)} is unknown"
+            return f"key {path} is unknown"
         case "value_error":
             # What the record's own check says.
-            return f"key {shown(path)}: {problem['msg'].removeprefix('Value error, ')}"
-    key = f"key {shown(path)}" if path else "it"
+            return f"key {path}: {problem['msg'].removeprefix('Value error, ')}"
+    value = reduce(lambda values, step: values[step], steps, json.loads(data))
     expected = problem["msg"].replace("Input should be", "expected").replace("String should", "expected to")
-    return f"{key} is {shown(problem['input'])}; {expected}"
+    return f"key {path} is {shown(value)}; {expected}"
 
 
 def _filled_fields(record: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if value is not None}
 
 
-def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> None:
-    if len(dict(pairs)) < len(pairs):
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> frozenset[str]:
+    keys = frozenset(key for key, _ in pairs)
+    if len(keys) < len(pairs):
         raise ValueError("a key stands in an object twice")
+    if len(keys) > MOST_KEYS:
+        raise ValueError(f"an object holds {len(keys)} keys")
+    return keys

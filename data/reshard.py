@@ -52,8 +52,9 @@ def reshard(urls: Sequence[str], out: str, options: ReshardOptions, *, restart: 
         stack.callback(target.close)
         _check_outside(target, [storage for storage, _ in opened])
 
+        # All that can be refused from the indexes alone is refused before anything is written.
         job = plan_reshard(opened, options)
-        return write_or_keep(target, job.plan, _StoredFrames(job), restart=restart)[0]
+        return write_or_keep(target, job.plan, _StoredFrames(job), restart=restart)
 
 
 def _check_outside(target: Storage, sources: Sequence[Storage]) -> None:
@@ -102,8 +103,8 @@ class _StoredFrames:
         data = opened.storage.read_checked(
             name, entry.offset, entry.offset + entry.num_bytes, lambda data: check_sequence(opened.index, entry, data)
         )
-        begin = entry.frames_offset - entry.offset
-        self._kept[position] = memoryview(data)[begin : begin + entry.frames_bytes]
+        self._kept[position] = entry.frames_of(data)
+        # The last one is always kept: it may be larger than the cache.
         while len(self._kept) > 1 and sum(map(len, self._kept.values())) > CACHE_BYTES:
             self._kept.popitem(last=False)
         return self._kept[position]

@@ -81,6 +81,7 @@ def verify(url: str, *, threads: int | None = None) -> Report:
     report = Report()
     storage = open_storage(url)
     try:
+        # An index that cannot be trusted is the one problem: nothing can be compared with it.
         index = load_index(storage)
         report.fingerprint = index.fingerprint
         report.shards = len(index.shards)
@@ -118,6 +119,7 @@ def _read_shards(storage: Storage, index: Index, threads: int, report: Report) -
             for _ in executor.map(_ShardCheck.run, checks):
                 pass
 
+    # Shard by shard, so that the report does not depend on which thread was first.
     for check in checks:
         report.problems += check.problems
         report.frames += check.num_frames
@@ -132,6 +134,7 @@ def _stale(storage: Storage, index: Index) -> list[str]:
         names = storage.names()
     except DataError:
         return ["the address cannot be listed: files that the index does not know would not be seen"]
+
     unlisted = [name for name in names if name not in listed]
     partial = sorted(path.name for path in storage.folder.rglob(f"*{PARTIAL_SUFFIX}")) if storage.folder else []
     return [
@@ -166,10 +169,12 @@ def _wrong_frames_of_origin(own: Sequence[SequenceEntry], cadence_s: int) -> Ite
     frames = frames[np.argsort(frames["time_s"], kind="stable")]
     owned = frames[frames["owned"]]
 
+    # Frames of one time now stand beside each other.
     twice = "a window begins there in key {0} too; expected every window once"
     differs = "key {0} holds other pixels of that time"
     for chosen, fields, what in ((owned, [], twice), (frames, ["share"], differs), (frames, ["missing"], differs)):
-        before, after = chosen[:-1], chosen[1:]
+        before = chosen[:-1]
+        after = chosen[1:]
         wrong = after["time_s"] == before["time_s"]
         for name in fields:
             wrong &= after[name] != before[name]
@@ -192,6 +197,7 @@ def _wrong_sums(index: Index, totals: dict[str, RainTotals]) -> Iterator[Problem
                 what = f"{name} of {shown(source)} is {shown(value)}; the frames give {expected}"
                 yield Problem(what=f"statistics: {what}")
 
+    # The rain after a ready window is not the archive's to know.
     ready = ready_origins(index)
     filled = with_rain_after(index.sequences, cadence_s=index.cadence_s, num_pixels=index.rows * index.cols)
     for entry, other in zip(index.sequences, filled, strict=True):
@@ -264,7 +270,8 @@ class _ShardCheck:
 
     def _read(self, entry: SequenceEntry) -> bytes | None:
         """Read a sequence's bytes, damaged ones too: for the digest of the shard and the members' headers."""
-        name, stop = self.shard.name, entry.offset + entry.num_bytes
+        name = self.shard.name
+        stop = entry.offset + entry.num_bytes
         try:
             return self.storage.read_checked(
                 name, entry.offset, stop, lambda data: verify_sequence_bytes(self.index, entry, data)
@@ -304,8 +311,8 @@ class _ShardCheck:
         for what in wrong_in_json(index, entry, data):
             self._wrong(what, entry.key)
 
-        begin = entry.frames_offset - entry.offset
-        frames = memoryview(data)[begin : begin + entry.frames_bytes]
+        # Every frame: whether it can be decoded, and whether its pixels are those that the index describes.
+        frames = entry.frames_of(data)
         counts_hw = np.empty((index.rows, index.cols), np.uint16)
         origin = index.origins[entry.origin]
         for number in range(entry.num_frames):
@@ -338,6 +345,7 @@ def _wrong_members(entry: SequenceEntry, data: bytes) -> Iterator[str]:
         if offset != position + tarfile.BLOCKSIZE:
             yield f"the data of {name} begin at {offset}, expected {position + tarfile.BLOCKSIZE}"
 
+        # A header of packing says nothing but name and size.
         info = tarfile.TarInfo(name)
         info.size = num_bytes
         if header != info.tobuf(format=tarfile.GNU_FORMAT):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ..command import GOES_ON, run_command
 from ..shards.contact_sheet import draw_contact_sheet
-from ..shards.index import check_shard_sizes, load_index
+from ..shards.index import INDEX_NAME, check_shard_sizes, load_index
 from ..shards.summary import summarise
 from ..store.storage import open_storage
 from . import options
-from .archive import pack_or_keep
+from .archive import pack
 from .options import Command, parse_command
 
 
@@ -29,12 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             _inspect(command)
             return 0
 
+        storage = open_storage(command.out, to_write=True)
+        outcome = "was complete already: " if storage.exists(INDEX_NAME) else "packed        "
         first, *more = command.inputs
-        index, complete = pack_or_keep(
-            first.paths, command.out, command.options, first.source, more, restart=command.restart
-        )
-        outcome = "was complete already: " if complete else "packed        "
-        sys.stdout.write(f"{summarise(index)}{outcome}{open_storage(command.out).url}\n")
+        index = pack(first.paths, command.out, command.options, source=first.source, more=more, restart=command.restart)
+        sys.stdout.write(f"{summarise(index)}{outcome}{storage.url}\n")
         return 0
 
     return run_command(work, interrupted=GOES_ON)

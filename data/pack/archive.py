@@ -14,7 +14,7 @@ from ..shards.index import Index
 from ..shards.writer import PackedFrame, PlannedSequence, pack_frame
 from ..sources.source import Source
 from ..store.storage import Storage, open_storage
-from .survey import MAX_BAD_HINT, Job, PackInput, PackOptions, Part, survey
+from .survey import MAX_BAD_HINT, Job, PackInput, PackOptions, Supply, supply_of, survey
 from .tiling import Unit
 from .writing import write_or_keep
 
@@ -46,27 +46,14 @@ def pack(
             another pack at work, no space); about pixels that cannot be decoded or a file that changed meanwhile: then
             OUT holds no index.
     """
-    return pack_or_keep(paths, out, options, source, more, restart=restart)[0]
-
-
-def pack_or_keep(
-    paths: Sequence[Path],
-    out: str | Path,
-    options: PackOptions,
-    source: Source | None,
-    more: Sequence[PackInput],
-    *,
-    restart: bool,
-) -> tuple[Index, bool]:
-    """Pack as `pack` does; gives the index, and whether the archive was complete already."""
     storage = open_storage(out, to_write=True)
     job = survey(paths, options, source, more)
     sys.stderr.write("".join(f"{note}\n" for note in job.notes))
     return write_job(storage, job, restart=restart)
 
 
-def write_job(storage: Storage, job: Job, *, restart: bool = False) -> tuple[Index, bool]:
-    """Write a surveyed archive, as `pack_or_keep` does."""
+def write_job(storage: Storage, job: Job, *, restart: bool = False) -> Index:
+    """Write a surveyed archive, as `pack` does."""
     # Blosc2 then lets other threads work while it compresses; h5py reads one file at a time whatever we do.
     blosc2.set_releasegil(True)
     executor = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="pack")
@@ -89,17 +76,19 @@ class _UnitFrames:
         """Give a sequence's frames, in order; none where a tile holds no measurement in any of them."""
         if planned.key not in self._frames:
             self._make(self._unit_of[planned.key], advance)
+        # The unit's other sequences follow in the same shard; each takes its frames out.
         frames = self._frames.pop(planned.key)
-        part = self._job.part_of(planned)
-        crop = part.crops[planned.origin - part.first_origin]
-        if not part.tiled or any(frame.missing < crop.rows * crop.cols for frame in frames):
+        supply = supply_of(self._job.supplies, planned)
+        crop = supply.crops[planned.origin - supply.first_origin]
+        if not supply.tiled or any(frame.missing < crop.rows * crop.cols for frame in frames):
             yield from frames
 
     def _make(self, unit: Unit, advance: Callable[[int], object]) -> None:
         first = unit[0]
-        part = self._job.part_of(first)
+        supply = supply_of(self._job.supplies, first)
         numbers = range(first.first, first.first + first.num_frames)
-        futures = [self._executor.submit(_packed_tiles, part, unit, number) for number in numbers]
+        # Frames are read and compressed side by side, and put together in their order.
+        futures = [self._executor.submit(_packed_tiles, supply, unit, number) for number in numbers]
 
         made: list[list[PackedFrame]] = [[] for _ in unit]
         for future in futures:
@@ -109,31 +98,33 @@ class _UnitFrames:
         self._frames = {planned.key: frames for planned, frames in zip(unit, made, strict=True)}
 
 
-def _packed_tiles(part: Part, unit: Unit, number: int) -> list[PackedFrame]:
+def _packed_tiles(supply: Supply, unit: Unit, number: int) -> list[PackedFrame]:
     """Read one frame, make sure that its input is still what the survey saw, and compress it tile by tile."""
-    ref = part.refs[number]
-    whole = part.crop_of(unit)
+    ref = supply.refs[number]
+    whole = supply.crop_of(unit)
+
     try:
-        reading = part.source.read(ref, whole)
+        reading = supply.source.read(ref, whole)
     except DataError as error:
-        if part.ready:
+        if supply.ready:
             raise
         raise DataError(f"{error} ({MAX_BAD_HINT}; with --restart if shards were finished before)") from error
     # The digest is of the bytes that were decoded: whoever wrote to them since the survey is found out.
-    if reading.sha256 != part.sha256s[number]:
+    if reading.sha256 != supply.sha256s[number]:
         raise DataError(
             f"{ref} changed while it was packed; expected files that stay as they are: start again when nothing "
             "writes to them (with --restart if shards were finished before)"
         )
 
+    # Cut the tiles out of the rectangle that was read.
     frames = []
     for planned in unit:
-        crop = part.crops[planned.origin - part.first_origin]
+        crop = supply.crops[planned.origin - supply.first_origin]
         rows = slice(crop.row0 - whole.row0, crop.row1 - whole.row0)
         cols = slice(crop.col0 - whole.col0, crop.col1 - whole.col0)
         counts_hw = reading.counts[rows, cols]
         # Of a tile only its own pixels; where none was clamped, the largest count is a measurement.
         clamped = int((counts_hw == MAX_COUNT).sum()) if reading.rounding.clamped else 0
         rounding = Rounding(max_error_mmh=reading.rounding.max_error_mmh, clamped=clamped)
-        frames.append(pack_frame(counts_hw, part.header.scale_mmh, rounding))
+        frames.append(pack_frame(counts_hw, supply.header.scale_mmh, rounding))
     return frames

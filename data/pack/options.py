@@ -54,6 +54,7 @@ def parse_command(argv: Sequence[str], description: str) -> Command:
             raise DataError("inspect takes one archive; expected no + after it")
         return Command(out=arguments.shards, inspect=True, picture=arguments.out)
 
+    # Behind a + stand the files and the area of one more source, and no options of the archive.
     parser = make_parser(description, archive=False)
     options = _options(arguments)
     inputs = [_input(source, options) for source in (arguments, *map(parser.parse_args, others))]
@@ -82,6 +83,7 @@ def _options(arguments: argparse.Namespace) -> PackOptions:
             f"--frames {arguments.frames}, --max-bad {arguments.max_bad}: expected a cadence of 1 s to 1 day, a size "
             "above 0, a window of 1 frame up to --frames and no negative number"
         )
+
     crop, tile, stride = _area(arguments)
     return PackOptions(
         crop=crop,
@@ -97,7 +99,8 @@ def _options(arguments: argparse.Namespace) -> PackOptions:
 
 def _area(arguments: argparse.Namespace) -> tuple[Crop | None, int | None, int | None]:
     """Check which part of its grid is packed of a source: crop, tile and stride."""
-    tile, stride = arguments.tile, arguments.stride
+    tile: int | None = arguments.tile
+    stride: int | None = arguments.stride
     if (tile is not None and tile < 1) or (stride is not None and (tile is None or stride < 1)):
         raise DataError(f"--tile {tile}, --stride {stride}: expected pixels above 0, and a stride only with a tile")
     return None if arguments.crop is None else parse_crop(arguments.crop), tile, stride
@@ -145,6 +148,8 @@ def make_parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
     """Make the parser of the first source, with the options of the archive, or of those after a +."""
     parser = CommandParser(prog="rainspark pack", description=description, epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
+
+    # One sub-command a kind of source.
     knmi = commands.add_parser("knmi", help="KNMI HDF5 composites, also inside tars and zips")
     smaat = commands.add_parser("smaat", help="SmaAt-UNet's collected HDF5: frames, or ready windows as they are")
     smaat.add_argument("--group", choices=(*GROUPS, "both"), default="both", help="which group to take (both)")
@@ -159,6 +164,7 @@ def make_parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
     argument_help = "a further argument of the importer"
     importer.add_argument("--argument", action="append", default=[], metavar="NAME=VALUE", help=argument_help)
 
+    # What several kinds of source share.
     for source in (odim, importer):
         source.add_argument("--zr", metavar="A,B", help="Z = A R**B for reflectivity, such as 200,1.6")
         source.add_argument("--name", help="the product's name (what the files say)")

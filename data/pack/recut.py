@@ -115,6 +115,8 @@ def plan_reshard(opened: Sequence[tuple[Storage, Index]], options: ReshardOption
         )
         for storage, index in opened
     )
+
+    # What no option says is as it was, where all archives agree.
     window = options.window or _own(archives, "window", [index.window for _, index in opened])
     max_frames = options.max_frames or _own(archives, "frames", [index.max_frames for _, index in opened])
     cut_run(1, window, max_frames)
@@ -125,6 +127,7 @@ def plan_reshard(opened: Sequence[tuple[Storage, Index]], options: ReshardOption
     num_bytes = sum(_stored_bytes(archives, cut.segments) for cut in cuts)
     num_shards = min(max(-(-num_bytes // options.shard_bytes), MIN_SHARDS), len(cuts))
 
+    # The same archives and options make the same archive.
     made_from = (SCHEMA_VERSION, window, max_frames, options.shard_bytes, [index.fingerprint for _, index in opened])
     draft = draft_index(
         origins,
@@ -148,6 +151,7 @@ def _check_together(opened: Sequence[tuple[Storage, Index]]) -> None:
     first_storage, first = opened[0]
     first_of: dict[str, tuple[str, Origin]] = {}
     for storage, index in opened:
+        # What, as it is here, as it is in the other archive, and which one that is.
         demands = [
             ("cadence", f"{index.cadence_s} s", f"{first.cadence_s} s", first_storage.url),
             ("frames", f"{index.rows} x {index.cols} pixels", f"{first.rows} x {first.cols} pixels", first_storage.url),
@@ -159,19 +163,20 @@ def _check_together(opened: Sequence[tuple[Storage, Index]]) -> None:
                 (f"{what} in steps", f"{origin.scale_mmh} mm/h", f"{other.scale_mmh} mm/h", url),
                 (f"{what} under a licence", shown(origin.licence), shown(other.licence), url),
             ]
-        for name, found, expected, url in demands:
-            if found != expected:
+
+        for name, value, expected, url in demands:
+            if value != expected:
                 raise DataError(
-                    f"{storage.url} has {name} of {found}, {url} of {expected}; expected one cadence and one size, and "
+                    f"{storage.url} has {name} of {value}, {url} of {expected}; expected one cadence and one size, and "
                     "one scale and licence of each source in one archive: keep them apart"
                 )
 
 
 def _own(archives: Sequence[OpenArchive], option: str, values: Sequence[int]) -> int:
-    """Give the value that all archives share."""
+    """Take the value that all archives share."""
     if len(set(values)) > 1:
-        found = ", ".join(f"{archive.storage.url}: {value}" for archive, value in zip(archives, values, strict=True))
-        raise DataError(f"the archives were packed with different --{option} ({found}); give the one to use")
+        listed = ", ".join(f"{archive.storage.url}: {value}" for archive, value in zip(archives, values, strict=True))
+        raise DataError(f"the archives were packed with different --{option} ({listed}); give the one to use")
     return values[0]
 
 
@@ -202,6 +207,7 @@ def _cuts(
     owned = _owned_frames(owners, cadence_s)
     _check_distinct(archives, origins[number], owners, owned, cadence_s)
 
+    # Runs are stretches at the exact cadence of frames that are no ready windows.
     ready = np.array([entry.origin in archives[archive].ready for archive, _, entry in owners], bool)
     in_runs = owned[~ready[owned["owner"]]]
     edges = [0, *(np.flatnonzero(np.diff(in_runs["time_s"]) != cadence_s) + 1).tolist(), len(in_runs)]
@@ -236,13 +242,13 @@ def _check_distinct(
 ) -> None:
     """Raise DataError where two sequences own a frame of one time, or frames closer than the cadence."""
     steps_s = np.diff(owned["time_s"])
-    for place in np.flatnonzero(steps_s < cadence_s)[:1].tolist():
-        first, second = (archives[owners[owned["owner"][at]][0]].storage.url for at in (place, place + 1))
-        what = f"the frame of {iso_time(int(owned['time_s'][place + 1]))} of {shown(origin.source)}"
+    for at in np.flatnonzero(steps_s < cadence_s)[:1].tolist():
+        first, second = (archives[owners[owner][0]].storage.url for owner in owned["owner"][at : at + 2])
+        what = f"the frame of {iso_time(int(owned['time_s'][at + 1]))} of {shown(origin.source)}"
+        if steps_s[at] == 0:
+            raise DataError(f"{what} stands in {first} and in {second}; expected every frame once: leave one out")
         raise DataError(
-            f"{what} stands in {first} and in {second}; expected every frame once: leave one of them out"
-            if steps_s[place] == 0
-            else f"{what} in {second} comes {steps_s[place]} s after one in {first}; expected {cadence_s} s at least"
+            f"{what} in {second} comes {steps_s[at]} s after one in {first}; expected {cadence_s} s at least"
         )
 
 
@@ -258,6 +264,7 @@ def _cut_stretch(
         if num_starts < 1:
             continue
 
+        # Walk over the piece, from each frame's owner as far as that one's frames go.
         segments = []
         position = piece.first
         stop = piece.first + piece.num_frames

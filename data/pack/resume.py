@@ -41,6 +41,7 @@ def held(storage: Storage) -> Iterator[None]:
         yield
         return
 
+    # The lock goes with the process: a killed pack leaves none behind.
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -75,6 +76,8 @@ def open_state(storage: Storage, digest: str, *, restart: bool) -> None:
     storage.delete_partial()
     names = storage.names()
     job = json.dumps({"job": digest}).encode("ascii")
+
+    # An unfinished pack lies there: the same one is gone on with, another one is dropped when asked for.
     if JOB_NAME in names:
         if storage.read(JOB_NAME) == job:
             return

@@ -34,7 +34,7 @@ class PackOptions:
     """How to pack.
 
     Attributes:
-        crop: Part of the grid to keep; None for all of it.
+        crop: Supply of the grid to keep; None for all of it.
         tile: Side of the square tiles to cut it into, pixels; None for none.
         stride: Pixels from tile to tile; None for the tile's side.
         window: Longest window that shall be read, in frames; None for 24, or what ready windows have.
@@ -66,8 +66,8 @@ class PackInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """What the survey knows of one source.
+class Supply:
+    """What one source gives to the archive, as the survey found it.
 
     Attributes:
         source: What reads it.
@@ -104,21 +104,17 @@ class Job:
     """What is to be packed, known before anything is written.
 
     Attributes:
-        parts: The sources.
+        supplies: What the sources give.
         units: The sequences, those of the same frames together, in time order.
         plan: The archive; its draft's `packed_from` is the SHA-256 of options and input bytes, so that equal ones give
             equal archives.
         notes: What the user should know about what was left out.
     """
 
-    parts: tuple[Part, ...]
+    supplies: tuple[Supply, ...]
     units: tuple[Unit, ...]
     plan: ArchivePlan
     notes: tuple[str, ...] = ()
-
-    def part_of(self, planned: PlannedSequence) -> Part:
-        """Find the source of a sequence."""
-        return _part_of(self.parts, planned)
 
 
 def survey(
@@ -139,46 +135,49 @@ def survey(
         source=source or KnmiSource(), paths=tuple(paths), crop=options.crop, tile=options.tile, stride=options.stride
     )
     inputs = (first, *more)
-    scanned = [packed.source.scan(packed.paths) for packed in inputs]
+    scanned = [asked.source.scan(asked.paths) for asked in inputs]
     window = _window(scanned, options)
     settled = replace(options, window=window, max_frames=max(window, options.max_frames))
+
     # The cheapest check comes first: file names alone tell a wrong cadence.
     for frames in scanned:
         if frames.windows is None:
             find_runs([ref.end_time_s for ref in frames.refs], settled.cadence_s)
 
+    # The digest names the job: options, and every file's bytes and time.
     digest = hashlib.sha256(repr((SCHEMA_VERSION, settled)).encode())
     notes = [note for frames in scanned for note in frames.notes]
-    parts: list[Part] = []
+    supplies: list[Supply] = []
     sequences: list[tuple[PlannedSequence, ...]] = []
     expected_bytes = 0.0
-    for packed, frames in zip(inputs, scanned, strict=True):
-        digest.update(repr((packed.source.settings, packed.crop, packed.tile, packed.stride)).encode())
-        num_origins = sum(len(before.crops) for before in parts)
-        part, num_bytes = _survey_part(packed, frames, settled, num_origins, notes)
-        for ref, sha256 in zip(part.refs, part.sha256s, strict=True):
+    for asked, frames in zip(inputs, scanned, strict=True):
+        digest.update(repr((asked.source.settings, asked.crop, asked.tile, asked.stride)).encode())
+        num_origins = sum(len(before.crops) for before in supplies)
+        supply, num_bytes = _survey_source(asked, frames, settled, num_origins, notes)
+        for ref, sha256 in zip(supply.refs, supply.sha256s, strict=True):
             digest.update(ref.end_time_s.to_bytes(8, "little", signed=True) + bytes.fromhex(sha256))
 
-        times_s = [ref.end_time_s for ref in part.refs]
+        times_s = [ref.end_time_s for ref in supply.refs]
         planned = cut_sequences(times_s, frames.windows, settled.cadence_s, window, settled.max_frames)
         # Gzip-compressed composites and Blosc2 buffers are about as long a pixel: the files' sizes tell the shards'.
         stored = sum(sequence.num_frames for sequence in planned) / len(times_s)
-        pixels = sum(crop.rows * crop.cols for crop in part.crops)
-        expected_bytes += num_bytes * stored * pixels / (part.header.grid.rows * part.header.grid.cols)
-        parts.append(part)
+        pixels = sum(crop.rows * crop.cols for crop in supply.crops)
+        expected_bytes += num_bytes * stored * pixels / (supply.header.grid.rows * supply.header.grid.cols)
+        supplies.append(supply)
         sequences.append(planned)
 
-    _check_fit(parts)
-    notes += _untrainable(parts[0], options)
+    # Enough shards for the expected bytes, and for as many readers as are usual.
+    _check_fit(supplies)
+    notes += _untrainable(supplies[0], options)
     num_shards = max(-int(-expected_bytes // settled.shard_bytes), MIN_SHARDS)
-    units = _units(parts, sequences, num_shards)
-    plan = _plan(parts, units, min(num_shards, len(units)), window, settled, digest.hexdigest())
-    return Job(parts=tuple(parts), units=units, plan=plan, notes=tuple(notes))
+    units = _units(supplies, sequences, num_shards)
+    plan = _plan(supplies, units, min(num_shards, len(units)), window, settled, digest.hexdigest())
+    return Job(supplies=tuple(supplies), units=units, plan=plan, notes=tuple(notes))
 
 
-def _survey_part(
-    packed: PackInput, scanned: Found, options: PackOptions, first_origin: int, notes: list[str]
-) -> tuple[Part, int]:
+def _survey_source(
+    asked: PackInput, scanned: Found, options: PackOptions, first_origin: int, notes: list[str]
+) -> tuple[Supply, int]:
     """Read what every frame of a source says about itself; gives the part, and the bytes of its input.
 
     With `max_bad`, frames are decoded too, and what is damaged is left out.
@@ -190,10 +189,10 @@ def _survey_part(
     num_bytes = 0
     for ref in tqdm(scanned.refs, desc="checking", unit=" frames", mininterval=0.5):
         try:
-            surveyed = packed.source.survey(ref)
+            surveyed = asked.source.survey(ref)
             if options.max_bad:
                 grid = surveyed.header.grid
-                packed.source.read(ref, packed.crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols))
+                asked.source.read(ref, asked.crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols))
         except DataError as error:
             # No number of damaged files helps where the command asks for what the files do not hold.
             if scanned.windows is not None or (not options.max_bad and isinstance(error, ChoiceError)):
@@ -203,9 +202,10 @@ def _survey_part(
                 _refuse_damaged(bad, options.max_bad, error)
             continue
 
+        # The first good frame sets what all others must agree with.
         first = first or surveyed.header
-        if not refs and packed.crop is not None:
-            packed.crop.check_inside(first.grid.rows, first.grid.cols)
+        if not refs and asked.crop is not None:
+            asked.crop.check_inside(first.grid.rows, first.grid.cols)
         _check_agreement(ref, surveyed.header, refs[0] if refs else ref, first)
         refs.append(ref)
         sha256s.append(surveyed.sha256)
@@ -213,20 +213,20 @@ def _survey_part(
 
     if first is None:
         raise DataError(f"all {len(bad)} frames are damaged; the first: {bad[0]}")
-    crops = cut_tiles(first.grid, packed.crop, packed.tile, packed.stride)
+    crops = cut_tiles(first.grid, asked.crop, asked.tile, asked.stride)
     notes += [f"left out: {line}" for line in bad]
-    notes += beyond_tiles(first.grid, packed.crop, crops) if packed.tile is not None else ()
-    part = Part(
-        source=packed.source,
+    notes += beyond_tiles(first.grid, asked.crop, crops) if asked.tile is not None else ()
+    supply = Supply(
+        source=asked.source,
         refs=tuple(refs),
         sha256s=tuple(sha256s),
         header=first,
         crops=crops,
         first_origin=first_origin,
-        tiled=packed.tile is not None,
+        tiled=asked.tile is not None,
         ready=scanned.windows is not None,
     )
-    return part, num_bytes
+    return supply, num_bytes
 
 
 def _refuse_damaged(bad: Sequence[str], max_bad: int, error: DataError) -> NoReturn:
@@ -241,9 +241,9 @@ def _refuse_damaged(bad: Sequence[str], max_bad: int, error: DataError) -> NoRet
     ) from error
 
 
-def _untrainable(part: Part, options: PackOptions) -> tuple[str, ...]:
+def _untrainable(supply: Supply, options: PackOptions) -> tuple[str, ...]:
     """Note where no model can be trained on whole frames of this size, and which crop would do."""
-    crop = part.crops[0]
+    crop = supply.crops[0]
     rows, cols = (side // SIDES * SIDES for side in (crop.rows, crop.cols))
     if options.tile is not None or (rows, cols) == (crop.rows, crop.cols):
         return ()
@@ -261,7 +261,8 @@ def _untrainable(part: Part, options: PackOptions) -> tuple[str, ...]:
 def _check_agreement(ref: FrameRef, header: Header, first_ref: FrameRef, first: Header) -> None:
     """Check that a frame is of the same product as the first one."""
     for name in ("grid", "scale_mmh", "missing_codes", "licence", "source"):
-        value, expected = getattr(header, name), getattr(first, name)
+        value = getattr(header, name)
+        expected = getattr(first, name)
         if value != expected:
             advice = "pack them apart"
             if name == "source":
@@ -272,29 +273,30 @@ def _check_agreement(ref: FrameRef, header: Header, first_ref: FrameRef, first: 
             )
 
 
-def _check_fit(parts: Sequence[Part]) -> None:
+def _check_fit(supplies: Sequence[Supply]) -> None:
     """Check that the sources can stand in one archive."""
-    rows, cols = parts[0].crops[0].rows, parts[0].crops[0].cols
-    for number, part in enumerate(parts):
-        for other in parts[:number]:
-            _check_same_source(other, part)
-        crop = part.crops[0]
-        if (crop.rows, crop.cols) != (rows, cols):
+    first = supplies[0].crops[0]
+    for number, supply in enumerate(supplies):
+        for other in supplies[:number]:
+            _check_same_source(other, supply)
+        crop = supply.crops[0]
+        if (crop.rows, crop.cols) != (first.rows, first.cols):
             raise DataError(
-                f"frames of {part.header.source} would have {crop.rows} x {crop.cols} pixels, those of "
-                f"{parts[0].header.source} {rows} x {cols}; expected one size in one archive: choose it with --crop or "
-                "--tile"
+                f"frames of {supply.header.source} would have {crop.rows} x {crop.cols} pixels, those of "
+                f"{supplies[0].header.source} {first.rows} x {first.cols}; expected one size in one archive: choose it "
+                "with --crop or --tile"
             )
-    check_origins([origin for part in parts for origin in part.origins()], rows, cols)
+    check_origins([origin for supply in supplies for origin in supply.origins()], first.rows, first.cols)
 
 
-def _check_same_source(first: Part, second: Part) -> None:
+def _check_same_source(first: Supply, second: Supply) -> None:
     """Check that two inputs of one source are parts of one product, and none of them is there twice."""
     source = second.header.source
     if first.header.source != source:
         return
     for name in ("licence", "scale_mmh"):
-        value, expected = getattr(second.header, name), getattr(first.header, name)
+        value = getattr(second.header, name)
+        expected = getattr(first.header, name)
         if value != expected:
             raise DataError(
                 f"{name} of {source} is {value} in one input, {expected} in another; expected one: state it alike, or "
@@ -321,25 +323,26 @@ def _window(scanned: Sequence[Found], options: PackOptions) -> int:
     return lengths.pop()
 
 
-def _units(parts: Sequence[Part], sequences: Sequence[Sequence[PlannedSequence]], wanted: int) -> tuple[Unit, ...]:
+def _units(supplies: Sequence[Supply], sequences: Sequence[Sequence[PlannedSequence]], wanted: int) -> tuple[Unit, ...]:
     """Make the units of all sources, in time order, with keys that tell origins apart where there are several."""
     units = [
         unit
-        for part, planned in zip(parts, sequences, strict=True)
-        for unit in spread_tiles(planned, part.crops, part.first_origin, -(-wanted // len(parts)))
+        for supply, planned in zip(supplies, sequences, strict=True)
+        for unit in spread_tiles(planned, supply.crops, supply.first_origin, -(-wanted // len(supplies)))
     ]
-    if sum(len(part.crops) for part in parts) > 1:
+    if sum(len(supply.crops) for supply in supplies) > 1:
         units = [
             tuple(replace(planned, key=f"{planned.key}-{planned.origin:04d}") for planned in unit) for unit in units
         ]
+    # Time order, so that shards dealt one by one hold frames of all times.
     return tuple(sorted(units, key=lambda unit: (unit[0].start_s, unit[0].origin)))
 
 
 def _plan(
-    parts: Sequence[Part], units: Sequence[Unit], num_shards: int, window: int, options: PackOptions, digest: str
+    supplies: Sequence[Supply], units: Sequence[Unit], num_shards: int, window: int, options: PackOptions, digest: str
 ) -> ArchivePlan:
-    """Deal the units to shards, and draft the index."""
-    origins = [origin for part in parts for origin in part.origins()]
+    """Draft the index, and deal the units to the shards one by one."""
+    origins = [origin for supply in supplies for origin in supply.origins()]
     draft = draft_index(
         origins, cadence_s=options.cadence_s, window=window, max_frames=options.max_frames, packed_from=digest
     )
@@ -348,9 +351,10 @@ def _plan(
         sequences=tuple(
             tuple(planned for unit in units[number::num_shards] for planned in unit) for number in range(num_shards)
         ),
-        ready=frozenset(planned.key for unit in units for planned in unit if _part_of(parts, planned).ready),
+        ready=frozenset(planned.key for unit in units for planned in unit if supply_of(supplies, planned).ready),
     )
 
 
-def _part_of(parts: Sequence[Part], planned: PlannedSequence) -> Part:
-    return next(part for part in reversed(parts) if part.first_origin <= planned.origin)
+def supply_of(supplies: Sequence[Supply], planned: PlannedSequence) -> Supply:
+    """Find what a sequence comes from."""
+    return next(supply for supply in reversed(supplies) if supply.first_origin <= planned.origin)

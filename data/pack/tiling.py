@@ -49,7 +49,8 @@ def beyond_tiles(grid: Grid, crop: Crop | None, tiles: Sequence[Crop]) -> tuple[
     """Note what lies beyond the last whole tiles, if anything does."""
     whole = crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
     last = around(tiles)
-    rows, cols = whole.row1 - last.row1, whole.col1 - last.col1
+    rows = whole.row1 - last.row1
+    cols = whole.col1 - last.col1
     if not rows and not cols:
         return ()
     return (
@@ -76,6 +77,7 @@ def cut_sequences(
     Raises:
         DataError: As `data.sequences.find_runs`.
     """
+    # Ready windows stay whole, each the owner of its first frame; runs are cut so that sequences overlap.
     if windows is not None:
         pieces = [(run.first, run.num_frames, 1) for run in windows]
     else:

@@ -39,9 +39,7 @@ class ArchivePlan:
     ready: frozenset[str]
 
 
-def write_or_keep(
-    storage: Storage, plan: ArchivePlan, frames_of: FramesOf, *, restart: bool = False
-) -> tuple[Index, bool]:
+def write_or_keep(storage: Storage, plan: ArchivePlan, frames_of: FramesOf, *, restart: bool = False) -> Index:
     """Write an archive, or go on with it; a finished one of the same plan is left as it is.
 
     Args:
@@ -50,22 +48,18 @@ def write_or_keep(
         frames_of: Gives the frames.
         restart: Drop the finished shards of an unfinished archive of another plan; a finished archive stays.
 
-    Returns:
-        The index, and whether the archive was complete already.
-
     Raises:
         DataError: About what lies there (another archive, an unfinished one, foreign files, another pack at work, no
             space), or from `frames_of`; then there is no index.
     """
     with held(storage):
-        complete = storage.exists(INDEX_NAME)
-        if complete:
+        if storage.exists(INDEX_NAME):
             index = _finished(storage, plan.draft)
         else:
             open_state(storage, plan.draft.packed_from, restart=restart)
             index = write_archive(storage, plan, frames_of)
         close_state(storage)
-    return index, complete
+    return index
 
 
 def _finished(storage: Storage, draft: Index) -> Index:
@@ -98,6 +92,7 @@ def write_archive(storage: Storage, plan: ArchivePlan, frames_of: FramesOf) -> I
             written.append(shard)
 
     index = _index(plan, written)
+    # Shards of which nothing was kept are no part of the index; it comes last, for it makes the archive.
     for shard in written:
         if not shard.sequences:
             storage.delete(shard.shard.name)
@@ -115,11 +110,15 @@ def _index(plan: ArchivePlan, written: Sequence[WrittenShard]) -> Index:
 
     origins = sorted({entry.origin for entry in entries})
     _report_left_out(plan, written, origins)
+
+    # Numbers follow the origins that are left, and sequences lie in time order.
     number_of = {origin: number for number, origin in enumerate(origins)}
     entries = sorted(
         (replace(entry, origin=number_of[entry.origin]) for entry in entries),
         key=lambda entry: (entry.start_s, entry.origin),
     )
+
+    # The rain of the next frame is known when all sequences are.
     filled = with_rain_after(entries, draft.cadence_s, draft.rows * draft.cols)
     sequences = [before if before.key in plan.ready else after for before, after in zip(entries, filled, strict=True)]
     return signed(

@@ -30,27 +30,26 @@ def draw_contact_sheet(storage: Storage, index: Index, num_frames: int = 24) -> 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    places = _spread(index, num_frames)
-    columns = min(COLUMNS, len(places))
-    rows = -(-len(places) // columns)
+    # As many tiles as frames, six in a row; a PNG of bounded size.
+    chosen = _spread(index, num_frames)
+    columns = min(COLUMNS, len(chosen))
+    rows = -(-len(chosen) // columns)
     # A very long or flat frame is drawn small inside its tile: a picture has bounds too.
     height = TILE_INCHES * min(max(index.rows / index.cols, 0.1), 4.0)
     figure = Figure(figsize=(TILE_INCHES * columns + 0.2, (height + 0.25) * rows + 1.1), dpi=120)
-    sources = index.sources
-    named = index.source if len(sources) == 1 else ", ".join(f"{i}: {name}" for i, name in enumerate(sources, start=1))
-    figure.suptitle(
-        f"{named}: {len(places)} of {_num_own_frames(index)} frames, end times UTC",
-        fontsize=10,
-        parse_math=False,
-    )
-    for place, (entry, frame) in enumerate(places, start=1):
-        axes = figure.add_subplot(rows, columns, place)
-        scale_mmh = index.origins[entry.origin].scale_mmh
-        axes.imshow(_picture(read_frame(storage, index, entry, frame), scale_mmh), interpolation="nearest")
+    figure.suptitle(_heading(index, len(chosen)), fontsize=10, parse_math=False)
+
+    for number, (entry, frame) in enumerate(chosen, start=1):
+        counts_hw = read_frame(storage, index, entry, frame)
+        missing = counts_hw == MISSING_COUNT
+        rain_mmh = np.where(missing, 0, counts_hw) * np.float64(index.origins[entry.origin].scale_mmh)
+        axes = figure.add_subplot(rows, columns, number)
+        axes.imshow(rgb(rain_mmh, missing), interpolation="nearest")
         axes.set_title(_title(index, entry, frame), fontsize=7 if len(index.origins) == 1 else 6, pad=2)
         axes.set_xticks([])
         axes.set_yticks([])
-    _legend(figure)
+
+    _add_legend(figure)
     bottom, top = 0.65 / figure.get_figheight(), 1 - 0.5 / figure.get_figheight()
     figure.subplots_adjust(left=0.01, right=0.99, bottom=bottom, top=top, wspace=0.03, hspace=0.14)
     picture = io.BytesIO()
@@ -59,44 +58,44 @@ def draw_contact_sheet(storage: Storage, index: Index, num_frames: int = 24) -> 
     return picture.getvalue()
 
 
+def read_frame(storage: Storage, index: Index, entry: SequenceEntry, frame: int) -> npt.NDArray[np.uint16]:
+    """Read and verify one frame, uint16 (rows, cols)."""
+    data = storage.read(index.shards[entry.shard].name, entry.offset, entry.offset + entry.num_bytes)
+    verify_sequence_bytes(index, entry, data)
+    counts_hw = np.empty((index.rows, index.cols), np.uint16)
+    decode_frame(index, entry, entry.frames_of(data), frame, counts_hw)
+    return counts_hw
+
+
+def _heading(index: Index, num_drawn: int) -> str:
+    """Name the sources, with numbers where there are several, and count the frames."""
+    sources = index.sources
+    names = index.source if len(sources) == 1 else ", ".join(f"{i}: {name}" for i, name in enumerate(sources, start=1))
+    num_frames = sum(entry.num_starts for entry in index.sequences)
+    return f"{names}: {num_drawn} of {num_frames} frames, end times UTC"
+
+
 def _title(index: Index, entry: SequenceEntry, frame: int) -> str:
-    """Give a frame's time, and where there are several, the number of its source and its rows and columns."""
+    """Format a frame's time, and where there are several, the number of its source and its rows and columns."""
     time = iso_time(entry.start_s + frame * index.cadence_s)
-    title, origin = f"{time[:10]} {time[11:16]}", index.origins[entry.origin]
+    title = f"{time[:10]} {time[11:16]}"
+    origin = index.origins[entry.origin]
     if len(index.origins) > 1:
         title += f"  {origin.crop}"
     return title if len(index.sources) == 1 else f"{index.sources.index(origin.source) + 1}: {title}"
 
 
-def read_frame(storage: Storage, index: Index, entry: SequenceEntry, frame: int) -> npt.NDArray[np.uint16]:
-    """Read and verify one frame, uint16 (rows, cols)."""
-    payload = storage.read(index.shards[entry.shard].name, entry.offset, entry.offset + entry.num_bytes)
-    verify_sequence_bytes(index, entry, payload)
-    begin = entry.frames_offset - entry.offset
-    counts_hw = np.empty((index.rows, index.cols), np.uint16)
-    decode_frame(index, entry, memoryview(payload)[begin : begin + entry.frames_bytes], frame, counts_hw)
-    return counts_hw
-
-
-def _num_own_frames(index: Index) -> int:
-    return sum(entry.num_starts for entry in index.sequences)
-
-
 def _spread(index: Index, num_frames: int) -> list[tuple[SequenceEntry, int]]:
     """Choose (sequence, frame) evenly over the distinct frames, in time order."""
     sequences = sorted(index.sequences, key=lambda entry: entry.start_s)
+    # Number the owned frames over all sequences, and find the sequence of each number.
     ends = np.cumsum([entry.num_starts for entry in sequences])
     chosen = np.unique(np.linspace(0, ends[-1] - 1, min(num_frames, int(ends[-1]))).round().astype(np.int64))
     at = np.searchsorted(ends, chosen, side="right")
     return [(sequences[i], int(frame - ends[i] + sequences[i].num_starts)) for i, frame in zip(at, chosen, strict=True)]
 
 
-def _picture(counts_hw: npt.NDArray[np.uint16], scale_mmh: float) -> npt.NDArray[np.uint8]:
-    missing = counts_hw == MISSING_COUNT
-    return rgb(np.where(missing, 0, counts_hw) * np.float64(scale_mmh), missing)
-
-
-def _legend(figure: "Figure") -> None:
+def _add_legend(figure: "Figure") -> None:
     from matplotlib.patches import Patch
 
     # A count of 0.12 mm/h is the lowest class that there is, so "dry" means below its bound.

@@ -63,12 +63,13 @@ def wrong_in_json(index: Index, entry: SequenceEntry, data: bytes) -> list[str]:
     name = f"{entry.key}.json"
     begin = entry.json_offset - entry.offset
     try:
-        found = read_json(Description, data[begin : begin + entry.json_bytes])
+        stored = read_json(Description, data[begin : begin + entry.json_bytes])
     except DataError as error:
         return [f"{name}: {error}"]
 
+    # The words on the codec are for readers without the index; they may change.
     return [
-        f"{name} says {field} = {getattr(found, field)!r:.80}, the index says {value!r:.80}"
+        f"{name} says {field} = {getattr(stored, field)!r:.80}, the index says {value!r:.80}"
         for field, value in vars(Description.of(index, entry)).items()
-        if field != "codec" and getattr(found, field) != value
+        if field != "codec" and getattr(stored, field) != value
     ]

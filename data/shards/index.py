@@ -91,6 +91,11 @@ class SequenceEntry:
     missing: Listed[Count]
     rain_after: Annotated[float, Limits(ge=NO_FRAME_AFTER, le=1)]
 
+    def frames_of(self, data: bytes) -> memoryview:
+        """Cut the data of KEY.frames out of the sequence's bytes."""
+        begin = self.frames_offset - self.offset
+        return memoryview(data)[begin : begin + self.frames_bytes]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Index(JsonRecord):
@@ -144,17 +149,17 @@ class Index(JsonRecord):
     @property
     def scale_mmh(self) -> float:
         """Rain of one count, mm/h; raises DataError where origins differ in it."""
-        return common(self.origins, "scale_mmh", lambda origin: origin.scale_mmh)
+        return common(self.origins, "scale_mmh")
 
     @property
     def grid(self) -> Grid:
         """The whole grid; raises DataError where origins differ in it."""
-        return common(self.origins, "grid", lambda origin: origin.grid)
+        return common(self.origins, "grid")
 
     @property
     def crop(self) -> Crop:
         """The part of the grid that was packed; raises DataError where origins differ in it."""
-        return common(self.origins, "crop", lambda origin: origin.crop)
+        return common(self.origins, "crop")
 
 
 def draft_index(
@@ -206,6 +211,7 @@ def of_source(index: Index, source: str) -> Index:
             f"the source {source!r} is not in the archive; its sources: {'; '.join(map(shown, index.sources))}"
         )
 
+    # The origins that stay move up, and their sequences follow.
     kept = [number for number, origin in enumerate(index.origins) if origin.source == source]
     position = {number: at for at, number in enumerate(kept)}
     return replace(
@@ -296,17 +302,21 @@ def check_shard_sizes(storage: Storage, index: Index) -> None:
 
 def _check_index(index: Index) -> None:
     """Check the fingerprint and the ranges of every value; types were checked when it was read."""
+    # What was changed by accident is found here, before any value is looked at.
     digest = fingerprint_of(index)
     if digest != index.fingerprint:
         raise DataError(f"fingerprint is {shown(index.fingerprint)}, but the content's is {digest}")
 
+    # How the archive was cut, and the size of its frames.
     demand(1 <= index.window <= index.max_frames, "window", index.window, f"1 to max_frames, {index.max_frames}")
     check_origins(index.origins, index.rows, index.cols)
     shape = (index.rows, index.cols)
     demand(index.rows * index.cols <= MAX_PIXELS, "rows, cols", shape, f"at most {MAX_PIXELS} pixels")
+    # Every shard and sequence has a name of its own.
+    for name, values in (("shards", index.shards), ("sequences", index.sequences)):
+        demand(len(values) > 0, name, "empty", "at least one")
     demand_distinct("shards[].name", (shard.name for shard in index.shards))
     demand_distinct("sequences[].key", (entry.key for entry in index.sequences))
-    demand(len(index.sequences) > 0, "sequences", "empty", "at least one")
     for i, entry in enumerate(index.sequences):
         _check_sequence(index, entry, f"sequences[{i}] ({entry.key}).")
 

@@ -1,15 +1,13 @@
 """Where an archive's sequences come from: a product, and the part of its grid that was packed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from ..errors import DataError
 from ..frames import Crop, Grid
 from ..json_checks import demand, shown
 from ..units import SCALES_MMH
-
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +70,9 @@ def sources_of(origins: Sequence[Origin]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(origin.source for origin in origins))
 
 
-def common(origins: Sequence[Origin], name: str, value_of: Callable[[Origin], _Value]) -> _Value:
-    """Take the value that all origins share.
-
-    Args:
-        origins: The origins.
-        name: What the value is, for the error.
-        value_of: Takes it from an origin.
-
-    Raises:
-        DataError: Origins differ in it.
-    """
-    first, *others = (value_of(origin) for origin in origins)
+def common(origins: Sequence[Origin], name: str) -> Any:
+    """Take the value of a field that all origins share; raises DataError where they differ in it."""
+    first, *others = (getattr(origin, name) for origin in origins)
     other = next((value for value in others if value != first), first)
     if other == first:
         return first

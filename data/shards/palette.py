@@ -39,6 +39,7 @@ def rgb(rain_mmh: npt.NDArray[np.floating], missing: npt.NDArray[np.bool_] | Non
         if missing.shape != rain_mmh.shape:
             raise ValueError(f"missing has shape {missing.shape}, expected {rain_mmh.shape}, the shape of rain_mmh")
         no_data = no_data | missing
+
     table = np.array([_bytes_of(colour) for colour in (DRY_COLOUR, *RAIN_COLOURS, MISSING_COLOUR)], dtype=np.uint8)
     # The levels take the field's own precision: a float32 field's 0.1 belongs to the class that starts at 0.1.
     classes = np.digitize(rain_mmh, np.asarray(RAIN_LEVELS_MMH, dtype=rain_mmh.dtype))

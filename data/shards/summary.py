@@ -32,22 +32,20 @@ def rain_of(index: Index, source: str) -> RainTotals:
     if rain is None:
         raise DataError(f"{INDEX_NAME}: statistics: no sums of the source {source}; pack the archive again")
 
+    # Sums hang together with each other and with the frames of the index.
     frames = sum(entry.num_starts for entry in index.sequences if index.origins[entry.origin].source == source)
-    rules = {
-        "frames": (rain.frames == frames, f"{frames}, the frames of the sequences"),
-        "pixels": (rain.pixels == frames * index.rows * index.cols, f"frames of {index.rows} x {index.cols}"),
-        "valid": (rain.valid <= rain.pixels, f"at most {rain.pixels} pixels"),
-        "wet": (rain.wet <= rain.valid, f"at most {rain.valid} valid pixels"),
-        "max_count": (rain.max_count < MISSING_COUNT and (rain.max_count > 0) == (rain.wet > 0), "a count of the wet"),
-        "sum_counts": (rain.wet <= rain.sum_counts <= rain.wet * rain.max_count, "1 to max_count for each wet pixel"),
-        "rain_classes": (
-            len(rain.rain_classes) == NUM_CLASSES and sum(rain.rain_classes) == rain.valid,
-            f"{rain.valid} valid pixels together",
-        ),
+    possible = {
+        "frames": rain.frames == frames,
+        "pixels": rain.pixels == frames * index.rows * index.cols,
+        "valid": rain.valid <= rain.pixels,
+        "wet": rain.wet <= rain.valid,
+        "max_count": rain.max_count < MISSING_COUNT and (rain.max_count > 0) == (rain.wet > 0),
+        "sum_counts": rain.wet <= rain.sum_counts <= rain.wet * rain.max_count,
+        "rain_classes": len(rain.rain_classes) == NUM_CLASSES and sum(rain.rain_classes) == rain.valid,
     }
-    for name, (holds, expected) in rules.items():
+    for name, holds in possible.items():
         key = f"{name} in the statistics of {INDEX_NAME}"
-        demand(holds, key, getattr(rain, name), f"{expected}: copy or pack the archive again")
+        demand(holds, key, getattr(rain, name), f"that of {frames} frames: copy or pack the archive again")
     return rain
 
 
@@ -62,6 +60,7 @@ def run_lengths(index: Index, origin: int = 0) -> tuple[list[int], list[Gap]]:
     """Find the frames of each gap-free run of one origin and the gaps between runs, in time order."""
     own = [entry for entry in index.sequences if entry.origin == origin]
     times_s = origin_frames(own, cadence_s=index.cadence_s, num_pixels=index.rows * index.cols).times_s
+    # A gap is a step between distinct frames that is longer than the cadence.
     breaks = np.flatnonzero(np.diff(times_s) != index.cadence_s) + 1
     runs = np.diff([0, *breaks, len(times_s)]).tolist()
     gaps = [
@@ -157,6 +156,7 @@ def _rain_lines(scale_mmh: float, rain: RainTotals) -> Iterator[str]:
         f"{rain.sum_counts * scale_mmh / rain.valid:.3f} mm/h, largest "
         f"{rain.max_count * scale_mmh:.1f} mm/h, {1 - rain.valid / rain.pixels:.1%} of pixels missing"
     )
+    # Classes without a pixel are left out.
     edges = [f"below {RAIN_LEVELS_MMH[0]:g}", *(f"from {level:g}" for level in RAIN_LEVELS_MMH)]
     shares = [count / rain.valid for count in rain.rain_classes]
     classes = ", ".join(f"{edge}: {share:.2%}" for edge, share in zip(edges, shares, strict=True) if share)

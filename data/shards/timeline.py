@@ -65,6 +65,7 @@ def owned_windows(
     """
     own = [index.sequences[position] for position in order]
     counts = np.array([max(0, min(entry.num_starts, entry.num_frames - length + 1)) for entry in own], np.int64)
+    # The first frames of a sequence's windows are its own frames, from the first one on.
     sequence = np.repeat(np.array(order, np.int64), counts)
     start = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
     return sequence, start
@@ -86,6 +87,7 @@ def origin_frames(own: Sequence[SequenceEntry], *, cadence_s: int, num_pixels: i
         cadence_s: Seconds from frame to frame.
         num_pixels: Pixels of a frame.
     """
+    # Sequences overlap: of each time, the first frame that is listed.
     times_s = _joined([entry.start_s + np.arange(entry.num_frames) * cadence_s for entry in own], np.int64)
     distinct_s, first = np.unique(times_s, return_index=True)
     return OriginFrames(times_s=distinct_s, num_wet=wet_counts(own, num_pixels)[first])
@@ -123,6 +125,7 @@ def frames_after(
     after_s = np.empty(len(sequences), np.int64)
     share = np.empty(len(sequences))
 
+    # Of each sequence, the origin's first frame behind its last one.
     for own in by_origin(sequences).values():
         frames = origin_frames([sequences[i] for i in own], cadence_s=cadence_s, num_pixels=num_pixels)
         following = np.searchsorted(frames.times_s, last_s[own], side="right")

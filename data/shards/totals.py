@@ -44,6 +44,7 @@ class RainTotals:
     @classmethod
     def of_frame(cls, counts_hw: npt.NDArray[np.uint16], scale_mmh: float, rounding: Rounding = NO_ROUNDING) -> Self:
         """Sum up one frame, uint16 (rows, cols), 65535 missing."""
+        # A histogram of the counts, without the missing ones, holds all sums of the frame.
         per_count = np.bincount(counts_hw.ravel(), minlength=MISSING_COUNT + 1)[:MISSING_COUNT]
         seen = np.flatnonzero(per_count)
         valid = int(per_count.sum())

@@ -133,6 +133,7 @@ def write_shard(
             digest.update(members)
             num_bytes += len(members)
             entries.append(entry)
+            # Frames beyond the owned ones are the next sequence's, and count there.
             owned = reduce(RainTotals.plus, (frame.totals for frame in frames[: planned.num_starts]))
             totals = sum_totals([totals, {draft.origins[planned.origin].source: owned}])
 
@@ -149,13 +150,10 @@ def _lay_out(
 ) -> tuple[SequenceEntry, bytes]:
     """Put both members of a sequence together; gives its entry and its bytes in the shard."""
     data = b"".join(frame.buffer for frame in frames)
+    known = {name: value for name, value in vars(planned).items() if name != "first"}
     entry = SequenceEntry(
-        key=planned.key,
-        origin=planned.origin,
+        **known,
         shard=shard,
-        start_s=planned.start_s,
-        num_frames=planned.num_frames,
-        num_starts=planned.num_starts,
         offset=offset,
         num_bytes=0,
         sha256="",
@@ -169,6 +167,7 @@ def _lay_out(
         rain_after=NO_FRAME_AFTER,
     )
 
+    # KEY.json comes first: it says where the frames end.
     description = canonical(Description.of(draft, entry))
     json_member = _member(planned.key, "json", description)
     members = json_member + _member(planned.key, "frames", data)

@@ -1,7 +1,6 @@
 """Hostile files of every kind that a reader opens: code that would run, places outside, bombs, text for terminals."""
 
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -12,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ import h5py
 import numpy as np
 import torch
 
-from rainspark.data.shards.index import Index, dump_index, signed
+from rainspark.data.shards.index import Index
 from rainspark.models.weights.manifest import write_manifest
+from tests.data.archives import whole_origin
 from tests.data.radar_files import (
     FIRST_S,
     change,
@@ -36,7 +37,7 @@ from tests.data.radar_files import (
     write_odim_series,
     write_series,
 )
-from tests.data.sound_archives import small_archive
+from tests.data.sound_archives import resign, rewrite, small_archive, with_entry
 
 NAME = "RAD_NL25_RAP_5min_202001010000"
 ESCAPE = "\x1b[31m\x07\u202e"
@@ -257,22 +258,6 @@ def bombed(file: Any) -> None:
     image.id.write_direct_chunk((0, 0), data)
 
 
-def signed_again(folder: Path, index: Index, frames: Callable[[bytearray, int], None]) -> None:
-    """Change the bytes of the first sequence, and put the new digests of sequence and shard into the index."""
-    entry = index.sequences[0]
-    path = folder / index.shards[entry.shard].name
-    whole = bytearray(path.read_bytes())
-    data = whole[entry.offset : entry.offset + entry.num_bytes]
-    frames(data, entry.frames_offset - entry.offset)
-    whole[entry.offset : entry.offset + entry.num_bytes] = data
-    path.write_bytes(whole)
-    shards, entries = list(index.shards), list(index.sequences)
-    shards[entry.shard] = dataclasses.replace(shards[entry.shard], sha256=hashlib.sha256(whole).hexdigest())
-    entries[0] = dataclasses.replace(entry, sha256=hashlib.sha256(data).hexdigest())
-    changed = signed(dataclasses.replace(index, shards=tuple(shards), sequences=tuple(entries)))
-    (folder / "index.json").write_bytes(dump_index(changed))
-
-
 def shards(make: Maker) -> None:
     """Packed archives whose index or frames were made by somebody else."""
 
@@ -281,88 +266,97 @@ def shards(make: Maker) -> None:
         make.samples.append(Sample(name, "archive", folder))
         return folder, small_archive(folder)
 
+    indexes(make, archive)
+    linked(make, archive)
+
+    # Of the first frame, by the byte of its header: what asks Blosc2 for more than its bytes. -1: KEY.json.
+    edits: dict[str, tuple[int, bytes]] = {
+        "json member is a pickle": (-1, make.payload),
+        "frames member is a pickle": (0, make.payload),
+        "blosc2, lazy": (31, bytes([0b1000])),
+        "blosc2, dictionary": (31, bytes([1])),
+        "blosc2, uninitialised": (31, bytes([0x40])),
+        "blosc2, user's filter": (16, bytes([160])),
+        "blosc2, python's filter": (21, bytes([35])),
+        "blosc2, user's codec": (22, bytes([160])),
+        "blosc2, codec of the super-chunk": (2, bytes([0b1110_0101])),
+        "blosc2, wide type": (3, bytes([8])),
+        "blosc2, another version": (0, bytes([2])),
+        "blosc2, nbytes beyond all": (4, struct.pack("<i", 2**31 - 1)),
+        "blosc2, negative nbytes": (4, struct.pack("<i", -1)),
+        "blosc2, cbytes beyond all": (12, struct.pack("<i", 2**31 - 1)),
+        "blosc2 array in place of a frame": (0, blosc2.asarray(np.zeros((6, 8), np.uint16)).to_cframe()[:60]),
+    }
+    for name, (at, raw) in edits.items():
+        folder, index = archive(name)
+        entry = index.sequences[0]
+        first = entry.json_offset if at < 0 else entry.frames_offset + at
+        resign(folder, index, 0, partial(overwrite, first=first - entry.offset, raw=raw))
+
+
+def overwrite(data: bytearray, first: int, raw: bytes) -> None:
+    """Put other bytes in the place of some."""
+    data[first : first + len(raw)] = raw
+
+
+Archive = Callable[[str], tuple[Path, Index]]
+"""Makes a sample of a sound archive, for its files to be changed."""
+
+
+def indexes(make: Maker, archive: Archive) -> None:
+    """Indexes that are something else, or say what cannot be."""
     texts = {
-        "a pickle": make.payload, "deep": b"[" * 200_000, "deep objects": b'{"a":' * 100_000, "empty": b"",
+        "a pickle": make.payload,
+        "deep": b"[" * 200_000,
+        "deep objects": b'{"a":' * 100_000,
+        "empty": b"",
         "not a number": b"NaN",
-        "a number beyond all": b"[" + b"9" * 5000 + b"]", "bytes": bytes(range(128, 256)),
+        "a number beyond all": b"[" + b"9" * 5000 + b"]",
+        "bytes": bytes(range(128, 256)),
         "text for terminals": ESCAPE.encode(),
-    }  # fmt: skip
+        "a flood of wrong values": b'{"sequences":[' + b"7," * 2_000_000 + b"7]}",
+        "a flood of keys": b"{" + b",".join(b'"%d":7' % number for number in range(200_000)) + b"}",
+    }
     for name, data in texts.items():
         folder, _ = archive(f"index is {name}")
         (folder / "index.json").write_bytes(data)
-    folder, index = archive("index is a link to the outside")
-    (make.outside / "index.json").write_bytes((folder / "index.json").read_bytes())
-    (folder / "index.json").unlink()
-    (folder / "index.json").symlink_to(make.outside / "index.json")
-    folder, index = archive("shard is a link to the outside")
-    for shard in index.shards:
-        (make.outside / shard.name).write_bytes((folder / shard.name).read_bytes())
-        (folder / shard.name).unlink()
-        (folder / shard.name).symlink_to(make.outside / shard.name)
-    for number, wrong in enumerate(
-        ("../outside/shard-00000.tar", "/etc/passwd", "a/b.tar", "shard\0.tar", f"{ESCAPE}.tar")
-    ):
+
+    for number, name in enumerate(("../outside/shard-00000.tar", "/etc/passwd", "a/b.tar", "a\0.tar", f"{ESCAPE}.tar")):
         folder, index = archive(f"shard named {number}")
-        moved = (dataclasses.replace(index.shards[0], name=wrong), *index.shards[1:])
-        (folder / "index.json").write_bytes(dump_index(signed(dataclasses.replace(index, shards=moved))))
+        rewrite(folder, index, shards=(dataclasses.replace(index.shards[0], name=name), *index.shards[1:]))
     changes: dict[str, dict[str, Any]] = {
-        "key that climbs": {"key": "../../x"}, "key for terminals": {"key": ESCAPE},
+        "key that climbs": {"key": "../../x"},
+        "key for terminals": {"key": ESCAPE},
         "length beyond all": {"num_bytes": 2**62},
-        "offset below zero": {"offset": -1}, "frame beyond all": {"frame_ends": (2**62,) * 9},
+        "offset below zero": {"offset": -1},
+        "frame beyond all": {"frame_ends": (2**62,) * 9},
         "year beyond all": {"start_s": 2**60},
         "json beyond all": {"json_bytes": 2**50},
-    }  # fmt: skip
+    }
     for name, values in changes.items():
         folder, index = archive(f"sequence with a {name}")
-        moved_entries = (dataclasses.replace(index.sequences[0], **values), *index.sequences[1:])
-        (folder / "index.json").write_bytes(dump_index(signed(dataclasses.replace(index, sequences=moved_entries))))
+        with_entry(folder, index, 0, **values)
+
     folder, index = archive("source for terminals")
-    origins = (dataclasses.replace(index.origins[0], source=ESCAPE),)
-    (folder / "index.json").write_bytes(dump_index(signed(dataclasses.replace(index, origins=origins))))
+    rewrite(folder, index, origins=(dataclasses.replace(index.origins[0], source=ESCAPE),))
     folder, index = archive("huge frames")
-    whole = dataclasses.replace(index.origins[0].grid, rows=2**12, cols=2**12)
-    crop = dataclasses.replace(index.origins[0].crop, row1=2**12, col1=2**12)
-    origins = (dataclasses.replace(index.origins[0], grid=whole, crop=crop),)
-    huge = dataclasses.replace(index, rows=2**12, cols=2**12, origins=origins)
-    (folder / "index.json").write_bytes(dump_index(signed(huge)))
-    folder, index = archive("json member is a pickle")
+    origin = whole_origin(2**12, 2**12, index.source)
+    rewrite(folder, index, rows=2**12, cols=2**12, origins=(origin,))
 
-    def as_pickle(data: bytearray, _: int) -> None:
-        data[512 : 512 + len(make.payload)] = make.payload
 
-    signed_again(folder, index, as_pickle)
-    folder, index = archive("frames member is a pickle")
-    signed_again(
-        folder, index, lambda data, begin: data.__setitem__(slice(begin, begin + len(make.payload)), make.payload)
-    )
-    pokes = {
-        "lazy": (31, 0b1000), "dictionary": (31, 1), "instrumented": (31, 0x80), "special, uninitialised": (31, 0x40),
-        "special, not a number": (31, 0x20), "special, repeated": (31, 0x30), "extended header": (31, 2),
-        "user's filter": (16, 160), "python's filter": (21, 35), "user's codec": (22, 160),
-        "codec of the super-chunk": (2, 0b1110_0101),
-        "other codec": (2, 0b0010_0101), "delta": (16, 3), "wide type": (3, 8), "no extended header": (2, 0b1000_0001),
-        "filter with parameters": (24, 7), "codec with parameters": (23, 7), "another version": (0, 2),
-    }  # fmt: skip
-    for name, (place, value) in pokes.items():
-        folder, index = archive(f"blosc2, {name}")
+def linked(make: Maker, archive: Archive) -> None:
+    """Archives whose files are links to the outside."""
+    folder, _ = archive("index is a link to the outside")
+    move_outside(make, folder / "index.json")
+    folder, index = archive("shard is a link to the outside")
+    for shard in index.shards:
+        move_outside(make, folder / shard.name)
 
-        def poke(data: bytearray, begin: int, at: int = place, byte: int = value) -> None:
-            data[begin + at] = byte
 
-        signed_again(folder, index, poke)
-    for name, (place, number) in {"nbytes": (4, 2**31 - 1), "blocksize": (8, 2**31 - 1), "cbytes": (12, 2**31 - 1),
-                                  "negative nbytes": (4, -1), "block start": (32, 2**31 - 1)}.items():  # fmt: skip
-        folder, index = archive(f"blosc2, {name} beyond all")
-        # The first frame is dry, a chunk without blocks; the second one has some.
-        at, raw = place + index.sequences[0].frame_ends[0], struct.pack("<i", number)
-
-        def put(data: bytearray, begin: int, at: int = at, raw: bytes = raw) -> None:
-            data[begin + at : begin + at + 4] = raw
-
-        signed_again(folder, index, put)
-    folder, index = archive("blosc2 array in place of a frame")
-    array = blosc2.asarray(np.zeros((6, 8), np.uint16)).to_cframe()
-    signed_again(folder, index, lambda data, begin: data.__setitem__(slice(begin, begin + 60), array[:60]))
+def move_outside(make: Maker, path: Path) -> None:
+    """Leave a link in the place of a file."""
+    path.rename(make.outside / path.name)
+    path.symlink_to(make.outside / path.name)
 
 
 def settings(make: Maker) -> None:

@@ -1,13 +1,16 @@
 """Small archives that are right in every respect, statistics too, and what windows they hold."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rainspark.data.shards.decode import check_sequence, decode_frame
-from rainspark.data.shards.index import Index
+from rainspark.data.shards.index import Index, dump_index, signed
 from rainspark.data.shards.origins import Origin
 from rainspark.data.shards.writer import PlannedSequence, pack_frame
 from rainspark.data.store.storage import Storage
@@ -90,6 +93,33 @@ def small_archive(folder: Path, *, seed: int = 0, num_shards: int = 3, source: s
     return pack_frames(folder, frames, {origin: pieces}, window=4, max_frames=9, num_shards=num_shards)
 
 
+def rewrite(folder: Path, index: Index, **changes: Any) -> None:
+    """Change an index and sign it again."""
+    (folder / "index.json").write_bytes(dump_index(signed(replace(index, **changes))))
+
+
+def with_entry(folder: Path, index: Index, number: int, **changes: Any) -> None:
+    """Change one sequence in an index and sign it again."""
+    entries = list(index.sequences)
+    entries[number] = replace(entries[number], **changes)
+    rewrite(folder, index, sequences=tuple(entries))
+
+
+def resign(folder: Path, index: Index, number: int, edit: Callable[[bytearray], object]) -> None:
+    """Change the bytes of a sequence in place, and put the new digests of sequence and shard into the index."""
+    entry = index.sequences[number]
+    path = folder / index.shards[entry.shard].name
+    whole = bytearray(path.read_bytes())
+    data = whole[entry.offset : entry.offset + entry.num_bytes]
+    edit(data)
+    whole[entry.offset : entry.offset + entry.num_bytes] = data
+    path.write_bytes(whole)
+
+    shards = list(index.shards)
+    shards[entry.shard] = replace(shards[entry.shard], sha256=hashlib.sha256(whole).hexdigest())
+    with_entry(folder, replace(index, shards=tuple(shards)), number, sha256=hashlib.sha256(data).hexdigest())
+
+
 Windows = dict[tuple[Origin, int], bytes]
 """Pixels of every window, by its origin and the time of its first frame."""
 
@@ -100,8 +130,7 @@ def windows_of(storage: Storage, index: Index, window: int) -> Windows:
     for entry in index.sequences:
         data = storage.read(index.shards[entry.shard].name, entry.offset, entry.offset + entry.num_bytes)
         check_sequence(index, entry, data)
-        begin = entry.frames_offset - entry.offset
-        frames = memoryview(data)[begin : begin + entry.frames_bytes]
+        frames = entry.frames_of(data)
         counts_thw = np.zeros((entry.num_frames, index.rows, index.cols), np.uint16)
         for number in range(entry.num_frames):
             decode_frame(index, entry, frames, number, counts_thw[number])

@@ -59,12 +59,14 @@ SIZES = st.integers(1, 12).flatmap(lambda window: st.tuples(st.just(window), st.
 def test_windows_survive_and_the_way_back_gives_the_same(
     lengths: list[tuple[int, int]], before: tuple[int, int], after: tuple[int, int], num_shards: int, shard_bytes: int
 ) -> None:
-    runs, first = [], 0
+    runs = []
+    first = 0
     for count, gap in lengths:
         runs.append((first, count))
         first += count + gap
     numbers = [first + i for first, count in runs for i in range(count)]
     origin = whole_origin(4, 4)
+
     with tempfile.TemporaryDirectory() as folder:
         old, new, back = (Path(folder) / name for name in ("old", "new", "back"))
         frames, pieces = {origin: some_frames(numbers, rows=4, cols=4)}, {origin: pieces_of(runs, *before)}
@@ -74,6 +76,7 @@ def test_windows_survive_and_the_way_back_gives_the_same(
             return
         recut = again(old, new, ReshardOptions(window=after[0], max_frames=after[1], shard_bytes=shard_bytes))
         returned = again(new, back, ReshardOptions(window=before[0], max_frames=before[1]))
+
         for window in sorted({1, min(before[0], after[0])}):
             assert all_windows(new, window) == all_windows(old, window)
         for window in range(1, before[0] + 1):
@@ -82,9 +85,9 @@ def test_windows_survive_and_the_way_back_gives_the_same(
         expected = {(piece[0], *piece[1:]) for piece in pieces_of(runs, *after)}
         first_s = packed.sequences[0].start_s
         assert {((e.start_s - first_s) // 300, e.num_frames, e.num_starts) for e in recut.sequences} == expected
-        told = ("start_s", "num_frames", "num_starts", "rain_fraction", "missing", "rain_after", "frame_ends")
-        assert [[getattr(e, name) for name in told] for e in returned.sequences] == [
-            [getattr(e, name) for name in told] for e in packed.sequences
+        fields = ("start_s", "num_frames", "num_starts", "rain_fraction", "missing", "rain_after", "frame_ends")
+        assert [[getattr(e, name) for name in fields] for e in returned.sequences] == [
+            [getattr(e, name) for name in fields] for e in packed.sequences
         ]
         assert returned.statistics == packed.statistics
 
@@ -110,12 +113,12 @@ def test_compressed_frames_are_copied_as_they_are(tmp_path: Path) -> None:
     new = again(tmp_path / "old", tmp_path / "new", ReshardOptions(max_frames=5))
 
     def buffers(folder: Path, packed: Index) -> set[tuple[int, bytes]]:
-        found = set()
+        stored = set()
         for entry in packed.sequences:
             data = (folder / packed.shards[entry.shard].name).read_bytes()[entry.frames_offset :][: entry.frames_bytes]
             ends = (0, *entry.frame_ends)
-            found |= {(entry.start_s + 300 * i, data[ends[i] : ends[i + 1]]) for i in range(entry.num_frames)}
-        return found
+            stored |= {(entry.start_s + 300 * i, data[ends[i] : ends[i + 1]]) for i in range(entry.num_frames)}
+        return stored
 
     assert buffers(tmp_path / "new", new) == buffers(tmp_path / "old", index)
 
@@ -146,15 +149,10 @@ def test_archives_are_merged_with_their_origins(tmp_path: Path) -> None:
 def test_years_of_one_origin_become_one_run(tmp_path: Path) -> None:
     origin = whole_origin(6, 8)
     frames = some_frames(range(24))
-    for name, first, count in (("a", 0, 11), ("b", 11, 13)):
-        part = {number: frames[number] for number in range(first, first + count)}
-        pack_frames(
-            tmp_path / name, {origin: part}, {origin: pieces_of([(first, count)], 4, 9)}, window=4, max_frames=9,
-            num_shards=1,
-        )  # fmt: skip
-    pack_frames(
-        tmp_path / "whole", {origin: frames}, {origin: pieces_of([(0, 24)], 4, 9)}, window=4, max_frames=9, num_shards=1
-    )
+    for name, first, count in (("a", 0, 11), ("b", 11, 13), ("whole", 0, 24)):
+        own = {number: frames[number] for number in range(first, first + count)}
+        pieces = {origin: pieces_of([(first, count)], 4, 9)}
+        pack_frames(tmp_path / name, {origin: own}, pieces, window=4, max_frames=9, num_shards=1)
     index = again([tmp_path / "b", tmp_path / "a"], tmp_path / "both")
     assert index.origins == (origin,)
     # The windows across the border are new; all are those of the years packed together.
@@ -315,5 +313,5 @@ def test_one_source_of_a_merged_archive_is_what_it_was(tmp_path: Path) -> None:
     both = again([tmp_path / "a", tmp_path / "b"], tmp_path / "both", ReshardOptions(max_frames=7))
     for name, source in (("a", "one"), ("b", "two")):
         for window in (1, 3, 4):
-            found = windows_of(open_storage(tmp_path / "both"), of_source(both, source), window)
-            assert found == all_windows(tmp_path / name, window)
+            windows = windows_of(open_storage(tmp_path / "both"), of_source(both, source), window)
+            assert windows == all_windows(tmp_path / name, window)

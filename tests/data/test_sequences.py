@@ -32,14 +32,14 @@ def test_every_window_belongs_to_exactly_one_sequence(
         for i in range(len(times_s) - length + 1)
         if all(b - a == CADENCE_S for a, b in pairwise(times_s[i : i + length]))
     ]
-    found = [
+    owned = [
         run.first + piece.first + start
         for run in find_runs(times_s, CADENCE_S).runs
         for piece in cut_run(run.num_frames, window, window + extra)
         for start in range(piece.num_starts)
         if start + length <= piece.num_frames
     ]
-    assert sorted(found) == expected
+    assert sorted(owned) == expected
 
 
 @given(st.integers(1, 400), st.integers(1, 30), st.integers(0, 150))
@@ -61,12 +61,12 @@ def test_a_day_is_stored_as_often_as_the_design_says() -> None:
 
 @given(archives())
 def test_gaps_and_runs_account_for_the_whole_time(times_s: list[int]) -> None:
-    found = find_runs(times_s, CADENCE_S)
-    assert len(found.gaps) == len(found.runs) - 1
-    frames = sum(run.num_frames for run in found.runs)
+    series = find_runs(times_s, CADENCE_S)
+    assert len(series.gaps) == len(series.runs) - 1
+    frames = sum(run.num_frames for run in series.runs)
     assert frames == len(times_s)
-    assert frames + sum(gap.num_missing for gap in found.gaps) == (times_s[-1] - times_s[0]) // CADENCE_S + 1
-    for run, gap in zip(found.runs, found.gaps, strict=False):
+    assert frames + sum(gap.num_missing for gap in series.gaps) == (times_s[-1] - times_s[0]) // CADENCE_S + 1
+    for run, gap in zip(series.runs, series.gaps, strict=False):
         assert gap.after_s == times_s[run.first + run.num_frames - 1]
 
 
@@ -139,7 +139,7 @@ def test_splits_share_no_frame_and_keep_the_guard(
     for name, parts in spans.items():
         starts = times_s[: num_frames - window + 1]
         lasts = starts + (window - 1) * CADENCE_S
-        inside = [(starts >= part.start_s) & (lasts < part.stop_s) for part in parts]
+        inside = [(starts >= span.start_s) & (lasts < span.stop_s) for span in parts]
         chosen = np.flatnonzero(np.any(inside, axis=0)) if inside else np.zeros(0, int)
         ends[name] = np.unique(chosen[:, None] + np.arange(window))
     frames = np.concatenate(list(ends.values()))
@@ -154,7 +154,7 @@ def test_splits_share_no_frame_and_keep_the_guard(
 
 def test_split_shares_are_those_asked_for() -> None:
     spans = split_spans(0, 99, validation_share=0.2, test_share=0.1, guard_s=0)
-    edges = [(part.start_s, part.stop_s) for name in ("train", "validation", "test") for part in spans[name]]
+    edges = [(span.start_s, span.stop_s) for name in ("train", "validation", "test") for span in spans[name]]
     assert edges == [(0, 70), (70, 90), (90, 100)]
 
 

@@ -12,41 +12,14 @@ import pytest
 
 from rainspark.data.counts import Rounding
 from rainspark.data.exit_codes import ExitCode
-from rainspark.data.shards.index import Index, dump_index, signed
+from rainspark.data.shards.index import dump_index
 from rainspark.data.shards.timeline import with_rain_after
 from rainspark.data.shards.totals import RainTotals
 from rainspark.data.verify import Report, main, verify
 from tests.data.archives import whole_origin
-from tests.data.sound_archives import pack_frames, small_archive, some_frames
+from tests.data.sound_archives import pack_frames, resign, rewrite, small_archive, some_frames, with_entry
 
 OFFSETS = ("offset", "json_offset", "frames_offset")
-
-
-def rewrite(folder: Path, index: Index, **changes: object) -> None:
-    """Change an index and sign it again."""
-    (folder / "index.json").write_bytes(dump_index(signed(dataclasses.replace(index, **changes))))  # type: ignore[arg-type]
-
-
-def with_entry(folder: Path, index: Index, number: int, **changes: object) -> None:
-    """Change one sequence in an index and sign it again."""
-    entries = list(index.sequences)
-    entries[number] = dataclasses.replace(entries[number], **changes)  # type: ignore[arg-type]
-    rewrite(folder, index, sequences=tuple(entries))
-
-
-def resign(folder: Path, index: Index, number: int, edit: Callable[[bytearray], None]) -> None:
-    """Change the bytes of a sequence in place, and put the new digests of sequence and shard into the index."""
-    entry = index.sequences[number]
-    path = folder / index.shards[entry.shard].name
-    whole = bytearray(path.read_bytes())
-    data = whole[entry.offset : entry.offset + entry.num_bytes]
-    edit(data)
-    whole[entry.offset : entry.offset + entry.num_bytes] = data
-    path.write_bytes(whole)
-    shards = list(index.shards)
-    shards[entry.shard] = dataclasses.replace(shards[entry.shard], sha256=hashlib.sha256(whole).hexdigest())
-    changed = dataclasses.replace(index, shards=tuple(shards))
-    with_entry(folder, changed, number, sha256=hashlib.sha256(data).hexdigest())
 
 
 def lines(report: Report) -> list[str]:
@@ -65,9 +38,9 @@ def test_a_sound_archive_has_no_problems(tmp_path: Path, capsys: pytest.CaptureF
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.endswith(" bytes: sound\n")
     assert main([str(tmp_path), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["problems"] == []
-    assert said["fingerprint"] == index.fingerprint
+    values = json.loads(capsys.readouterr().out)
+    assert values["problems"] == []
+    assert values["fingerprint"] == index.fingerprint
 
 
 def test_several_origins_and_ready_windows_are_sound(tmp_path: Path) -> None:
@@ -85,6 +58,8 @@ def test_all_problems_are_reported_each_with_its_place(tmp_path: Path, capsys: p
     index = small_archive(tmp_path, num_shards=5)
     names = [shard.name for shard in index.shards]
     flipped, cut, longer = (tmp_path / name for name in names[:3])
+
+    # A bit, a cut, bytes behind the end, a missing shard, and files that no index lists.
     data = bytearray(flipped.read_bytes())
     data[index.sequences[0].frames_offset + 5] ^= 1
     flipped.write_bytes(data)
@@ -93,9 +68,10 @@ def test_all_problems_are_reported_each_with_its_place(tmp_path: Path, capsys: p
     (tmp_path / names[3]).unlink()
     (tmp_path / "shard-00099.tar").write_bytes(b"")
     (tmp_path / ".shard-00001.tar.1-0.partial").write_bytes(b"")
+
     assert main([str(tmp_path)]) == ExitCode.DATA
-    shown = capsys.readouterr().out.splitlines()
-    found = [line for line in shown if line.startswith("problem")]
+    printed = capsys.readouterr().out.splitlines()
+    problems = [line for line in printed if line.startswith("problem")]
     for expected in (
         rf"shard {names[0]}, key s0000: SHA-256 of its bytes is [0-9a-f]+, expected {index.sequences[0].sha256}",
         rf"shard {names[0]}: SHA-256 is [0-9a-f]+, expected {index.shards[0].sha256}",
@@ -105,10 +81,10 @@ def test_all_problems_are_reported_each_with_its_place(tmp_path: Path, capsys: p
         rf"shard {names[2]}: 1028 bytes follow the last sequence",
         rf"shard {names[3]}: cannot be read: .*No such file",
     ):
-        assert [line for line in found if re.search(expected, line)], expected
-    assert shown[-3] == "warning  shard-00099.tar lies beside the archive, and its index does not list it"
-    assert "what a stopped writer left" in shown[-2]
-    assert shown[-1].endswith(" problems")
+        assert [line for line in problems if re.search(expected, line)], expected
+    assert printed[-3] == "warning  shard-00099.tar lies beside the archive, and its index does not list it"
+    assert "what a stopped writer left" in printed[-2]
+    assert printed[-1].endswith(" problems")
 
 
 def header_edit(change: Callable[[tarfile.TarInfo], None], at: int = 0) -> Callable[[bytearray], None]:
@@ -155,7 +131,8 @@ def test_members_are_plain_files_with_plain_headers(
 
 def test_what_lies_between_the_sequences_is_seen(tmp_path: Path) -> None:
     index = small_archive(tmp_path, num_shards=1)
-    path, hole = tmp_path / index.shards[0].name, tarfile.TarInfo("evil")
+    path = tmp_path / index.shards[0].name
+    hole = tarfile.TarInfo("evil")
     data, second = path.read_bytes(), index.sequences[1].offset
     data = data[:second] + hole.tobuf(format=tarfile.GNU_FORMAT) + data[second:]
     path.write_bytes(data)
@@ -184,8 +161,8 @@ def test_the_index_is_compared_with_the_frames(
 ) -> None:
     index = small_archive(tmp_path)
     with_entry(tmp_path, index, number, **changes)
-    found = lines(verify(str(tmp_path)))
-    assert [line for line in found if re.search(message, line)], found
+    problems = lines(verify(str(tmp_path)))
+    assert [line for line in problems if re.search(message, line)], problems
 
 
 def test_statistics_are_recomputed(tmp_path: Path) -> None:
@@ -241,14 +218,12 @@ def test_a_window_that_two_sequences_own_is_found(tmp_path: Path) -> None:
 
 def test_a_frame_that_is_another_one_in_the_next_sequence_is_found(tmp_path: Path) -> None:
     """Each sequence is sound by itself, and the index is signed."""
-    origin, pieces = whole_origin(6, 8), [(0, 8, 5), (5, 7, 7)]
-    indexes = [
-        pack_frames(
-            tmp_path / f"{seed}", {origin: some_frames(range(12), seed=seed)}, {origin: pieces}, window=4, max_frames=8,
-            num_shards=2,
-        )
-        for seed in (0, 1)
-    ]  # fmt: skip
+    origin = whole_origin(6, 8)
+    pieces = {origin: [(0, 8, 5), (5, 7, 7)]}
+    indexes = []
+    for seed in (0, 1):
+        frames = {origin: some_frames(range(12), seed=seed)}
+        indexes.append(pack_frames(tmp_path / f"{seed}", frames, pieces, window=4, max_frames=8, num_shards=2))
     first, second = indexes
     name = first.shards[1].name
     (tmp_path / "0" / name).write_bytes((tmp_path / "1" / name).read_bytes())
@@ -261,6 +236,6 @@ def test_a_frame_that_is_another_one_in_the_next_sequence_is_found(tmp_path: Pat
 def test_sequences_out_of_order_are_found(tmp_path: Path) -> None:
     index = small_archive(tmp_path)
     rewrite(tmp_path, index, sequences=index.sequences[::-1])
-    found = lines(verify(str(tmp_path)))
-    assert len(found) == 4
-    assert found[0].endswith("key s0003: begins at 2010-01-01T02:05:00Z, before the one listed above it")
+    problems = lines(verify(str(tmp_path)))
+    assert len(problems) == 4
+    assert problems[0].endswith("key s0003: begins at 2010-01-01T02:05:00Z, before the one listed above it")

@@ -238,13 +238,13 @@ def test_real_files_pack_to_a_fifth_of_their_bytes(shared_dir: Path, tmp_path: P
 
 
 BAD_STATISTICS = [
-    ({"frames": 0, "pixels": 0, "valid": 0, "wet": 0}, "frames .* is 0; expected 40, the frames of the sequences"),
-    ({"pixels": 0}, "pixels .* is 0; expected frames of 8 x 8"),
-    ({"valid": 40 * 64 + 1}, "valid .* is 2561; expected at most 2560 pixels"),
-    ({"wet": 40 * 64}, "wet .* is 2560; expected at most"),
+    ({"frames": 0, "pixels": 0, "valid": 0, "wet": 0}, "frames .* is 0; expected that of 40 frames"),
+    ({"pixels": 0}, "pixels .* is 0"),
+    ({"valid": 40 * 64 + 1}, "valid .* is 2561"),
+    ({"wet": 40 * 64}, "wet .* is 2560"),
     ({"max_count": 65535}, "max_count .* is 65535"),
-    ({"max_count": 10**400}, "max_count .* is 10+"),
-    ({"sum_counts": 10**400}, "sum_counts .* is 10+"),
+    ({"max_count": 10**400}, "max_count .* is 10+;"),
+    ({"sum_counts": 10**400}, "sum_counts .* is 10+;"),
     ({"sum_counts": 0}, "sum_counts .* is 0"),
     ({"rain_classes": (0,) * 11}, r"rain_classes .* is \(0, 0"),
     ({"rain_classes": (1,)}, r"rain_classes .* is \(1,"),

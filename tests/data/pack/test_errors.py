@@ -99,7 +99,7 @@ def test_a_file_that_changes_between_survey_and_packing_is_noticed(tmp_path: Pat
     for path in few:
         change(path, replace_image(data=random_counts(1, 12, 10)))
     job = survey([tmp_path / "radar"], OPTIONS)
-    assert write_job(open_storage(tmp_path / "good"), job)[0].sequences
+    assert write_job(open_storage(tmp_path / "good"), job).sequences
     before = few[3].stat()
     # Pixels alone, in place, with the file's old time: neither length nor header tell.
     change(few[3], lambda file: file["image1/image_data"].write_direct(random_counts(2, 12, 10)))

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import OdimSource
 from rainspark.data.sources.source import FrameRef, Reading
 from rainspark.data.store.storage import open_storage
+from tests.data.pack.test_resume import signal_when, start_pack
 from tests.data.radar_files import (
     FIRST_S,
     change,
@@ -80,8 +80,8 @@ def check_frames(out: Path | str, index: Index) -> None:
     for entry in index.sequences:
         first = (entry.start_s - FIRST_S) // 300
         for i in range(entry.num_frames):
-            found = read_frame(storage, index, entry, i)
-            np.testing.assert_array_equal(found, expected_counts(first + i, index.origins[entry.origin].crop))
+            counts = read_frame(storage, index, entry, i)
+            np.testing.assert_array_equal(counts, expected_counts(first + i, index.origins[entry.origin].crop))
 
 
 def test_tiles_are_origins_of_one_source(domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,89 +163,78 @@ def test_a_domain_without_any_measurement_is_refused(tmp_path: Path) -> None:
 def test_several_radars_stand_in_one_archive(domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_series(tmp_path / "knmi", range(5, 15), size=(20, 20))
     out = tmp_path / "out"
-    command = [
-        "knmi",
-        str(tmp_path / "knmi"),
-        "--out",
-        str(out),
-        "--crop",
-        "2:18,3:19",
-        "--window",
-        "2",
-        "--frames",
-        "4",
-    ]
-    assert main([*command, "+", "odim", str(domain), "--tile", "16", "--licence", "CC BY 4.0"]) == 0
+    first = ["knmi", str(tmp_path / "knmi"), "--out", str(out), "--crop", "2:18,3:19", "--window", "2", "--frames", "4"]
+    assert main([*first, "+", "odim", str(domain), "--tile", "16", "--licence", "CC BY 4.0"]) == 0
+
     index = load_index(open_storage(out))
     assert index.sources == ("synthetic storms", "ODIM ORG:247 RATE")
     assert [origin.scale_mmh for origin in index.origins] == [0.12, 0.01, 0.01, 0.01]
+
     storage = open_storage(out)
     for entry in index.sequences:
-        first = (entry.start_s - FIRST_S) // 300
+        number = (entry.start_s - FIRST_S) // 300
         for i in range(entry.num_frames):
             crop = index.origins[entry.origin].crop
-            expected = (
-                expected_counts(first + i, crop) if entry.origin else random_counts(first + i, 20, 20)[2:18, 3:19]
-            )
+            knmi = random_counts(number + i, 20, 20)[2:18, 3:19]
+            expected = expected_counts(number + i, crop) if entry.origin else knmi
             np.testing.assert_array_equal(read_frame(storage, index, entry, i), expected)
     assert draw_contact_sheet(storage, index).startswith(b"\x89PNG")
     capsys.readouterr()
     assert main(["inspect", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "frames        10 every 5 min, 2020-01-01T00:15:00Z to 2020-01-01T01:00:00Z\n" in told
+    text = capsys.readouterr().out
+    assert "frames        10 every 5 min, 2020-01-01T00:15:00Z to 2020-01-01T01:00:00Z\n" in text
     num_frames = sum(entry.num_starts for entry in index.sequences if entry.origin)
-    assert f"frames        {num_frames} every 5 min, " in told
-    assert told.count("all parts together") == 1
+    assert f"frames        {num_frames} every 5 min, " in text
+    assert text.count("all parts together") == 1
     rounding = index.statistics["ODIM ORG:247 RATE"].rounding
     assert rounding is not None
-    assert f"to counts of 0.01 mm/h: no rate changed; {rounding.clamped} pixels above 655.34 mm/h set to it\n" in told
+    assert f"to counts of 0.01 mm/h: no rate changed; {rounding.clamped} pixels above 655.34 mm/h set to it\n" in text
 
 
-def test_sources_that_do_not_fit_are_refused(domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_series(tmp_path / "knmi", range(5), size=(20, 20))
-    first = ["knmi", str(tmp_path / "knmi"), "--out", str(tmp_path / "out"), "--crop", "0:16,0:16", "--window", "2"]
-    for second, message in (
-        (["odim", str(domain), "--tile", "8"], "ODIM ORG:247 RATE would have 8 x 8 pixels, those of .* storms 16 x 16"),
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (["odim", "DOMAIN", "--tile", "8"], "ODIM ORG:247 RATE would have 8 x 8 pixels, those of .* storms 16 x 16"),
+        (["knmi", "KNMI", "--crop", "0:16,0:16"], "two inputs hold rows and columns 0:16,0:16 of s"),
         (
-            ["knmi", str(tmp_path / "knmi"), "--crop", "0:16,0:16"],
-            "two inputs hold rows and columns 0:16,0:16 of s",
-        ),
-        (
-            ["odim", str(domain), "--tile", "16", "--name", "synthetic storms"],
+            ["odim", "DOMAIN", "--tile", "16", "--name", "synthetic storms"],
             "licence of synthetic storms is not stated in one input, CC0-1.0, synthetic in another",
         ),
-        (["odim", str(domain), "--stride", "8"], "a stride only with a tile"),
-        (["odim", str(domain), "--tile", "0"], "expected pixels above 0"),
-        (["odim", str(domain), "--tile", "50"], "no tile of 50 x 50 pixels fits into 44 x 36"),
-    ):
-        assert main([*first, "+", *second]) == 4
-        assert re.search(message, capsys.readouterr().err)
-        assert not (tmp_path / "out").exists()
-    assert main(["inspect", str(tmp_path / "out"), "+", "knmi", "x"]) == 4
+        (["odim", "DOMAIN", "--stride", "8"], "a stride only with a tile"),
+        (["odim", "DOMAIN", "--tile", "0"], "expected pixels above 0"),
+        (["odim", "DOMAIN", "--tile", "50"], "no tile of 50 x 50 pixels fits into 44 x 36"),
+    ],
+)
+def test_sources_that_do_not_fit_are_refused(
+    domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], second: list[str], message: str
+) -> None:
+    knmi = tmp_path / "knmi"
+    write_series(knmi, range(5), size=(20, 20))
+    first = ["knmi", str(knmi), "--out", str(tmp_path / "out"), "--crop", "0:16,0:16", "--window", "2"]
+    folders = {"DOMAIN": str(domain), "KNMI": str(knmi)}
+    assert main([*first, "+", *(folders.get(word, word) for word in second)]) == 4
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_takes_one_archive(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "out", "+", "knmi", "x"]) == 4
     assert "expected no + after it" in capsys.readouterr().err
 
 
 def test_equal_input_gives_equal_bytes_from_files_and_archives(domain: Path, tmp_path: Path) -> None:
     files = sorted(domain.iterdir())
     pack([domain], tmp_path / "a", TILES, source=OdimSource())
-    pack([write_archive(tmp_path / "x.tar", files[:5]), write_archive(tmp_path / "y.zip", files[5:])],
-         tmp_path / "b", TILES, source=OdimSource())  # fmt: skip
+    archives = [write_archive(tmp_path / "x.tar", files[:5]), write_archive(tmp_path / "y.zip", files[5:])]
+    pack(archives, tmp_path / "b", TILES, source=OdimSource())
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
-@pytest.mark.parametrize("num_finished", [0, 3])
-def test_a_killed_pack_of_tiles_goes_on_to_the_same_bytes(domain: Path, tmp_path: Path, num_finished: int) -> None:
+def test_a_killed_pack_of_tiles_goes_on_to_the_same_bytes(domain: Path, tmp_path: Path) -> None:
     pack([domain], tmp_path / "whole", TILES, source=OdimSource())
     out = tmp_path / "out"
-    wanted = out / ".packing" / (f"shard-{num_finished - 1:05d}.json" if num_finished else "job.json")
-    options = ["--tile", "16", "--window", "2", "--frames", "4"]
-    command = [sys.executable, "-m", "rainspark.data.pack", "odim", str(domain), "--out", str(out), *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = start_pack("odim", str(domain), "--out", str(out), "--tile", "16", "--window", "2", "--frames", "4")
+    signal_when(process, out / ".packing" / "shard-00002.json", signal.SIGKILL)
     pack([domain], out, TILES, source=OdimSource())
     assert digests(out) == digests(tmp_path / "whole")
 
@@ -273,6 +262,7 @@ def test_damaged_files_are_left_out_where_that_was_asked_for(
     at = damaged.rfind(b"\x78\x5e")  # the image's gzip stream
     damaged[at + 20 : at + 40] = bytes(20)
     files[8].write_bytes(damaged)
+
     command = ["knmi", str(tmp_path / "radar"), "--out", str(tmp_path / "out"), "--window", "2"]
     assert main(command) == 4
     errors = capsys.readouterr().err
@@ -315,6 +305,7 @@ def test_packing_into_a_store(
     assert store.names() == folder.names()
     assert all(store.read(name) == folder.read(name) for name in store.names())
     assert pack([domain], url, TILES, source=OdimSource()) == index
+
     # Stopped after its third shard, with nothing left of the index.
     job = survey([domain], TILES, OdimSource())
     store.delete("index.json")
@@ -352,7 +343,7 @@ def test_one_odim_file_of_another_product_is_named(tmp_path: Path) -> None:
     assert KnmiSource().settings == "knmi"
 
 
-PACK_AND_TELL = """
+PACK_AND_MEASURE = """
 import resource, sys
 from rainspark.data.pack.__main__ import main
 assert main(sys.argv[1:]) == 0
@@ -366,8 +357,8 @@ def test_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
     for number in (100, 1000):
         files = write_series(tmp_path / str(number), range(number), size=(128, 128))
         tar = write_archive(tmp_path / f"{number}.tar", files)
-        command = [sys.executable, "-c", PACK_AND_TELL, "knmi", str(tar), "--out", str(tmp_path / f"out{number}")]
-        told = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-        peaks_kb.append(int(told.rsplit("\n", 1)[-1]))
+        command = [sys.executable, "-c", PACK_AND_MEASURE, "knmi", str(tar), "--out", str(tmp_path / f"out{number}")]
+        printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+        peaks_kb.append(int(printed.rsplit("\n", 1)[-1]))
     # References, digests and the index grow: some 2 kB a frame.
     assert peaks_kb[1] - peaks_kb[0] < 8_000

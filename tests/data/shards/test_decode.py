@@ -41,6 +41,8 @@ def test_cache_equals_furthest_next_use(frames: MemoryFrames, uses: list[tuple[i
     """The cache decodes exactly as often as a slow one that looks through all that is still to come."""
     window = 3
     index, frames_by_sequence, counts = frames
+
+    # What the cache does.
     block = Block(
         sequence_n=np.array([sequence for sequence, _ in uses]),
         start_n=np.array([start for _, start in uses]),
@@ -56,16 +58,17 @@ def test_cache_equals_furthest_next_use(frames: MemoryFrames, uses: list[tuple[i
     for number, (sequence, start) in enumerate(uses):
         cache.cut(block, number, lambda s: frames_by_sequence[s], out)
         np.testing.assert_array_equal(out, counts[sequence][start : start + window])
+
+    # What the slow one does: of all that could be held, what is needed last goes.
     reads = [(sequence, start + t) for sequence, start in uses for t in range(window)]
     held: set[tuple[int, int]] = set()
     decoded = 0
-    for place, frame in enumerate(reads):
-        later = {f: reads.index(f, place + 1) for f in {frame, *held} if f in reads[place + 1 :]}
+    for at, frame in enumerate(reads):
+        later = {f: reads.index(f, at + 1) for f in {frame, *held} if f in reads[at + 1 :]}
         decoded += frame not in held
         held = {f for f in held if f in later}
         if frame in held or frame not in later:
             continue
-        # Of all that could be held, what is needed last goes.
         held = set(sorted({frame, *held}, key=lambda f: later[f])[:max_frames])
     assert cache.counts["frames_decoded"] == decoded
     assert cache.counts["decoded_bytes_peak"] <= max_frames * index.rows * index.cols * 2

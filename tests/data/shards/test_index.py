@@ -111,6 +111,7 @@ def test_the_fingerprint_covers_every_field() -> None:
         changed = replace(index, **{field.name: value + 1 if other is None else other})
         assert changed != index
         assert (fingerprint_of(changed) == index.fingerprint) == (field.name == "fingerprint"), field.name
+
     named = [("sequences", SequenceEntry), ("shards", ShardEntry), ("origins", Origin)]
     for name, field in [(name, field) for name, cls in named for field in fields(cls)]:
         first, *rest = getattr(index, name)
@@ -190,7 +191,7 @@ DAMAGE = [
     (edit_top("origins", []), "key origins is empty"),
     (edit_top("sequences", []), "key sequences is empty"),
     (edit_shard("num_bytes", 4000), r"key sequences\[1\] \(b\).offset is bytes 2048 to 4096.*inside the shard's 4000"),
-    (edit_sequence("key", "a"), r"key sequences\[\].key is a twice"),
+    (edit_sequence("key", "a"), r"key sequences\[\].key is a 2 times"),
     (edit_sequence("origin", 3), r"\.origin is 3; expected 0 to 2"),
     (edit_sequence("shard", 1), r"\.shard is 1; expected 0 to 0"),
     (edit_sequence("num_frames", 3), r"\.num_frames is 3"),

@@ -13,7 +13,7 @@ import pytest
 
 from rainspark.data.errors import DataError
 from rainspark.data.randomness import generator
-from rainspark.data.shards.index import Index, dump_index, load_index, signed
+from rainspark.data.shards.index import Index, load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.data.stream.options import ReadOptions
 from rainspark.data.stream.stream import Batch, Stream, evaluation_batches
@@ -21,7 +21,7 @@ from rainspark.data.verify import verify
 from rainspark.data.windows.mixing import BatchLayout
 from rainspark.data.windows.selection import Selection, select_windows
 from tests.data.archives import whole_origin
-from tests.data.sound_archives import Windows, pack_frames, small_archive, some_frames, windows_of
+from tests.data.sound_archives import Windows, pack_frames, rewrite, some_frames, windows_of, with_entry
 
 WINDOW = 4
 NUM_FAST, NUM_ALL = 66, 500
@@ -56,7 +56,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
         index = pack_frames(
             root / name, frames, {first: pieces, second: pieces}, window=WINDOW, max_frames=9, num_shards=3
         )
-    small_archive(root / "small")
     storage = open_storage(root / "good")
     index = load_index(storage)
     return Original(root / "good", index, windows_of(storage, index, WINDOW), root / "other")
@@ -102,9 +101,9 @@ def swap_blocks(data: bytearray, rng: np.random.Generator) -> bytearray:
     while True:
         first, second = (512 * int(i) for i in rng.integers(len(data) // 512, size=2))
         if data[first : first + 512] != data[second : second + 512]:
-            data[first : first + 512], data[second : second + 512] = (
-                data[second : second + 512], data[first : first + 512],
-            )  # fmt: skip
+            block = data[first : first + 512]
+            data[first : first + 512] = data[second : second + 512]
+            data[second : second + 512] = block
             return data
 
 
@@ -171,20 +170,20 @@ def edit_index(folder: Path, _: Original, rng: np.random.Generator) -> None:
         overwrite(data, rng, noise=True)
     else:
         digits = [i for i, byte in enumerate(data) if chr(byte).isdigit()]
-        place = digits[int(rng.integers(len(digits)))]
-        data[place] = ord(str((int(chr(data[place])) + int(rng.integers(1, 10))) % 10))
+        at = digits[int(rng.integers(len(digits)))]
+        data[at] = ord(str((int(chr(data[at])) + int(rng.integers(1, 10))) % 10))
     path.write_bytes(data)
 
 
 def sign_another(folder: Path, original: Original, rng: np.random.Generator) -> None:
     """Change an entry of the index and sign it again: only what lies in the shards can tell."""
-    entries = list(original.index.sequences)
+    entries = original.index.sequences
     number = int(rng.integers(len(entries)))
     entry = entries[number]
     other = entries[(number + 1) % len(entries)]
-    places = ("shard", "offset", "num_bytes", "sha256", "json_offset", "json_bytes", "frames_offset", "frames_bytes")
+    location = ("shard", "offset", "num_bytes", "sha256", "json_offset", "json_bytes", "frames_offset", "frames_bytes")
     changes: list[dict[str, Any]] = [
-        {name: getattr(other, name) for name in places},
+        {name: getattr(other, name) for name in location},
         {"start_s": entry.start_s + 300},
         {"origin": 1 - entry.origin},
         {"sha256": hashlib.sha256(b"").hexdigest()},
@@ -195,11 +194,9 @@ def sign_another(folder: Path, original: Original, rng: np.random.Generator) -> 
         {"rain_after": 0.123},
         {"key": "another"},
     ]
+
     change = changes[int(rng.integers(len(changes)))]
-    entries[number] = dataclasses.replace(entry, **change)
-    (folder / "index.json").write_bytes(
-        dump_index(signed(dataclasses.replace(original.index, sequences=tuple(entries))))
-    )
+    with_entry(folder, original.index, number, **change)
 
 
 def sign_another_archive(folder: Path, original: Original, rng: np.random.Generator) -> None:
@@ -215,8 +212,7 @@ def sign_another_archive(folder: Path, original: Original, rng: np.random.Genera
         {"statistics": {**index.statistics, "one": dataclasses.replace(one, wet=one.wet - 1)}},
         {"sequences": index.sequences[:-1]},
     ]
-    changed = dataclasses.replace(index, **changes[int(rng.integers(len(changes)))])
-    (folder / "index.json").write_bytes(dump_index(signed(changed)))
+    rewrite(folder, index, **changes[int(rng.integers(len(changes)))])
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -240,13 +236,13 @@ MUTATIONS: dict[str, Mutation] = {
 
 def named(index: Index, batch: Batch, sequence: Any, start: Any) -> Windows:
     """Give the windows of a batch, by what the index that was read calls them."""
-    found: Windows = {}
-    for place, row in enumerate(batch.window_b.tolist()):
+    windows: Windows = {}
+    for number, row in enumerate(batch.window_b.tolist()):
         if row >= 0:
             entry = index.sequences[int(sequence[row])]
             key = (index.origins[entry.origin], entry.start_s + int(start[row]) * index.cadence_s)
-            found[key] = batch.counts_bthw[place].numpy().tobytes()
-    return found
+            windows[key] = batch.counts_bthw[number].numpy().tobytes()
+    return windows
 
 
 def read(folder: Path, training: bool) -> tuple[Windows, bool]:
@@ -277,12 +273,16 @@ def is_refused(folder: Path, original: Original, number: int) -> tuple[str, bool
     shutil.copytree(original.folder, folder)
     while True:
         MUTATIONS[name](folder, original, rng)
-        changed = [path.name for path in original.folder.iterdir() if not (folder / path.name).exists()
-                   or (folder / path.name).read_bytes() != path.read_bytes()]  # fmt: skip
+        changed = [
+            path.name
+            for path in original.folder.iterdir()
+            if not (folder / path.name).exists() or (folder / path.name).read_bytes() != path.read_bytes()
+        ]
         if changed:
             break
-    delivered, stopped = read(folder, training=number % 2 == 0)
+
     # None silent: what came before the error, or beside the damage, is what was packed.
+    delivered, stopped = read(folder, training=number % 2 == 0)
     wrong = [key for key, pixels in delivered.items() if original.truth.get(key) != pixels]
     assert wrong == [], f"mutation {number}, {name}: {len(wrong)} windows are not what was packed"
     report = verify(str(folder), threads=1)

@@ -63,7 +63,7 @@ MAKERS = {"knmi": make_knmi, "odim": make_odim, "collected": make_collected}
 
 def read_all(path: Path, source: Source) -> tuple[Header, npt.NDArray[np.uint16]]:
     """Read a file as packing does, beside a sound one: what it says and its pixels."""
-    part = survey([path.parent], PackOptions(window=1), source).parts[0]
+    part = survey([path.parent], PackOptions(window=1), source).supplies[0]
     reading = source.read(part.refs[0], CROP)
     assert part.sha256s[0] == reading.sha256
     return replace(part.header, end_time_s=part.refs[0].end_time_s), reading.counts
