@@ -1,7 +1,6 @@
 """Run a function on several CPU ranks (gloo) of this machine, as real processes."""
 
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
+
+from tests.programs import free_port
 
 REPOSITORY = str(Path(__file__).resolve().parent.parent)
 
@@ -47,7 +48,7 @@ def run_ranks(
     if REPOSITORY not in sys.path:
         sys.path.insert(0, REPOSITORY)
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        call = (function, world_size, folder, _free_port(), timeout_s, init_group, args)
+        call = (function, world_size, folder, free_port(), timeout_s, init_group, args)
         context = spawn(_rank_main, args=call, nprocs=world_size, join=False)  # type: ignore[no-untyped-call]
         assert context is not None
         deadline = time.monotonic() + timeout_s
@@ -107,10 +108,3 @@ def _rank_main(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    """A TCP port that was free a moment ago, for code that makes its own process group from the environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.programs import environment, free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COUNT, KILL, TORN, SHORT, FAIL, AFTER = range(6)
@@ -93,15 +94,10 @@ class FaultServer:
         shim = folder / "fault_shim.so"
         source = REPOSITORY / "tests" / "fault_shim.c"
         subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", shim, source, "-ldl"], check=True)
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_"))}
-        environment = {
-            **kept, "LD_PRELOAD": str(shim), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1", "NUMEXPR_MAX_THREADS": "1", "PYTHONPATH": str(REPOSITORY),
-            "GLOO_SOCKET_IFNAME": "lo",
-        }  # fmt: skip
+        variables = environment("OPENBLAS_NUM_THREADS=1 NUMEXPR_MAX_THREADS=1", LD_PRELOAD=shim, PYTHONPATH=REPOSITORY)
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.fault_server", *modules],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables, text=True,
         )  # fmt: skip
         self._number = 0
 
@@ -158,7 +154,7 @@ def _serve(modules: Sequence[str]) -> None:
 
 
 def _run(order: dict[str, Any]) -> dict[str, Any]:
-    port = _free_port()
+    port = free_port()
     children = {_fork(order, rank, port): rank for rank in range(order["ranks"])}
     codes: list[int] = [0] * order["ranks"]
     deadline, hung = time.monotonic() + order["timeout_s"], False
@@ -200,12 +196,6 @@ def _fork(order: dict[str, Any], rank: int, port: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the tests of all settings share: an archive, and what comes of the settings that they change one at a time."""
+"""What whole runs share: archives of synthetic storms, observed baselines, and ranks that can be made to fail."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +10,26 @@ from tests.fault_server import FaultServer, fault_server
 from tests.integration.runs import make_shards
 
 Observe = Callable[[list[str]], Any]
+DEFAULT_HOURS = 4
+
+
+@pytest.fixture(scope="session")
+def pack_storms(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return the shards of so many hours of storms, frames of so many pixels a side, each packed once."""
+    packed: dict[tuple[float, int], Path] = {}
+
+    def pack(hours: float = DEFAULT_HOURS, size: int = 64) -> Path:
+        if (hours, size) not in packed:
+            packed[hours, size] = make_shards(tmp_path_factory.mktemp("storms"), hours=hours, size=size)
+        return packed[hours, size]
+
+    return pack
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few hours of storms; most modules have their own."""
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=4)
+def shards(request: pytest.FixtureRequest, pack_storms: Callable[..., Path]) -> Path:
+    """Give the shards of as many hours of storms as the module states as HOURS; nobody changes them."""
+    return pack_storms(getattr(request.module, "HOURS", DEFAULT_HOURS))
 
 
 @pytest.fixture(scope="module")
@@ -37,5 +51,5 @@ def baselines(
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultServer]:
     """Ranks that can be made to fail, for every module of a test process."""
-    with fault_server(tmp_path_factory.mktemp("server"), "tests.integration.fault_tasks") as server:
+    with fault_server(tmp_path_factory.mktemp("server"), "tests.integration.faults") as server:
         yield server

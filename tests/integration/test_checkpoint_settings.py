@@ -1,6 +1,5 @@
 """The settings of saving have their effect, and a run tells apart what it goes on from and what it starts from."""
 
-import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -11,14 +10,10 @@ from rainspark.data.exit_codes import ExitCode
 from rainspark.models.weights.manifest import MANIFEST_NAME, step_folders
 from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.processes.entry import run_entry
-from tests.integration.fault_tasks import arguments
-from tests.integration.nowcast_runs import train
-from tests.integration.runs import make_shards, tensors
+from tests.integration.runs import equal, records, tensors, train
+from tests.integration.runs import smallest_arguments as arguments
 
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=3)
+HOURS = 3
 
 
 def steps(place: Path) -> list[int]:
@@ -34,7 +29,7 @@ def test_keep_every_and_push_deadline(
     caplog.set_level(logging.INFO)
     assert train(arguments(shards, run, **settings)) == ExitCode.DONE
     assert steps(run) == steps(store) == [6, 5, 4, 2]
-    saves = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if "save/write_s" in line]
+    saves = [record for record in records(run) if "save/write_s" in record["metrics"]]
     assert [line["step"] for line in saves] == [1, 2, 3, 4, 5, 6]
     size = sum(file.stat().st_size for file in (run / "checkpoints" / "step-00000006").iterdir())
     assert saves[-1]["metrics"]["save/bytes"] == size
@@ -78,8 +73,7 @@ def test_a_run_goes_on_from_its_folder_and_starts_from_init_from_only_when_that_
     assert train(arguments(shards, second, init_from=first, run__steps=2, seed=1)) == ExitCode.DONE
     assert f"resumed from {second / 'checkpoints' / 'step-00000002'}: 2 of 2 steps are done" in caplog.text
     assert "init_from: " not in caplog.text
-    after = tensors(second)
-    assert all(before[name].equal(after[name]) for name in before)
+    assert equal(before, tensors(second))
 
 
 def test_nothing_to_start_from_is_told_and_leaves_no_run(
@@ -117,5 +111,4 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_learned_again(
             assert f"passed over: {newest}" in caplog.text
             assert name in caplog.text
             assert "step-00000003: 3 of 4 steps are done" in caplog.text
-            found = tensors(run)
-            assert all(found[key].equal(expected[key]) for key in expected)
+            assert equal(tensors(run), expected)

@@ -1,14 +1,14 @@
-"""What a run does on several ranks when one of them cannot read, or has nothing left: nobody waits in vain."""
+"""What a run does with data that cannot be read, on any number of ranks, and what its metrics say of its reading."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from rainspark.data.errors import DataError
 from rainspark.data.exit_codes import ExitCode
@@ -19,217 +19,309 @@ from rainspark.data.stream.stream import Batch
 from rainspark.data.units import MISSING_COUNT
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.training.pretraining import Pretraining
+from rainspark.trainer.training.step_costs import READ_COUNTS
 from tests.distributed import run_ranks
-from tests.integration.runs import arguments, make_shards, metrics, train, train_many
+from tests.integration.runs import arguments, metrics, records, settings, stored, train, train_many
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
+
+HOURS = 3
+NOT_THERE = {"cache_hits", "cache_misses", "cache_evictions"}
+"""Counts that only a cache has."""
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_shards(tmp_path_factory.mktemp("storms"), hours=3).parent
-    pack(["knmi", str(folder / "radar"), "--out", str(folder / "short"), "--frames", "9", "--window", "4"])
-    return folder / "short"
+def short(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sequences of nine frames."""
+    out = tmp_path_factory.mktemp("short") / "shards"
+    pack(["knmi", str(shards.parent / "radar"), "--out", str(out), "--frames", "9", "--window", "4"])
+    return out
 
 
-def damage(shards: Path, folder: Path, numbers: range) -> Path:
-    """Copy an archive with a byte flipped in some of its sequences."""
-    index = load_index(open_storage(shards))
-    folder.mkdir()
-    for path in shards.iterdir():
-        data = bytearray(path.read_bytes())
-        for entry in [index.sequences[number] for number in numbers]:
-            if index.shards[entry.shard].name == path.name:
-                data[entry.frames_offset] ^= 1
-        (folder / path.name).write_bytes(bytes(data))
-    return folder
+@pytest.fixture
+def damaged(short: Path, tmp_path: Path) -> Callable[[Collection[int]], Path]:
+    """Return a copy of that archive with a byte flipped in some of its sequences."""
+
+    def damage(numbers: Collection[int]) -> Path:
+        folder = Path(shutil.copytree(short, tmp_path / f"damaged {min(numbers)} {len(numbers)}"))
+        index = load_index(open_storage(short))
+        for number in numbers:
+            entry = index.sequences[number]
+            path = folder / index.shards[entry.shard].name
+            data = bytearray(path.read_bytes())
+            data[entry.frames_offset] ^= 1
+            path.write_bytes(bytes(data))
+        return folder
+
+    return damage
 
 
-def reason(_rank: int, argv: list[str]) -> str:
-    try:
-        train(argv)
-    except DataError as error:
-        return str(error)
-    return "done"
+def of_short(archive: Path | str, run: Path, *changes: str, **more: object) -> list[str]:
+    """Build the command line of a run on short sequences."""
+    return arguments(archive, run, data__guard_h=0.1, **settings(*changes), **more)
 
 
-def store_dies(run: Pretraining) -> None:
-    """Have the store refuse everything once the run has taken two steps."""
-    steps = run.stream.steps
-    endpoint = os.environ["AWS_ENDPOINT_URL"]
-
-    def dying(first_step: int, stop_step: int) -> Iterator[list[Batch]]:
-        for number, batches in enumerate(steps(first_step, stop_step)):
-            if number == 2:
-                S3("", endpoint, "").inject([{"match": "GET", "times": -1, "do": "refuse"}])
-            yield batches
-
-    vars(run.stream)["steps"] = dying
+def num_sequences(archive: Path) -> int:
+    return len(load_index(open_storage(archive)).sequences)
 
 
-def exit_code(_rank: int, argv: list[str]) -> int:
-    return run_entry(lambda: train(argv, change=store_dies))
+def reasons(_rank: int, *argvs: list[str]) -> list[str]:
+    """Train several runs one after another on the same ranks; return the error that ended each."""
+    texts = []
+    for argv in argvs:
+        try:
+            train(argv)
+            texts.append("done")
+        except DataError as error:
+            texts.append(str(error))
+    return texts
 
 
-@pytest.mark.slow
-def test_damage_that_one_rank_meets_ends_all_of_them(shards: Path, tmp_path: Path) -> None:
-    archive, run = damage(shards, tmp_path / "damaged", range(1)), tmp_path / "run"
-    argv = arguments(archive, run, data__guard_h=0.1, run__steps=12, run__evaluate_every=12)
-    texts = run_ranks(reason, 2, argv)
-    assert sum(text.startswith("on rank ") for text in texts) == 1
-    assert all("shard shard-00000.tar, key " in text and "SHA-256" in text for text in texts)
-    assert not list((run / "checkpoints").glob("*"))
+Damaged = Callable[[Collection[int]], Path]
 
 
 @pytest.mark.slow
-def test_damage_in_an_evaluation_ends_all_ranks(shards: Path, tmp_path: Path) -> None:
-    last = len(load_index(open_storage(shards)).sequences) - 1
-    archive = damage(shards, tmp_path / "damaged", range(last, last + 1))
-    argv = arguments(
-        archive, tmp_path / "run", data__guard_h=0.1, run__steps=2, run__evaluate_every=1, optim__warmup_steps=1,
-        data__micro_batch=2, data__evaluation_windows=1000,
-    )  # fmt: skip
-    texts = run_ranks(reason, 2, argv)
-    assert sum(text.startswith("on rank ") for text in texts) <= 1
-    assert all("SHA-256" in text for text in texts)
+def test_damage_that_one_rank_meets_ends_all_of_them(short: Path, damaged: Damaged, tmp_path: Path) -> None:
+    """In a training step, and in an evaluation, where both ranks may meet it."""
+    last = num_sequences(short) - 1
+    trains, evaluates = tmp_path / "trains", tmp_path / "evaluates"
+    sizes = "data.micro_batch=2 data.evaluation_windows=1000 optim.warmup_steps=1"
+    argvs = [
+        of_short(damaged([0]), trains, "run.steps=12 run.evaluate_every=12"),
+        of_short(damaged([last]), evaluates, "run.steps=2 run.evaluate_every=1", sizes),
+    ]
+    in_steps, in_evaluations = zip(*run_ranks(reasons, 2, *argvs), strict=True)
+    assert sum(text.startswith("on rank ") for text in in_steps) == 1
+    assert sum(text.startswith("on rank ") for text in in_evaluations) <= 1
+    assert all("shard shard-00000.tar, key " in text and "SHA-256" in text for text in in_steps)
+    assert all("SHA-256" in text for text in in_evaluations)
+    assert not list((trains / "checkpoints").glob("*"))
 
 
 @pytest.mark.slow
-def test_a_rank_with_nothing_left_neither_waits_nor_spoils_the_loss(shards: Path, tmp_path: Path) -> None:
-    count = len(load_index(open_storage(shards)).sequences)
-    archive, run = damage(shards, tmp_path / "damaged", range(1, count)), tmp_path / "run"
-    argv = arguments(archive, run, data__guard_h=0.1, run__steps=12, run__evaluate_every=12, data__quarantine=count)
+def test_a_rank_with_nothing_left_neither_waits_nor_spoils_the_loss(
+    short: Path, damaged: Damaged, tmp_path: Path
+) -> None:
+    count, run = num_sequences(short), tmp_path / "run"
+    argv = of_short(damaged(range(1, count)), run, f"run.steps=12 run.evaluate_every=12 data.quarantine={count}")
     assert run_ranks(train_many, 2, [(argv, None)]) == [[int(ExitCode.DONE)]] * 2
     lines = metrics(run)
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 12
-    assert all(isinstance(loss, float) for loss in losses)
-    assert all(loss > 0 for loss in losses)
+    assert all(isinstance(loss, float) and loss > 0 for loss in losses)
     assert not any(line.get("skipped") for line in lines)
 
 
-def empty_steps(run: Pretraining, numbers: tuple[int, ...]) -> None:
-    """Have the radar see nothing at all in all windows of some steps."""
-    steps = run.stream.steps
+def train_with_empty_steps(_rank: int, *argvs: list[str]) -> list[int]:
+    """Train several runs one after another on the same ranks; in steps 1 and 3 of each the radar sees nothing."""
 
-    def emptied(first_step: int, stop_step: int) -> Iterator[list[Batch]]:
-        for number, batches in enumerate(steps(first_step, stop_step)):
-            missing = [
-                replace(batch, counts_bthw=torch.full_like(batch.counts_bthw, MISSING_COUNT), has_missing=True)
-                for batch in batches
-            ]
-            yield missing if number in numbers else batches
+    def empty(run: Pretraining) -> None:
+        steps = run.stream.steps
 
-    vars(run.stream)["steps"] = emptied
+        def emptied(first_step: int, stop_step: int) -> Iterator[list[Batch]]:
+            for number, batches in enumerate(steps(first_step, stop_step)):
+                nothing = [torch.full_like(batch.counts_bthw, MISSING_COUNT) for batch in batches]
+                missing = [
+                    replace(batch, counts_bthw=counts_bthw, has_missing=True)
+                    for batch, counts_bthw in zip(batches, nothing, strict=True)
+                ]
+                yield missing if number in (1, 3) else batches
+
+        vars(run.stream)["steps"] = emptied
+
+    return [int(train(argv, change=empty)) for argv in argvs]
 
 
-def empties_a_step(_rank: int, argv: list[str]) -> int:
-    return int(train(argv, change=lambda run: empty_steps(run, (1, 3))))
+FIVE_STEPS = "run.steps=5 run.evaluate_every=100 run.save_every=1 run.keep_last=5 run.max_nonfinite=2"
 
 
 def check_empty_steps_are_skipped(run: Path) -> None:
-    """Steps 1 and 3 of 5 left everything as it was, and no loss is told of them."""
+    """Check that steps 1 and 3 of 5 left everything as it was, and that no loss is reported of them."""
     lines = [line for line in metrics(run) if "loss" in line]
     assert [line["skipped"] for line in lines] == [0, 1, 0, 1, 0]
     assert [line["loss"] == "NaN" for line in lines] == [False, True, False, True, False]
-    before, after, end = (
-        {
-            f"{part}.{name}": value
-            for part in ("model", "optimizer")
-            for name, value in load_file(run / "checkpoints" / f"step-{step:08d}" / f"{part}.safetensors").items()
-        }
-        for step in (1, 2, 5)
-    )
-    assert all(before[name].equal(value) for name, value in after.items())
-    assert not all(before[name].equal(value) for name, value in end.items())
-    assert all(value.isfinite().all() for value in end.values())
-
-
-def of_five_steps(shards: Path, run: Path, **settings: object) -> list[str]:
-    return arguments(
-        shards, run, data__guard_h=0.1, run__steps=5, run__evaluate_every=100, run__save_every=1, run__keep_last=5,
-        run__max_nonfinite=2, **settings,
-    )  # fmt: skip
+    tensors = stored(run, best=False, every_step=True)
+    for name, end in tensors.items():
+        assert bool(end.isfinite().all())
+        if "step-00000002" in name:
+            assert end.equal(tensors[name.replace("step-00000002", "step-00000001")])
+    assert not all(end.equal(tensors[name.replace("00005", "00001")]) for name, end in tensors.items())
 
 
 @pytest.mark.parametrize("loss", ["masked", "all"])
 def test_a_step_without_a_valid_pixel_changes_nothing(
-    shards: Path, tmp_path: Path, loss: str, caplog: pytest.LogCaptureFixture
+    short: Path, tmp_path: Path, loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    argv = of_five_steps(shards, tmp_path / "run", model__loss=loss)
-    assert empties_a_step(0, argv) == ExitCode.DONE
+    argv = of_short(short, tmp_path / "run", FIVE_STEPS, model__loss=loss)
+    assert train_with_empty_steps(0, argv) == [ExitCode.DONE]
     check_empty_steps_are_skipped(tmp_path / "run")
-    told = [record.getMessage() for record in caplog.records if "skipped on all ranks" in record.getMessage()]
-    assert [text.split(";")[0] for text in told] == [
+    warnings = [text for record in caplog.records if "skipped on all ranks" in (text := record.getMessage())]
+    assert [text.split(";")[0] for text in warnings] == [
         f"step {step} skipped on all ranks: no window of it holds a valid pixel to learn from" for step in (2, 4)
     ]
-    assert all("windows of this rank: 2" in text and "lost" not in text for text in told), "names begin with a time"
+    assert all("windows of this rank: 2" in text and "lost" not in text for text in warnings), "names begin with a time"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["null", 0, 1, 2, 3])
-def test_no_engine_learns_from_a_step_without_a_valid_pixel(shards: Path, tmp_path: Path, stage: object) -> None:
-    argv = of_five_steps(shards, tmp_path / "run", engine__zero_stage=stage)
-    assert run_ranks(empties_a_step, 2, argv) == [int(ExitCode.DONE)] * 2
-    check_empty_steps_are_skipped(tmp_path / "run")
+def test_no_engine_learns_from_a_step_without_a_valid_pixel(short: Path, tmp_path: Path) -> None:
+    stages = ("null", 0, 1, 2, 3)
+    argvs = [of_short(short, tmp_path / f"{stage}", FIVE_STEPS, engine__zero_stage=stage) for stage in stages]
+    assert run_ranks(train_with_empty_steps, 2, *argvs, timeout_s=300) == [[int(ExitCode.DONE)] * len(stages)] * 2
+    for stage in stages:
+        check_empty_steps_are_skipped(tmp_path / f"{stage}")
 
 
 @pytest.mark.parametrize("steps", [3, 9])
 def test_a_run_without_a_valid_pixel_ends_with_the_datas_code(
-    shards: Path, tmp_path: Path, steps: int, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    short: Path,
+    damaged: Damaged,
+    tmp_path: Path,
+    steps: int,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    count, run = len(load_index(open_storage(shards)).sequences), tmp_path / "run"
-    archive = damage(shards, tmp_path / "damaged", range(count))
-    argv = arguments(archive, run, data__guard_h=0.1, run__steps=steps, data__quarantine=count)
+    count, run = num_sequences(short), tmp_path / "run"
+    argv = of_short(damaged(range(count)), run, f"run.steps={steps} data.quarantine={count}")
     assert run_entry(lambda: train(argv)) == ExitCode.DATA
-    told = capsys.readouterr().err
-    assert f"data: no window of {min(steps, 5)} steps in a row, up to step {min(steps, 5)}, held a valid" in told
-    assert "damaged sequences to data.quarantine" in told
+    text = capsys.readouterr().err
+    assert f"data: no window of {min(steps, 5)} steps in a row, up to step {min(steps, 5)}, held a valid" in text
+    assert "damaged sequences to data.quarantine" in text
     assert "windows of this rank: 8 lost to data.quarantine" in caplog.text
     assert not list((run / "checkpoints").glob("*"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["null", 2, 3])
-def test_all_ranks_end_where_there_is_no_valid_pixel(shards: Path, tmp_path: Path, stage: object) -> None:
-    count = len(load_index(open_storage(shards)).sequences)
-    archive = damage(shards, tmp_path / "damaged", range(count))
-    argv = arguments(
-        archive, tmp_path / "run", data__guard_h=0.1, data__quarantine=count, engine__zero_stage=stage
-    )  # fmt: skip
-    assert all("no window of 5 steps in a row" in text for text in run_ranks(reason, 2, argv))
+def test_all_ranks_end_where_there_is_no_valid_pixel(short: Path, damaged: Damaged, tmp_path: Path) -> None:
+    count = num_sequences(short)
+    archive = damaged(range(count))
+    argvs = [
+        of_short(archive, tmp_path / stage, f"data.quarantine={count} engine.zero_stage={stage}")
+        for stage in ("null", "2", "3")
+    ]
+    for texts in run_ranks(reasons, 2, *argvs, timeout_s=300):
+        assert all("no window of 5 steps in a row" in text for text in texts)
 
 
 def test_an_evaluation_without_a_valid_pixel_says_so(
-    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    short: Path, damaged: Damaged, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    index, run = load_index(open_storage(shards)), tmp_path / "run"
-    count = len(index.sequences)
-    archive = damage(shards, tmp_path / "damaged", range(count * 3 // 4, count))
-    argv = arguments(
-        archive, run, data__guard_h=0.1, data__quarantine=count, run__steps=2, run__evaluate_every=2,
-        optim__warmup_steps=1,
-    )  # fmt: skip
-    assert train(argv) == ExitCode.DONE
+    count, run = num_sequences(short), tmp_path / "run"
+    archive = damaged(range(count * 3 // 4, count))
+    assert train(of_short(archive, run, f"{TWO_STEPS} data.quarantine={count}")) == ExitCode.DONE
     assert [line["held_out_loss"] for line in metrics(run) if "held_out_loss" in line] == ["NaN"]
     assert "no valid pixel in any of the 4 held-out windows" in caplog.text
 
 
+TWO_STEPS = "run.steps=2 run.evaluate_every=2 optim.warmup_steps=1"
+
+
+def train_until_the_store_dies(_rank: int, argv: list[str]) -> int:
+    """Train; the store refuses everything once the run has taken two steps."""
+
+    def change(run: Pretraining) -> None:
+        steps = run.stream.steps
+
+        def dying(first_step: int, stop_step: int) -> Iterator[list[Batch]]:
+            for number, batches in enumerate(steps(first_step, stop_step)):
+                if number == 2:
+                    S3("", os.environ["AWS_ENDPOINT_URL"], "").inject([{"match": "GET", "times": -1, "do": "refuse"}])
+                yield batches
+
+        vars(run.stream)["steps"] = dying
+
+    return run_entry(lambda: train(argv, change=change))
+
+
 def test_a_store_that_dies_ends_all_ranks_with_the_datas_code(
-    shards: Path,
+    short: Path,
     tmp_path: Path,
     s3: S3,  # noqa: F811
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     storage = open_storage(f"{s3.url}/shards")
-    for path in sorted(shards.iterdir()):
+    for path in sorted(short.iterdir()):
         storage.write(path.name, path.read_bytes())
-    settings: dict[str, Any] = {
-        "data__guard_h": 0.1, "data__deadline_s": 2, "data__prefetch_mb": 0.001, "data__block_mb": 0.001,
-        "run__steps": 50, "run__evaluate_every": 50, "data__quarantine": 100,
-    }  # fmt: skip
-    argv = arguments(Path("SHARDS"), tmp_path / "run", **settings)
-    argv[argv.index("SHARDS")] = f"{s3.url}/shards"
-    assert run_ranks(exit_code, 2, argv) == [int(ExitCode.DATA)] * 2
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("data: ")]
-    assert len(told) == 2
-    assert all("shard shard-" in line and "cannot be read" in line and "key" in line for line in told)
+    small = "data.deadline_s=2 data.prefetch_mb=0.001 data.block_mb=0.001 data.quarantine=100"
+    argv = of_short(f"{s3.url}/shards", tmp_path / "run", small, "run.steps=50 run.evaluate_every=50")
+    assert run_ranks(train_until_the_store_dies, 2, argv) == [int(ExitCode.DATA)] * 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("data: ")]
+    assert len(lines) == 2
+    assert all("shard shard-" in line and "cannot be read" in line and "key" in line for line in lines)
+
+
+STEPS = 8
+
+
+def data_lines(run: Path) -> dict[int, dict[str, Any]]:
+    """Read what the metrics say of the data, by finished steps."""
+    lines = [(record["step"], record["metrics"]) for record in records(run)]
+    reading = [(step, line) for step, line in lines if "data/epoch_requests" in line]
+    assert len({step for step, _ in reading}) == len(reading)
+    assert all(key.startswith("data/") for _, line in reading for key in line)
+    return {step: {key.removeprefix("data/"): value for key, value in line.items()} for step, line in reading}
+
+
+def steps_an_epoch(run: Path) -> int:
+    """Count the steps before the first one of the second epoch in the metrics."""
+    epochs = {record["step"]: record["metrics"]["epoch"] for record in records(run) if "epoch" in record["metrics"]}
+    return min(step for step, epoch in epochs.items() if epoch == 1) - 1
+
+
+def test_each_epoch_logs_what_it_read(shards: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    assert train(arguments(shards, whole, run__steps=STEPS)) == ExitCode.DONE
+    lines, epoch = data_lines(whole), steps_an_epoch(whole)
+    assert list(lines) == [step for step in range(1, STEPS + 1) if step % epoch == 0 or step == STEPS]
+    counts = {f"epoch_{name}" for name in READ_COUNTS if name not in NOT_THERE}
+    for line in lines.values():
+        assert set(line) == counts | {"held_bytes_peak", "decoded_bytes_peak"}
+        assert line["epoch_quarantined"] == line["epoch_windows_lost"] == line["epoch_retries"] == 0
+        assert line["epoch_stall_s"] >= 0
+        assert line["held_bytes_peak"] > 0
+    assert min(lines[epoch]["epoch_requests"], lines[epoch]["epoch_bytes_read"]) > 0
+    # The evaluation in between reads from the same storage, but not through the stream.
+    totals = [sum(line[name] for line in lines.values()) for name in ("epoch_store_requests", "epoch_requests")]
+    assert totals[0] >= totals[1]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_logs_what_it_read_itself(shards: Path, tmp_path: Path) -> None:
+    whole, stopped = (tmp_path / name for name in ("whole", "stopped"))
+    assert train(arguments(shards, whole, run__steps=STEPS)) == ExitCode.DONE
+    argv = arguments(shards, stopped, run__steps=STEPS)
+    assert train(argv, stop_in_step=2) == ExitCode.REQUEUE
+    assert all(step <= 4 for step in data_lines(stopped))
+    assert train(argv) == ExitCode.DONE
+    lines = data_lines(stopped)
+    assert list(lines) == list(data_lines(whole))
+    assert all(line["epoch_requests"] >= 0 for line in lines.values())
+    assert lines[STEPS]["held_bytes_peak"] > 0
+    assert steps_an_epoch(whole) > 1
+
+
+@pytest.mark.slow
+def test_what_ranks_read_is_added_up(shards: Path, tmp_path: Path) -> None:
+    one, two = (arguments(shards, tmp_path / name, run__steps=STEPS, data__prefetch_steps=1) for name in "12")
+    assert train(one) == ExitCode.DONE
+    assert run_ranks(train_many, 2, [(two, None)]) == [[0], [0]]
+    first, second = (data_lines(tmp_path / name) for name in "12")
+    assert list(first) == list(second)
+    totals = [sum(line["epoch_bytes_read"] for line in lines.values()) for lines in (first, second)]
+    # Both lanes, one a rank, read the archive's one sequence.
+    assert totals[1] == 2 * totals[0] > 0
+
+
+def test_a_run_goes_on_without_what_is_damaged_and_logs_it(short: Path, damaged: Damaged, tmp_path: Path) -> None:
+    """The first sequence, which is trained on, and the last one, which is not."""
+    archive, run = damaged([0, num_sequences(short) - 1]), tmp_path / "run"
+    changes = "run.steps=6 data.evaluation_windows=1000"
+    with pytest.raises(DataError, match=r"shard shard-00000.tar, key \S+: SHA-256"):
+        train(of_short(archive, run, changes))
+    shutil.rmtree(run)
+    assert train(of_short(archive, run, changes, "data.quarantine=1")) == ExitCode.DONE
+    reading = data_lines(run).values()
+    assert sum(line["epoch_quarantined"] for line in reading) == 1
+    assert sum(line["epoch_windows_lost"] for line in reading) > 0
+    lines = [record["metrics"] for record in records(run)]
+    # Of the last sequence's six windows, those that lie in the held-out part as a whole.
+    assert [line["held_out_windows_lost"] for line in lines if "held_out_loss" in line] == [3]
+    assert all(isinstance(line["loss"], float) for line in lines if "loss" in line)

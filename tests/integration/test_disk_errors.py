@@ -13,17 +13,10 @@ from rainspark.models.weights.manifest import latest_verified, step_folders, ver
 from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.checkpoint.transfer import finished_in, pull_latest, push, verify_in
 from tests.fault_server import AFTER, FAIL, KILL, SHORT, TORN, Fault, FaultServer
-from tests.integration.fault_tasks import (
-    arguments,
-    pull_under,
-    push_under,
-    save_small,
-    save_under,
-    train_apart,
-    train_under,
-)
-from tests.integration.runs import make_shards
+from tests.integration.faults import pull_under, push_under, save_small, save_under, train_apart, train_under
+from tests.integration.runs import smallest_arguments as arguments
 
+HOURS = 3
 KILLED, REFUSED = -9, 6
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
 
@@ -119,11 +112,6 @@ def test_copies_of_checkpoints_on_disks_that_fail(tmp_path: Path, server: FaultS
         assert verify_folder(pulled) == verify_folder(second), report
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=3)
-
-
 @pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_goes_on_after_one_failed_save_and_stops_after_two(
     tmp_path: Path, server: FaultServer, shards: Path, ranks: int
@@ -176,7 +164,7 @@ def test_a_best_checkpoint_that_cannot_be_written_ends_all_ranks(
     run = tmp_path / "run"
     run.mkdir()
     (run / "best").write_bytes(b"")
-    argv = [str(word) for word in arguments(shards, run, data__validation_share=0.25, run__evaluate_every=2)]
+    argv = arguments(shards, run, data__validation_share=0.25, run__evaluate_every=2)
     ended = server.run(train_apart, [argv, argv], None, ranks=2)
     assert ended.codes == [REFUSED, REFUSED], ended
     assert all(f"checkpoint: {run / 'best' / 'checkpoints'}: cannot be written: " in text for text in ended.texts)

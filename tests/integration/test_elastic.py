@@ -1,6 +1,7 @@
 """A checkpoint serves any number of processes and any engine: the same tensors, and the windows go on in order."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +11,37 @@ from rainspark.trainer.settings.experiment import PretrainConfig
 from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.windows import open_stream, open_windows
 from tests.distributed import run_ranks
-from tests.integration.elastic_runs import Seen, both, in_order, saved_hashes
-from tests.integration.runs import arguments, make_shards, tensors
+from tests.integration.runs import arguments, equal, settings, tensors
+from tests.integration.takeovers import Seen, both, in_order, note_windows, saved_hashes
 
 STEPS, STOP = 5, 3
 # The loop reads a stop one step after it came.
 TOLD = STOP - 1
 TIMEOUT_S = 1800
 Job = tuple[list[str], int | None]
-SOURCES: dict[str, dict[str, object]] = {
+SOURCES = {
     "plain": {},
-    "zero 2": {"engine__zero_stage": 2, "engine__precision": "bf16", "optim__name": "lamb"},
-    "zero 3": {"engine__zero_stage": 3, "optim__name": "sgd"},
+    "zero 2": settings("engine.zero_stage=2 engine.precision=bf16 optim.name=lamb"),
+    "zero 3": settings("engine.zero_stage=3 optim.name=sgd"),
 }
-TARGETS: dict[str, dict[str, object]] = {
-    "plain": {"engine__zero_stage": "null", "engine__precision": "bf16"},
-    "zero 0": {"engine__zero_stage": 0, "engine__precision": "fp32"},
-    "zero 1": {"engine__zero_stage": 1, "engine__precision": "fp16"},
-    "zero 2": {"engine__zero_stage": 2, "engine__precision": "fp32"},
-    "zero 3": {"engine__zero_stage": 3, "engine__precision": "bf16"},
+TARGETS = {
+    "plain": settings("engine.zero_stage=null engine.precision=bf16"),
+    "zero 0": settings("engine.zero_stage=0 engine.precision=fp32"),
+    "zero 1": settings("engine.zero_stage=1 engine.precision=fp16"),
+    "zero 2": settings("engine.zero_stage=2 engine.precision=fp32"),
+    "zero 3": settings("engine.zero_stage=3 engine.precision=bf16"),
 }
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=4)
-
-
-def command(shards: Path, run: Path, *settings: dict[str, object]) -> list[str]:
+def command(shards: Path, run: Path, *changes: Mapping[str, object]) -> list[str]:
     """Batches that go into 1, 2, 3 and 4 parts, in two micro-batches a step; the steps span two epochs."""
-    sizes: dict[str, object] = {
-        "data__global_batch": 24, "data__micro_batch": 12, "run__steps": STEPS, "run__evaluate_every": STEPS,
-        "optim__ema_decay": 0.8, "data__evaluation_windows": 4,
-    }  # fmt: skip
-    merged: dict[str, object] = {}
-    for part in (sizes, *settings):
-        merged |= part
+    sizes = settings(
+        f"data.global_batch=24 data.micro_batch=12 run.steps={STEPS} run.evaluate_every={STEPS} optim.ema_decay=0.8",
+        "data.evaluation_windows=4",
+    )
+    merged = dict(sizes)
+    for more in changes:
+        merged |= more
     return arguments(shards, run, **merged)
 
 
@@ -57,10 +53,8 @@ def planned(argv: list[str]) -> dict[int, list[int]]:
     assert stream.steps_per_epoch < STOP, "a resume in a later epoch than the first"
     seen: Seen = {}
     for batches in stream.steps(0, config.run.steps):
-        for batch in batches:
-            rows = zip(batch.index_b.tolist(), batch.window_b.tolist(), strict=True)
-            seen.setdefault(str(batch.step), []).extend([place, window] for place, window in rows)
-    return in_order([{"trained": [{"seen": seen}]}], 0)
+        note_windows(seen, batches)
+    return in_order([seen])
 
 
 def start(shards: Path, folder: Path, names: list[str]) -> None:
@@ -91,7 +85,9 @@ def on(
         found = ranks[0]["trained"][number]
         assert found["code"] == 0
         assert found["taken_up"] == saved_hashes(folder / source)
-        assert in_order(ranks, number) == {step: whole[step] for step in range(STOP, STEPS)}
+        assert in_order([rank["trained"][number]["seen"] for rank in ranks]) == {
+            step: whole[step] for step in range(STOP, STEPS)
+        }
     return ranks
 
 
@@ -129,6 +125,4 @@ def test_there_and_back_is_the_same_end(shards: Path, tmp_path: Path) -> None:
         name = after
     back = command(shards, tmp_path / name, SOURCES["plain"])
     assert run_ranks(both, 2, [(back, None)], [], timeout_s=TIMEOUT_S)[0]["trained"][0]["code"] == 0
-    ends = [tensors(tmp_path / folder) for folder in (name, "whole")]
-    assert ends[0].keys() == ends[1].keys()
-    assert all(bool((ends[0][name] == ends[1][name]).all()) for name in ends[0])
+    assert equal(tensors(tmp_path / name), tensors(tmp_path / "whole"))

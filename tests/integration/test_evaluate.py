@@ -29,7 +29,7 @@ from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.verification.rows import Rows, select
 from tests.conftest import REPOSITORY
 from tests.distributed import run_ranks
-from tests.integration import nowcast_runs, runs
+from tests.integration.runs import arguments, make_shards, nowcast_arguments, train
 
 THRESHOLDS = (0.1, 0.5, 2.0)
 SPLIT = {"data__validation_share": 0.2, "data__test_share": 0.3, "data__guard_h": 0.25, "run__steps": 2}
@@ -55,11 +55,11 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("evaluate")
-    shards = runs.make_shards(folder, hours=6)
+    shards = make_shards(folder, hours=6)
     found = Place(folder / "radar", shards, folder / "one", folder / "two")
     other = {"model__name": "smaat_unet", "model__smaat_width": 8, "model__frames_out": 2}
     for run, changes in ((found.one, {}), (found.two, other)):
-        code = nowcast_runs.train(nowcast_runs.arguments(shards, run, **{**SPLIT, "run__evaluate_every": 2, **changes}))
+        code = train(nowcast_arguments(shards, run, **{**SPLIT, "run__evaluate_every": 2, **changes}))
         assert code == ExitCode.DONE
     return found
 
@@ -408,19 +408,19 @@ def test_runs_of_other_kinds_and_splits_are_refused(
     out = tmp_path / "out"
     few = {"run__steps": 1, "run__evaluate_every": 1, "optim__warmup_steps": 0}
     pretrained, untested, elsewhere = (tmp_path / name for name in ("pretrained", "untested", "elsewhere"))
-    assert runs.train(runs.arguments(place.shards, pretrained, **few)) == ExitCode.DONE
+    assert train(arguments(place.shards, pretrained, **few)) == ExitCode.DONE
     expect(capsys, command(place.shards, out, [str(pretrained)]), ExitCode.CHECKPOINT, "not of a fine-tuning run")
     small = {**SPLIT, **few, "model__name": "smaat_unet", "model__smaat_width": 4}
-    argv = nowcast_runs.arguments(place.shards, untested, **{**small, "data__test_share": 0})
-    assert nowcast_runs.train(argv) == ExitCode.DONE
+    argv = nowcast_arguments(place.shards, untested, **{**small, "data__test_share": 0})
+    assert train(argv) == ExitCode.DONE
     expect(
         capsys,
         command(place.shards, out, [str(untested), "persistence"]),
         ExitCode.CONFIG,
         "untested was trained without a test part",
     )
-    argv = nowcast_runs.arguments(place.shards, elsewhere, **{**small, "data__test_share": 0.4})
-    assert nowcast_runs.train(argv) == ExitCode.DONE
+    argv = nowcast_arguments(place.shards, elsewhere, **{**small, "data__test_share": 0.4})
+    assert train(argv) == ExitCode.DONE
     expect(
         capsys,
         command(place.shards, out, [str(place.one), str(elsewhere)]),

@@ -1,6 +1,5 @@
 """Every setting has an effect: each one is changed, and something that is built from it, or done by it, changes."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,17 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.engine.optimizers import decay_at, rate_at
-from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.experiment import PretrainConfig
 from rainspark.trainer.settings.parse import dotted_keys, parse_config
-from rainspark.trainer.training.pretraining import Pretraining
 from rainspark.trainer.training.windows import open_stream, open_windows
 from tests.conftest import REPOSITORY
-from tests.integration.runs import arguments, metrics, tensors, train
+from tests.integration.runs import arguments, built, digest, learned, metrics, tensors, train
 
-SHORT = {"run__steps": 3, "run__evaluate_every": 2, "optim__warmup_steps": 1, "data__lanes": 1}
+SHORT = {"run__steps": 3, "run__evaluate_every": 3, "optim__warmup_steps": 1, "data__lanes": 1}
 
 
 def schedule(argv: list[str]) -> Any:
@@ -44,16 +40,10 @@ def reading(argv: list[str]) -> Any:
 
 
 def model(argv: list[str]) -> Any:
-    config = parse_config(argv, PretrainConfig, prog="test")
-    engine = Engine(config.engine)
-    try:
-        run = Pretraining(config, engine, StopSignal())
-        weights = b"".join(p.detach().numpy().tobytes() for p in engine.bare_model.parameters())
-        encoder = run.model.sparse_encoder
+    with built(argv) as run:
         task = (run.task.mask_ratio, run.task.space, run.task.depth_rates, run.task.augment, run.model.loss)
-        return repr(engine.bare_model), hashlib.sha256(weights).hexdigest(), encoder.checkpoint_blocks, task
-    finally:
-        engine.shutdown(clean=True)
+        blocks = run.model.sparse_encoder.checkpoint_blocks
+        return repr(run.engine.bare_model), digest(run.engine.bare_model.state_dict()), blocks, task
 
 
 def outcome(argv: list[str]) -> Any:
@@ -61,8 +51,7 @@ def outcome(argv: list[str]) -> Any:
     run = Path(argv[argv.index("--run.dir") + 1])
     paths = [path for path in run.rglob("*") if path.name not in ("config.yaml", ".lock")]
     files = sorted(str(path.relative_to(run)).split("events.out")[0] for path in paths)
-    weights = b"".join(value.numpy().tobytes() for _, value in sorted(tensors(run).items()))
-    return files, metrics(run), hashlib.sha256(weights).hexdigest()
+    return files, metrics(run), digest(tensors(run))
 
 
 def progress(argv: list[str]) -> Any:
@@ -96,72 +85,57 @@ CHANGES: dict[str, tuple[object, Callable[[list[str]], Any]]] = {
     "data.prefetch_mb": (64, reading),
     "data.readers": (3, reading),
     "data.quarantine": (2, reading),
-    "data.augment": ("false", outcome),
+    "data.augment": ("false", learned),
     "data.evaluation_windows": (3, outcome),
     "model.encoder": ("resnet26", model),
     "model.decoder_width": (64, model),
     "model.decoder_activation": ("relu6", model),
-    "model.mask_ratio": (0.25, outcome),
-    "model.loss": ("all", outcome),
-    "model.depth_drop": (0.5, outcome),
+    "model.mask_ratio": (0.25, learned),
+    "model.loss": ("all", learned),
+    "model.depth_drop": (0.5, learned),
     "model.checkpoint_blocks": ("true", model),
-    "model.space.kind": ("linear", outcome),
-    "model.space.scale_mmh": (3.0, outcome),
-    "model.space.clip_mmh": (0.5, outcome),
-    "optim.name": ("sgd", outcome),
+    "model.space.kind": ("linear", learned),
+    "model.space.scale_mmh": (3.0, learned),
+    "model.space.clip_mmh": (0.5, learned),
+    "optim.name": ("sgd", learned),
     "optim.lr": (0.01, schedule),
     "optim.lr_scaling": ("sqrt", schedule),
-    "optim.betas": ("[0.8, 0.9]", outcome),
-    "optim.eps": (1e-3, outcome),
+    "optim.betas": ("[0.8, 0.9]", learned),
+    "optim.eps": (1e-3, learned),
     "optim.weight_decay": (0.3, schedule),
     "optim.weight_decay_end": (0.3, schedule),
     "optim.warmup_steps": (2, schedule),
     "optim.min_lr_share": (0.5, schedule),
-    "optim.clip_norm": (0.01, outcome),
-    "optim.layer_decay": (0.5, outcome),
+    "optim.clip_norm": (0.01, learned),
+    "optim.layer_decay": (0.5, learned),
     "optim.ema_decay": (0.5, outcome),
-    "engine.precision": ("bf16", outcome),
+    "engine.precision": ("bf16", learned),
     "tracking.tensorboard": ("true", outcome),
-    "seed": (1, outcome),
+    "seed": (1, learned),
 }
 ELSEWHERE = {
-    "run.dir": "tests/integration/runs.py",
-    "data.shards": "tests/integration/runs.py",
-    "data.source": "tests/integration/test_mixed.py",
-    "data.weights": "tests/integration/test_mixed.py",
-    "data.select": "tests/integration/test_mixed.py",
-    "data.select_rule": "tests/integration/test_mixed.py",
-    "data.deadline_s": "tests/integration/test_store_settings.py",
-    "data.cache_dir": "tests/integration/test_store_settings.py",
-    "data.cache_gb": "tests/integration/test_store_settings.py",
-    "data.train_times": "tests/integration/test_fields.py",
-    "data.validation_times": "tests/integration/test_fields.py",
-    "data.test_times": "tests/integration/test_fields.py",
-    "run.checkpoint_url": "tests/integration/test_object_store.py",
-    "run.keep_last": "tests/trainer/checkpoint/test_folder.py",
-    "run.keep_every": "tests/integration/test_checkpoint_settings.py",
-    "run.push_deadline_s": "tests/integration/test_checkpoint_settings.py",
-    "run.max_nonfinite": "tests/integration/test_user_errors.py",
-    "run.allow_plan_change": "tests/integration/test_fields.py",
-    "init_from": "tests/integration/test_fields.py",
-    "optim.momentum": "tests/integration/test_fields.py",
-    "tracking.services": "tests/integration/test_trackers.py",
-    "tracking.project": "tests/integration/test_trackers.py",
-    "tracking.run_name": "tests/integration/test_trackers.py",
-    "tracking.close_s": "tests/integration/test_trackers.py",
-    "engine.zero_stage": "tests/integration/test_launch.py",
-    "engine.compile": "tests/integration/test_pretrain.py",
-    "engine.channels_last": "tests/trainer/engine/test_engine.py",
-    "engine.device": "tests/trainer/engine/test_engine.py",
-    "engine.timeout_s": "tests/integration/test_ranks.py",
-    "engine.start_timeout_s": "tests/integration/test_ranks.py",
+    "integration/runs.py": "run.dir data.shards",
+    "integration/test_mixed.py": "data.source data.weights data.select data.select_rule",
+    "integration/test_object_store.py": "run.checkpoint_url data.deadline_s data.cache_dir data.cache_gb",
+    "integration/test_checkpoint_settings.py": "run.keep_every run.push_deadline_s",
+    "integration/test_user_errors.py": "run.max_nonfinite",
+    "integration/test_trackers.py": "tracking.services tracking.project tracking.run_name tracking.close_s",
+    "integration/test_launch.py": "engine.zero_stage",
+    "integration/test_pretrain.py": "engine.compile",
+    "integration/test_ranks.py": "engine.timeout_s engine.start_timeout_s",
+    "trainer/checkpoint/test_folder.py": "run.keep_last",
+    "trainer/engine/test_engine.py": "engine.channels_last engine.device",
 }
+"""Settings whose effect other files show."""
+BELOW = "data.train_times data.validation_times data.test_times run.allow_plan_change init_from optim.momentum"
 
 
 def test_no_setting_is_left_out() -> None:
-    assert sorted([*CHANGES, *ELSEWHERE]) == sorted(dotted_keys(PretrainConfig))
-    for key, path in ELSEWHERE.items():
-        assert key.rpartition(".")[2] in (REPOSITORY / path).read_text(encoding="utf-8"), key
+    elsewhere = [key for keys in ELSEWHERE.values() for key in keys.split()]
+    assert sorted([*CHANGES, *elsewhere, *BELOW.split()]) == sorted(dotted_keys(PretrainConfig))
+    for path, keys in {**ELSEWHERE, "integration/test_fields.py": BELOW}.items():
+        text = (REPOSITORY / "tests" / path).read_text(encoding="utf-8")
+        assert not [key for key in keys.split() if key.rpartition(".")[2] not in text], path
 
 
 @pytest.mark.parametrize("key", CHANGES)
@@ -179,16 +153,19 @@ def test_the_same_settings_give_the_same_outcome(
     shards: Path, tmp_path: Path, baselines: Callable[[Callable[[list[str]], Any]], Any]
 ) -> None:
     """Without this, the test above could pass on noise."""
-    assert outcome(arguments(shards, tmp_path, **SHORT)) == baselines(outcome)
+    for observe in (learned, outcome):
+        assert observe(arguments(shards, tmp_path, **SHORT)) == baselines(observe)
 
 
 def test_stated_times(shards: Path, tmp_path: Path) -> None:
     """Each of the three changes the spans, and the training times the windows too."""
     day = "2020-06-01T"
     times: dict[str, object] = {
-        "data__validation_share": 0.1, "data__train_times": f'["{day}00:00/{day}02:00"]',
-        "data__validation_times": f'["{day}02:30/{day}03:00"]', "data__test_times": f'["{day}03:30/{day}04:00"]',
-    }  # fmt: skip
+        "data__validation_share": 0.1,
+        "data__train_times": f'["{day}00:00/{day}02:00"]',
+        "data__validation_times": f'["{day}02:30/{day}03:00"]',
+        "data__test_times": f'["{day}03:30/{day}04:00"]',
+    }
     stated = plan(arguments(shards, tmp_path, **times))
     assert stated != plan(arguments(shards, tmp_path, data__validation_share=0.1))
     for key, value in (("train", f"{day}00:00/{day}01:30"), ("validation", f"{day}02:30/{day}02:55")):
@@ -202,7 +179,7 @@ def test_stated_times(shards: Path, tmp_path: Path) -> None:
 
 def test_momentum(shards: Path, tmp_path: Path) -> None:
     results = [
-        outcome(arguments(shards, tmp_path / str(momentum), **SHORT, optim__name="sgd", optim__momentum=momentum))
+        learned(arguments(shards, tmp_path / str(momentum), **SHORT, optim__name="sgd", optim__momentum=momentum))
         for momentum in (0.0, 0.9)
     ]
     assert results[0] != results[1]

@@ -5,11 +5,11 @@ import logging
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rainspark.data.errors import ConfigError
 from rainspark.data.exit_codes import ExitCode
@@ -19,41 +19,27 @@ from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.training.finetuning import Finetuning
 from rainspark.trainer.training.nowcast_task import NowcastBatch
 from tests.distributed import run_ranks
-from tests.integration.nowcast_runs import arguments, stored, train, train_many
-from tests.integration.runs import make_shards, metrics
+from tests.integration.runs import assert_close, equal, metrics, settings, stored, train, train_many
+from tests.integration.runs import nowcast_arguments as arguments
 
 # With everything that a resume has to bring back: averages, layer decay, crop, mask, stochastic depth, motion.
-FULL: dict[str, object] = {
-    "optim__ema_decay": 0.9, "optim__layer_decay": 0.8, "data__crop": 32, "model__depth_drop": 0.3,
-    "model__loss": "csi", "run__choose_by": "mse", "data__micro_batch": 2,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"))
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("wide"), size=96)
-
-
-def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+FULL = settings(
+    "optim.ema_decay=0.9 optim.layer_decay=0.8 data.crop=32 data.micro_batch=2 model.depth_drop=0.3 model.loss=csi",
+    "run.choose_by=mse",
+)
+HOURS = 5
 
 
 def best_steps(run: Path) -> list[int]:
     return [step for step, _ in step_folders(run / "best" / "checkpoints")]
 
 
-@pytest.mark.parametrize("stop_in_step", [pytest.param(1, marks=pytest.mark.slow), 4])
-def test_stop_and_resume_is_bit_for_bit(shards: Path, tmp_path: Path, stop_in_step: int) -> None:
+def test_stop_and_resume_is_bit_for_bit(shards: Path, tmp_path: Path) -> None:
     """Weights, moments, averages, metrics and the best checkpoint: as if nothing had happened."""
     assert train(arguments(shards, tmp_path / "whole", **FULL)) == ExitCode.DONE
     run = tmp_path / "stopped"
     argv = arguments(shards, run, **FULL)
-    assert train(argv, stop_in_step=stop_in_step) == ExitCode.REQUEUE
+    assert train(argv, stop_in_step=4) == ExitCode.REQUEUE
     assert train(argv) == ExitCode.DONE
     assert equal(stored(run), stored(tmp_path / "whole"))
     assert metrics(run) == metrics(tmp_path / "whole")
@@ -62,7 +48,7 @@ def test_stop_and_resume_is_bit_for_bit(shards: Path, tmp_path: Path, stop_in_st
 
 @pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(shards: Path, tmp_path: Path) -> None:
-    """What one process does in `make test`, and pretraining on two."""
+    """Stopped in the first step; one process is stopped later."""
     short = {**FULL, "run__steps": 4}
     argv = arguments(shards, tmp_path / "stopped", **short)
     whole = arguments(shards, tmp_path / "whole", **short)
@@ -72,20 +58,17 @@ def test_two_processes_resume_bit_for_bit(shards: Path, tmp_path: Path) -> None:
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
 
 
-def test_two_processes_equal_one(wide: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one(pack_storms: Callable[..., Path], tmp_path: Path) -> None:
     """In float64 the figures, weights and best checkpoint of one rank.
 
     With a crop of one patch, two windows make two values for batch statistics: rounding would grow a millionfold.
     """
+    wide = pack_storms(HOURS, size=96)
     float64 = {**FULL, "engine__precision": "fp64", "data__crop": 64, "run__steps": 2}
     codes = run_ranks(train_many, 2, [(arguments(wide, tmp_path / "two", **float64), None)], timeout_s=240)
     assert codes[0] == codes[1] == [0]
     assert train(arguments(wide, tmp_path / "one", **float64)) == ExitCode.DONE
-    first, second = stored(tmp_path / "one"), stored(tmp_path / "two")
-    assert first.keys() == second.keys()
-    for name in first:
-        difference = float((second[name].double() - first[name].double()).abs().max())
-        assert difference <= 1e-9 * (1 + float(first[name].double().abs().max())), name
+    assert_close(stored(tmp_path / "one"), stored(tmp_path / "two"), rel=1e-9)
     for one, other in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert other == pytest.approx(one, rel=1e-9, abs=1e-9, nan_ok=True)
 
@@ -230,9 +213,9 @@ def test_nothing_held_out_chooses_nothing(shards: Path, tmp_path: Path, caplog: 
     assert "nothing is held out" in caplog.text
 
 
-def test_frames_of_any_size_train_with_a_crop(tmp_path: Path) -> None:
+def test_frames_of_any_size_train_with_a_crop(pack_storms: Callable[..., Path], tmp_path: Path) -> None:
     """Whole frames are evaluated, extended to whole patches."""
-    odd = make_shards(tmp_path / "odd", hours=4, size=72)
+    odd = pack_storms(4, size=72)
     crop = {"data__crop": 64, "run__steps": 2}
     assert train(arguments(odd, tmp_path / "run", **crop)) == ExitCode.DONE
     assert metrics(tmp_path / "run")[-1]["held_out_mse"] > 0

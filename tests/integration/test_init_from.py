@@ -19,17 +19,15 @@ from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
 from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.finetuning import Finetuning
 from tests.conftest import REPOSITORY
-from tests.integration import runs
-from tests.integration.nowcast_runs import arguments, train
-from tests.integration.runs import make_shards
+from tests.integration.runs import arguments as pretraining_arguments
+from tests.integration.runs import equal, train
+from tests.integration.runs import nowcast_arguments as arguments
 from tests.models.published import load_inputs, write_published
 
 CONFIGS = REPOSITORY / "configs"
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"))
+HOURS = 5
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +35,8 @@ def pretrained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretraining run of windows of four frames, with averaged weights."""
     run = tmp_path_factory.mktemp("pretrained") / "run"
     short = {"run__steps": 2, "run__evaluate_every": 2, "optim__warmup_steps": 0, "optim__ema_decay": 0.5}
-    assert runs.train(runs.arguments(shards, run, **short)) == ExitCode.DONE
+    assert train(pretraining_arguments(shards, run, **short)) == ExitCode.DONE
     return run
-
-
-def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def started(argv: list[str]) -> dict[str, torch.Tensor]:

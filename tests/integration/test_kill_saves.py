@@ -1,4 +1,4 @@
-"""Kill -9 inside a save: a verified checkpoint is there, and the run that goes on ends as if nothing had happened."""
+"""Kill -9 inside a save or anywhere: a verified checkpoint is there, and the run ends as if nothing had happened."""
 
 import json
 import shutil
@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 
+from rainspark.data.randomness import generator
 from rainspark.models.weights.manifest import latest_verified, step_folders, step_of
 from tests.fault_server import AFTER, KILL, TORN, Ended, Fault, FaultServer
-from tests.integration.fault_tasks import arguments, train_under
-from tests.integration.runs import arguments as pretraining_arguments
-from tests.integration.runs import make_shards, tensors
+from tests.integration.faults import train_under
+from tests.integration.runs import arguments, digest, smallest_arguments, tensors
 
 KILLED = -9
 STEPS = 4
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=3)
+HOURS = 3
 
 
 class Case:
@@ -50,9 +48,9 @@ class Case:
 
     def train(self, run: Path, **plan: Any) -> Ended:
         """Train in a folder."""
-        build = pretraining_arguments if self._pretraining else arguments
+        build = arguments if self._pretraining else smallest_arguments
         settings = {"data__validation_share": 0, "run__steps": STEPS, "run__save_every": 1, "run__keep_last": 2}
-        argv = [str(word) for word in build(self._shards, run, **(settings | self._settings))]
+        argv = build(self._shards, run, **(settings | self._settings))
         return self.server.run(train_under, argv, plan, ranks=self.ranks)
 
     def succeed(self, run: Path) -> None:
@@ -103,10 +101,9 @@ class Case:
 
 def ending(run: Path, ranks: int) -> dict[str, Any]:
     """Give what a run has come to, bit for bit: weights, buffers and moments as saved, and every rank's buffers."""
-    saved = {name: (value.dtype, value.shape, value.numpy().tobytes()) for name, value in tensors(run).items()}
     buffers = [json.loads((run / f"buffers-{rank}.json").read_text()) for rank in range(ranks)]
     assert all(buffers)
-    return {"saved": saved, "buffers": buffers}
+    return {"saved": digest(tensors(run)), "buffers": buffers}
 
 
 def faults_at(operations: list[tuple[str, str]]) -> list[Fault]:
@@ -203,3 +200,50 @@ def test_a_kill_at_the_collectives_of_a_partitioned_save_changes_nothing(
     num = case.collectives(3)
     for number, collective in enumerate(sorted({1, num // 2, num - 1, num})):
         case.survives(step=3, rank=1 - number % 2, collective=collective)
+
+
+CHAIN_STEPS = 20
+KILLS = 10
+COLLECTIVES = {0: 50, 2: 200}
+"""Collectives a step, roughly, with its share of a save, by ZeRO's stage."""
+
+
+def train_chained(server: FaultServer, shards: Path, run: Path, stage: int, plan: dict[str, Any]) -> Ended:
+    argv = smallest_arguments(shards, run, run__steps=CHAIN_STEPS, engine__zero_stage=stage, run__save_every=2)
+    return server.run(train_under, argv, plan, ranks=2, timeout_s=300)
+
+
+def chain(server: FaultServer, shards: Path, folder: Path, stage: int, num_kills: int) -> None:
+    """Kill one rank after another, or amid its collectives or its writing, then compare the ends."""
+    assert train_chained(server, shards, folder / "whole", stage, {}).codes == [0, 0]
+    run, draws = folder / "run", generator(0, "kills", stage)
+    kills, launches, reached = 0, 0, []
+    while kills < num_kills:
+        launches += 1
+        assert launches < 3 * num_kills, f"{kills} kills in {launches} launches: they come too late"
+        # Collectives of about two steps and a half and their save, or disk calls of about one save.
+        plan: dict[str, Any] = {
+            "rank": int(draws.integers(2)),
+            "collective": int(draws.integers(1, COLLECTIVES[stage] * 5 // 2)),
+        }
+        if draws.random() < 0.4:
+            fault = Fault(at=int(draws.integers(1, 40)), action=(KILL, TORN, AFTER)[int(draws.integers(3))])
+            plan = {"rank": 0, "fault": asdict(fault)}
+        ended = train_chained(server, shards, run, stage, plan)
+        assert not ended.hung, ended
+        if ended.codes == [0, 0]:
+            break
+        newest = latest_verified(run / "checkpoints")
+        reached.append(0 if newest is None else int(newest.name.removeprefix("step-")))
+        kills += KILLED in ended.codes
+    assert kills == num_kills, f"the run was over after {kills} kills: {reached}"
+    assert reached == sorted(reached), "a checkpoint was lost"
+    assert train_chained(server, shards, run, stage, {}).codes == [0, 0]
+    assert ending(run, 2) == ending(folder / "whole", 2)
+    assert len(json.loads((run / "buffers-1.json").read_text())) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_ten_kills_in_a_row_change_nothing(tmp_path: Path, server: FaultServer, shards: Path, stage: int) -> None:
+    chain(server, shards, tmp_path, stage, KILLS)

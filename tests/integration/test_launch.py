@@ -1,7 +1,6 @@
 """The commands of the README, as a user gives them: real launchers, real signals, real processes."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,20 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
-from tests.integration.runs import arguments, make_shards
+from tests.integration.runs import arguments
+from tests.programs import environment
 
 TIMEOUT_S = 300
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=3)
-
-
-def environment() -> dict[str, str]:
-    """This process' own, without what another launcher may have left in it."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+HOURS = 3
 
 
 def launch(words: list[str], argv: list[str]) -> list[str]:
@@ -110,9 +102,15 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(
 def test_zero_2_on_two_processes_and_export_to_timm(shards: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "run", tmp_path / "encoder.safetensors"
     argv = arguments(
-        shards, folder, run__steps=3, engine__zero_stage=2, engine__precision="bf16", data__window=12,
-        data__validation_share=0, tracking__tensorboard="true",
-    )  # fmt: skip
+        shards,
+        folder,
+        run__steps=3,
+        engine__zero_stage=2,
+        engine__precision="bf16",
+        data__window=12,
+        data__validation_share=0,
+        tracking__tensorboard="true",
+    )
     done = run(launch(["--num_processes", "2"], argv))
     assert done.returncode == 0, done.stderr
     assert "TensorBoard" in done.stdout

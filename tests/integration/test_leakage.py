@@ -19,8 +19,8 @@ from rainspark.trainer.settings.experiment import FinetuneConfig
 from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.finetuning import Finetuning
 from rainspark.trainer.training.windows import Windows, open_stream, open_windows
-from tests.integration.nowcast_runs import arguments, train
-from tests.integration.runs import make_shards
+from tests.integration.runs import nowcast_arguments as arguments
+from tests.integration.runs import train
 
 WINDOW, EPOCHS = 7, 3
 Frame = tuple[int, str]
@@ -33,18 +33,19 @@ SPLITS: dict[str, dict[str, Any]] = {
         "train_times": '["2020-06-01T00:00/2020-06-01T01:30", "2020-06-01T03:30/2020-06-01T05:00"]',
         "validation_times": '["2020-06-01T02:40/2020-06-01T03:20"]',
         "test_times": '["2020-06-01T01:35/2020-06-01T02:35"]',
-        "validation_share": 0.1, "guard_h": 0,
+        "validation_share": 0.1,
+        "guard_h": 0,
     },
     "times, the test first": {
-        "train_times": '["2020-06-01T02:00/2020-06-01T05:00"]', "test_times": '["2020-06-01T00:00/2020-06-01T01:00"]',
-        "validation_share": 0.1, "guard_h": 1,
+        "train_times": '["2020-06-01T02:00/2020-06-01T05:00"]',
+        "test_times": '["2020-06-01T00:00/2020-06-01T01:00"]',
+        "validation_share": 0.1,
+        "guard_h": 1,
     },
-}  # fmt: skip
+}
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"))
+HOURS = 5
 
 
 def digest(counts_hw: np.ndarray) -> str:

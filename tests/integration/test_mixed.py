@@ -14,8 +14,7 @@ from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.evaluation.evaluating import main as evaluate
 from rainspark.trainer.forecasting.forecaster import load_forecaster
 from tests.data.mixed import pack_mixed
-from tests.integration import nowcast_runs
-from tests.integration.runs import arguments, metrics, train
+from tests.integration.runs import arguments, metrics, nowcast_arguments, train
 from tests.integration.test_fields import plan
 
 HALVES = '{"Fine": 0.5, "KNMI": 0.5}'
@@ -118,13 +117,27 @@ def test_what_cannot_be_read_says_why(
 def tuned(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("tuned") / "run"
     settings: dict[str, object] = {"data__weights": HALVES, "data__validation_share": 0.3, "data__guard_h": 0}
-    assert nowcast_runs.train(nowcast_runs.arguments(mixed, run, **settings, run__steps=2)) == ExitCode.DONE
+    assert train(nowcast_arguments(mixed, run, **settings, run__steps=2)) == ExitCode.DONE
     return run
 
 
 def test_a_nowcaster_of_two_radars_is_scored_on_one(mixed: Path, tuned: Path, tmp_path: Path) -> None:
-    argv = ["--data.shards", str(mixed), "--models", str(tuned), "persistence", "--split", "validation",
-            "--thresholds", "0.5", "1.0", "--scales", "1", "--device", "cpu"]  # fmt: skip
+    argv = [
+        "--data.shards",
+        str(mixed),
+        "--models",
+        str(tuned),
+        "persistence",
+        "--split",
+        "validation",
+        "--thresholds",
+        "0.5",
+        "1.0",
+        "--scales",
+        "1",
+        "--device",
+        "cpu",
+    ]
     with pytest.raises(
         DataError, match=r"scores are made of one radar and place; .*choose one of its sources \(data.so"
     ):
@@ -138,14 +151,31 @@ def test_a_nowcaster_of_two_radars_is_scored_on_one(mixed: Path, tuned: Path, tm
 def test_baselines_are_fitted_on_what_is_scored_of_a_mix(mixed: Path, tuned: Path, tmp_path: Path) -> None:
     """Also where the archive that is scored is another one than the run's: the run's own holds its training part."""
     alone = tmp_path / "alone"
-    pack_mixed(alone, {"KNMI": drifting_squares()["KNMI"][-30:]}, scales_mmh=(0.12,), window=24, max_frames=48,
-               num_shards=1)  # fmt: skip
+    pack_mixed(
+        alone, {"KNMI": drifting_squares()["KNMI"][-30:]}, scales_mmh=(0.12,), window=24, max_frames=48, num_shards=1
+    )
     means = []
-    for shards, more in ((mixed, ["--data.source", "KNMI", "--split", "validation"]),
-                         (alone, ["--split", "all", "--allow_overlap", "true"])):  # fmt: skip
+    for shards, more in (
+        (mixed, ["--data.source", "KNMI", "--split", "validation"]),
+        (alone, ["--split", "all", "--allow_overlap", "true"]),
+    ):
         out = tmp_path / shards.name / "scores"
-        argv = ["--data.shards", str(shards), "--models", str(tuned), "training_mean", "--out", str(out),
-                "--thresholds", "0.5", "--scales", "1", "--device", "cpu", *more]  # fmt: skip
+        argv = [
+            "--data.shards",
+            str(shards),
+            "--models",
+            str(tuned),
+            "training_mean",
+            "--out",
+            str(out),
+            "--thresholds",
+            "0.5",
+            "--scales",
+            "1",
+            "--device",
+            "cpu",
+            *more,
+        ]
         assert evaluate(argv) == ExitCode.DONE
         about = json.loads((out / "scores.json").read_text())["about"]
         means.append(about["models"]["training_mean"]["mean_mmh"])

@@ -10,29 +10,24 @@ import torch
 
 from rainspark.models.weights.manifest import step_folders
 from tests.distributed import run_ranks
-from tests.integration import nowcast_runs
-from tests.integration.fault_runs import KINDS, Fault, checkpoints, train_watched
-from tests.integration.runs import arguments, make_shards, metrics
+from tests.integration.faults import KINDS, Poison, train_watched
+from tests.integration.runs import arguments, equal, metrics, nowcast_arguments, settings, stored
 
 MICRO_STEPS = 3
-SETTINGS: dict[str, object] = {
-    "data__global_batch": 12, "data__micro_batch": 4, "optim__ema_decay": 0.8, "run__max_nonfinite": 100,
-    "optim__clip_norm": 1.0, "run__keep_last": 50,
-}  # fmt: skip
+SETTINGS = settings(
+    "data.global_batch=12 data.micro_batch=4 optim.ema_decay=0.8 optim.clip_norm=1.0 run.max_nonfinite=100",
+    "run.keep_last=50",
+)
+HOURS = 5
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"))
-
-
-def random_faults(seed: int, *, steps: int) -> list[Fault]:
-    """A fault at about every second step, each kind and each place in a step at least once where there is room."""
+def random_poisons(seed: int, *, steps: int) -> list[Poison]:
+    """A poison at about every second step, each kind and each place in a step at least once where there is room."""
     rng = np.random.default_rng(seed)
     chosen = sorted(int(step) for step in rng.choice(steps, size=steps // 2, replace=False))
     kinds, places = rng.permutation(len(KINDS)), rng.permutation(MICRO_STEPS)
     return [
-        Fault(step, int(places[number % MICRO_STEPS]), int(rng.integers(2)), KINDS[kinds[number % len(KINDS)]])
+        Poison(step, int(places[number % MICRO_STEPS]), int(rng.integers(2)), KINDS[kinds[number % len(KINDS)]])
         for number, step in enumerate(chosen)
     ]
 
@@ -42,45 +37,43 @@ def losses(run: Path) -> list[dict[str, Any]]:
     return [line if not line.get("skipped") else {"step": line["step"]} for line in metrics(run)]
 
 
-def check(runs: list[tuple[Path, list[Fault]]], ranks: list[list[dict[str, Any]]], *, steps: int) -> None:
-    """Compare each run that had the faults with the one that was told to leave their steps out."""
-    for number, (folder, faults) in enumerate(runs):
-        bad = sorted({fault.step for fault in faults})
+def check(runs: list[tuple[Path, list[Poison]]], ranks: list[list[dict[str, Any]]], *, steps: int) -> None:
+    """Compare each run that had the poisons with the one that was told to leave their steps out."""
+    for number, (folder, poisons) in enumerate(runs):
+        bad = sorted({poison.step for poison in poisons})
         assert 0 < len(bad) < steps
         for rank in ranks:
             for found in rank[2 * number : 2 * number + 2]:
-                assert found == {"code": 0, "skipped": bad, "unchanged": bad}, (folder, faults)
-        poisoned, left_out = checkpoints(folder), checkpoints(folder.with_name(f"{folder.name} left out"))
+                assert found == {"code": 0, "skipped": bad, "unchanged": bad}, (folder, poisons)
+        poisoned = stored(folder, best=False, every_step=True)
         assert any("ema" in name for name in poisoned)
-        assert poisoned.keys() == left_out.keys()
-        for name, value in poisoned.items():
-            assert bool(torch.isfinite(value).all()), (folder, name)
-            assert torch.equal(value, left_out[name]), (folder, name)
+        assert all(bool(torch.isfinite(value).all()) for value in poisoned.values()), folder
+        assert equal(poisoned, stored(folder.with_name(f"{folder.name} left out"), best=False, every_step=True)), folder
         assert losses(folder) == losses(folder.with_name(f"{folder.name} left out"))
         state = json.loads((step_folders(folder / "checkpoints")[0][1] / "state.json").read_text())
         assert state["step"] == steps
         assert set(state["optimizer_steps"].values()) == {steps - len(bad)}
 
 
-def pair(argv: list[str], faults: list[Fault]) -> list[tuple[list[str], list[Fault], bool]]:
-    """One run with the faults, and one beside it that leaves their steps out."""
+def pair(argv: list[str], poisons: list[Poison]) -> list[tuple[list[str], list[Poison], bool]]:
+    """One run with the poisons, and one beside it that leaves their steps out."""
     place = argv.index("--run.dir") + 1
     beside = [*argv[:place], f"{argv[place]} left out", *argv[place + 1 :]]
-    return [(argv, faults, True), (beside, faults, False)]
+    return [(argv, poisons, True), (beside, poisons, False)]
 
 
 @pytest.mark.parametrize("task", ["pretraining", pytest.param("nowcast", marks=pytest.mark.slow)])
 def test_a_bad_value_on_one_rank_leaves_the_step_out_on_all(shards: Path, tmp_path: Path, task: str) -> None:
     """The first, a middle and the last micro-batch, ZeRO and plain, pretraining and fine-tuning."""
     steps = 5
-    faults = [Fault(1, 0, 1, "input"), Fault(2, 2, 0, "gradient"), Fault(3, 1, 1, "infinite loss")]
+    poisons = [Poison(1, 0, 1, "input"), Poison(2, 2, 0, "gradient"), Poison(3, 1, 1, "infinite loss")]
     short: dict[str, object] = {**SETTINGS, "run__steps": steps, "run__evaluate_every": steps, "run__save_every": 3}
     partitioned: dict[str, object] = {"engine__zero_stage": 2, "engine__precision": "bf16", "optim__name": "lamb"}
     if task == "pretraining":
         argv = arguments(shards, tmp_path / task, **short, **partitioned)
     else:
-        argv = nowcast_runs.arguments(shards, tmp_path / task, **short)
-    check([(tmp_path / task, faults)], run_ranks(train_watched, 2, pair(argv, faults), timeout_s=600), steps=steps)
+        argv = nowcast_arguments(shards, tmp_path / task, **short)
+    check([(tmp_path / task, poisons)], run_ranks(train_watched, 2, pair(argv, poisons), timeout_s=600), steps=steps)
 
 
 @pytest.mark.slow
@@ -90,9 +83,9 @@ def test_bad_values_at_random_steps(shards: Path, tmp_path: Path, precision: str
     steps = 8
     runs, jobs = [], []
     for number, stage in enumerate(("null", 0, 1, 2, 3)):
-        faults = random_faults(2 * number + (precision == "bf16"), steps=steps)
+        poisons = random_poisons(2 * number + (precision == "bf16"), steps=steps)
         often: dict[str, object] = {"run__steps": steps, "run__evaluate_every": steps, "run__save_every": 5}
         engine = {"engine__zero_stage": stage, "engine__precision": precision}
-        jobs += pair(arguments(shards, tmp_path / f"{stage}", **SETTINGS, **often, **engine), faults)
-        runs.append((tmp_path / f"{stage}", faults))
+        jobs += pair(arguments(shards, tmp_path / f"{stage}", **SETTINGS, **often, **engine), poisons)
+        runs.append((tmp_path / f"{stage}", poisons))
     check(runs, run_ranks(train_watched, 2, jobs, timeout_s=1800), steps=steps)

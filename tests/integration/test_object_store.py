@@ -1,4 +1,4 @@
-"""A run whose checkpoints are kept in a second place, a folder or a real S3 server, and goes on from there."""
+"""Runs on a real S3 server: shards are read from it, or checkpoints kept on it, and a run goes on from there."""
 
 import logging
 import shutil
@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.exit_codes import ExitCode
-from rainspark.data.store.storage import open_storage
-from tests.integration.runs import arguments, make_shards, metrics, tensors, train
+from rainspark.data.store.storage import LocalStorage, open_storage
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.parse import parse_config
+from rainspark.trainer.training.windows import Windows, open_windows
+from tests.integration.runs import arguments, equal, metrics, tensors, train
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 
+HOURS = 3
 CHECKPOINTS = ["step-00000002", "step-00000004"]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("archive"), hours=3)
+SHORT = {"run__steps": 3, "run__evaluate_every": 3, "optim__warmup_steps": 1}
 
 
 def pushed(url: str) -> list[str]:
@@ -41,9 +42,7 @@ def check_run_goes_on_from(
     assert f"copied to    {copy}" in capsys.readouterr().out
     assert pushed(url) == CHECKPOINTS
     assert train(arguments(shards, whole, **settings)) == ExitCode.DONE
-    found, expected = tensors(run), tensors(whole)
-    assert found.keys() == expected.keys()
-    assert all(found[name].equal(expected[name]) for name in expected)
+    assert equal(tensors(run), tensors(whole))
     assert metrics(run)[-1] == metrics(whole)[-1]
 
 
@@ -65,3 +64,43 @@ def test_a_run_goes_on_from_a_store_that_fails_now_and_then(
     )
     check_run_goes_on_from(f"{s3.url}/run", shards, tmp_path, caplog, capsys)
     assert any(done for _, _, done in s3.log())
+
+
+@pytest.fixture
+def address(shards: Path, s3: S3) -> str:  # noqa: F811
+    """Copy the shards to a bucket."""
+    here, there = LocalStorage(shards), open_storage(s3.url)
+    for name in here.names():
+        there.write(name, here.read(name))
+    return s3.url
+
+
+def opened(address: str, **settings: object) -> Windows:
+    config = parse_config(arguments(address, Path("run"), **settings), PretrainConfig, prog="test")
+    return open_windows(config.data, config.data.window)
+
+
+def test_a_run_from_a_store_is_the_run_from_a_folder(shards: Path, address: str, tmp_path: Path) -> None:
+    cached = {"data__cache_dir": tmp_path / "cache", "data__cache_gb": 0.1}
+    for name, archive, more in (("local", shards, {}), ("store", address, {}), ("cached", address, cached)):
+        assert train(arguments(archive, tmp_path / name, **{**SHORT, **more})) == ExitCode.DONE
+
+    def losses(name: str) -> list[float]:
+        return [line["loss"] for line in metrics(tmp_path / name) if "loss" in line]
+
+    assert losses("local") == losses("store") == losses("cached")
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) > 10_000
+
+
+def test_a_cache_that_holds_too_few_shards_is_refused(address: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"data.cache_gb is 1e-06, and the \d+ shards .*\(lanes \+ 1\) take 0\.001: they would"
+    ):
+        opened(address, data__cache_dir=tmp_path / "cache", data__cache_gb=1e-6)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dead_store_is_given_up_at_the_deadline() -> None:
+    for deadline_s in (0.5, 1.0):
+        with pytest.raises(DataError, match=rf"refused; .*before the deadline of {deadline_s:g} s"):
+            opened("http://127.0.0.1:9/shards", data__deadline_s=deadline_s)

@@ -3,32 +3,21 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from rainspark.data.exit_codes import ExitCode
 from tests.distributed import run_ranks
-from tests.integration.runs import arguments, make_shards, metrics, tensors, train, train_many
+from tests.integration.runs import arguments, assert_close, equal, metrics, tensors, train, train_many
+
+HOURS = 5
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"))
-
-
-def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_stop_and_resume_is_bit_for_bit(shards: Path, tmp_path: Path, precision: str) -> None:
+def test_stop_and_resume_is_bit_for_bit(shards: Path, tmp_path: Path) -> None:
     """Stopped inside an accumulation window, in the first and in a later epoch: as if nothing had happened."""
-    whole = arguments(shards, tmp_path / "whole", engine__precision=precision)
-    assert train(whole) == ExitCode.DONE
+    assert train(arguments(shards, tmp_path / "whole")) == ExitCode.DONE
     for stop_in_step in (1, 5):
         run = tmp_path / f"stopped-{stop_in_step}"
-        argv = arguments(shards, run, engine__precision=precision)
-        assert train(argv, stop_in_step=stop_in_step) == ExitCode.REQUEUE
-        assert train(argv) == ExitCode.DONE
+        assert train(arguments(shards, run), stop_in_step=stop_in_step) == ExitCode.REQUEUE
+        assert train(arguments(shards, run)) == ExitCode.DONE
         assert equal(tensors(run), tensors(tmp_path / "whole"))
         assert metrics(run) == metrics(tmp_path / "whole")
 
@@ -59,23 +48,21 @@ def test_compiled_runs_learn_the_same(shards: Path, tmp_path: Path) -> None:
 
 def test_two_processes_resume_and_equal_one(shards: Path, tmp_path: Path) -> None:
     """Two ranks: resume bit for bit; in float64 the same losses, weights and buffers as one rank, after 20 steps."""
-    names = {"whole32": ("fp32", None), "stopped32": ("fp32", 3), "whole16": ("bf16", None), "stopped16": ("bf16", 5)}
     runs = []
-    for name, (precision, stop) in names.items():
-        argv = arguments(shards, tmp_path / name, engine__precision=precision)
-        runs += [(argv, stop)] + ([(argv, None)] if stop else [])
+    for precision, stop in (("fp32", 3), ("bf16", 2)):
+        settings = {"engine__precision": precision, "run__steps": 6, "run__evaluate_every": 6}
+        whole, stopped = (arguments(shards, tmp_path / f"{name} {precision}", **settings) for name in ("whole", "stop"))
+        runs += [(whole, None), (stopped, stop), (stopped, None)]
     float64 = {"engine__precision": "fp64", "run__steps": 20, "run__evaluate_every": 20}
-    runs.append((arguments(shards, tmp_path / "two64", **float64), None))
+    runs.append((arguments(shards, tmp_path / "two", **float64), None))
     codes = run_ranks(train_many, 2, runs, timeout_s=240)
     assert codes[0] == codes[1] == [0, 75, 0, 0, 75, 0, 0]
-    for bits in ("32", "16"):
-        assert equal(tensors(tmp_path / f"stopped{bits}"), tensors(tmp_path / f"whole{bits}"))
-        assert metrics(tmp_path / f"stopped{bits}") == metrics(tmp_path / f"whole{bits}")
-    train(arguments(shards, tmp_path / "one64", **float64))
-    one, two = tensors(tmp_path / "one64"), tensors(tmp_path / "two64")
-    assert one.keys() == two.keys()
-    for name in one:
-        difference = float((two[name].double() - one[name].double()).abs().max())
-        assert difference <= 1e-9 * (1 + float(one[name].double().abs().max())), name
-    for first, second in zip(metrics(tmp_path / "one64"), metrics(tmp_path / "two64"), strict=True):
+    for precision in ("fp32", "bf16"):
+        whole_run, stopped_run = (tmp_path / f"{name} {precision}" for name in ("whole", "stop"))
+        assert equal(tensors(stopped_run), tensors(whole_run))
+        assert metrics(stopped_run) == metrics(whole_run)
+
+    train(arguments(shards, tmp_path / "one", **float64))
+    assert_close(tensors(tmp_path / "one"), tensors(tmp_path / "two"), rel=1e-9)
+    for first, second in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert second == pytest.approx(first, rel=1e-9, abs=1e-9)

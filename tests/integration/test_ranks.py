@@ -3,45 +3,32 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rainspark.data.exit_codes import ExitCode
-from tests.fault_server import Ended, FaultServer, fault_server
-from tests.integration import rank_tasks
-from tests.integration.runs import arguments, make_shards
+from tests.fault_server import Ended, FaultServer
+from tests.integration.faults import train_with_deed
+from tests.integration.runs import arguments, records
 
 CRASH, STALLED, REQUEUE, KILLED = int(ExitCode.CRASH), int(ExitCode.STALLED), int(ExitCode.REQUEUE), -9
 TIMEOUT_S = 10
 HOST = os.uname().nodename
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=3)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultServer]:
-    with fault_server(tmp_path_factory.mktemp("server"), rank_tasks.__name__) as started:
-        yield started
+HOURS = 3
 
 
 def start(
-    server: FaultServer, shards: Path, run: Path, plan: dict[str, Any], *, ranks: int, **settings: object
+    server: FaultServer, shards: Path, run: Path, plan: dict[str, Any], *, ranks: int, **changes: object
 ) -> Ended:
-    argv = arguments(
-        shards, run,
-        **{
-            "run__steps": 6, "run__evaluate_every": 6, "engine__timeout_s": TIMEOUT_S, "engine__start_timeout_s": 90,
-            "data__micro_batch": 6 if ranks == 3 else 4, "data__global_batch": 6 if ranks == 3 else 8,
-            "data__lanes": 3 if ranks == 3 else 2, **settings,
-        },
-    )  # fmt: skip
-    ended = server.run(rank_tasks.train, argv, plan, ranks=ranks, timeout_s=240)
+    sizes = {2: "8 4 2", 3: "6 6 3"}.get(ranks, "8 4 2").split()
+    batches = dict(zip(("data__global_batch", "data__micro_batch", "data__lanes"), sizes, strict=True))
+    times = {"engine__timeout_s": TIMEOUT_S, "engine__start_timeout_s": 90}
+    argv = arguments(shards, run, **{"run__steps": 6, "run__evaluate_every": 6, **batches, **times, **changes})
+    ended = server.run(train_with_deed, argv, plan, ranks=ranks, timeout_s=240)
     assert not ended.hung, ended.texts
     return ended
 
@@ -152,8 +139,7 @@ def test_values_that_are_not_finite_on_one_rank_end_both(server: FaultServer, sh
 
 
 def steps(run: Path) -> list[int]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["step"] for line in lines if "loss" in line.get("metrics", {})]
+    return [record["step"] for record in records(run) if "loss" in record["metrics"]]
 
 
 def checkpoints(run: Path) -> list[str]:

@@ -1,7 +1,5 @@
 """Canary secrets in the environment, the configuration and addresses: none of them is found anywhere afterwards."""
 
-import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,18 +14,17 @@ from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.training.pretraining import main
 from tests.conftest import REPOSITORY
-from tests.integration.runs import arguments
+from tests.integration.runs import arguments, settings
+from tests.programs import environment, free_port
 
+NAMES = (
+    "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AZURE_STORAGE_ACCOUNT_KEY WANDB_API_KEY KNMI_API_KEY "
+    "NEPTUNE_API_TOKEN MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN HF_TOKEN TRACKIO_WRITE_TOKEN"
+)
 SECRETS = {
-    name: f"canary{number:02}Zx9{'q7Lm'[number % 4]}" + "0a1b2c3d4e5f6g7h8i9j0k1l2m3n"
-    for number, name in enumerate(
-        (
-            "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY",
-            "WANDB_API_KEY", "NEPTUNE_API_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "KNMI_API_KEY",
-            "HF_TOKEN", "TRACKIO_WRITE_TOKEN",
-        )
-    )
-}  # fmt: skip
+    name: f"canary{number:02}Zx9{'q7Lm'[number % 4]}0a1b2c3d4e5f6g7h8i9j0k1l2m3n"
+    for number, name in enumerate(NAMES.split())
+}
 IN_ADDRESSES = ("canaryUserPartOfAddress", "canaryPassPartOfAddress", "canaryQueryPartOfAddress")
 ADDRESS = f"https://{IN_ADDRESSES[0]}:{IN_ADDRESSES[1]}@store.example/a?X-Amz-Signature={IN_ADDRESSES[2]}&b=1"
 CANARIES = (*SECRETS.values(), *IN_ADDRESSES)
@@ -108,41 +105,49 @@ def _process_list() -> Iterator[set[bytes]]:
         _assert_clean(line, "the process list")
 
 
-def _port_of_nobody() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _environment(folder: Path, **more: str) -> dict[str, str]:
+def _environment(folder: Path, *pairs: str) -> dict[str, str]:
     """The canaries, and no server of anybody."""
     (folder / "home").mkdir(exist_ok=True)
     (folder / "tmp").mkdir(exist_ok=True)
-    nobody = f"http://127.0.0.1:{_port_of_nobody()}"
-    return {
-        **os.environ, **SECRETS, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "HOME": str(folder / "home"),
-        "TMPDIR": str(folder / "tmp"), "WANDB_BASE_URL": nobody, "MLFLOW_TRACKING_URI": nobody,
-        "TRACKIO_SERVER_URL": nobody, "HF_ENDPOINT": nobody, "MLFLOW_TRACKING_USERNAME": "me", **more,
-    }  # fmt: skip
+    servers = ("WANDB_BASE_URL", "MLFLOW_TRACKING_URI", "TRACKIO_SERVER_URL", "HF_ENDPOINT")
+    nobody = f"http://127.0.0.1:{free_port()}"
+    return environment(
+        *(f"{name}={nobody}" for name in servers),
+        "MLFLOW_TRACKING_USERNAME=me",
+        *pairs,
+        **SECRETS,
+        PYTHONPATH=REPOSITORY,
+        HOME=folder / "home",
+        TMPDIR=folder / "tmp",
+    )
 
 
 def test_a_run_that_crashes_in_a_library(shards: Path, tmp_path: Path) -> None:
     """Log, checkpoints, metrics, tracebacks of the program and of a thread, W&B's files, process list."""
-    argv = arguments(
-        shards, tmp_path / "run", run__steps=3, run__evaluate_every=2, run__save_every=1, optim__warmup_steps=1,
-        tracking__tensorboard="true", tracking__services='["wandb"]', tracking__close_s=5,
-    )  # fmt: skip
+    short = settings(
+        'run.steps=3 run.evaluate_every=2 run.save_every=1 optim.warmup_steps=1 tracking.services=["wandb"]',
+        "tracking.tensorboard=true tracking.close_s=5",
+    )
+    argv = arguments(shards, tmp_path / "run", **short)
     with _process_list() as seen:
         ended = subprocess.run(
             [sys.executable, "-c", CRASHING, *argv],
-            cwd=tmp_path, env=_environment(tmp_path), input=f"{ADDRESS}\n".encode(), capture_output=True, timeout=300,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=_environment(tmp_path),
+            input=f"{ADDRESS}\n".encode(),
+            capture_output=True,
+            timeout=300,
+        )
     assert ended.returncode == ExitCode.CRASH
     _assert_clean(ended.stdout + ended.stderr, "the output")
     text = ended.stderr.decode()
-    for words in ("asked for https://[hidden]@store.example/a?[hidden] with [hidden]", "RuntimeError: [hidden] is no",
-                  "OSError: GET https://[hidden]@store.example", "ValueError: [hidden]", "Traceback"):  # fmt: skip
+    for words in (
+        "asked for https://[hidden]@store.example/a?[hidden] with [hidden]",
+        "RuntimeError: [hidden] is no",
+        "OSError: GET https://[hidden]@store.example",
+        "ValueError: [hidden]",
+        "Traceback",
+    ):
         assert words in text
     assert any(b"wandb-core" in line for line in seen), "W&B's helper was not there to be looked at"
     assert _assert_files_clean(tmp_path) > 10
@@ -196,28 +201,24 @@ def test_a_file_of_settings_with_credentials_is_not_repeated(
 @pytest.mark.parametrize("zero_stage", ["null", "2"])
 def test_two_ranks_of_slurm_with_all_services(shards: Path, tmp_path: Path, zero_stage: str) -> None:
     """Two processes as launch/rank.py starts them; the servers are not there, or all is here, with DeepSpeed."""
-    argv = arguments(
-        shards, tmp_path / "run", run__steps=3, run__evaluate_every=2, optim__warmup_steps=1,
-        tracking__tensorboard="true", tracking__services='["wandb", "mlflow", "trackio", "neptune"]',
-        tracking__close_s=8, engine__zero_stage=zero_stage,
-    )  # fmt: skip
-    environment = _environment(tmp_path, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_port_of_nobody()), SLURM_JOB_ID="1")
+    short = settings(
+        'run.steps=3 run.evaluate_every=2 tracking.services=["wandb","mlflow","trackio","neptune"]',
+        f"optim.warmup_steps=1 tracking.tensorboard=true tracking.close_s=8 engine.zero_stage={zero_stage}",
+    )
+    argv = arguments(shards, tmp_path / "run", **short)
+    variables = _environment(tmp_path, f"MASTER_ADDR=127.0.0.1 MASTER_PORT={free_port()} SLURM_JOB_ID=1")
     if zero_stage == "2":
         # Everything on this machine, with the keys there all the same.
-        environment["WANDB_MODE"] = "offline"
-        del environment["MLFLOW_TRACKING_URI"], environment["TRACKIO_SERVER_URL"]
+        variables["WANDB_MODE"] = "offline"
+        del variables["MLFLOW_TRACKING_URI"], variables["TRACKIO_SERVER_URL"]
     with _process_list() as seen:
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-m", "rainspark.launch.rank", str(REPOSITORY / "trainer" / "pretrain.py"), *argv],
-                cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                env={
-                    **environment, "SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_LOCALID": str(rank),
-                    "SLURM_NODEID": "0", "SLURM_TASKS_PER_NODE": "2",
-                },
-            )
-            for rank in (0, 1)
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "rainspark.launch.rank", str(REPOSITORY / "trainer" / "pretrain.py"), *argv]
+        ranks = []
+        for number in "01":
+            task = {"SLURM_PROCID": number, "SLURM_LOCALID": number, "SLURM_NODEID": "0"}
+            task |= {"SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "2"}
+            pipe = subprocess.PIPE
+            ranks.append(subprocess.Popen(command, cwd=tmp_path, env=variables | task, stdout=pipe, stderr=pipe))
         for rank in ranks:
             output, errors = rank.communicate(timeout=400)
             assert rank.returncode == ExitCode.DONE, errors.decode()[-3000:]
@@ -228,15 +229,16 @@ def test_two_ranks_of_slurm_with_all_services(shards: Path, tmp_path: Path, zero
 
 @pytest.mark.slow
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
-    argv = [
-        *arguments(Path("shards"), tmp_path / "run", data__deadline_s=3), "--data.shards", "s3://bucket/shards",
-    ]  # fmt: skip
-    environment = _environment(tmp_path, AWS_ENDPOINT_URL=f"http://127.0.0.1:{_port_of_nobody()}", AWS_REGION="x")
+    argv = arguments("s3://bucket/shards", tmp_path / "run", data__deadline_s=3)
+    variables = _environment(tmp_path, f"AWS_ENDPOINT_URL=http://127.0.0.1:{free_port()} AWS_REGION=x")
     with _process_list():
         ended = subprocess.run(
             [sys.executable, str(REPOSITORY / "trainer" / "pretrain.py"), *argv],
-            cwd=tmp_path, env=environment, capture_output=True, timeout=300,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            timeout=300,
+        )
     assert ended.returncode == ExitCode.DATA
     _assert_clean(ended.stdout + ended.stderr, "the output")
     _assert_files_clean(tmp_path)

@@ -8,13 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fault_server import FaultServer
-from tests.integration.fault_tasks import arguments, share_small, train_apart
-from tests.integration.runs import make_shards, tensors
+from tests.integration.faults import share_small, train_apart
+from tests.integration.runs import equal, tensors
+from tests.integration.runs import smallest_arguments as arguments
 
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=3)
+HOURS = 3
 
 
 @pytest.mark.parametrize("stage", ["null", *(pytest.param(stage, marks=pytest.mark.slow) for stage in "0123")])
@@ -26,8 +24,7 @@ def test_only_the_main_rank_needs_the_folders(shards: Path, tmp_path: Path, serv
         source = {"init_from": apart / "nothing"} if "init_from" in settings else {}
         settings["engine__zero_stage"] = stage
         argvs = [arguments(shards, run, **settings), arguments(shards, apart / run.name, **settings | source)]
-        words = [[str(word) for word in argv] for argv in argvs]
-        ended = server.run(train_apart, words, stop, ranks=2)
+        ended = server.run(train_apart, argvs, stop, ranks=2)
         assert set(ended.codes) <= {0, 75}, ended
         return ended.codes
 
@@ -39,9 +36,7 @@ def test_only_the_main_rank_needs_the_folders(shards: Path, tmp_path: Path, serv
     assert train(whole, **averaged) == [0, 0]
     assert train(stopped, 2, **averaged) == [75, 75]
     assert train(stopped, **averaged) == [0, 0]
-    found, expected = tensors(stopped), tensors(whole)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert equal(tensors(stopped), tensors(whole))
     assert train(started, init_from=stopped / "checkpoints" / "step-00000004", optim__lr=1e-9) == [0, 0]
     # Of a run with averaged weights these are taken, and a step of so small a rate leaves them.
     name = "ema.safetensors" if averaged else "model.safetensors"

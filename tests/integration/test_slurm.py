@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rainspark.data.exit_codes import ExitCode
 from tests.conftest import REPOSITORY
-from tests.integration.runs import arguments, make_shards, tensors
+from tests.integration.runs import arguments, equal, tensors
 from tests.slurm import Cluster, processes_of, start_cluster, wait_until  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -28,9 +27,7 @@ ENDS_S = 60.0
 """Stated: a job that is cancelled is gone after Slurm's KillWait and what a save takes."""
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=3)
+HOURS = 3
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +95,7 @@ class Job:
     def ends_like(self, undisturbed: Path) -> None:
         assert self.wait_for_end()["JobState"] == "COMPLETED", self.log()
         assert self.last_step() == STEPS
-        expected, found = tensors(undisturbed), tensors(self.run)
-        assert expected.keys() == found.keys()
-        assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
+        assert equal(tensors(undisturbed), tensors(self.run))
         shutil.rmtree(self.run)
 
 

@@ -12,14 +12,12 @@ from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.record import run_record
 from rainspark.trainer.tracking.trackers import Trackers
 from rainspark.trainer.training.pretraining import Pretraining
-from tests.integration.runs import arguments, make_shards, tensors, train
+from tests.integration.runs import arguments, records, tensors, train
 
 PARTS = ("data", "forward_backward", "update", "other")
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=3)
+HOURS = 3
 
 
 def spoil_step(run: Pretraining, step: int) -> None:
@@ -41,8 +39,7 @@ def test_steps_memory_and_cost_are_told_and_skipped_steps_add_up(
     argv = arguments(shards, run, run__steps=6, run__evaluate_every=6)
     assert train(argv, stop_in_step=2, change=lambda made: spoil_step(made, 2)) == ExitCode.REQUEUE
     assert train(argv, change=lambda made: spoil_step(made, 5)) == ExitCode.DONE
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    lines = [record["metrics"] for record in records if "metrics" in record]
+    lines = [record["metrics"] for record in records(run)]
     trained = [line for line in lines if "learning_rate" in line]
     assert [line["skipped_steps"] for line in trained] == [0, 1, 1, 1, 2, 2]
     for line in trained:

@@ -2,9 +2,7 @@
 
 import base64
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,40 +16,31 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rainspark.data.exit_codes import ExitCode
 from tests.conftest import REPOSITORY
-from tests.integration.nowcast_runs import arguments as nowcast_arguments
-from tests.integration.runs import arguments, metrics
+from tests.integration.runs import arguments, metrics, nowcast_arguments, records, settings
+from tests.programs import environment, free_port
 from tests.tracker_server import tracker_server
 from tests.trainer.tracking.tracked import read_back
 
-SHORT: dict[str, object] = {
-    "run__steps": 6, "run__evaluate_every": 3, "optim__warmup_steps": 1, "tracking__tensorboard": "true",
-    "run__progress": "lines",
-}  # fmt: skip
+SHORT = settings("run.steps=6 run.evaluate_every=3 optim.warmup_steps=1 tracking.tensorboard=true run.progress=lines")
 NAMES = {"neptune": "Neptune", "trackio": "trackio", "mlflow": "MLflow", "wandb": "W&B"}
 TIMES = ("time/", "memory/", "windows_per_s", "step_time_s", "data_wait_share", "save/", "data/")
 """Beginnings of the names of what differs from run to run."""
 
 
-def _clean_environment(**more: str) -> dict[str, str]:
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("WANDB", "MLFLOW", "NEPTUNE", "TRACKIO", "HF_"))
-    }
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
+OF_SERVICES = ("WANDB", "MLFLOW", "NEPTUNE", "TRACKIO", "HF_")
+"""Beginnings of the names of variables that services read."""
 
 
-def _start(argv: list[str], folder: Path, **environment: str) -> "subprocess.Popen[str]":
+def _start(argv: list[str], folder: Path, script: str = "pretrain", **variables: str) -> "subprocess.Popen[str]":
     folder.mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "trainer" / "pretrain.py"), *argv],
-        cwd=folder, env=_clean_environment(**environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = [sys.executable, str(REPOSITORY / "trainer" / f"{script}.py"), *argv]
+    pipe, kept = subprocess.PIPE, environment(without=OF_SERVICES, PYTHONPATH=REPOSITORY, **variables)
+    return subprocess.Popen(command, cwd=folder, env=kept, stdout=pipe, stderr=pipe, text=True)
 
 
-def _run(argv: list[str], folder: Path, **environment: str) -> str:
-    """Train in a process of its own; return what it says."""
-    process = _start(argv, folder, **environment)
+def _run(argv: list[str], folder: Path, script: str = "pretrain", **variables: str) -> str:
+    """Train in a process of its own; return what it prints."""
+    process = _start(argv, folder, script, **variables)
     output, errors = process.communicate(timeout=400)
     assert process.returncode == ExitCode.DONE, errors[-3000:]
     assert _processes_with(str(process.pid)) == []
@@ -89,31 +78,22 @@ def _lines(run: Path) -> list[dict[str, Any]]:
 def _all_points(run: Path) -> dict[str, list[list[float]]]:
     """Everything that metrics.jsonl holds, times too, by name."""
     points: dict[str, list[list[float]]] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        for name, value in record.get("metrics", {}).items():
+    for record in records(run):
+        for name, value in record["metrics"].items():
             points.setdefault(name, []).append([record["step"], float(value)])
     return points
-
-
-def _port_of_nobody() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager
 def _broken(fault: str) -> Iterator[Mapping[str, str]]:
     """Give the environment in which every service has a server, and it is absent, slow, hangs or answers 500."""
     with tracker_server("none" if fault == "absent" else fault) as server:  # type: ignore[arg-type]
-        url = f"http://127.0.0.1:{_port_of_nobody()}" if fault == "absent" else server.url
+        url = f"http://127.0.0.1:{free_port()}" if fault == "absent" else server.url
         token = base64.b64encode(json.dumps({"api_address": url, "api_url": url}).encode()).decode()
-        yield {
-            "MLFLOW_TRACKING_URI": url, "WANDB_BASE_URL": url, "WANDB_API_KEY": "0123456789" * 4,
-            "TRACKIO_SERVER_URL": url, "TRACKIO_WRITE_TOKEN": "a-token-of-trackio", "NEPTUNE_MODE": "async",
-            "NEPTUNE_API_TOKEN": token, "NEPTUNE_PROJECT": "someone/rainspark",
-        }  # fmt: skip
+        urls = ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL", "TRACKIO_SERVER_URL")
+        keys = {"WANDB_API_KEY": "0123456789" * 4, "TRACKIO_WRITE_TOKEN": "a-token-of-trackio"}
+        neptune = {"NEPTUNE_MODE": "async", "NEPTUNE_API_TOKEN": token, "NEPTUNE_PROJECT": "someone/rainspark"}
+        yield {**dict.fromkeys(urls, url), **keys, **neptune}
         assert fault == "absent" or len(server.requests) > 0, "nobody asked the broken server"
 
 
@@ -139,10 +119,8 @@ def test_a_server_that_hangs_costs_nothing_and_does_not_keep_the_process(
     So tracking.services, tracking.project, tracking.run_name and tracking.close_s have their effect.
     """
     run = tmp_path / "run"
-    services = {
-        "tracking__services": '["mlflow", "trackio"]', "tracking__close_s": 3, "tracking__project": "rain 2",
-        "tracking__run_name": "storm 7",
-    }  # fmt: skip
+    services = {"tracking__services": '["mlflow", "trackio"]', "tracking__close_s": 3}
+    services |= {"tracking__project": "rain 2", "tracking__run_name": "storm 7"}
     with tracker_server("hangs") as server:
         said = _run(arguments(shards, run, **SHORT, **services), tmp_path / "cwd", MLFLOW_TRACKING_URI=server.url)
         assert len(server.requests) > 0
@@ -160,8 +138,8 @@ def test_a_server_that_hangs_costs_nothing_and_does_not_keep_the_process(
 def test_all_services_broken_at_once(shards: Path, tmp_path: Path, undisturbed: Path, fault: str) -> None:
     run = tmp_path / "run"
     services = {"tracking__services": json.dumps(list(NAMES)), "tracking__close_s": 5}
-    with _broken(fault) as environment:
-        said = _run(arguments(shards, run, **SHORT, **services), tmp_path / "cwd", **environment)
+    with _broken(fault) as variables:
+        said = _run(arguments(shards, run, **SHORT, **services), tmp_path / "cwd", **variables)
     _assert_undisturbed(run, undisturbed)
     assert list((tmp_path / "cwd").iterdir()) == []
     for name in ("W&B", "Neptune") if fault == "slow" else NAMES.values():
@@ -175,9 +153,9 @@ def test_one_that_is_broken_costs_the_other_services_nothing(
 ) -> None:
     run = tmp_path / "run"
     services = {"tracking__services": json.dumps(list(NAMES)), "tracking__close_s": 60}
-    with _broken("500") as environment:
+    with _broken("500") as variables:
         prefix = "MLFLOW" if broken == "mlflow" else "WANDB"
-        only = {key: value for key, value in environment.items() if key.startswith(prefix)}
+        only = {key: value for key, value in variables.items() if key.startswith(prefix)}
         said = _run(arguments(shards, run, **SHORT, **services), tmp_path / "cwd", **only)
     _assert_undisturbed(run, undisturbed)
     expected = _all_points(run)
@@ -194,8 +172,8 @@ def test_one_that_is_broken_costs_the_other_services_nothing(
 def test_what_wandb_cannot_send_lies_in_the_run(shards: Path, tmp_path: Path, fault: str) -> None:
     """A short run whose server is not there or of no use."""
     run = tmp_path / "run"
-    with _broken(fault) as environment:
-        only = {key: value for key, value in environment.items() if key.startswith("WANDB")}
+    with _broken(fault) as variables:
+        only = {key: value for key, value in variables.items() if key.startswith("WANDB")}
         argv = arguments(shards, run, **SHORT, tracking__services='["wandb"]', tracking__close_s=60)
         said = _run(argv, tmp_path / "cwd", **only)
     assert f"its data go into {run / 'wandb'}, for `wandb sync`" in said
@@ -224,9 +202,9 @@ def test_a_stop_signal_ends_a_run_whose_services_hang(shards: Path, tmp_path: Pa
     """It saves first, and waits for services afterwards, no longer than it was told."""
     run = tmp_path / "run"
     settings = {**SHORT, "run__steps": 100_000, "run__evaluate_every": 100_000, "tracking__close_s": 3}
-    with _broken("hangs") as environment:
+    with _broken("hangs") as variables:
         argv = arguments(shards, run, **settings, tracking__services=json.dumps(list(NAMES)))
-        process = _start(argv, tmp_path / "cwd", **environment)
+        process = _start(argv, tmp_path / "cwd", **variables)
         while process.poll() is None and not (run / "metrics.jsonl").exists():
             time.sleep(0.2)
         time.sleep(5)
@@ -244,16 +222,10 @@ def test_a_stop_signal_ends_a_run_whose_services_hang(shards: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_names_of_a_nowcasters_metrics_suit_every_service(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    argv = nowcast_arguments(
-        shards, run, run__steps=2, run__evaluate_every=2, optim__warmup_steps=0, run__log_every=1,
-        tracking__services=json.dumps(list(NAMES)), tracking__close_s=120,
-    )  # fmt: skip
-    ended = subprocess.run(
-        [sys.executable, str(REPOSITORY / "trainer" / "finetune.py"), *argv],
-        cwd=tmp_path, env=_clean_environment(), capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
-    assert ended.returncode == ExitCode.DONE, ended.stderr[-3000:]
-    assert "Not complete" not in ended.stderr
+    services = {"tracking__services": json.dumps(list(NAMES)), "tracking__close_s": 120}
+    short = {"run__steps": 2, "run__evaluate_every": 2, "optim__warmup_steps": 0}
+    said = _run(nowcast_arguments(shards, run, **short, **services), tmp_path, "finetune")
+    assert "Not complete" not in said
     expected = _all_points(run)
     points = sorted((step, value) for values in expected.values() for step, value in values)
     for name, kept in read_back(run).items():

@@ -13,13 +13,11 @@ import torch
 from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.training.pretraining import Pretraining, main
-from tests.distributed import RankError, run_ranks
-from tests.integration.runs import arguments, make_shards, metrics, tensors, train, train_many
+from tests.fault_server import FaultServer
+from tests.integration.faults import train_apart
+from tests.integration.runs import arguments, equal, metrics, tensors, train
 
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("storms"), hours=3)
+HOURS = 3
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +76,14 @@ def test_settings_that_do_not_fit_the_data(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_world_size_that_does_not_divide_the_micro_batch_names_those_that_do(shards: Path, tmp_path: Path) -> None:
+def test_a_world_size_that_does_not_divide_the_micro_batch_names_those_that_do(
+    server: FaultServer, shards: Path, tmp_path: Path
+) -> None:
     argv = arguments(shards, tmp_path / "run", data__micro_batch=1, data__lanes=1)
-    with pytest.raises(RankError, match="micro-batch of 1 windows cannot be divided among 2 processes") as error:
-        run_ranks(train_many, 2, [(argv, None)])
-    assert "rank 0" in str(error.value)
-    assert "rank 1" in str(error.value)
+    ended = server.run(train_apart, [argv, argv], None, ranks=2)
+    assert ended.codes == [ExitCode.CONFIG] * 2
+    for text in ended.texts:
+        assert "micro-batch of 1 windows cannot be divided among 2 processes" in text
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "index"])
@@ -108,21 +108,11 @@ def test_damaged_shards_stop_the_run_and_are_named(
     expect(capsys, arguments(copied, tmp_path / "run", run__steps=20), ExitCode.DATA, "data:", name)
 
 
-def test_a_file_where_the_runs_folder_should_be(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_fails_on_one_rank_ends_all_of_them_for_that_cause(
+    server: FaultServer, shards: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "run").write_text("mine")
-    expect(capsys, arguments(shards, tmp_path / "run"), ExitCode.CONFIG, "run.dir", "is a file")
-    assert (tmp_path / "run").read_text() == "mine"
-
-
-def _one_rank_sees_nothing(rank: int, shards: Path, run: Path) -> int:
-    place = shards if rank == 0 else run / "nothing"
-    return start(arguments(place, run))
-
-
-def test_what_fails_on_one_rank_ends_all_of_them_for_that_cause(shards: Path, tmp_path: Path) -> None:
-    assert run_ranks(_one_rank_sees_nothing, 2, shards, tmp_path / "run") == [ExitCode.DATA, ExitCode.DATA]
+    argvs = [arguments(folder, tmp_path / "run") for folder in (shards, tmp_path / "nothing")]
+    assert server.run(train_apart, argvs, None, ranks=2).codes == [ExitCode.DATA] * 2
 
 
 def test_a_picture_that_fails_does_not_stop_the_run(
@@ -154,8 +144,7 @@ def test_another_model_in_the_runs_folder_is_refused(
     before = tensors(run)
     argv = arguments(shards, run, **short, model__decoder_width=64, data__micro_batch=8)
     expect(capsys, argv, ExitCode.CHECKPOINT, "model.decoder_width: saved 32, asked 64", "data.micro_batch")
-    after = tensors(run)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert equal(before, tensors(run))
 
 
 def test_a_loss_that_stays_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -179,25 +168,4 @@ def test_a_loss_that_stays_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
     assert "step 3 skipped on all ranks" in caplog.text
     assert "step 4 skipped on all ranks" in caplog.text
     assert "windows of this rank" in caplog.text
-    after = tensors(run)
-    assert all(torch.equal(good[name], after[name]) for name in good)
-
-
-def test_one_nan_is_skipped_and_training_goes_on(shards: Path, tmp_path: Path) -> None:
-    def poison_step_3(pretraining: Pretraining) -> None:
-        step = pretraining.task.step
-
-        def poisoned(model: object, batch: object) -> object:
-            output = step(model, batch)  # type: ignore[arg-type]
-            calls.append(None)
-            factor = float("nan") if len(calls) in (7, 8) else 1.0
-            return type(output)(loss=output.loss * factor, metrics={}, num_valid=output.num_valid)
-
-        pretraining.task.step = poisoned  # type: ignore[method-assign,assignment]
-
-    calls: list[None] = []
-    argv = arguments(shards, tmp_path / "run", run__steps=6, run__evaluate_every=100)
-    assert train(argv, change=poison_step_3) == ExitCode.DONE
-    lines = metrics(tmp_path / "run")
-    assert [line["skipped"] for line in lines if "skipped" in line] == [0, 0, 0, 1, 0, 0]
-    assert all(bool(value.isfinite().all()) for value in tensors(tmp_path / "run").values())
+    assert equal(good, tensors(run))

@@ -228,7 +228,7 @@ class Processes:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
         PartialState(cpu=on_cpu, **options)
         if deepspeed_plugin is not None:
-            # Accelerate uses DeepSpeed on a CPU only when nobody tells it that this is one; else it takes DDP silently.
+            # Asked for a CPU, Accelerate takes DDP silently: with DeepSpeed it must not know that this is one.
             os.environ["ACCELERATE_USE_CPU"] = "false"
             os.environ.setdefault("RANK", str(self.place.rank))
             os.environ.setdefault("WORLD_SIZE", str(self.place.world_size))

@@ -108,13 +108,13 @@ def meet(address: Address, timeout_s: float, stop_asked: Callable[[], bool]) -> 
     Args:
         address: Where they meet.
         timeout_s: Seconds to wait.
-        stop_asked: Returns whether this rank was told to stop; one that was ends the wait of all.
+        stop_asked: Returns whether this rank was asked to stop; one that was ends the wait of all.
 
     Returns:
         The store, this rank's connection for the process group.
 
     Raises:
-        RankEndedError: Ranks are missing after that time (they are named), or a rank was told to stop.
+        RankEndedError: Ranks are missing after that time (they are named), or a rank was asked to stop.
     """
     deadline_s = time.monotonic() + timeout_s
     store = _connect_in_thread(address, timeout_s, stop_asked)
@@ -126,7 +126,7 @@ def meet(address: Address, timeout_s: float, stop_asked: Callable[[], bool]) -> 
         if (verdict := read_verdict(store)) is not None:
             raise RankEndedError(verdict.text, verdict.code)
         if stop_asked():
-            text = f"rank {address.rank}: told to stop before all ranks had come"
+            text = f"rank {address.rank}: asked to stop before all ranks had come"
             _leave(store, address, text, ExitCode.REQUEUE)
         if time.monotonic() > deadline_s:
             _leave(store, address, _name_missing(store, address, timeout_s), ExitCode.STALLED)
@@ -152,7 +152,7 @@ def _connect_in_thread(address: Address, timeout_s: float, stop_asked: Callable[
     while thread.is_alive():
         thread.join(0.1)
         if stop_asked() and thread.is_alive():
-            raise RankEndedError(f"told to stop before {address.holder} had answered", ExitCode.REQUEUE)
+            raise RankEndedError(f"asked to stop before {address.holder} had answered", ExitCode.REQUEUE)
 
     if stores:
         return stores[0]

@@ -15,7 +15,7 @@ class Beat:
     Attributes:
         operation: In words.
         step: Number of the step, from 1, as the log counts them; None before training.
-        count: Beats in this step before this one: ranks do the same in the same order, so that it tells who is late.
+        count: Beats in this step before this one: ranks do the same in the same order, so that it shows who is late.
         waits: Whether the rank waits for rank 0, which is as far as it then.
         at_s: When it began, on the monotonic clock of the process that reads it.
     """

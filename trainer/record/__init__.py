@@ -1,1 +1,1 @@
-"""What a run leaves and tells besides checkpoints: its folder, its cost, its summary."""
+"""What a run leaves and shows besides checkpoints: its folder, cost, progress, announcements and summary."""

@@ -1,4 +1,4 @@
-"""What a run tells its user, from the data that it is given: its first lines in the log and its last ones."""
+"""The announcements of a run, written from plain data: its first lines in the log, and its last ones on the screen."""
 
 import logging
 from collections.abc import Mapping, Sequence

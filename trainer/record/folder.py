@@ -1,4 +1,4 @@
-"""The folder of a run: held by one process, and what its metrics say of an earlier attempt."""
+"""The folder of a run: held by one process at a time; its metrics show whether an evaluation is owed."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ EVALUATED: Final = "held_out_loss"
 """The metric that every held-out evaluation writes."""
 
 LOCK_FILE: Final = ".lock"
-# What flock says on network file systems without a lock server.
+# The errors of flock on network file systems without a lock server.
 _WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -44,7 +44,7 @@ def check_name(folder: Path) -> None:
 
     Raises:
         ConfigError: It is one.
-        CheckpointError: Nobody can tell: the folders above cannot be looked into.
+        CheckpointError: The folders above cannot be looked into.
     """
     with writing(folder):
         if folder.exists() and not folder.is_dir():
@@ -52,7 +52,7 @@ def check_name(folder: Path) -> None:
 
 
 def hold(folder: Path) -> IO[str]:
-    """Make a run's folder and hold it: two runs in one would overwrite each other without a word.
+    """Make a run's folder and hold it: two runs in one would overwrite each other silently.
 
     Returns:
         What holds it until it is closed.
@@ -73,15 +73,14 @@ def hold(folder: Path) -> IO[str]:
         if error.errno not in _WITHOUT_LOCKS:
             raise
         LOG.warning(
-            "%s: the file system keeps no locks (%s), so a second run in this folder would not be noticed: make "
-            "sure that there is none",
-            folder, error.strerror,
-        )  # fmt: skip
+            f"{folder}: the file system keeps no locks ({error.strerror}), so a second run in this folder would not be "
+            "noticed: make sure that there is none"
+        )
     return lock
 
 
 def evaluation_is_owed(folder: Path, done: int, evaluate_every: int) -> bool:
-    """Tell whether a stop came between the last finished step and its evaluation.
+    """Return whether a stop came between the last finished step and its evaluation.
 
     Args:
         folder: Of the run.

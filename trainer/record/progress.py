@@ -1,4 +1,4 @@
-"""What a person who starts a run sees of it: a bar in a terminal, lines in a log file."""
+"""The progress of a run, for whoever started it: a bar in a terminal, lines in a log file."""
 
 import logging
 import sys
@@ -34,7 +34,8 @@ class Progress:
     @contextmanager
     def showing(self, first_step: int) -> Iterator[None]:
         """Show progress while the run lasts."""
-        self._start_s, self._first_step = time.perf_counter(), first_step
+        self._start_s = time.perf_counter()
+        self._first_step = first_step
         wants_bar = self.run.progress == "bar" or (self.run.progress == "auto" and sys.stderr.isatty())
         if not (self.enabled and wants_bar):
             yield

@@ -11,8 +11,8 @@ from ..tracking.trackers import Trackers, open_trackers
 from .announcements import RunFacts, print_end
 from .folder import hold, writing
 from .progress import Progress
-from .summary import Summary, finite_or_text, summary_lines, write_summary
-from .usage import Usage
+from .summary import SUMMARY_FILE, finite_or_text, summary_lines
+from .usage import Usage, write_json
 
 
 class RunRecord:
@@ -97,18 +97,18 @@ class RunRecord:
         lines: dict[str, str] = {}
         if self.usage is not None:
             facts = self.facts
-            summary = Summary(
-                model=facts.model,
-                parameters=facts.num_parameters,
-                data={key: facts.data[key] for key in ("fingerprint", "source", "licence")},
-                steps=steps,
-                skipped_steps=skipped_steps,
-                metrics=finite_or_text(self._latest),
-                device_hours=round(self.usage.device_hours, 6),
-                attempts=len(self.usage.attempts),
-                versions=versions,
-                trackers=[] if self._trackers is None else list(self._trackers.problems),
-            )
-            write_summary(self.folder, summary)
+            summary = {
+                "model": facts.model,
+                "parameters": facts.num_parameters,
+                "data": {key: facts.data[key] for key in ("fingerprint", "source", "licence")},
+                "steps": steps,
+                "skipped_steps": skipped_steps,
+                "metrics": finite_or_text(self._latest),
+                "device_hours": round(self.usage.device_hours, 6),
+                "attempts": len(self.usage.attempts),
+                "versions": versions,
+                "trackers": [] if self._trackers is None else list(self._trackers.problems),
+            }
+            write_json(self.folder / SUMMARY_FILE, summary)
             lines = summary_lines(summary, self.usage)
         print_end(steps, {**lines, **places})

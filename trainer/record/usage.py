@@ -77,7 +77,7 @@ class Usage:
             last_step=first_step,
             outcome=RUNNING,
         )
-        # An attempt that is still said to run was killed: this one holds the folder.
+        # An attempt that is still noted as running was killed: this one holds the folder.
         self._before = [
             replace(attempt, outcome=KILLED) if attempt.outcome == RUNNING else attempt for attempt in _read(self._path)
         ]
@@ -119,11 +119,7 @@ class Usage:
             outcome=outcome,
         )
         self._written_s = time.monotonic()
-        try:
-            write_json(self._path, [asdict(attempt) for attempt in self.attempts])
-        except OSError as error:
-            # What a run costs is no reason to end it.
-            LOG.warning("%s was not written: %s", self._path, error)
+        write_json(self._path, [asdict(attempt) for attempt in self.attempts])
 
 
 def _read(path: Path) -> list[Attempt]:
@@ -143,12 +139,11 @@ def _read(path: Path) -> list[Attempt]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a file in one move, so that a kill leaves the one before.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    """Write a file whole, so that a kill leaves the one before; what a run notes of itself is no reason to end it."""
+    try:
+        write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        LOG.warning("%s was not written: %s", path, error)
 
 
 def _utc(time_s: float) -> str:

@@ -47,7 +47,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
     Args:
         config: The run.
         engine: Started processes.
-        stop: Tells whether this rank was asked to stop.
+        stop: Returns whether this rank was asked to stop.
     """
 
     model: Nowcaster | SmaAtUNet
@@ -67,7 +67,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
 
     def build_held_out(self) -> NowcastHeldOut:
         """Build the validation scores and their picture."""
-        return NowcastHeldOut(self.config, self.engine, self.windows, task=self.task, space=self.space)
+        return NowcastHeldOut(self.config, self.engine, self.windows, self.task)
 
     def check_frames(self, index: Index) -> None:
         """Refuse frames that the model cannot take, before it is built.
@@ -76,10 +76,12 @@ class Finetuning(TrainingRun[FinetuneConfig]):
             DataError: Frames that are smaller than the crop, or without one no whole number of patches.
             ConfigError: A mask ratio that hides no patch of so few.
         """
-        crop, mask_ratio = self.config.data.crop, self.config.model.mask_ratio
+        crop = self.config.data.crop
+        mask_ratio = self.config.model.mask_ratio
         rows, cols = index.rows, index.cols
         if problem := misfit(rows, cols, crop=crop):
             raise DataError(f"{self.config.data.shards}: {problem}; set data.crop, or pack with such a crop")
+
         grid_hw = (crop or rows) // PATCH, (crop or cols) // PATCH
         if mask_ratio > 0 and num_visible(grid_hw, mask_ratio) == grid_hw[0] * grid_hw[1]:
             raise ConfigError(
@@ -96,13 +98,15 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         Raises:
             ConfigError: That layer would be frozen as it was made, or the weights have seen the test part.
         """
-        config, last = self.config.model, LAST_LAYER[self.config.model.name]
+        last = LAST_LAYER[self.config.model.name]
         origin = state_beside(source)
         if origin is not None:
             self._compare_with(origin, source)
+
+        # Where the last layer stood for something else, it starts anew, and is reported as not used.
         fresh = {name: tensor.clone() for name, tensor in self.model.state_dict().items() if name.startswith(last)}
         report = init_from(self.model, source, may_differ=(last,))
-        if isinstance(self.model, Nowcaster) and _head_of(origin) != config.head:
+        if isinstance(self.model, Nowcaster) and _head_of(origin) != self.config.model.head:
             self.model.load_state_dict(fresh, strict=False)
             started_anew = tuple(name for name in report.loaded if name in fresh)
             report = replace(
@@ -116,14 +120,15 @@ class Finetuning(TrainingRun[FinetuneConfig]):
 
     def _compare_with(self, origin: TrainState, source: Path) -> None:
         """Compare what tensors do not say: which frames they have seen, in which space, before which activation."""
-        own, theirs = as_dict(self.config)["model"], origin.config.get("model", {})
+        own = as_dict(self.config)["model"]
+        theirs = origin.config.get("model", {})
         for key in ("space", "decoder_activation"):
             if key in theirs and theirs[key] != own[key]:
                 LOG.warning(
-                    "init_from: %s was trained with model.%s %s, and this run has %s: its features stand for other "
-                    "values; set model.%s alike unless that is meant",
-                    source, key, theirs[key], own[key], key,
-                )  # fmt: skip
+                    f"init_from: {source} was trained with model.{key} {theirs[key]}, and this run has {own[key]}: its "
+                    f"features stand for other values; set model.{key} alike unless that is meant"
+                )
+
         if origin.data.get("source") != self.windows.index.source:
             return
         seen = SeenFrames.read(origin.data)
@@ -133,26 +138,26 @@ class Finetuning(TrainingRun[FinetuneConfig]):
             shared = seen.shared("train", window_times(self.windows.index, table), str(source))
             if shared is None:
                 continue
-            what = f"init_from: in the {part} part of this run {shared}"
+            finding = f"init_from: in the {part} part of this run {shared}"
             if part == "test":
                 raise ConfigError(
-                    f"{what}: a score there would say how well it remembers. Start from a run that held it out (the "
+                    f"{finding}: a score there would say how well it remembers. Start from a run that held it out (the "
                     "same data.test_share, validation_share and guard_h), or state another data.test_times"
                 )
-            LOG.warning("%s: the best checkpoint is chosen on frames that its weights have seen", what)
+            LOG.warning("%s: the best checkpoint is chosen on frames that its weights have seen", finding)
 
     def _check_frozen(self, report: InitReport) -> None:
         """Refuse to freeze what the checkpoint does not give."""
-        config, parts = self.config.model, {"encoder": ("sparse_encoder.",), "decoder": ("dense_decoder.", "densify_")}
+        config = self.config.model
+        prefixes = {"encoder": ("sparse_encoder.",), "decoder": ("dense_decoder.", "densify_")}
         if config.mask_ratio > 0:
-            parts["decoder"] += ("mask_tokens.",)
-        frozen = [part for part in parts if config.freeze in (part, "both")]
+            prefixes["decoder"] += ("mask_tokens.",)
+        frozen = tuple(prefix for part in prefixes if config.freeze in (part, "both") for prefix in prefixes[part])
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         unset = [
             name
             for name in report.missing
-            for part in frozen
-            if name.startswith(parts[part]) and name not in trained and not name.endswith(COUNTER)
+            if name.startswith(frozen) and name not in trained and not name.endswith(COUNTER)
         ]
         if unset:
             raise ConfigError(
@@ -188,14 +193,16 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         chosen = [path for number, path in step_folders(self._best_folder) if number <= step]
         if not chosen:
             return None
-        state, name = load(chosen[0]).state, CHOICES[self.config.run.choose_by][0]
+        state = load(chosen[0]).state
+        name, _ = CHOICES[self.config.run.choose_by]
         value = state.metrics.get(name)
         if not isinstance(value, float):
             raise CheckpointError(
                 f"{chosen[0]}: does not record {name}, by which it was chosen; remove {self.folder / BEST_FOLDER} to "
                 "go on without it"
             )
-        before, now = state.config["data"]["evaluation_windows"], self.config.data.evaluation_windows
+        before = state.config["data"]["evaluation_windows"]
+        now = self.config.data.evaluation_windows
         if before != now:
             raise CheckpointError(
                 f"{chosen[0]}: chosen on data.evaluation_windows {before}, and {now} are asked for: the two cannot be "
@@ -221,22 +228,20 @@ class Finetuning(TrainingRun[FinetuneConfig]):
             LOG.warning("step %d: %d forecast values are no number; not the best", finished, metrics[NONFINITE])
             return
         if metrics and not math.isfinite(value):
-            LOG.warning(
-                "step %d: %s is %s (no rain in the validation part?); no checkpoint can be chosen by it",
-                finished, name, value,
-            )  # fmt: skip
+            reason = f"{name} is {value} (no rain in the validation part?)"
+            LOG.warning("step %d: %s; no checkpoint can be chosen by it", finished, reason)
         if not math.isfinite(value) or (self.best is not None and sign * value <= sign * self.best[1]):
             return
+
         # The average stands in the model's place while it is evaluated, and that is what was judged.
         exported = self.engine.export_state()
-        state = replace(
-            self.state_of(finished),
-            metrics={key: figure for key, figure in metrics.items() if math.isfinite(figure)},
-        )
+        figures = {key: figure for key, figure in metrics.items() if math.isfinite(figure)}
+        state = replace(self.state_of(finished), metrics=figures)
+
         # A run that is killed goes on from its last checkpoint: what was the best then has to be there still.
         newer = sum(number > self.saver.last_saved for number, _ in step_folders(self._best_folder))
-        folder, keep_last = self.folder / BEST_FOLDER, KEPT_BEST + newer
-        on_main(self.engine, lambda: save(folder, state, exported.model, {}, keep_last=keep_last))
+        folder = self.folder / BEST_FOLDER
+        on_main(self.engine, lambda: save(folder, state, exported.model, {}, keep_last=KEPT_BEST + newer))
         self.best = (finished, value)
         LOG.info("step %d: the best so far, %s %.4f", finished, name, value)
 
@@ -261,7 +266,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
 
 
 def _head_of(origin: TrainState | None) -> str:
-    """Tell what the decoder's output stood for in the model of some weights.
+    """Look up what the decoder's output stood for in the model of some weights.
 
     A nowcaster's state says it. Pretraining gives normalised patches, which is the published head, and so do the
     published files.

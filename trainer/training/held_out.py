@@ -1,4 +1,4 @@
-"""What every training run computes and draws of windows that it does not train on, and how they are read."""
+"""The evaluation of a run in training: held-out windows are read, scored on all ranks, and one of them is drawn."""
 
 import logging
 import math
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...data.errors import DataError
 from ...data.shards.origins import Origin
@@ -18,7 +19,9 @@ from ...data.stream.stream import Batch, evaluation_batches
 from ...data.windows.selection import WindowTable
 from ..engine.engine import Engine
 from ..processes.agreement import on_all_ranks
+from ..record.folder import EVALUATED
 from ..settings.data import WindowsConfig
+from .figures import HostCopy, sum_figures
 from .windows import Windows, wettest
 
 LOG = logging.getLogger(__name__)
@@ -35,13 +38,14 @@ class HeldOut(ABC):
     """
 
     picture: str
-    """What the picture's file is called by."""
+    """What the picture shows, in the name of its file."""
 
     def __init__(self, data: WindowsConfig, engine: Engine, windows: Windows) -> None:
-        self.data, self.engine, self.windows = data, engine, windows
+        self.data = data
+        self.engine = engine
+        self.windows = windows
         self.table = windows.held_out
-        shown = self.table if self.table is not None else windows.train
-        self.shown = wettest(windows.index, shown)
+        self.shown = wettest(windows.index, windows.train if self.table is None else self.table)
         self._options = replace(
             ONE_PASS,
             threads=data.threads,
@@ -49,12 +53,16 @@ class HeldOut(ABC):
             prefetch_mb=data.prefetch_mb,
             quarantine=data.quarantine,
         )
-        self._num_read = 0
         self._failure: DataError | None = None
 
     @abstractmethod
-    def scores(self, table: WindowTable) -> dict[str, float]:
-        """Compute the held-out figures on all ranks: the same for any world size."""
+    def sums(self, batch: Batch) -> dict[str, Tensor]:
+        """Add up a batch, float64 scalars by name: `loss`, the sum of its terms, `terms`, their count, and others."""
+
+    def more_metrics(self, totals: dict[str, float]) -> dict[str, float]:
+        """Compute what there is besides the loss from the sums over all windows and ranks."""
+        del totals
+        return {}
 
     @abstractmethod
     def drawing(self, batch: Batch, step: int) -> Callable[[Path], None]:
@@ -63,7 +71,7 @@ class HeldOut(ABC):
     def evaluate(self, picture: Path, *, step: int) -> dict[str, float]:
         """Compute the held-out figures on all ranks and draw on the main one; the model is in evaluation mode."""
         with torch.no_grad():
-            metrics = {} if self.table is None else {**self.scores(self.table), **self._lost(self.table)}
+            metrics = {} if self.table is None else self._score(self.table)
             batch = on_all_ranks(self.engine, self._read_shown)
             draw = self.drawing(batch, step)
             if self.engine.is_main:
@@ -71,12 +79,32 @@ class HeldOut(ABC):
                 _draw_or_warn(draw, picture, step)
         return metrics
 
-    def batches(self, table: WindowTable) -> Iterator[Batch]:
-        """Read this rank's part of an evaluation; what is lost comes as padding, and is told beside the figures.
+    def _score(self, table: WindowTable) -> dict[str, float]:
+        """Compute the held-out figures on all ranks: the same for any world size."""
+        sums: dict[str, Tensor] = {}
+        for batch in self._batches(table):
+            num_read = float((batch.window_b >= 0).sum())
+            read = torch.full((), num_read, dtype=torch.float64, device=self.engine.device)
+            for name, value in {**self.sums(batch), "read": read}.items():
+                sums[name] = sums.get(name, 0.0) + value
+
+        totals = HostCopy(sum_figures(self.engine, sums)).read()
+        expected = min(len(table), self.data.evaluation_windows)
+        metrics = {EVALUATED: totals["loss"] / totals["terms"] if totals["terms"] else math.nan}
+        if not totals["terms"] and self.engine.is_main:
+            LOG.warning(
+                f"no valid pixel in any of the {expected} held-out windows (missing, or lost to data.quarantine): "
+                "there is no held-out loss"
+            )
+        lost = {LOST: expected - totals["read"]} if self.data.quarantine else {}
+        return metrics | self.more_metrics(totals) | lost
+
+    def _batches(self, table: WindowTable) -> Iterator[Batch]:
+        """Read this rank's part of an evaluation; what is lost comes as padding.
 
         A rank that cannot read gives padding to the end, and fails together with those that wait for it.
         """
-        self._num_read, self._failure = 0, None
+        self._failure = None
         num_batches = -(-min(len(table), self.data.evaluation_windows) // self.data.micro)
         reading = evaluation_batches(
             self.windows.storage,
@@ -88,20 +116,23 @@ class HeldOut(ABC):
             limit=self.data.evaluation_windows,
             options=self._options,
         )
+
         with closing(reading):
             for step in range(num_batches):
+                batch = self._padding(table, step)
                 try:
-                    batch = next(reading) if self._failure is None else self._padding(table, step)
+                    if self._failure is None:
+                        batch = next(reading)
                 except DataError as error:
                     if self.engine.world_size == 1:
                         raise
-                    self._failure, batch = error, self._padding(table, step)
-                self._num_read += int((batch.window_b >= 0).sum())
+                    self._failure = error
                 self.engine.heartbeat.again()
                 yield batch
 
     def _padding(self, table: WindowTable, step: int) -> Batch:
-        count, index = self.data.micro // self.engine.world_size, self.windows.index
+        count = self.data.micro // self.engine.world_size
+        index = self.windows.index
         return Batch(
             counts_bthw=torch.zeros((count, table.window, index.rows, index.cols), dtype=torch.uint16),
             scale_mmh_b=torch.ones(count, dtype=torch.float64),
@@ -121,30 +152,10 @@ class HeldOut(ABC):
         (batch,) = evaluation_batches(storage, index, self.shown, micro_batch=1, options=self._options)
         return batch
 
-    def _lost(self, table: WindowTable) -> dict[str, float]:
-        """Count the windows that all ranks together could not read, where some may be lost."""
-        if not self.data.quarantine:
-            return {}
-        read = torch.full((), float(self._num_read), dtype=torch.float64, device=self.engine.device)
-        expected = min(len(table), self.data.evaluation_windows)
-        return {LOST: expected - float(self.engine.sum_over_ranks(read))}
-
-    def mean_loss(self, loss_sum: float, num_terms: float) -> float:
-        """Give the held-out loss from the sums of all ranks: NaN, with a warning, where it has no term at all."""
-        if num_terms:
-            return loss_sum / num_terms
-        if self.engine.is_main:
-            expected = min(len(self.table or ()), self.data.evaluation_windows)
-            LOG.warning(
-                "no valid pixel in any of the %d held-out windows (missing, or lost to data.quarantine): there is no "
-                "held-out loss", expected,
-            )  # fmt: skip
-        return math.nan
-
     def headline(self, step: int) -> str:
-        """Say in a picture's title what is shown, and of which weights."""
-        part = "held out" if self.table is not None else "a training window: nothing is held out"
-        return f"{self.origin.source}, {part}, after {step} steps"
+        """Write the first line of a picture's title: what is shown, and after how many steps."""
+        kind = "held out" if self.table is not None else "a training window: nothing is held out"
+        return f"{self.origin.source}, {kind}, after {step} steps"
 
     @property
     def origin(self) -> Origin:
@@ -164,5 +175,5 @@ def _draw_or_warn(draw: Callable[[Path], None], path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draw(path)
     except Exception as error:
-        # A picture tells about a run; it cannot end one.
+        # A picture shows a run; it cannot end one.
         LOG.warning("step %d: the picture %s was not drawn: %s: %s", step, path, type(error).__name__, error)

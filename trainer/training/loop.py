@@ -103,6 +103,8 @@ class Loop:
             self.run, total=skipped_steps, name_windows=hooks.name_windows, stats=lambda: self.stream.stats()
         )
         self._beat = engine.heartbeat.beat
+
+        # What is on its way, agreed on, and done.
         self._pending: deque[_Pending] = deque()
         self._stop_agreed = False
         self._failure: DataError | None = None
@@ -256,7 +258,7 @@ class Loop:
         return sum_figures(engine, figures | {"failed": self._full(float(self._failure is not None))})
 
     def _boundary(self, finished: int) -> None:
-        """Evaluate and save where the cadence says so; a stop that is agreed on comes first and is taken next."""
+        """Evaluate and save where the cadence asks for it; a stop that is agreed on comes first and is taken next."""
         last = finished == self.run.steps
         evaluates = self.hooks.evaluate is not None and (finished % self.run.evaluate_every == 0 or last)
         saves = finished % self.run.save_every == 0 and not last

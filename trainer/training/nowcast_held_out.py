@@ -1,9 +1,8 @@
-"""How well a nowcaster in training forecasts windows that it does not train on: loss, a few scores and a picture."""
+"""The evaluation of a nowcaster in training on windows that it does not train on: loss, a few scores, a picture."""
 
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,9 @@ import torch
 from torch import Tensor
 
 from ...data.stream.stream import Batch
-from ...data.units import ModelSpace
-from ...data.windows.selection import WindowTable
 from ..engine.engine import Engine
 from ..forecasting.forecaster import forecast_whole, rain_of
 from ..pictures.forecasts import Case, forecast_beside_radar
-from ..record.folder import EVALUATED
 from ..settings.experiment import FinetuneConfig
 from .held_out import HeldOut
 from .nowcast_task import Frames, NowcastTask
@@ -27,6 +23,7 @@ THRESHOLDS_MMH = (0.5, 1.0, 2.0)
 NONFINITE = "held_out_nonfinite"
 """Forecast values that are no number, at measured pixels."""
 NUM_SHOWN_LEADS = 4
+EVENTS = ("hits", "forecast", "observed")
 
 
 class NowcastHeldOut(HeldOut):
@@ -37,46 +34,32 @@ class NowcastHeldOut(HeldOut):
         engine: The prepared engine.
         windows: The archive, split in time.
         task: The task.
-        space: The model's space.
     """
 
     picture = "forecast"
 
-    def __init__(
-        self, config: FinetuneConfig, engine: Engine, windows: Windows, *, task: NowcastTask, space: ModelSpace
-    ) -> None:
+    def __init__(self, config: FinetuneConfig, engine: Engine, windows: Windows, task: NowcastTask) -> None:
         super().__init__(config.data, engine, windows)
-        self.match, self.task, self.space = config.model.match, task, space
+        self.match = config.model.match
+        self.task = task
 
     def _forecast(self, batch: Batch) -> tuple[Tensor, Tensor, Frames, int]:
-        """Forecast a batch: in model space, as rain, what was and what came, and the windows that count."""
+        """Forecast a batch: (forecast_bthw in model space, rain_mmh_bthw, its frames, number of windows that count)."""
+        space = self.task.space
         prepared = self.task.prepare_held_out(batch).to(self.engine.device)
         frames = self.task.frames(prepared)
+        past_mmh_bthw, past_valid_bthw = frames.past_mmh_bthw, frames.past_valid_bthw
         with self.engine.accumulate(last=True):
-            forecast_bthw = forecast_whole(self.engine.model, frames.past_mmh_bthw, frames.past_valid_bthw, self.space)
-        rain_mmh_bthw = rain_of(
-            forecast_bthw, frames.past_mmh_bthw, frames.past_valid_bthw, space=self.space, match=self.match
-        )
+            forecast_bthw = forecast_whole(self.engine.model, past_mmh_bthw, past_valid_bthw, space)
+        rain_mmh_bthw = rain_of(forecast_bthw, past_mmh_bthw, past_valid_bthw, space=space, match=self.match)
         return forecast_bthw, rain_mmh_bthw, frames, prepared.num_valid
 
-    def scores(self, table: WindowTable) -> dict[str, float]:
-        """Loss, squared error and CSI over all windows, pixels and lead times: the same for any world size."""
-        engine = self.engine
-        # Loss, windows, squared error, pixels, forecasts that are no number; then hits, forecast events and observed
-        # events of each threshold.
-        sums = torch.zeros(5 + 3 * len(THRESHOLDS_MMH), dtype=torch.float64, device=engine.device)
-        for batch in self.batches(table):
-            forecast_bthw, rain_mmh_bthw, frames, num_valid = self._forecast(batch)
-            sums += self._sums(forecast_bthw, rain_mmh_bthw, frames, num_valid)
-        loss, num_windows, squares, pixels, nonfinite, *events = engine.sum_over_ranks(sums).tolist()
-        metrics = {
-            EVALUATED: self.mean_loss(loss, num_windows),
-            "held_out_mse": _ratio(squares, pixels),
-            NONFINITE: nonfinite,
-        }
+    def more_metrics(self, totals: dict[str, float]) -> dict[str, float]:
+        """Compute squared error, CSI and frequency bias over all windows, pixels and lead times."""
+        metrics = {"held_out_mse": _ratio(totals["squares"], totals["pixels"]), NONFINITE: totals["nonfinite"]}
         skills = []
-        for place, threshold in enumerate(THRESHOLDS_MMH):
-            hits, forecast, observed = events[3 * place : 3 * place + 3]
+        for threshold in THRESHOLDS_MMH:
+            hits, forecast, observed = (totals[f"{kind} {threshold:g}"] for kind in EVENTS)
             skills.append(_ratio(hits, forecast + observed - hits))
             metrics[f"held_out_csi_{threshold:g}"] = skills[-1]
             metrics[f"held_out_bias_{threshold:g}"] = _ratio(forecast, observed)
@@ -84,34 +67,43 @@ class NowcastHeldOut(HeldOut):
         metrics["held_out_csi"] = sum(defined) / len(defined) if defined else math.nan
         return metrics
 
-    def _sums(self, forecast_bthw: Tensor, rain_mmh_bthw: Tensor, frames: Frames, num_valid: int) -> Tensor:
-        future = frames.future_mmh_bthw
-        valid = frames.future_valid_bthw
-        valid = torch.ones_like(future, dtype=torch.bool) if valid is None else valid
-        squares = torch.where(valid, (rain_mmh_bthw - future).double().square(), 0.0).sum()
-        pieces = [
-            self.task.losses(forecast_bthw, frames).double().sum(),
-            torch.full_like(squares, float(num_valid)),
-            squares,
-            valid.sum().double(),
-            (valid & ~rain_mmh_bthw.isfinite()).sum().double(),
-        ]
+    def sums(self, batch: Batch) -> dict[str, Tensor]:
+        """Add up a batch: loss, errors and, at each threshold, events of each kind."""
+        forecast_bthw, rain_mmh_bthw, frames, num_valid = self._forecast(batch)
+        future_mmh_bthw = frames.future_mmh_bthw
+        valid_bthw = frames.future_valid_bthw
+        if valid_bthw is None:
+            valid_bthw = torch.ones_like(future_mmh_bthw, dtype=torch.bool)
+
+        squares = torch.where(valid_bthw, (rain_mmh_bthw - future_mmh_bthw).double().square(), 0.0).sum()
+        sums = {
+            "loss": self.task.losses(forecast_bthw, frames).double().sum(),
+            "terms": torch.full_like(squares, float(num_valid)),
+            "squares": squares,
+            "pixels": valid_bthw.sum().double(),
+            "nonfinite": (valid_bthw & ~rain_mmh_bthw.isfinite()).sum().double(),
+        }
+
         for threshold in THRESHOLDS_MMH:
-            forecast, observed = valid & (rain_mmh_bthw > threshold), valid & (future > threshold)
-            pieces += [(forecast & observed).sum().double(), forecast.sum().double(), observed.sum().double()]
-        return torch.stack(pieces)
+            forecast_event_bthw = valid_bthw & (rain_mmh_bthw > threshold)
+            observed_event_bthw = valid_bthw & (future_mmh_bthw > threshold)
+            events = (forecast_event_bthw & observed_event_bthw, forecast_event_bthw, observed_event_bthw)
+            for kind, event_bthw in zip(EVENTS, events, strict=True):
+                sums[f"{kind} {threshold:g}"] = event_bthw.sum().double()
+        return sums
 
     def drawing(self, batch: Batch, step: int) -> Callable[[Path], None]:
         """Forecast one window."""
         _, rain_mmh_bthw, frames, _ = self._forecast(batch)
-        return partial(self._draw, step=step, rain_mmh_bthw=rain_mmh_bthw, frames=frames)
 
-    def _draw(self, path: Path, *, step: int, rain_mmh_bthw: Tensor, frames: Frames) -> None:
-        case = self._case(rain_mmh_bthw, frames)
-        leads = np.unique(np.linspace(1, case.num_leads, NUM_SHOWN_LEADS).round().astype(int)).tolist()
-        start = datetime.fromtimestamp(case.reference_time_s, UTC)
-        title = f"{self.headline(step)}\nfrom {start:%Y-%m-%d %H:%M} UTC"
-        forecast_beside_radar(path, case, leads=leads, title=title)
+        def draw(path: Path) -> None:
+            case = self._case(rain_mmh_bthw, frames)
+            leads = np.unique(np.linspace(1, case.num_leads, NUM_SHOWN_LEADS).round().astype(int)).tolist()
+            start = datetime.fromtimestamp(case.reference_time_s, UTC)
+            title = f"{self.headline(step)}\nfrom {start:%Y-%m-%d %H:%M} UTC"
+            forecast_beside_radar(path, case, leads=leads, title=title)
+
+        return draw
 
     def _case(self, rain_mmh_bthw: Tensor, frames: Frames) -> Case:
         index = self.windows.index

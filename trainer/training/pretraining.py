@@ -22,7 +22,7 @@ class Pretraining(TrainingRun[PretrainConfig]):
     Args:
         config: The run.
         engine: Started processes.
-        stop: Tells whether this rank was asked to stop.
+        stop: Returns whether this rank was asked to stop.
     """
 
     model: SparK
@@ -41,7 +41,7 @@ class Pretraining(TrainingRun[PretrainConfig]):
 
     def build_held_out(self) -> PretrainHeldOut:
         """Build the held-out loss and its picture."""
-        return PretrainHeldOut(self.config.data, self.engine, self.windows, model=self.model, task=self.task)
+        return PretrainHeldOut(self.config.data, self.engine, self.windows, self.task)
 
     def start_from(self, source: Path) -> InitReport:
         """Take over what a checkpoint holds under this model's names."""

@@ -48,7 +48,7 @@ class TrainingRun(ABC, Generic[_Config]):
     Args:
         config: The run.
         engine: Started processes.
-        stop: Tells whether this rank was asked to stop.
+        stop: Returns whether this rank was asked to stop.
         window: Frames a window.
     """
 

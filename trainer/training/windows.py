@@ -52,7 +52,7 @@ class Windows:
         return [self.train.name(int(window), self.index) for window in window_b]
 
     def described(self) -> dict[str, Any]:
-        """Say as plain JSON what the run learns from: what a forecast or a score has to know of it later."""
+        """Describe as plain JSON what the run learns from, for a forecast or a score of it."""
         index = self.index
         scales_mmh = {origin.scale_mmh for origin in index.origins}
         return {
@@ -64,7 +64,7 @@ class Windows:
             "grid": index.grid.cropped(index.crop).to_json() if len(index.origins) == 1 else None,
             "cadence_s": index.cadence_s,
             "scale_mmh": scales_mmh.pop() if len(scales_mmh) == 1 else None,
-            "spans": {part: [asdict(span) for span in some] for part, some in self.spans.items()},
+            "spans": {part: [asdict(span) for span in spans] for part, spans in self.spans.items()},
         }
 
 
@@ -76,7 +76,7 @@ def window_times(index: Index, table: WindowTable) -> WindowTimes:
 
 
 def split_archive(index: Index, config: ArchiveConfig) -> dict[str, tuple[TimeSpan, ...]]:
-    """Split an archive in time as the settings say: spans of "train", "validation" and "test", () for none.
+    """Split an archive in time by the settings: spans of "train", "validation" and "test", () for none.
 
     Raises:
         DataError: Shares and guard that the archive is too short for.
@@ -84,10 +84,12 @@ def split_archive(index: Index, config: ArchiveConfig) -> dict[str, tuple[TimeSp
     stated = config.stated_spans()
     if stated is not None:
         return stated
+
     first_s = min(entry.start_s for entry in index.sequences)
     last_s = max(entry.start_s + (entry.num_frames - 1) * index.cadence_s for entry in index.sequences)
     validation_share, test_share = config.split_shares
     guard_h = config.split_guard_h
+
     try:
         return split_spans(
             first_s,
@@ -174,7 +176,7 @@ def open_windows(config: WindowsConfig, window: int) -> Windows:
 def _part(
     index: Index, config: WindowsConfig, window: int, spans: dict[str, tuple[TimeSpan, ...]], part: str
 ) -> WindowTable:
-    """Select the windows of a part; what is wrong with it is told with the settings that made it."""
+    """Select the windows of a part; an error names the settings that made it."""
     whole = part == "train" and not (config.train_times or spans["validation"] or spans["test"])
     if whole or window > index.window:
         return select_windows(index, config.selection(window, spans[part]))
@@ -182,16 +184,15 @@ def _part(
         return select_windows(index, config.selection(window, spans[part]))
     except DataError as error:
         if config.train_times is not None:
-            origin, advice = f"data.{part}_times", "State other times"
-        elif part == "train":
-            origin = f"data.validation_share {config.validation_share}, data.test_share {config.test_share}"
-            advice = "Hold out less, or shorten data.guard_h"
+            origin = f"data.{part}_times"
+            advice = "State other times"
         else:
-            share = config.test_share if part == "test" else config.validation_share
-            origin = f"data.{part}_share {share}, data.guard_h {config.guard_h}"
-            advice = f"Hold out a larger share, shorten the guard, or set data.{part}_share 0"
-        if config.train_times is None and len(index.sources) > 1:
-            advice += ", or, where its sources are of different years, state data.train_times and the other parts'"
+            shares = f"data.validation_share {config.validation_share}, data.test_share {config.test_share}"
+            origin = f"{shares}, data.guard_h {config.guard_h}"
+            more = "Hold out less" if part == "train" else f"Hold out more, set data.{part}_share 0"
+            advice = f"{more}, or shorten data.guard_h"
+            if len(index.sources) > 1:
+                advice += "; where its sources are of different years, state data.train_times and the other parts'"
         name = {"train": "training", "validation": "held-out", "test": "test"}[part]
         times = ", ".join(map(str, spans[part]))
         raise DataError(f"the {name} part ({times}; {origin}) has no window: {error}. {advice}") from error

@@ -20,7 +20,7 @@ from rainspark.trainer.checkpoint.__main__ import main
 from rainspark.trainer.checkpoint.push import push_within
 from rainspark.trainer.checkpoint.second_place import CheckpointStore
 from rainspark.trainer.checkpoint.transfer import finished_in, pull_latest
-from tests.integration.fault_tasks import save_small
+from tests.integration.faults import save_small
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 from tests.slurm import wait_until
 

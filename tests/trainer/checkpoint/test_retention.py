@@ -10,7 +10,7 @@ from rainspark.data.store.storage import LocalStorage
 from rainspark.models.weights.manifest import latest_verified, step_folders
 from rainspark.trainer.checkpoint.retention import steps_to_remove
 from rainspark.trainer.checkpoint.transfer import finished_in, push
-from tests.integration.fault_tasks import save_small
+from tests.integration.faults import save_small
 
 _steps = st.sets(st.integers(1, 60), min_size=1, max_size=14)
 _every = st.none() | st.integers(1, 12)

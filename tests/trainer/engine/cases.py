@@ -110,8 +110,11 @@ def take_over(engine: Engine, state: EngineState) -> None:
 def run_steps(engine: Engine, optim: OptimConfig, *, steps: int = STEPS, backwards: bool = False) -> dict[str, Any]:
     rate = 1e-2 if optim.name == "sgd" else 1e-3
     figures = [train_step(engine, step, rate=rate, backwards=backwards) for step in range(steps)]
-    return {"losses": [figure[0] for figure in figures], "norms": [figure[1] for figure in figures],
-            "state": flat(engine.export_state())}  # fmt: skip
+    return {
+        "losses": [figure[0] for figure in figures],
+        "norms": [figure[1] for figure in figures],
+        "state": flat(engine.export_state()),
+    }
 
 
 def fp64_run() -> dict[str, Any]:
@@ -202,8 +205,15 @@ def resuming(stage: Any, precision: str) -> dict[str, Any]:
     second = [train_step(engine, step)[:2] for step in (2, 3)]
     resumed = flat(engine.export_state())
     engine.shutdown(clean=True)
-    return {"first": first, "second": second, "end": end, "resumed": resumed, "middle": flat(middle), "again": again,
-            "loss_scale": middle.loss_scale}  # fmt: skip
+    return {
+        "first": first,
+        "second": second,
+        "end": end,
+        "resumed": resumed,
+        "middle": flat(middle),
+        "again": again,
+        "loss_scale": middle.loss_scale,
+    }
 
 
 def resuming_everywhere(_rank: int) -> dict[str, Any]:
@@ -238,8 +248,12 @@ def overflowing(stage: Any) -> dict[str, Any]:
     engine.import_state(dataclasses.replace(state, loss_scale=1024.0))
     figures = train_step(engine, 0)
     engine.shutdown(clean=True)
-    return {"skipped": skipped, "unchanged": equal(flat(state), flat(after)) if engine.is_main else True,
-            "scale": after.loss_scale, "figures": figures}  # fmt: skip
+    return {
+        "skipped": skipped,
+        "unchanged": equal(flat(state), flat(after)) if engine.is_main else True,
+        "scale": after.loss_scale,
+        "figures": figures,
+    }
 
 
 def averaging(stage: Any) -> dict[str, Any]:
@@ -270,9 +284,17 @@ def averaging(stage: Any) -> dict[str, Any]:
     train_step(engine, 3, average_decay=0.5)
     resumed = engine.export_state()
     engine.shutdown(clean=True)
-    return {"model": state.model, "average": state.average, "inside": inside, "after": flat(after),
-            "before": flat(state), "end": end.average, "resumed": resumed.average,
-            "predicted": predicted, "expected": expected}  # fmt: skip
+    return {
+        "model": state.model,
+        "average": state.average,
+        "inside": inside,
+        "after": flat(after),
+        "before": flat(state),
+        "end": end.average,
+        "resumed": resumed.average,
+        "predicted": predicted,
+        "expected": expected,
+    }
 
 
 def buffers_of_ranks() -> tuple[bool, dict[str, Any]]:

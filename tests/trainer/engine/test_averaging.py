@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rainspark.trainer.engine.averaging import Average
+from tests.trainer.engine.cases import equal
 
 WENT_ON = torch.zeros((), dtype=torch.bool)
 SKIPPED = torch.ones((), dtype=torch.bool)
@@ -35,10 +36,6 @@ def move(net: nn.Module, step: int) -> None:
 
 def values_of(net: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
-
-
-def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @given(steps=st.lists(st.tuples(st.floats(0, 0.9999), st.booleans()), min_size=1, max_size=8))

@@ -18,9 +18,9 @@ from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.forecasting.build import build_nowcaster
 from rainspark.trainer.forecasting.forecaster import RunForecaster, load_forecaster, rain_of
 from rainspark.trainer.settings.model import NowcastConfig, SpaceConfig
-from tests.integration import runs
-from tests.integration.nowcast_runs import arguments, train
-from tests.integration.runs import make_shards
+from tests.integration.runs import arguments as pretraining_arguments
+from tests.integration.runs import make_shards, train
+from tests.integration.runs import nowcast_arguments as arguments
 
 FRAMES_IN, FRAMES_OUT = 4, 3
 
@@ -128,7 +128,7 @@ def test_what_is_no_fine_tuning_run_is_refused(shards: Path, tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     pretraining = tmp_path / "pretraining"
     short = {"run__steps": 1, "run__evaluate_every": 9, "optim__warmup_steps": 0}
-    assert runs.train(runs.arguments(shards, pretraining, **short)) == ExitCode.DONE
+    assert train(pretraining_arguments(shards, pretraining, **short)) == ExitCode.DONE
     for name, message in {
         "nothing": "nothing does not exist; expected the folder of a fine-tuning run",
         "file": "file is a file; expected the folder of a fine-tuning run",

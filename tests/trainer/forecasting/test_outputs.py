@@ -29,7 +29,7 @@ from rainspark.trainer.settings.model import NowcastConfig
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.settings.run import NowcastRunConfig
 from tests.data.radar_files import storms
-from tests.integration.fault_tasks import state_of
+from tests.integration.faults import state_of
 
 SIZE = 64
 FRAMES_IN, FRAMES_OUT = 3, 2

@@ -21,7 +21,7 @@ from rainspark.trainer.processes.rendezvous import (
     read_verdict,
 )
 from rainspark.trainer.processes.table import Beat, Seen, list_few, name_late, silent_ranks
-from tests.distributed import _free_port
+from tests.programs import free_port
 
 HOST = os.uname().nodename
 
@@ -136,7 +136,7 @@ def met(rank: int, world_size: int, port: int, stop: Any = lambda: False, timeou
 
 
 def test_ranks_meet_and_the_first_reason_counts() -> None:
-    port = _free_port()
+    port = free_port()
     with ThreadPoolExecutor(2) as pool:
         stores = list(pool.map(lambda rank: met(rank, 2, port), range(2)))
     assert read_verdict(stores[0]) is None
@@ -147,7 +147,7 @@ def test_ranks_meet_and_the_first_reason_counts() -> None:
 
 
 def test_missing_ranks_are_named_by_all_that_came() -> None:
-    port = _free_port()
+    port = free_port()
     with ThreadPoolExecutor(2) as pool:
         ends = [pool.submit(met, rank, 4, port, timeout_s=2.0) for rank in (0, 2)]
         errors = [end.exception() for end in ends]
@@ -158,19 +158,19 @@ def test_missing_ranks_are_named_by_all_that_came() -> None:
 
 
 def test_a_stop_ends_the_wait_of_all() -> None:
-    port, asked = _free_port(), threading.Event()
+    port, asked = free_port(), threading.Event()
     with ThreadPoolExecutor(2) as pool:
         ends = [pool.submit(met, rank, 3, port, asked.is_set if rank else lambda: False) for rank in (0, 1)]
         asked.set()
         errors = [end.exception() for end in ends]
     assert [getattr(error, "code", None) for error in errors] == [75, 75]
-    assert all("rank 1: told to stop before all ranks had come" in str(error) for error in errors)
+    assert all("rank 1: asked to stop before all ranks had come" in str(error) for error in errors)
 
 
 def test_a_stop_ends_the_wait_for_rank_0_too() -> None:
     asked = [False, False, True]
-    with pytest.raises(RankEndedError, match=r"told to stop before rank 0 at 127\.0\.0\.1:\d+ had answered") as error:
-        met(1, 2, _free_port(), lambda: bool(asked) and asked.pop(0), timeout_s=3.0)
+    with pytest.raises(RankEndedError, match=r"asked to stop before rank 0 at 127\.0\.0\.1:\d+ had answered") as error:
+        met(1, 2, free_port(), lambda: bool(asked) and asked.pop(0), timeout_s=3.0)
     assert error.value.code == 75
     for thread in threading.enumerate():
         if thread.name == "meeting":
@@ -178,7 +178,7 @@ def test_a_stop_ends_the_wait_for_rank_0_too() -> None:
 
 
 def test_a_rank_0_that_never_comes_and_a_port_in_use_are_named() -> None:
-    port = _free_port()
+    port = free_port()
     with pytest.raises(RankEndedError, match=rf"rank 0 at 127.0.0.1:{port} .* did not answer within 1 s"):
         met(1, 2, port, timeout_s=1.0)
     with socket.socket() as taken:

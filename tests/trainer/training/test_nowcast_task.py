@@ -22,9 +22,16 @@ SCALE_MMH = 0.12
 
 def make_task(**changes: Any) -> NowcastTask:
     arguments: dict[str, Any] = {
-        "frames_in": FRAMES_IN, "frames_out": FRAMES_OUT, "loss": "mse", "mask_ratio": 0.0, "crop": None,
-        "depth_rates": (), "augment": False, "seed": 5, "dtype": torch.float64,
-    }  # fmt: skip
+        "frames_in": FRAMES_IN,
+        "frames_out": FRAMES_OUT,
+        "loss": "mse",
+        "mask_ratio": 0.0,
+        "crop": None,
+        "depth_rates": (),
+        "augment": False,
+        "seed": 5,
+        "dtype": torch.float64,
+    }
     return NowcastTask(space=SPACE, **(arguments | changes))
 
 
@@ -35,9 +42,13 @@ def make_batch(
     return Batch(
         counts_bthw=torch.from_numpy(counts.copy()),
         scale_mmh_b=torch.full((len(counts),), SCALE_MMH, dtype=torch.float64),
-        has_missing=bool((counts == MISSING_COUNT).any()), window_b=rows,
-        index_b=np.arange(len(counts)) + first, step=step, micro_step=0, epoch=0,
-    )  # fmt: skip
+        has_missing=bool((counts == MISSING_COUNT).any()),
+        window_b=rows,
+        index_b=np.arange(len(counts)) + first,
+        step=step,
+        micro_step=0,
+        epoch=0,
+    )
 
 
 def make_counts(windows: int = 4, *, rows: int = 64, cols: int = 96, missing: bool = True) -> npt.NDArray[np.uint16]:

@@ -19,9 +19,15 @@ def make_task(*, augment: bool = True, depth: float = 0.0, loss: str = "masked")
     torch.manual_seed(0)
     model = SparK(build_encoder("resnet18", 3, depth_drop=depth), decoder_width=32, loss=loss).double()  # type: ignore[arg-type]
     task = PretrainTask(
-        model=model, space=LOG_SPACE, mask_ratio=0.5, seed=5, grid_hw=(2, 2),
-        depth_rates=tuple(depth * k / 7 for k in range(8)), augment=augment, dtype=torch.float64,
-    )  # fmt: skip
+        model=model,
+        space=LOG_SPACE,
+        mask_ratio=0.5,
+        seed=5,
+        grid_hw=(2, 2),
+        depth_rates=tuple(depth * k / 7 for k in range(8)),
+        augment=augment,
+        dtype=torch.float64,
+    )
     return task, model
 
 
@@ -32,10 +38,15 @@ def make_batch(*, missing: bool, step: int = 3, windows: tuple[int, ...] = (7, 1
         counts[0, :, :32, :20] = MISSING_COUNT
         counts[1, 1, 40:, 40:] = MISSING_COUNT
     return Batch(
-        counts_bthw=torch.from_numpy(counts), scale_mmh_b=torch.full((len(counts),), 0.12),
-        has_missing=missing, window_b=np.array(windows),
-        index_b=np.arange(len(windows)) + 2, step=step, micro_step=0, epoch=0,
-    )  # fmt: skip
+        counts_bthw=torch.from_numpy(counts),
+        scale_mmh_b=torch.full((len(counts),), 0.12),
+        has_missing=missing,
+        window_b=np.array(windows),
+        index_b=np.arange(len(windows)) + 2,
+        step=step,
+        micro_step=0,
+        epoch=0,
+    )
 
 
 def test_turns_are_the_eight_symmetries_of_the_square() -> None:
@@ -110,11 +121,16 @@ def test_draws_depend_on_step_and_index_alone() -> None:
     batch = make_batch(missing=False)
     part = task.prepare(
         Batch(
-            counts_bthw=batch.counts_bthw[1:], scale_mmh_b=batch.scale_mmh_b[1:],
-            has_missing=False, window_b=batch.window_b[1:],
-            index_b=batch.index_b[1:], step=batch.step, micro_step=9, epoch=2,
+            counts_bthw=batch.counts_bthw[1:],
+            scale_mmh_b=batch.scale_mmh_b[1:],
+            has_missing=False,
+            window_b=batch.window_b[1:],
+            index_b=batch.index_b[1:],
+            step=batch.step,
+            micro_step=9,
+            epoch=2,
         )
-    )  # fmt: skip
+    )
     assert whole.turn_b is not None
     assert part.turn_b is not None
     assert whole.depth_keep_kb is not None

@@ -27,9 +27,14 @@ def test_the_parts_of_a_step_add_up_and_boundaries_are_left_out() -> None:
     speed.add(times(0.0, [0.0, 4.0, 4.0, 5.5]))
     line = speed.line(12, Clock(now_s=117.0, boundary_s=12.0))
     assert line == {
-        "windows_per_s": 1.6, "step_time_s": 5.0, "data_wait_share": 0.1, "time/data_s": 0.5,
-        "time/forward_backward_s": 3.0, "time/update_s": 1.0, "time/other_s": 0.5,
-    }  # fmt: skip
+        "windows_per_s": 1.6,
+        "step_time_s": 5.0,
+        "data_wait_share": 0.1,
+        "time/data_s": 0.5,
+        "time/forward_backward_s": 3.0,
+        "time/update_s": 1.0,
+        "time/other_s": 0.5,
+    }
     assert speed.line(12, Clock(now_s=117.0, boundary_s=12.0)) == {}
 
 

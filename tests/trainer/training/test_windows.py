@@ -44,29 +44,14 @@ def times_s(table: WindowTable | None, index: Index) -> list[set[int]]:
     return [{first + frame * index.cadence_s for frame in range(table.window)} for first in firsts]
 
 
-@pytest.mark.parametrize("guard_h", [0.0, 0.25])
-@pytest.mark.parametrize(("validation", "test"), [(0.2, 0.0), (0.0, 0.3), (0.2, 0.3), (0.0, 0.0)])
-def test_no_frame_is_in_two_parts(shards: Path, guard_h: float, validation: float, test: float) -> None:
-    windows = split(shards, validation_share=validation, test_share=test, guard_h=guard_h)
-    train = set().union(*times_s(windows.train, windows.index))
-    held_out = set().union(*times_s(windows.held_out, windows.index))
-    assert bool(windows.held_out) == bool(validation)
-    assert bool(windows.spans["test"]) == bool(test)
-    forbidden = {time for span in windows.spans["test"] for time in range(span.start_s, span.stop_s) if time % 300 == 0}
-    assert bool(forbidden) == bool(test)
-    for first, second in ((train, held_out), (train, forbidden), (held_out, forbidden)):
-        if first and second:
-            assert min(abs(a - b) for a in first for b in second) > guard_h * 3600
-    for part, frames in (("train", train), ("validation", held_out)):
-        assert all(any(s.start_s <= time < s.stop_s for s in windows.spans[part]) for time in frames)
-
-
 def test_stated_times_are_taken_to_the_frame(shards: Path) -> None:
     """START is in, STOP is not."""
     windows = split(
-        shards, guard_h=0, train_times=("2020-06-01T00:00/2020-06-01T01:00", "2020-06-01T02:00/2020-06-01T02:25"),
+        shards,
+        guard_h=0,
+        train_times=("2020-06-01T00:00/2020-06-01T01:00", "2020-06-01T02:00/2020-06-01T02:25"),
         validation_times=("2020-06-01T01:00/2020-06-01T01:30",),
-    )  # fmt: skip
+    )
     start = 1_590_969_600
     train, held_out = times_s(windows.train, windows.index), times_s(windows.held_out, windows.index)
     hour, other = start + 12 * 300, start + 24 * 300
