@@ -26,6 +26,8 @@ REQUIRES = [
     # ODIM files state their corners in degrees only; the grid needs them projected.
     "pyproj>=3.6",
     "jsonargparse[signatures]>=4.49",
+    # The page of an evaluation is a template, escaped by the library; torch brings it anyway.
+    "jinja2>=3.1",
     # Completion by Tab, of sub-commands and of settings: jsonargparse asks for it where it is installed.
     "argcomplete>=3",
     "safetensors>=0.5",

@@ -4,11 +4,12 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,17 +27,18 @@ from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.checkpoint.folder import load, save
 from rainspark.trainer.evaluation.evaluating import INTERRUPTED, Evaluating, main
 from rainspark.trainer.processes.entry import run_entry
-from rainspark.trainer.verification.rows import Rows, select
+from rainspark.trainer.verification.rows import Rows
 from tests.conftest import REPOSITORY
 from tests.distributed import run_ranks
 from tests.integration.runs import arguments, make_shards, nowcast_arguments, train
+from tests.trainer.verification.cases import take
 
 THRESHOLDS = (0.1, 0.5, 2.0)
 SPLIT = {"data__validation_share": 0.2, "data__test_share": 0.3, "data__guard_h": 0.25, "run__steps": 2}
 
 
 @dataclass(frozen=True)
-class Place:
+class Runs:
     """Where the archive and the runs lie.
 
     Attributes:
@@ -53,15 +55,15 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("evaluate")
     shards = make_shards(folder, hours=6)
-    found = Place(folder / "radar", shards, folder / "one", folder / "two")
+    ready = Runs(folder / "radar", shards, folder / "one", folder / "two")
     other = {"model__name": "smaat_unet", "model__smaat_width": 8, "model__frames_out": 2}
-    for run, changes in ((found.one, {}), (found.two, other)):
+    for run, changes in ((ready.one, {}), (ready.two, other)):
         code = train(nowcast_arguments(shards, run, **{**SPLIT, "run__evaluate_every": 2, **changes}))
         assert code == ExitCode.DONE
-    return found
+    return ready
 
 
 SCORED = ["persistence", "advection", "training_mean"]
@@ -69,10 +71,10 @@ FEW = ["--limit", "5", "--fit_windows", "2"]
 
 
 @pytest.fixture(scope="module")
-def scored(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scored(trained: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Evaluate once what several tests hold another evaluation against; nobody writes there."""
     out = tmp_path_factory.mktemp("scored") / "out"
-    assert evaluate(command(place.shards, out, [f"run={place.one}", *SCORED], *FEW)) == ExitCode.DONE
+    assert evaluate(command(trained.shards, out, [f"run={trained.one}", *SCORED], *FEW)) == ExitCode.DONE
     return out
 
 
@@ -105,32 +107,63 @@ def scores_of(out: Path) -> dict[str, Any]:
     return contents
 
 
-def expect(capsys: pytest.CaptureFixture[str], argv: list[str], code: ExitCode, *words: str) -> None:
-    found = evaluate(argv)
-    text = capsys.readouterr().err
-    assert found == code, text
-    for word in words:
-        assert word in text
+@pytest.fixture
+def refused(trained: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Give a function that expects an evaluation to end with a code and a message, and to write nothing."""
+
+    def check(code: ExitCode, message: str, models: list[str], *more: str, shards: Path = trained.shards) -> None:
+        assert evaluate(command(shards, tmp_path / "out", models, *more)) == code
+        text = capsys.readouterr().err
+        assert re.search(message, text, re.DOTALL), text
+        assert not (tmp_path / "out" / "scores.json").exists()
+
+    return check
+
+
+def radar_frames(folder: Path, stop_s: float, start_s: float = 0) -> dict[int, np.ndarray]:
+    """Read the counts of radar files by their times."""
+    frames = {}
+    for path in sorted(folder.glob("*.h5")):
+        time_s = int(datetime.strptime(path.stem[-12:], "%Y%m%d%H%M").replace(tzinfo=UTC).timestamp())
+        if start_s <= time_s < stop_s:
+            with h5py.File(path) as file:
+                frames[time_s] = file["image1/image_data"][:]
+    return frames
+
+
+def write_archive(folder: Path, counts: Callable[[int], np.ndarray], *, minutes: int = 5) -> Path:
+    """Write and pack 40 frames of another year."""
+    (folder / "radar").mkdir(parents=True)
+    for number in range(40):
+        time_s = 1_609_459_200 + 60 * minutes * number
+        write_knmi_file(folder / "radar" / file_name(time_s), counts(number).astype(np.uint16), time_s)
+    argv = ["knmi", str(folder / "radar"), "--out", str(folder / "shards"), "--cadence-min", str(minutes)]
+    assert pack(argv) == 0
+    return folder / "shards"
+
+
+def noise(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 60, (64, 64))
 
 
 def test_two_runs_and_all_baselines_in_one_pass(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models = [str(place.one), f"smaat_unet={place.two}", "persistence", "advection", "extrapolation"]
+    models = [str(trained.one), f"smaat_unet={trained.two}", "persistence", "advection", "extrapolation"]
     models += ["training_mean", "damped_extrapolation"]
     out, report = tmp_path / "out", tmp_path / "page"
     more = ["--report", str(report), "--compare_to", "persistence", "--protocol", "published", "--fit_windows", "3"]
     more += ["--limit", "6"]
-    assert evaluate(command(place.shards, out, models, *more)) == ExitCode.DONE
+    assert evaluate(command(trained.shards, out, models, *more)) == ExitCode.DONE
     text = capsys.readouterr().out
     contents = scores_of(out)
     names = ["one", "smaat_unet", "persistence", "advection", "extrapolation", "training_mean", "damped_extrapolation"]
     assert list(contents["models"]) == names
     about = contents["about"]
     assert (about["split"], about["frames_in"], about["frames_out"]) == ("test", 4, 2)
-    recorded = load(place.one).state.data["spans"]["test"]
+    recorded = load(trained.one).state.data["spans"]["test"]
     assert about["spans"] == recorded
-    assert about["models"]["one"]["step"] == load(place.one / "best").state.step
+    assert about["models"]["one"]["step"] == load(trained.one / "best").state.step
     assert all(0 <= factor <= 1 for factor in about["models"]["damped_extrapolation"]["factors"])
     assert contents["models"]["one"]["published_protocol"]["label"].startswith("SmaAt-UNet's protocol")
     assert {len(Rows.load(out / "rows" / f"{name}.npz")) for name in names} == {
@@ -151,18 +184,13 @@ def test_two_runs_and_all_baselines_in_one_pass(
         assert f"{name:<12} {where}" in text
 
 
-def test_persistence_scores_are_those_of_a_plain_count_of_the_radar_files(place: Place, tmp_path: Path) -> None:
+def test_persistence_scores_are_those_of_a_plain_count_of_the_radar_files(trained: Runs, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stated = ["--split", "validation", "--data.validation_share", "0.4", "--data.guard_h", "0.5", "--frames_out", "3"]
-    assert evaluate(command(place.shards, out, ["persistence"], *stated)) == ExitCode.DONE
+    assert evaluate(command(trained.shards, out, ["persistence"], *stated)) == ExitCode.DONE
     contents = scores_of(out)
     (span,) = contents["about"]["spans"]
-    frames = {}
-    for path in place.radar.glob("*.h5"):
-        moment = datetime.strptime(path.stem[-12:], "%Y%m%d%H%M").replace(tzinfo=UTC)
-        if span["start_s"] <= moment.timestamp() < span["stop_s"]:
-            with h5py.File(path) as file:
-                frames[int(moment.timestamp())] = file["image1/image_data"][:]
+    frames = radar_frames(trained.radar, span["stop_s"], span["start_s"])
     times = sorted(frames)
     starts = [time for time in times if all(time + 300 * k in frames for k in range(4))]
     assert contents["models"]["persistence"]["num_windows"] == len(starts) > 20
@@ -185,9 +213,9 @@ def test_persistence_scores_are_those_of_a_plain_count_of_the_radar_files(place:
         for start in starts
     ]
     (mse,) = [
-        one["value"]
-        for one in contents["models"]["persistence"]["scores"]
-        if (one["score"], one["lead_min"]) == ("mse", 15)
+        record["value"]
+        for record in contents["models"]["persistence"]["scores"]
+        if (record["score"], record["lead_min"]) == ("mse", 15)
     ]
     wet = [sum(((frames[s + 300 * k] > 0) & (frames[s + 300 * k] < 65535)).mean() for k in (1, 2, 3)) for s in starts]
     cases = contents["about"]["cases"]
@@ -198,43 +226,38 @@ def test_persistence_scores_are_those_of_a_plain_count_of_the_radar_files(place:
     assert mse == pytest.approx(np.concatenate(squares).mean(), rel=1e-6)
 
 
-def test_the_training_mean_is_the_mean_of_the_training_part(place: Place, tmp_path: Path) -> None:
+def test_the_training_mean_is_the_mean_of_the_training_part(trained: Runs, tmp_path: Path) -> None:
     out = tmp_path / "out"
     more = ["--split", "validation", "--fit_windows", "1000", "--frames_in", "1"]
     stated = ["--data.validation_share", "0.3", "--data.guard_h", "0", "--frames_out", "2"]
-    argv = command(place.shards, out, ["mean=training_mean", "persistence"], *more, *stated)
+    argv = command(trained.shards, out, ["mean=training_mean", "persistence"], *more, *stated)
     assert evaluate(argv) == ExitCode.DONE
     contents = scores_of(out)
     (span,) = contents["about"]["spans"]
-    frames = []
-    for path in sorted(place.radar.glob("*.h5")):
-        moment = datetime.strptime(path.stem[-12:], "%Y%m%d%H%M").replace(tzinfo=UTC)
-        if moment.timestamp() < span["start_s"]:
-            with h5py.File(path) as file:
-                frames.append(file["image1/image_data"][:].astype(float) * 0.12)
+    frames = [counts * 0.12 for counts in radar_frames(trained.radar, span["start_s"]).values()]
     targets = [frames[start + lead] for start in range(len(frames) - 2) for lead in (1, 2)]
     assert contents["about"]["models"]["mean"]["mean_mmh"] == pytest.approx(np.mean(targets), rel=1e-6)
     assert contents["mse_comparison"][0]["training_mean"] == contents["mse_comparison"][0]["mse"]
 
 
-def test_two_processes_write_the_bytes_that_one_writes(place: Place, scored: Path, tmp_path: Path) -> None:
+def test_two_processes_write_the_bytes_that_one_writes(trained: Runs, scored: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
-    argv = command(place.shards, out, [f"run={place.one}", *SCORED], *FEW, "--micro_batch", "2")
+    argv = command(trained.shards, out, [f"run={trained.one}", *SCORED], *FEW, "--micro_batch", "2")
     assert run_ranks(evaluate_on, 2, [argv], init_group=False) == [[0], [0]]
     for name in ("scores.json", "scores.csv", "scores.md", *scores_of(scored)["about"]["files"]):
         assert (out / name).read_bytes() == (scored / name).read_bytes(), name
     assert {path.name for path in out.iterdir()} == {path.name for path in scored.iterdir()}
 
 
-def test_neither_order_nor_company_changes_a_models_scores(place: Place, scored: Path, tmp_path: Path) -> None:
-    assert evaluate(command(place.shards, tmp_path, ["advection", f"run={place.one}"], *FEW)) == ExitCode.DONE
+def test_neither_order_nor_company_changes_a_models_scores(trained: Runs, scored: Path, tmp_path: Path) -> None:
+    assert evaluate(command(trained.shards, tmp_path, ["advection", f"run={trained.one}"], *FEW)) == ExitCode.DONE
     one, other = scores_of(scored)["models"], scores_of(tmp_path)["models"]
     assert list(other) == ["advection", "run"]
     for name in other:
         assert other[name] == one[name]
 
 
-def test_a_second_evaluation_replaces_the_first_and_nothing_else(place: Place, scored: Path, tmp_path: Path) -> None:
+def test_a_second_evaluation_replaces_the_first_and_nothing_else(trained: Runs, scored: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(scored, tmp_path / "out"))
     before = set(scores_of(out)["about"]["files"])
     own = [out / "notes.txt", out / "rows" / "mine.npz", out / "pictures" / "mine.png"]
@@ -246,7 +269,7 @@ def test_a_second_evaluation_replaces_the_first_and_nothing_else(place: Place, s
     (out / "scores.json").write_text(json.dumps(contents))
     time_s = contents["about"]["cases"][-1]["time_s"]
     when = f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%dT%H:%M}"
-    assert evaluate(command(place.shards, out, [f"b={place.one}"], *FEW, "--cases", when)) == ExitCode.DONE
+    assert evaluate(command(trained.shards, out, [f"b={trained.one}"], *FEW, "--cases", when)) == ExitCode.DONE
     after = set(scores_of(out)["about"]["files"])
     assert "rows/run.npz" in before - after
     assert not any((out / name).exists() for name in before - after)
@@ -265,11 +288,11 @@ def poisoned(run: Path, folder: Path) -> Path:
 
 
 def test_forecasts_that_are_no_number_are_counted_and_shown(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = poisoned(place.one, tmp_path / "broken")
+    broken = poisoned(trained.one, tmp_path / "broken")
     out, page = tmp_path / "out", tmp_path / "page"
-    argv = command(place.shards, out, [str(broken), "persistence"], "--limit", "2", "--report", str(page))
+    argv = command(trained.shards, out, [str(broken), "persistence"], "--limit", "2", "--report", str(page))
     assert evaluate(argv) == ExitCode.DONE
     contents = scores_of(out)
     model = contents["models"]["broken"]
@@ -281,195 +304,127 @@ def test_forecasts_that_are_no_number_are_counted_and_shown(
     assert "are not finite" in (out / "scores.md").read_text()
 
 
-def test_a_dry_split_is_finished_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "radar").mkdir()
-    for number in range(30):
-        time_s = 1_590_969_600 + 300 * number
-        write_knmi_file(tmp_path / "radar" / file_name(time_s), np.zeros((64, 64), np.uint16), time_s)
-    assert pack(["knmi", str(tmp_path / "radar"), "--out", str(tmp_path / "shards")]) == 0
+def test_a_dry_split_is_finished_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = write_archive(tmp_path, lambda _: np.zeros((64, 64)))
     page = tmp_path / "page"
     models = ["persistence", "advection", "extrapolation"]
-    argv = command(tmp_path / "shards", tmp_path / "out", models, "--split", "all", "--report", str(page))
-    assert evaluate(argv) == ExitCode.DONE
+    assert evaluate(command(shards, tmp_path / "out", models, "--split", "all", "--report", str(page))) == ExitCode.DONE
     line = "No rain above 0.1 mm/h was observed in the whole split"
     assert line in capsys.readouterr().out
     assert line in (page / "report.html").read_text()
     values = scores_of(tmp_path / "out")["models"]["extrapolation"]["scores"]
-    assert {one["value"] for one in values if one["score"] == "csi"} == {None}
-    assert {one["value"] for one in values if one["score"] == "mse"} == {0.0}
+    assert {record["value"] for record in values if record["score"] == "csi"} == {None}
+    assert {record["value"] for record in values if record["score"] == "mse"} == {0.0}
 
 
 @pytest.mark.parametrize(
-    ("models", "more", "code", "words"),
+    ("words", "code", "message"),
     [
-        (["persistance"], [], ExitCode.CONFIG, ["neither the folder of a run nor a baseline", "is persistence"]),
-        (["persistence", "advection", "advection"], [], ExitCode.CONFIG, ["two of them are called 'advection'"]),
-        (["a/b=persistence"], [], ExitCode.CONFIG, ["neither the folder of a run"]),
-        ([".hidden=persistence"], [], ExitCode.CONFIG, [".hidden", "cannot be a file's"]),
-        (["persistence"], ["--thresholds", "1", "0.5"], ExitCode.CONFIG, ["thresholds", "0.5 after 1", "0.5, 1"]),
-        (["persistence"], ["--thresholds", "x"], ExitCode.CONFIG, ["thresholds", "float"]),
-        (["persistence"], ["--splits", "all"], ExitCode.CONFIG, ["splits", "split"]),
-        (["persistence"], ["--compare_to", "radar"], ExitCode.CONFIG, ["compare_to is 'radar'", "persistence"]),
-        (["persistence"], [], ExitCode.CONFIG, ["split is test, and there is no such part", "data.test_share"]),
-        (["persistence"], ["--frames_out", "40"], ExitCode.DATA, ["windows of 41 frames", "1 to 24"]),
-        (["extrapolation"], ["--frames_in", "2"], ExitCode.CONFIG, ["frames_in is 2, and extrapolation takes 3"]),
-        (["persistence"], ["--cases", "2020-05-01"], ExitCode.CONFIG, ["no scored forecast starts at", "nearest"]),
-        (["training_mean"], ["--split", "train"], ExitCode.CONFIG, ["training_mean is fitted", "split is train"]),
-        (["training_mean"], ["--split", "all"], ExitCode.CONFIG, ["training_mean is fitted", "split is all"]),
-        (
-            ["persistence"],
-            ["--data.min_rain_fraction", "1", "--split", "all"],
-            ExitCode.DATA,
-            ["the split 'all'", "has no window", "highest rain fraction"],
-        ),
-        (["persistence"], ["--data.train_times", '["x"]'], ExitCode.CONFIG, ["data.train_times", "START/STOP"]),
+        (".hidden=persistence", ExitCode.CONFIG, "the name '.hidden' cannot be a file's"),
+        ("persistence --thresholds x", ExitCode.CONFIG, "thresholds.*float"),
+        ("persistence --compare_to radar", ExitCode.CONFIG, "compare_to is 'radar'.*persistence"),
+        ("persistence --split test", ExitCode.CONFIG, "split is test, and there is no such part.*data.test_share"),
+        ("persistence --frames_out 40", ExitCode.DATA, "windows of 41 frames.*1 to 24"),
+        ("extrapolation --frames_in 2", ExitCode.CONFIG, "frames_in is 2, and extrapolation takes 3"),
+        ("persistence --cases 2020-05-01", ExitCode.CONFIG, "no scored forecast starts at.*nearest"),
+        ("training_mean", ExitCode.CONFIG, "training_mean is fitted.*split is train"),
+        ("training_mean --split all", ExitCode.CONFIG, "training_mean is fitted.*split is all"),
+        ("persistence --data.min_rain_fraction 1 --split all", ExitCode.DATA, "split 'all'.*no window.*highest rain"),
+        ("persistence --data.train_times ['x']", ExitCode.CONFIG, "data.train_times.*START/STOP"),
     ],
 )
 def test_what_a_user_can_get_wrong_without_a_run(
-    place: Place,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    models: list[str],
-    more: list[str],
-    code: ExitCode,
-    words: list[str],
+    refused: Callable[..., None], words: str, code: ExitCode, message: str
 ) -> None:
-    split = [] if {"--split", "--splits"} & set(more) or words[0].startswith("split is test") else ["--split", "train"]
-    argv = command(place.shards, tmp_path / "out", models)
-    if "--thresholds" in more:
-        argv = argv[: argv.index("--thresholds")]
-    expect(capsys, [*argv, "--data.guard_h", "0", *split, *more], code, *words)
-    assert not (tmp_path / "out" / "scores.json").exists()
+    models, dashes, more = words.partition(" --")
+    split = [] if "--split" in words else ["--split", "train"]
+    refused(code, message, models.split(), "--data.guard_h", "0", *split, *f"{dashes.strip()}{more}".split())
 
 
 def test_windows_that_a_run_was_trained_on_are_refused_or_loudly_named(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., None]
 ) -> None:
     out, page = tmp_path / "out", tmp_path / "page"
+    models = [str(trained.one), "persistence"]
     for split in ("train", "all"):
-        argv = command(place.shards, out, [str(place.one), "persistence"], "--split", split, "--limit", "3")
-        expect(
-            capsys, argv, ExitCode.CONFIG, "share frames with the train part of one", "2020-06-01", "--allow_overlap"
-        )
-    assert evaluate([*argv, "--allow_overlap", "true", "--report", str(page)]) == ExitCode.DONE
+        message = "share frames with the train part of one.*2020-06-01.*--allow_overlap"
+        refused(ExitCode.CONFIG, message, models, "--split", split, "--limit", "3")
+    more = ["--split", "all", "--limit", "3", "--allow_overlap", "true", "--report", str(page)]
+    assert evaluate(command(trained.shards, tmp_path / "overlap", models, *more)) == ExitCode.DONE
     assert "OVERLAP" in capsys.readouterr().out
     assert "OVERLAP" in (page / "report.html").read_text()
     # The same times in another archive are the same rain.
     other = tmp_path / "other"
-    pack(["knmi", str(place.radar), "--out", str(other), "--crop", "0:32,0:64"])
-    expect(
-        capsys,
-        command(other, out, [str(place.one)], "--split", "all"),
-        ExitCode.CONFIG,
-        "share frames with the train part of one",
-    )
+    pack(["knmi", str(trained.radar), "--out", str(other), "--crop", "0:32,0:64"])
+    message = "share frames with the train part of one"
+    refused(ExitCode.CONFIG, message, [str(trained.one)], "--split", "all", shards=other)
     # Frames of another size are scored, and it is said; so is the guard that training had none of.
-    assert evaluate(command(other, out, [str(place.one)], "--limit", "2")) == ExitCode.DONE
+    assert evaluate(command(other, out, [str(trained.one)], "--limit", "2")) == ExitCode.DONE
     text = capsys.readouterr().out
     assert "one was trained on synthetic storms of 64 x 64 pixels; these are 32 x 64" in text
     assert "hours lie between the train part of one and the nearest window" in text
 
 
-def test_what_a_user_can_get_wrong_with_a_run(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, one = tmp_path / "out", str(place.one)
-    expect(
-        capsys,
-        command(place.shards, out, [one, "one=persistence"]),
-        ExitCode.CONFIG,
-        "two of them are called 'one'",
-    )
-    expect(
-        capsys,
-        command(place.shards, out, [one], "--data.test_share", "0.5"),
-        ExitCode.CONFIG,
-        "data.test_share is set, but the runs' records say",
-    )
-    expect(
-        capsys,
-        command(place.shards, out, [one], "--frames_out", "9"),
-        ExitCode.CONFIG,
-        "frames_out is 9, and one forecasts 3 frames",
-    )
-    expect(capsys, command(tmp_path / "none", out, [one]), ExitCode.DATA, "index.json is missing")
+def test_what_a_user_can_get_wrong_with_a_run(trained: Runs, tmp_path: Path, refused: Callable[..., None]) -> None:
+    one = str(trained.one)
+    refused(ExitCode.CONFIG, "two of them are called 'one'", [one, "one=persistence"])
+    refused(ExitCode.CONFIG, "data.test_share is set, but the runs' records", [one], "--data.test_share", "0.5")
+    refused(ExitCode.CONFIG, "frames_out is 9, and one forecasts 3 frames", [one], "--frames_out", "9")
+    refused(ExitCode.DATA, "index.json is missing", [one], shards=tmp_path / "none")
     (tmp_path / "file").write_text("")
-    expect(capsys, command(place.shards, tmp_path / "file", [one]), ExitCode.CONFIG, "out", "is a file")
-    damaged = Path(shutil.copytree(place.one, tmp_path / "damaged"))
+    refused(ExitCode.CONFIG, "out .*file is a file", [one], "--out", str(tmp_path / "file"))
+
+    damaged = Path(shutil.copytree(trained.one, tmp_path / "damaged"))
     newest = latest_verified(damaged / "best" / "checkpoints")
     assert newest is not None
     for folder in newest.parent.iterdir():
         data = (folder / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    expect(capsys, command(place.shards, out, [str(damaged)]), ExitCode.CHECKPOINT, "model.safetensors", "damaged")
+    refused(ExitCode.CHECKPOINT, "model.safetensors.*damaged", [str(damaged)])
 
 
 def test_runs_of_other_kinds_and_splits_are_refused(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Runs, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
-    out = tmp_path / "out"
     few = {"run__steps": 1, "run__evaluate_every": 1, "optim__warmup_steps": 0}
-    pretrained, untested, elsewhere = (tmp_path / name for name in ("pretrained", "untested", "elsewhere"))
-    assert train(arguments(place.shards, pretrained, **few)) == ExitCode.DONE
-    expect(capsys, command(place.shards, out, [str(pretrained)]), ExitCode.CHECKPOINT, "not of a fine-tuning run")
     small = {**SPLIT, **few, "model__name": "smaat_unet", "model__smaat_width": 4}
-    argv = nowcast_arguments(place.shards, untested, **{**small, "data__test_share": 0})
-    assert train(argv) == ExitCode.DONE
-    expect(
-        capsys,
-        command(place.shards, out, [str(untested), "persistence"]),
-        ExitCode.CONFIG,
-        "untested was trained without a test part",
-    )
-    argv = nowcast_arguments(place.shards, elsewhere, **{**small, "data__test_share": 0.4})
-    assert train(argv) == ExitCode.DONE
-    expect(
-        capsys,
-        command(place.shards, out, [str(place.one), str(elsewhere)]),
-        ExitCode.CONFIG,
-        "one and elsewhere were trained with different test parts",
-        "score them one by one",
-    )
+    pretrained, untested, elsewhere = (tmp_path / name for name in ("pretrained", "untested", "elsewhere"))
+    assert train(arguments(trained.shards, pretrained, **few)) == ExitCode.DONE
+    for folder, test_share in ((untested, 0), (elsewhere, 0.4)):
+        argv = nowcast_arguments(trained.shards, folder, **{**small, "data__test_share": test_share})
+        assert train(argv) == ExitCode.DONE
 
-
-def write_archive(folder: Path, *, minutes: int, first_s: int) -> Path:
-    """Write and pack 40 frames of noisy rain at another time."""
-    (folder / "radar").mkdir(parents=True)
-    for number in range(40):
-        counts = np.random.default_rng(number).integers(0, 60, (64, 64)).astype(np.uint16)
-        time_s = first_s + 60 * minutes * number
-        write_knmi_file(folder / "radar" / file_name(time_s), counts, time_s)
-    argv = ["knmi", str(folder / "radar"), "--out", str(folder / "shards"), "--cadence-min", str(minutes)]
-    assert pack(argv) == 0
-    return folder / "shards"
+    refused(ExitCode.CHECKPOINT, "not of a fine-tuning run", [str(pretrained)])
+    refused(ExitCode.CONFIG, "untested was trained without a test part", [str(untested), "persistence"])
+    message = "one and elsewhere were trained with different test parts.*score them one by one"
+    refused(ExitCode.CONFIG, message, [str(trained.one), str(elsewhere)])
 
 
 def test_an_event_kept_aside_is_scored_and_baselines_are_fitted_on_the_runs_own_archive(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Runs, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
-    aside = write_archive(tmp_path / "aside", minutes=5, first_s=1_609_459_200)
-    argv = command(aside, tmp_path / "out", [str(place.one), "training_mean"], "--split", "all", "--limit", "4")
-    assert evaluate(argv) == ExitCode.DONE
-    about = scores_of(tmp_path / "out")["about"]
+    aside = write_archive(tmp_path / "aside", noise)
+    models, more = [str(trained.one), "training_mean"], ["--split", "all", "--limit", "4"]
+    assert evaluate(command(aside, tmp_path / "scored", models, *more)) == ExitCode.DONE
+    about = scores_of(tmp_path / "scored")["about"]
     assert about["spans"] == []
     assert about["models"]["training_mean"]["mean_mmh"] < 2 < 60 / 2 * 0.12  # the storms' mean, not the noise's
-    capsys.readouterr()
-    other = write_archive(tmp_path / "other", minutes=10, first_s=1_609_459_200)
-    expect(
-        capsys,
-        command(other, tmp_path / "none", [str(place.one)], "--split", "all"),
-        ExitCode.DATA,
-        "one was trained on frames every 300 s, and the shards hold frames every 600 s",
-    )
+
+    slower = write_archive(tmp_path / "slower", noise, minutes=10)
+    message = "one was trained on frames every 300 s, and the shards hold frames every 600 s"
+    refused(ExitCode.DATA, message, models[:1], "--split", "all", shards=slower)
     # The run's own shards are gone: there is nothing to fit on.
-    moved = place.shards.rename(place.shards.with_name("moved"))
+    moved = trained.shards.rename(trained.shards.with_name("moved"))
     try:
-        expect(capsys, argv, ExitCode.DATA, "training_mean is fitted on the training part", "bring back the run's own")
+        message = "training_mean is fitted on the training part.*bring back the run's own"
+        refused(ExitCode.DATA, message, models, *more, shards=aside)
     finally:
-        moved.rename(place.shards)
+        moved.rename(trained.shards)
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_without_a_traceback_and_leaves_nothing(place: Place, tmp_path: Path) -> None:
-    argv = command(place.shards, tmp_path / "out", ["persistence", "extrapolation"], "--split", "all")
+def test_ctrl_c_ends_without_a_traceback_and_leaves_nothing(trained: Runs, tmp_path: Path) -> None:
+    argv = command(trained.shards, tmp_path / "out", ["persistence", "extrapolation"], "--split", "all")
     words = [sys.executable, "trainer/evaluate.py", *argv, "--frames_out", "12"]
 
     def open_to_signals() -> None:
@@ -491,30 +446,26 @@ def test_ctrl_c_ends_without_a_traceback_and_leaves_nothing(place: Place, tmp_pa
 
 
 def test_rows_of_a_process_that_do_not_arrive_are_an_error(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Runs, refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score = Evaluating._score
 
-    def lose_one(self: Evaluating, num_windows: int) -> dict[str, Rows | None]:
-        return {name: None if rows is None else select(rows, rows.windows[1:])
-                for name, rows in score(self, num_windows).items()}  # fmt: skip
+    def lose_one(self: Evaluating) -> dict[str, Rows | None]:
+        return {name: rows and take(rows, range(1, len(rows))) for name, rows in score(self).items()}
 
     monkeypatch.setattr(Evaluating, "_score", lose_one)
-    argv = command(place.shards, tmp_path / "out", [str(place.one)], "--limit", "3")
-    expect(capsys, argv, ExitCode.DATA, "2 of 3 windows of one have come together", "a folder that all of them see")
-    assert not (tmp_path / "out" / "scores.json").exists()
+    message = "2 of 3 windows of one have come together.*a folder that all of them see"
+    refused(ExitCode.DATA, message, [str(trained.one)], "--limit", "3")
 
 
 @pytest.mark.slow
-def test_the_launcher_starts_two_processes(place: Place, tmp_path: Path) -> None:
-    outs = [tmp_path / name for name in ("alone", "launched")]
-    commands = [command(place.shards, out, [str(place.one), "persistence"], "--limit", "5") for out in outs]
-    assert evaluate(commands[0]) == ExitCode.DONE
+def test_the_launcher_starts_two_processes(trained: Runs, scored: Path, tmp_path: Path) -> None:
+    argv = command(trained.shards, tmp_path / "out", [f"run={trained.one}", *SCORED], *FEW)
     tool = str(Path(sys.executable).parent / "accelerate")
     fixed = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_"))}
     ended = subprocess.run(
-        [tool, "launch", *fixed, "trainer/evaluate.py", *commands[1]],
+        [tool, "launch", *fixed, "trainer/evaluate.py", *argv],
         cwd=REPOSITORY,
         env={**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -525,4 +476,4 @@ def test_the_launcher_starts_two_processes(place: Place, tmp_path: Path) -> None
     assert ended.returncode == ExitCode.DONE, ended.stderr
     assert "2 process(es)" in ended.stderr
     assert ended.stdout.count("done: 5 windows") == 1
-    assert (outs[0] / "scores.json").read_bytes() == (outs[1] / "scores.json").read_bytes()
+    assert (tmp_path / "out" / "scores.json").read_bytes() == (scored / "scores.json").read_bytes()

@@ -25,20 +25,21 @@ from tests.integration.runs import train
 WINDOW, EPOCHS = 7, 3
 Frame = tuple[int, str]
 # The archive: 2020-06-01T00:00 to 04:55.
+DAY = "2020-06-01T"
 SPLITS: dict[str, dict[str, Any]] = {
     "shares without a guard": {"test_share": 0.2, "validation_share": 0.2, "guard_h": 0},
     "shares with a guard": {"test_share": 0.2, "validation_share": 0.2, "guard_h": 0.25},
     "shares without a held-out part": {"test_share": 0.3, "validation_share": 0, "guard_h": 0.25},
     "times, the test between": {
-        "train_times": '["2020-06-01T00:00/2020-06-01T01:30", "2020-06-01T03:30/2020-06-01T05:00"]',
-        "validation_times": '["2020-06-01T02:40/2020-06-01T03:20"]',
-        "test_times": '["2020-06-01T01:35/2020-06-01T02:35"]',
+        "train_times": f'["{DAY}00:00/{DAY}01:30", "{DAY}03:30/{DAY}05:00"]',
+        "validation_times": f'["{DAY}02:40/{DAY}03:20"]',
+        "test_times": f'["{DAY}01:35/{DAY}02:35"]',
         "validation_share": 0.1,
         "guard_h": 0,
     },
     "times, the test first": {
-        "train_times": '["2020-06-01T02:00/2020-06-01T05:00"]',
-        "test_times": '["2020-06-01T00:00/2020-06-01T01:00"]',
+        "train_times": f'["{DAY}02:00/{DAY}05:00"]',
+        "test_times": f'["{DAY}00:00/{DAY}01:00"]',
         "validation_share": 0.1,
         "guard_h": 1,
     },
@@ -54,7 +55,7 @@ def digest(counts_hw: np.ndarray) -> str:
 
 def frames_of(windows: Windows, table: Any, batches: Iterator[Batch]) -> set[Frame]:
     """End time and pixel hash of every frame of every window in some batches."""
-    found: set[Frame] = set()
+    frames: set[Frame] = set()
     for batch in batches:
         for counts_thw, row in zip(batch.counts_bthw.numpy(), batch.window_b.tolist(), strict=True):
             if row < 0:
@@ -62,8 +63,8 @@ def frames_of(windows: Windows, table: Any, batches: Iterator[Batch]) -> set[Fra
             entry = windows.index.sequences[int(table.sequence[row])]
             first_s = entry.start_s + int(table.start[row]) * windows.index.cadence_s
             times = range(first_s, first_s + len(counts_thw) * windows.index.cadence_s, windows.index.cadence_s)
-            found |= {(time, digest(counts_hw)) for time, counts_hw in zip(times, counts_thw, strict=True)}
-    return found
+            frames |= {(time, digest(counts_hw)) for time, counts_hw in zip(times, counts_thw, strict=True)}
+    return frames
 
 
 def archive_of(shards: Path) -> dict[int, str]:
@@ -117,7 +118,7 @@ def test_no_frame_of_the_test_split_is_delivered(shards: Path, tmp_path: Path, n
 
 @pytest.mark.parametrize("name", ["shares with a guard", "times, the test between"])
 def test_a_real_run_reads_nothing_else_and_records_its_split(shards: Path, tmp_path: Path, name: str) -> None:
-    """Everything that a run decodes goes through its task: what that is given, and what the checkpoints say of it."""
+    """Everything that a run decodes goes through its task: its batches, and what the checkpoints record of it."""
     settings = {f"data__{key}": value for key, value in SPLITS[name].items()}
     run, seen = tmp_path / "run", set[str]()
     opened: list[Windows] = []
@@ -149,6 +150,6 @@ def test_a_real_run_reads_nothing_else_and_records_its_split(shards: Path, tmp_p
     assert len(seen) > 2 * WINDOW
     assert not seen & test
     for saved in (load(run).state.data, load(run / "best").state.data, load_forecaster(run).data):
-        spans = {part: tuple(TimeSpan(**span) for span in some) for part, some in saved["spans"].items()}
+        spans = {part: tuple(TimeSpan(**span) for span in own) for part, own in saved["spans"].items()}
         assert spans == windows.spans
         assert all(spans[part] for part in ("train", "validation", "test"))

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from ...data.errors import ConfigError
@@ -16,7 +16,6 @@ from .contestants import WindowRain
 from .plan import Plan
 
 FloatArray = npt.NDArray[np.float64]
-_WHY: Final = ("the most rain", "the largest change", "as much rain as the median")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,49 +44,58 @@ def choose_cases(plan: Plan, config: EvaluateConfig) -> list[Chosen]:
     Raises:
         ConfigError: A stated time at which no scored window's forecast starts, with the nearest one.
     """
-    row_n = plan.rows(config.limit)
-    issue_n = plan.issue_s(row_n)
+    row_n = plan.row_n
+    issue_n = plan.issue_s[row_n]
     if config.case_times_s is None:
-        return _telling(plan, row_n, issue_n)
+        return _choose_typical(plan, row_n, issue_n)
+
+    # Stated times: each must be the issue time of a scored window.
     chosen: dict[int, Chosen] = {}
     for text, time_s in zip(config.cases or (), config.case_times_s, strict=True):
-        place = int(np.argmin(np.abs(issue_n - time_s)))
-        if issue_n[place] != time_s:
-            nearest = datetime.fromtimestamp(int(issue_n[place]), UTC)
+        at = int(np.argmin(np.abs(issue_n - time_s)))
+        if issue_n[at] != time_s:
+            nearest = datetime.fromtimestamp(int(issue_n[at]), UTC)
             raise ConfigError(
                 f"cases: no scored forecast starts at {text}; the nearest one starts at {nearest:%Y-%m-%dT%H:%M}"
             )
-        chosen[time_s] = Chosen(row=int(row_n[place]), why="chosen", issue_s=time_s)
+        chosen[time_s] = Chosen(row=int(row_n[at]), why="chosen", issue_s=time_s)
     return list(chosen.values())
 
 
-def _telling(plan: Plan, row_n: npt.NDArray[np.int64], issue_n: npt.NDArray[np.int64]) -> list[Chosen]:
+def _choose_typical(plan: Plan, row_n: npt.NDArray[np.int64], issue_n: npt.NDArray[np.int64]) -> list[Chosen]:
     """Take the wettest window, the one that changes most, and a middling one: apart in time where that is possible."""
     wet, change = _rain_shares(plan, row_n)
-    away = np.abs(wet - np.median(wet))
     window_s = (plan.frames_in + plan.frames_out) * plan.index.cadence_s
-    free = np.ones(len(row_n), bool)
+    # What makes a window worth a picture, by the reason that is given for it.
+    worths = {
+        "the most rain": wet,
+        "the largest change": change,
+        "as much rain as the median": -np.abs(wet - np.median(wet)),
+    }
     chosen: list[Chosen] = []
-    for why, worth in zip(_WHY, (wet, change, -away), strict=True):
-        left = free & ~np.isin(issue_n, [one.issue_s for one in chosen])
-        apart = left.copy()
-        for one in chosen:
-            apart &= np.abs(issue_n - one.issue_s) >= window_s
-        left = apart if apart.any() else left
-        if left.any():
-            place = int(np.argmax(np.where(left, worth, -np.inf)))
-            chosen.append(Chosen(row=int(row_n[place]), why=why, issue_s=int(issue_n[place])))
+    for why, worth in worths.items():
+        distances_s = [np.abs(issue_n - case.issue_s) for case in chosen]
+        nearest_s = np.min(distances_s, axis=0) if chosen else np.full(len(row_n), window_s)
+        # At least not the same window, and best one that shares no frame with another.
+        candidates = nearest_s >= window_s if (nearest_s >= window_s).any() else nearest_s > 0
+        if candidates.any():
+            at = int(np.argmax(np.where(candidates, worth, -np.inf)))
+            chosen.append(Chosen(row=int(row_n[at]), why=why, issue_s=int(issue_n[at])))
     return chosen
 
 
 def _rain_shares(plan: Plan, row_n: npt.NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
     """Give each window's mean share of rainy pixels in its future, and how far that moves from the last past frame."""
-    table, wet, change = plan.table, np.zeros(len(row_n)), np.zeros(len(row_n))
+    table = plan.table
+    wet = np.zeros(len(row_n))
+    change = np.zeros(len(row_n))
     for number, row in enumerate(row_n.tolist()):
         shares = np.asarray(plan.index.sequences[int(table.sequence[row])].rain_fraction, np.float64)
+        # The index holds the share of rainy pixels of every frame: nothing is decoded here.
         first = int(table.start[row]) + plan.frames_in
         future = shares[first : first + plan.frames_out]
-        wet[number], change[number] = future.mean(), np.abs(future - shares[first - 1]).max()
+        wet[number] = future.mean()
+        change[number] = np.abs(future - shares[first - 1]).max()
     return wet, change
 
 
@@ -101,10 +109,10 @@ def case_of(plan: Plan, chosen: Chosen, window: WindowRain, forecasts: Mapping[s
         forecasts: By model, mm/h, (lead times, rows, cols).
     """
     return Case(
-        radar_mmh_thw=_array(window.past_mmh_bthw),
+        radar_mmh_thw=window.past_mmh_bthw[0].numpy(),
         radar_valid_thw=_valid(window.past_mmh_bthw, window.past_valid_bthw),
         forecasts_mmh=forecasts,
-        observed_mmh_thw=_array(window.future_mmh_bthw),
+        observed_mmh_thw=window.future_mmh_bthw[0].numpy(),
         observed_valid_thw=_valid(window.future_mmh_bthw, window.future_valid_bthw),
         reference_time_s=chosen.issue_s,
         cadence_s=plan.index.cadence_s,
@@ -112,13 +120,8 @@ def case_of(plan: Plan, chosen: Chosen, window: WindowRain, forecasts: Mapping[s
     )
 
 
-def _array(frames_bthw: Tensor) -> npt.NDArray[np.floating]:
-    values: npt.NDArray[np.floating] = frames_bthw[0].numpy()
-    return values
-
-
 def _valid(frames_bthw: Tensor, valid_bthw: Tensor | None) -> npt.NDArray[np.bool_]:
-    if valid_bthw is None:
-        return np.ones(tuple(frames_bthw.shape[1:]), bool)
-    values: npt.NDArray[np.bool_] = valid_bthw[0].numpy()
-    return values
+    valid_thw: npt.NDArray[np.bool_] = (
+        torch.ones_like(frames_bthw, dtype=torch.bool) if valid_bthw is None else valid_bthw
+    )[0].numpy()
+    return valid_thw

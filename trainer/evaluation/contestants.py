@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,22 @@ from ...models.nowcasting.baselines import (
     Persistence,
     TrainingMean,
 )
-from ..forecasting.forecaster import RunForecaster, load_forecaster
+from ..forecasting.forecaster import RunForecaster
 from ..settings.evaluation import EvaluateConfig
 
-BASELINES: Final = ("persistence", "advection", "extrapolation", "training_mean", "damped_extrapolation")
+UNFITTED: Final[Mapping[str, type[Persistence | Advection | Extrapolation]]] = {
+    "persistence": Persistence,
+    "advection": Advection,
+    "extrapolation": Extrapolation,
+}
+"""Baselines that learn nothing."""
+
 FITTED: Final = ("training_mean", "damped_extrapolation")
 """Baselines that learn from the training part."""
 
-_FRAMES_IN: Final = {"persistence": 1, "training_mean": 1}
-_MOST_BYTES: Final = 100
-"""Of a name: files are called by it, and file systems take 255 bytes at most."""
+BASELINES: Final = (*UNFITTED, *FITTED)
+_FILE_NAME: Final = re.compile(r"[^./\\][^/\\]*")
+"""Files are called by a model's name; file systems take 255 bytes at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +68,12 @@ def read_entries(words: Sequence[str]) -> list[Entry]:
     entries: dict[str, Entry] = {}
     for word in words:
         entry = _entry(word)
-        if not entry.name.isprintable() or {"/", "\\"} & set(entry.name) or entry.name.startswith("."):
-            raise ConfigError(f"models: the name {entry.name!r} cannot be a file's; give another, as NAME={word}")
-        if not entry.name or len(entry.name.encode()) > _MOST_BYTES:
-            raise ConfigError(f"models: {word!r} has no name of 1 to {_MOST_BYTES} bytes; give one, as NAME=RUN")
+        if not _FILE_NAME.fullmatch(entry.name) or not entry.name.isprintable() or len(entry.name.encode()) > 100:
+            raise ConfigError(
+                f"models: the name {entry.name!r} cannot be a file's (1 to 100 bytes, no slash, no dot in front); give "
+                f"another, as NAME={word}"
+            )
+        # A baseline's name stands for that baseline in tables and references.
         if entry.name in BASELINES and entry.kind != entry.name:
             raise ConfigError(
                 f"models: {entry.name!r} is the name of a baseline, and {entry.folder or entry.kind} is not that one; "
@@ -72,37 +81,27 @@ def read_entries(words: Sequence[str]) -> list[Entry]:
             )
         if entry.name in entries:
             other = entries[entry.name]
-            places = " and ".join(str(one.folder or one.kind) for one in (other, entry))
-            raise ConfigError(f"models: two of them are called {entry.name!r} ({places}); name one, as NAME={word}")
+            both = f"{other.folder or other.kind} and {entry.folder or entry.kind}"
+            raise ConfigError(f"models: two of them are called {entry.name!r} ({both}); name one, as NAME={word}")
         entries[entry.name] = entry
     return list(entries.values())
 
 
 def _entry(word: str) -> Entry:
-    name, equals, place = word.partition("=")
-    if not equals or "/" in name or (place not in BASELINES and not Path(place).is_dir() and Path(word).is_dir()):
-        name, place = "", word
-    if place in BASELINES:
-        return Entry(name=name or place, kind=place)
-    folder = Path(place)
+    name, equals, model = word.partition("=")
+    # A folder's own name may hold an equals sign.
+    if not equals or "/" in name or (model not in BASELINES and not Path(model).is_dir() and Path(word).is_dir()):
+        name = ""
+        model = word
+    if model in BASELINES:
+        return Entry(name=name or model, kind=model)
+
+    folder = Path(model)
     if not folder.is_dir():
-        message = f"models: {place!r} is neither the folder of a run nor a baseline ({', '.join(BASELINES)})"
-        near = difflib.get_close_matches(place, BASELINES, n=1, cutoff=0.6)
+        message = f"models: {model!r} is neither the folder of a run nor a baseline ({', '.join(BASELINES)})"
+        near = difflib.get_close_matches(model, BASELINES, n=1, cutoff=0.6)
         raise ConfigError(f"{message}; the nearest baseline is {near[0]}" if near else message)
     return Entry(name=name or folder.resolve().name, kind="run", folder=folder)
-
-
-def load_runs(entries: Sequence[Entry], device: str) -> dict[str, RunForecaster]:
-    """Load the runs among the entries, by name.
-
-    Raises:
-        CheckpointError: One is no fine-tuning run, or does not verify.
-    """
-    return {
-        entry.name: load_forecaster(entry.folder, name=entry.name, device=device)
-        for entry in entries
-        if entry.folder is not None
-    }
 
 
 def frames_of(entries: Sequence[Entry], runs: Mapping[str, RunForecaster], config: EvaluateConfig) -> tuple[int, int]:
@@ -111,12 +110,18 @@ def frames_of(entries: Sequence[Entry], runs: Mapping[str, RunForecaster], confi
     Raises:
         ConfigError: Fewer past frames than a model takes, or more lead times than a run gives.
     """
-    taken = {entry.name: runs[entry.name].frames_in if entry.name in runs else _baseline_frames(entry.kind)
-             for entry in entries}  # fmt: skip
-    neediest = max(taken, key=lambda name: taken[name])
-    frames_in = config.frames_in or taken[neediest]
-    if frames_in < taken[neediest]:
-        raise ConfigError(f"frames_in is {frames_in}, and {neediest} takes {taken[neediest]} past frames; give as many")
+    # The model that takes most past frames decides, unless the settings ask for more.
+    by_kind = {"training_mean": 1, "damped_extrapolation": Extrapolation.frames_in}
+    by_kind |= {kind: baseline.frames_in for kind, baseline in UNFITTED.items()}
+    needed = {entry.name: by_kind.get(entry.kind) or runs[entry.name].frames_in for entry in entries}
+    neediest = max(needed, key=lambda name: needed[name])
+    frames_in = config.frames_in or needed[neediest]
+    if frames_in < needed[neediest]:
+        raise ConfigError(
+            f"frames_in is {frames_in}, and {neediest} takes {needed[neediest]} past frames; give as many"
+        )
+
+    # The run that gives fewest lead times decides; baselines give any number.
     fewest = min((run.frames_out for run in runs.values()), default=config.frames_out or 12)
     frames_out = config.frames_out or fewest
     if frames_out > fewest:
@@ -125,24 +130,14 @@ def frames_of(entries: Sequence[Entry], runs: Mapping[str, RunForecaster], confi
     return frames_in, frames_out
 
 
-def _baseline_frames(kind: str) -> int:
-    return _FRAMES_IN.get(kind, Extrapolation.frames_in)
-
-
-def build_baseline(entry: Entry) -> Forecaster:
+def build_baseline(kind: str, name: str) -> Forecaster:
     """Build a baseline that learns nothing.
 
     Raises:
         ConfigError: It needs a package that is not installed.
     """
     try:
-        match entry.kind:
-            case "persistence":
-                return Persistence(name=entry.name)
-            case "advection":
-                return Advection(name=entry.name)
-            case _:
-                return Extrapolation(name=entry.name)
+        return UNFITTED[kind](name=name)
     except ImportError as error:
         raise ConfigError(str(error)) from error
 
@@ -165,17 +160,24 @@ class TrainingPart:
 
 
 def fit_baselines(
-    entries: Sequence[Entry], part: TrainingPart, *, frames_in: int, frames_out: int, config: EvaluateConfig
+    entries: Sequence[Entry], part: TrainingPart, frames: tuple[int, int], config: EvaluateConfig
 ) -> dict[str, Forecaster]:
     """Fit the baselines that learn from the training part, by name.
+
+    Args:
+        entries: All models.
+        part: The training part.
+        frames: Past and future frames of a window.
+        config: The evaluation.
 
     Raises:
         DataError: The training part has no measured pixel.
         ConfigError: pysteps is not installed.
     """
-    damped = any(entry.kind == "damped_extrapolation" for entry in entries)
     # The mean alone needs no extrapolation, and is the same with any.
-    base = build_baseline(Entry(name="extrapolation", kind="extrapolation" if damped else "persistence"))
+    is_damped = any(entry.kind == "damped_extrapolation" for entry in entries)
+    base = build_baseline("extrapolation" if is_damped else "persistence", "extrapolation")
+    frames_in, frames_out = frames
     fit = DampingFit(frames_out)
     batches = evaluation_batches(
         part.storage,
@@ -188,6 +190,8 @@ def fit_baselines(
     for window in windows_of(batches, frames_in):
         past, past_valid = window.past_mmh_bthw, window.past_valid_bthw
         fit.update(base.forecast(past, past_valid, frames_out), window.future_mmh_bthw, window.future_valid_bthw)
+
+    # One pass gives the mean and, for each lead time, how far extrapolation has to be damped.
     mean = fit.mean_mmh
     if math.isnan(mean):
         raise DataError(
@@ -195,13 +199,12 @@ def fit_baselines(
         )
     fitted: dict[str, Forecaster] = {}
     for entry in entries:
+        name = entry.name
         if entry.kind == "training_mean":
-            fitted[entry.name] = TrainingMean(mean_mmh=mean, name=entry.name)
+            fitted[name] = TrainingMean(mean_mmh=mean, name=name)
         elif entry.kind == "damped_extrapolation":
             factors = fit.factors()
-            fitted[entry.name] = DampedExtrapolation(
-                mean_mmh=mean, factors=factors, extrapolation=base, name=entry.name
-            )
+            fitted[name] = DampedExtrapolation(mean_mmh=mean, factors=factors, extrapolation=base, name=name)
     return fitted
 
 
@@ -227,20 +230,19 @@ class WindowRain:
 def windows_of(batches: Iterator[Batch], frames_in: int) -> Iterator[WindowRain]:
     """Take the windows of batches one by one, without padding: nothing that is made of one depends on its batch."""
     for batch in batches:
-        for place, row in enumerate(batch.window_b.tolist()):
+        for position, row in enumerate(batch.window_b.tolist()):
             if row < 0:
                 continue
-            counts = batch.counts_bthw[place : place + 1].to(torch.float32)
+            counts = batch.counts_bthw[position : position + 1].to(torch.float32)
             valid = counts != MISSING_COUNT
             # Rounded once, to what models see: forecast and radar lie on the same side of a threshold.
-            rain = torch.where(valid, counts * batch.scale_mmh_b[place], 0.0)
-            past, future = slice(None, frames_in), slice(frames_in, None)
+            rain = torch.where(valid, counts * batch.scale_mmh_b[position], 0.0)
             yield WindowRain(
                 row=row,
-                past_mmh_bthw=rain[:, past],
-                past_valid_bthw=_mask(valid[:, past]),
-                future_mmh_bthw=rain[:, future],
-                future_valid_bthw=_mask(valid[:, future]),
+                past_mmh_bthw=rain[:, :frames_in],
+                past_valid_bthw=_mask(valid[:, :frames_in]),
+                future_mmh_bthw=rain[:, frames_in:],
+                future_valid_bthw=_mask(valid[:, frames_in:]),
             )
 
 
@@ -248,33 +250,24 @@ def _mask(valid_bthw: Tensor) -> Tensor | None:
     return None if bool(valid_bthw.all()) else valid_bthw
 
 
-def described(forecaster: Forecaster) -> dict[str, Any]:
-    """Say as plain JSON what a forecaster is."""
-    match forecaster:
-        case RunForecaster():
-            model = forecaster.config.model
-            return {
-                "kind": "run",
-                "model": model.name if model.name == "smaat_unet" else f"{model.name}, {model.encoder}",
-                "checkpoint": str(forecaster.path),
-                "step": forecaster.step,
-                "frames_in": forecaster.frames_in,
-                "frames_out": forecaster.frames_out,
-                "seed": forecaster.config.seed,
-                "source": forecaster.data.get("source"),
-                "spans": forecaster.data.get("spans"),
-            }
-        case TrainingMean():
-            return {"kind": "training_mean", "mean_mmh": forecaster.mean_mmh}
-        case DampedExtrapolation():
-            return {
-                "kind": "damped_extrapolation",
-                "mean_mmh": forecaster.mean_mmh,
-                "factors": list(forecaster.factors),
-            }
-        case Persistence():
-            return {"kind": "persistence"}
-        case Advection():
-            return {"kind": "advection"}
-        case _:
-            return {"kind": "extrapolation"}
+def describe(kind: str, forecaster: Forecaster) -> dict[str, Any]:
+    """Describe a forecaster as plain JSON."""
+    if isinstance(forecaster, RunForecaster):
+        model = forecaster.config.model
+        return {
+            "kind": kind,
+            "model": model.name if model.name == "smaat_unet" else f"{model.name}, {model.encoder}",
+            "checkpoint": str(forecaster.path),
+            "step": forecaster.step,
+            "frames_in": forecaster.frames_in,
+            "frames_out": forecaster.frames_out,
+            "seed": forecaster.config.seed,
+            "source": forecaster.data.get("source"),
+            "spans": forecaster.data.get("spans"),
+        }
+    about: dict[str, Any] = {"kind": kind}
+    if isinstance(forecaster, TrainingMean | DampedExtrapolation):
+        about["mean_mmh"] = forecaster.mean_mmh
+    if isinstance(forecaster, DampedExtrapolation):
+        about["factors"] = list(forecaster.factors)
+    return about

@@ -1,10 +1,10 @@
-"""What an evaluation leaves: scores, rows, pictures, the page; and what it says at the end."""
+"""What an evaluation leaves: scores, rows, pictures, the page; and what it reports at the end."""
 
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -17,21 +17,21 @@ from ...data.store.storage import open_storage
 from ..pictures.animation import write_animation
 from ..pictures.forecasts import Case, forecast_beside_radar
 from ..pictures.scores import (
+    Lines,
     bias_against_lead,
-    error_against_lead,
+    csi_against_lead,
     fss_against_scale,
     png_bytes,
     rain_rate_distribution,
-    skill_against_lead,
+    squared_error_against_lead,
 )
 from ..settings.evaluation import EvaluateConfig
 from ..verification.contingency import RAIN_EDGES_MMH
-from ..verification.intervals import Interval, bootstrap
-from ..verification.rows import Scores, compute
 from .contestants import FITTED
-from .files import CSV_NAME, JSON_NAME, MARKDOWN_NAME, write_scores
-from .page import read_markdown, write_page
-from .result import Evaluation, main_threshold
+from .files import CSV_NAME, JSON_NAME, MARKDOWN_NAME, scores_csv, scores_json
+from .page import write_page
+from .result import Evaluation
+from .tables import ScoreTables, build_tables, markdown, section_markdown
 
 ROWS_FOLDER: Final = "rows"
 PICTURES_FOLDER: Final = "pictures"
@@ -47,11 +47,11 @@ def check_folders(config: EvaluateConfig) -> None:
     Raises:
         ConfigError: A file stands where a folder is wanted, or it may not be written to.
     """
-    for option, folder in (("out", config.out), ("report", config.report)):
-        if folder is None:
-            continue
+    folders = {"out": config.out} | ({} if config.report is None else {"report": config.report})
+    for option, folder in folders.items():
+        # The nearest folder that exists is where the first new one would be made.
         path = Path(folder).absolute()
-        nearest = next(place for place in (path, *path.parents) if place.exists())
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
         if not nearest.is_dir():
             raise ConfigError(f"{option} {folder}: {nearest} is a file; expected a folder to write to: choose another")
         if not os.access(nearest, os.W_OK | os.X_OK):
@@ -62,35 +62,38 @@ def write_outputs(evaluation: Evaluation, draw: Callable[[int], Case]) -> str:
     """Write everything, scores first, and remove what an earlier evaluation in the folder left besides.
 
     Args:
-        evaluation: What was found.
+        evaluation: The scores.
         draw: Gives the case of a number in `cases`.
 
     Returns:
-        What to tell the user: a table, and where things are.
+        What to report to the user: a table, and where the files are.
     """
     config, out = evaluation.config, Path(evaluation.config.out)
+    storage = open_storage(out)
+    # What an earlier evaluation wrote is read before its scores are replaced, and removed at the end.
     earlier = _written_before(out)
     files = _file_names(evaluation)
-    for name, rows in evaluation.models.items():
-        rows.save(out / ROWS_FOLDER / f"{name}.npz")
-    write_scores(
-        out,
-        evaluation.models,
-        about=_about(evaluation, files),
-        compare_to=config.compare_to,
-        references=evaluation.references,
-        seed=config.seed,
-    )
-    scores = {name: compute(rows) for name, rows in evaluation.models.items()}
-    _draw_scores(evaluation, scores)
-    cases = [draw(number) for number in range(len(evaluation.cases))]
-    _draw_cases(evaluation, cases)
-    storage = open_storage(out)
+    for model in evaluation.scored:
+        model.rows.save(out / ROWS_FOLDER / f"{model.name}.npz")
+
+    # Tables are built once: Markdown, the page and the last words show the same ones.
+    tables = build_tables(evaluation)
+    texts = {
+        JSON_NAME: scores_json(evaluation, _about(evaluation, files)),
+        CSV_NAME: scores_csv(evaluation.scored),
+        MARKDOWN_NAME: markdown(tables),
+    }
+    for name, text in texts.items():
+        # A path may hold bytes that are no text: they are shown as question marks.
+        storage.write(name, text.encode("utf-8", errors="replace"))
+
+    _draw_scores(evaluation)
+    _draw_cases(evaluation, [draw(number) for number in range(len(evaluation.cases))])
     for name in sorted(earlier - set(files)):
         storage.delete(name)
-    markdown = (out / MARKDOWN_NAME).read_text(encoding="utf-8")
-    page = None if config.report is None else write_page(Path(config.report), evaluation, scores, markdown)
-    return _last_words(evaluation, markdown, page)
+    pictures = open_storage(out / PICTURES_FOLDER)
+    page = None if config.report is None else write_page(Path(config.report), evaluation, tables, pictures)
+    return _last_words(evaluation, tables, page)
 
 
 def _file_names(evaluation: Evaluation) -> list[str]:
@@ -98,13 +101,13 @@ def _file_names(evaluation: Evaluation) -> list[str]:
     pictures = [f"{name}.png" for name in SCORE_PICTURES] + [f"{case.stem}.png" for case in evaluation.cases]
     pictures += [f"{case.stem}.gif" for case in evaluation.cases[:1]]
     return [
-        *(f"{ROWS_FOLDER}/{name}.npz" for name in evaluation.models),
+        *(f"{ROWS_FOLDER}/{model.name}.npz" for model in evaluation.scored),
         *(f"{PICTURES_FOLDER}/{name}" for name in pictures),
     ]
 
 
 def _written_before(out: Path) -> set[str]:
-    """Read from the scores that stand in the folder which files were written beside them."""
+    """Read from the scores in the folder which files were written beside them."""
     try:
         files = list(json.loads((out / JSON_NAME).read_text(encoding="utf-8"))["about"]["files"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -114,6 +117,8 @@ def _written_before(out: Path) -> set[str]:
 
 def _about(evaluation: Evaluation, files: Sequence[str]) -> dict[str, Any]:
     plan, config, index = evaluation.plan, evaluation.config, evaluation.plan.index
+    selection = plan.table.selection
+
     return {
         "archive": {
             "shards": config.data.shards,
@@ -125,109 +130,90 @@ def _about(evaluation: Evaluation, files: Sequence[str]) -> dict[str, Any]:
         },
         "split": config.split,
         "spans": [asdict(span) for span in plan.spans],
-        "min_rain_fraction": plan.table.selection.min_rain_fraction,
-        "target_frame": plan.table.selection.target_frame,
-        "select_rule": plan.table.selection.rule,
+        "min_rain_fraction": selection.min_rain_fraction,
+        "target_frame": selection.target_frame,
+        "select_rule": selection.rule,
         "frames_in": plan.frames_in,
         "frames_out": plan.frames_out,
         "limit": config.limit,
         "seed": config.seed,
-        "models": {name: dict(one) for name, one in evaluation.about.items()},
+        "models": {name: dict(model) for name, model in evaluation.about.items()},
         "caveats": evaluation.caveats,
         "cases": [{"time_s": case.issue_s, "why": case.why} for case in evaluation.cases],
         "files": list(files),
     }
 
 
-def _draw_scores(evaluation: Evaluation, scores: Mapping[str, Scores]) -> None:
-    settings = evaluation.plan.settings
+def _draw_scores(evaluation: Evaluation) -> None:
+    scored, settings, grey = evaluation.scored, evaluation.plan.settings, evaluation.grey
     leads, thresholds = settings.leads_min, settings.thresholds_mmh
-    intervals = {name: bootstrap(rows, seed=evaluation.config.seed) for name, rows in evaluation.models.items()}
-    grey = evaluation.grey
-
-    def curves(score: str) -> dict[str, npt.NDArray[np.floating]]:
-        return {name: one.values[score][:-1] for name, one in scores.items()}
-
     pixel_km = evaluation.plan.index.grid.pixel_km
-    pooled = {name: one.values["fss"][-1].T for name, one in scores.items()}
-    radar = _exceeded(next(iter(evaluation.models.values())).observed_histogram)
-    rates = {name: _exceeded(rows.forecast_histogram) for name, rows in evaluation.models.items()}
+
+    def against_lead(score: str) -> Lines:
+        curves = {model.name: model.scores.values[score][:-1] for model in scored}
+        bands = {
+            model.name: (model.interval.low[score][:-1], model.interval.high[score][:-1])
+            for model in scored
+            if model.interval.num_draws
+        }
+        return Lines(curves=curves, bands=bands, baselines=grey)
+
+    # Curves over lead time have bands; over window size and rain rate all lead times are pooled.
+    pooled = Lines(curves={model.name: model.scores.values["fss"][-1].T for model in scored}, baselines=grey)
+    rates = Lines(curves={model.name: _exceeded(model.rows.forecast_histogram) for model in scored}, baselines=grey)
+    radar = _exceeded(scored[0].rows.observed_histogram)
+    scales_km = [scale * pixel_km for scale in settings.scales_px]
     figures = {
-        "csi": skill_against_lead(
-            curves("csi"), lead_min=leads, thresholds_mmh=thresholds, bands=_bands(intervals, "csi"), baselines=grey
-        ),
-        "bias": bias_against_lead(
-            curves("bias"), lead_min=leads, thresholds_mmh=thresholds, bands=_bands(intervals, "bias"), baselines=grey
-        ),
-        "fss": fss_against_scale(
-            pooled,
-            scales_km=[scale * pixel_km for scale in settings.scales_px],
-            thresholds_mmh=thresholds,
-            baselines=grey,
-            note="all lead times",
-        ),
-        "mse": error_against_lead(curves("mse"), lead_min=leads, bands=_bands(intervals, "mse"), baselines=grey),
-        "rain_rates": rain_rate_distribution(
-            radar, rates, levels_mmh=RAIN_EDGES_MMH, baselines=grey, note="all lead times"
-        ),
+        "csi": csi_against_lead(against_lead("csi"), lead_min=leads, thresholds_mmh=thresholds),
+        "bias": bias_against_lead(against_lead("bias"), lead_min=leads, thresholds_mmh=thresholds),
+        "fss": fss_against_scale(pooled, scales_km=scales_km, thresholds_mmh=thresholds),
+        "mse": squared_error_against_lead(against_lead("mse"), lead_min=leads),
+        "rain_rates": rain_rate_distribution(radar, rates, levels_mmh=RAIN_EDGES_MMH),
     }
     storage = open_storage(Path(evaluation.config.out) / PICTURES_FOLDER)
     for name, figure in figures.items():
         storage.write(f"{name}.png", png_bytes(figure))
 
 
-def _bands(
-    intervals: Mapping[str, Interval], score: str
-) -> dict[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]]:
-    return {
-        name: (one.low[score][:-1], one.high[score][:-1])
-        for name, one in intervals.items()
-        if one.low is not None and one.high is not None
-    }
-
-
 def _exceeded(histogram: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Give the share of pixels above each of RAIN_EDGES_MMH, over all windows and lead times."""
+    """Compute the share of pixels above each of RAIN_EDGES_MMH, over all windows and lead times."""
     counts = histogram.sum(axis=(0, 1))
     above = counts[::-1].cumsum()[::-1][1:]
     return above / counts.sum() if counts.sum() else np.full(len(above), math.nan)
 
 
 def _draw_cases(evaluation: Evaluation, cases: Sequence[Case]) -> None:
+    """Draw the cases at a few lead times, and the first one moving."""
     folder = Path(evaluation.config.out) / PICTURES_FOLDER
     source = evaluation.plan.index.source
     for number, (chosen, case) in enumerate(zip(evaluation.cases, cases, strict=True)):
-        leads = np.unique(
-            np.linspace(case.num_leads / _NUM_SHOWN_LEADS, case.num_leads, _NUM_SHOWN_LEADS)
-            .round()
-            .clip(min=1)
-            .astype(int)
-        ).tolist()
+        # Lead times evenly spread, the last one among them.
+        spread = np.linspace(case.num_leads / _NUM_SHOWN_LEADS, case.num_leads, _NUM_SHOWN_LEADS)
+        leads = np.unique(spread.round().clip(min=1).astype(int)).tolist()
         title = f"{source}\nforecasts from {case.clock(0)}: {chosen.why}"
         forecast_beside_radar(folder / f"{chosen.stem}.png", case, leads=leads, title=title)
         if number == 0:
             write_animation(folder / f"{chosen.stem}.gif", case, f"{source}, forecasts from {case.clock(0)}")
 
 
-def _last_words(evaluation: Evaluation, markdown: str, page: Path | None) -> str:
-    """Tell the table of one threshold and where everything is."""
+def _last_words(evaluation: Evaluation, tables: ScoreTables, page: Path | None) -> str:
+    """Write the tables of one threshold, the caveats, and where everything is."""
     config, out = evaluation.config, evaluation.config.out
-    sections = {section.heading: section.text for section in read_markdown(markdown)}
-    threshold = main_threshold(config.thresholds)
-    wanted = [f"Rain above {threshold:g} mm/h"]
+    sections = [tables.by_threshold[evaluation.main_threshold]]
     if set(FITTED) & set(evaluation.kinds.values()):
-        wanted.append("Mean squared error")
+        sections.append(tables.squared_error)
     if config.protocol == "published":
-        wanted.append("By the published protocol")
-    lines = [f"## {heading}\n\n{sections[heading].strip()}\n" for heading in wanted if heading in sections]
+        sections.append(tables.published)
+    lines = [f"{section_markdown(section)}\n" for section in sections]
     lines += [f"note: {line}" for line in evaluation.caveats]
-    places = {
+
+    written = {
         "all tables": f"{out}/{MARKDOWN_NAME}",
         "scores": f"{out}/{JSON_NAME}, {out}/{CSV_NAME}",
         "rows": f"{out}/{ROWS_FOLDER}",
         "pictures": f"{out}/{PICTURES_FOLDER}",
     }
     if page is not None:
-        places["report"] = str(page)
-    lines.append(f"done: {len(next(iter(evaluation.models.values())))} windows")
-    return "\n".join([*lines, *(f"  {name:<12} {place}" for name, place in places.items())]) + "\n"
+        written["report"] = str(page)
+    lines.append(f"done: {len(evaluation.scored[0].rows)} windows")
+    return "\n".join([*lines, *(f"  {name:<12} {path}" for name, path in written.items())]) + "\n"

@@ -44,10 +44,14 @@ def check_overlaps(config: EvaluateConfig, run: RunForecaster, windows: WindowTi
     caveats: list[str] = []
     seen = frames_seen(run)
     if seen.has_times_of(source):
+        # Frames that it was trained on; or, where there are none, how near they come.
         if shared := seen.shared("train", windows, run.name):
             caveats.append(_refuse_or_report(config, shared, run.name))
-        else:
-            caveats += _near(seen, windows, run.name)
+        elif (distance_s := windows.seconds_from(seen.spans["train"])) < GUARD_S:
+            caveats.append(
+                f"Only {distance_s / 3600:.2g} hours lie between the train part of {run.name} and the nearest window: "
+                "one rain system may be in both, and other weather may be forecast worse."
+            )
         if config.split != "validation" and (shared := seen.shared("validation", windows, run.name)):
             # A best checkpoint is chosen by these frames; a test part must hold none of them.
             chosen = f"{shared}, on which its best checkpoint was chosen."
@@ -63,6 +67,7 @@ def _inherited(config: EvaluateConfig, run: RunForecaster, windows: WindowTimes,
             yield f"{run.name} started from {origin}; which rain those weights have seen is not known here."
             continue
 
+        # A nowcaster has seen the answers; masked pretraining has seen the rain, and no forecast of it.
         shared = seen.shared("train", windows, f"{origin}, which {run.name} started from")
         if shared is None or not seen.has_times_of(source):
             continue
@@ -79,14 +84,3 @@ def _refuse_or_report(config: EvaluateConfig, shared: str, name: str) -> str:
             "--allow_overlap true, and the report says so"
         )
     return f"OVERLAP: {shared}: {name} has seen the answers, and its scores are no measure of skill."
-
-
-def _near(seen: SeenFrames, windows: WindowTimes, name: str) -> list[str]:
-    """Report less than a day between training and the windows: one rain system may be in both."""
-    distance_s = windows.seconds_from(seen.spans["train"])
-    if distance_s >= GUARD_S:
-        return []
-    return [
-        f"Only {distance_s / 3600:.2g} hours lie between the train part of {name} and the nearest window: one rain "
-        "system may be in both, and other weather may be forecast worse."
-    ]

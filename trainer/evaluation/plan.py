@@ -1,7 +1,7 @@
 """Which windows an evaluation scores: the split that the runs recorded, held against what the runs have seen."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,8 @@ class Plan:
         storage: Where the shards lie.
         index: What they hold.
         table: The windows.
+        row_n: Rows of the table that are scored, in order.
+        issue_s: End times of all windows' last past frames, epoch seconds.
         frames_in: Past frames of each.
         frames_out: Future frames of each.
         settings: Lead times, thresholds, scales.
@@ -49,6 +51,8 @@ class Plan:
     storage: Storage
     index: Index
     table: WindowTable
+    row_n: npt.NDArray[np.int64]
+    issue_s: npt.NDArray[np.int64]
     frames_in: int
     frames_out: int
     settings: Settings
@@ -58,15 +62,7 @@ class Plan:
 
     def window_id(self, row: int) -> WindowId:
         """Name a window by the time that its forecast could be issued, and its place in the archive."""
-        return WindowId(int(self.issue_s(np.array([row]))[0]), self.table.name(row, self.index))
-
-    def issue_s(self, row_n: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Give the end times of the windows' last past frames, epoch seconds."""
-        return window_times(self.index, self.table).first_s[row_n] + (self.frames_in - 1) * self.index.cadence_s
-
-    def rows(self, limit: int | None) -> npt.NDArray[np.int64]:
-        """Give the rows of the table that are scored, in order."""
-        return evaluation_plan(self.table, 1, limit).ravel()
+        return WindowId(int(self.issue_s[row]), self.table.name(row, self.index))
 
 
 def make_plan(
@@ -85,7 +81,9 @@ def make_plan(
         DataError: The archive does not verify, does not fit a run, or has no window in the split.
     """
     storage, index = open_archive(config.data, config.data.threads + 1)
-    _demand_one_place(storage, index)
+    _check_one_place(storage, index)
+
+    # The windows of the split that the runs recorded, or that the settings state.
     parts = _split(config, index, runs)
     spans = () if config.split == "all" else parts[config.split]
     window = sum(frames)
@@ -100,71 +98,89 @@ def make_plan(
             f"{storage.url}: frames of {index.rows} x {index.cols} pixels; advection finds motion on "
             f"{ADVECTION_PIXELS} a side and more: leave it out"
         )
-    caveats = [line for run in runs.values() for line in (*_grid_caveats(run, index), *_more_leads(run, frames[1]))]
+
+    # What each run has learned from, held against what is scored: refused, or a caveat.
+    caveats = []
     for run in runs.values():
-        caveats += check_overlaps(config, run, window_times(index, table), index.source)
-    if config.split == "validation" and runs:
-        caveats.append("The runs' best checkpoints were chosen on this very part: their scores are a little too good.")
-    minutes = tuple(index.cadence_s * (lead + 1) / 60 for lead in range(frames[1]))
-    settings = Settings(leads_min=minutes, thresholds_mmh=config.thresholds, scales_px=config.scales)
-    for threshold in config.thresholds:
-        if abs(threshold / index.scale_mmh - round(threshold / index.scale_mmh)) < 1e-6:
-            caveats.append(
-                f"The threshold {threshold:g} mm/h lies on a step of the radar's rain ({index.scale_mmh:g} mm/h a "
-                "count): rounding decides whether that very step is above it."
-            )
-    if table.selection.rule == "smaat_compat":
-        lost = sum(lost_to_gaps(index, table.selection).values())
-        caveats.append(f"{lost} windows of the published rule lie across gaps in time, and are not there to be scored.")
+        caveats += _grid_caveats(run, index)
+        if run.frames_out != frames[1]:
+            caveats.append(f"{run.name} forecasts {run.frames_out} frames; the first {frames[1]} are scored.")
+    times = window_times(index, table)
+    for run in runs.values():
+        caveats += check_overlaps(config, run, times, index.source)
+    caveats += _rule_caveats(config, runs, index, table)
     for line in caveats:
         LOG.warning("%s", line)
+
+    # A frame is named by its end: the first lead time is one cadence after the last past frame.
+    leads_min = tuple(index.cadence_s * (lead + 1) / 60 for lead in range(frames[1]))
     return Plan(
         storage=storage,
         index=index,
         table=table,
+        row_n=evaluation_plan(table, 1, config.limit).ravel(),
+        issue_s=times.first_s + (frames[0] - 1) * index.cadence_s,
         frames_in=frames[0],
         frames_out=frames[1],
-        settings=settings,
+        settings=Settings(leads_min=leads_min, thresholds_mmh=config.thresholds, scales_px=config.scales),
         spans=spans,
         training=_training_part(config, entries, runs, parts, window, storage, index),
         caveats=tuple(caveats),
     )
 
 
+def _rule_caveats(
+    config: EvaluateConfig, runs: Mapping[str, RunForecaster], index: Index, table: WindowTable
+) -> Iterator[str]:
+    """List what the split, the thresholds and the selection of windows do to the scores."""
+    if config.split == "validation" and runs:
+        yield "The runs' best checkpoints were chosen on this very part: their scores are a little too good."
+    for threshold in config.thresholds:
+        # Rain comes in whole counts: a threshold between two of them is the same for all readers.
+        if abs(threshold / index.scale_mmh - round(threshold / index.scale_mmh)) < 1e-6:
+            yield (
+                f"The threshold {threshold:g} mm/h lies on a step of the radar's rain ({index.scale_mmh:g} mm/h a "
+                "count): rounding decides whether that very step is above it."
+            )
+    if table.selection.rule == "smaat_compat":
+        lost = sum(lost_to_gaps(index, table.selection).values())
+        yield f"{lost} windows of the published rule lie across gaps in time, and are not there to be scored."
+
+
 def _split(config: EvaluateConfig, index: Index, runs: Mapping[str, RunForecaster]) -> Spans:
     """Give the spans of the parts: the runs' own, or those of the settings."""
-    needed = config.split != "all"
+    split = config.split
     if not runs:
-        if not needed:
-            return {}
-        parts = split_archive(index, config.data)
-        if needed and not parts[config.split]:
-            key = f"data.{config.split}_share"
-            raise ConfigError(f"split is {config.split}, and there is no such part; set {key} or data.train_times too")
+        parts = {} if split == "all" else split_archive(index, config.data)
+        if split != "all" and not parts[split]:
+            key = f"data.{split}_share"
+            raise ConfigError(f"split is {split}, and there is no such part; set {key} or data.train_times too")
         return parts
     if stated := config.data.stated_split:
         raise ConfigError(
             f"data.{stated[0]} is set, but the runs' records say how the archive is split; leave out "
             f"{', '.join(f'data.{name}' for name in stated)}"
         )
+
+    # All runs must have held out the same part: else one is scored on what another learned from.
     spans = {name: frames_seen(run).spans for name, run in runs.items()}
     first = next(iter(spans))
     for name, own in spans.items():
-        if needed and not own[config.split]:
+        if split != "all" and not own[split]:
             raise ConfigError(
-                f"{name} was trained without a {config.split} part ({runs[name].path}); score another split, or `all` "
-                "of an archive that it was not trained on"
+                f"{name} was trained without a {split} part ({runs[name].path}); score another split, or `all` of an "
+                "archive that it was not trained on"
             )
-        if needed and own[config.split] != spans[first][config.split]:
+        if split != "all" and own[split] != spans[first][split]:
             raise ConfigError(
-                f"{first} and {name} were trained with different {config.split} parts: "
-                f"{listed(spans[first][config.split])} and {listed(own[config.split])}; score them one by one, or "
-                "with --split all on an archive that neither was trained on"
+                f"{first} and {name} were trained with different {split} parts: {listed(spans[first][split])} and "
+                f"{listed(own[split])}; score them one by one, or with --split all on an archive that neither was "
+                "trained on"
             )
     return spans[first]
 
 
-def _demand_one_place(storage: Storage, index: Index) -> None:
+def _check_one_place(storage: Storage, index: Index) -> None:
     """Refuse a mix of radars or places: scores of several have no one grid, scale and step of rain."""
     try:
         _ = index.grid, index.crop, index.scale_mmh
@@ -173,64 +189,54 @@ def _demand_one_place(storage: Storage, index: Index) -> None:
 
 
 def _grid_caveats(run: RunForecaster, index: Index) -> list[str]:
-    """Refuse another pixel size or cadence; say it where the run learned from another place or product."""
+    """Refuse another pixel size or cadence; report where the run learned from another place or product."""
     cadence_s, source = run.data.get("cadence_s"), run.data.get("source")
     own = None if run.data.get("grid", "") is None else run.grid
-    found = index.grid.cropped(index.crop)
+    scored = index.grid.cropped(index.crop)
+    # Rain moves so many pixels a frame: another pixel size or cadence is another task.
     demands = [("frames every", f"{cadence_s} s", f"{index.cadence_s} s")]
     if own is not None:
-        demands.insert(0, ("pixels", f"{own.pixel_km:g} km", f"{found.pixel_km:g} km"))
-    for what, asked, given in demands:
-        if asked != given:
+        demands.insert(0, ("pixels", f"{own.pixel_km:g} km", f"{scored.pixel_km:g} km"))
+    for what, learned, held in demands:
+        if learned != held:
             raise DataError(
-                f"{run.name} was trained on {what} {asked}, and the shards hold {what} {given}; score it on an archive "
-                "like the one that it was trained on"
+                f"{run.name} was trained on {what} {learned}, and the shards hold {what} {held}; score it on an "
+                "archive like the one that it was trained on"
             )
+
     if own is None:
         return [f"{run.name} was trained on several radars or parts of a grid ({source}), and this is {index.source}."]
+    caveats = []
     if source != index.source:
-        caveats = [f"{run.name} was trained on {source}, and this is {index.source}."]
-        return caveats if SYNTHETIC in (source, index.source) else caveats + _place_caveats(run.name, own, found)
-    if source == SYNTHETIC:
-        if (own.rows, own.cols) == (found.rows, found.cols):
-            return []
-        return [
-            f"{run.name} was trained on {source} of {own.rows} x {own.cols} pixels; these are {found.rows} x "
-            f"{found.cols}."
-        ]
-    return _place_caveats(run.name, own, found)
+        caveats.append(f"{run.name} was trained on {source}, and this is {index.source}.")
+    # Made-up rain lies nowhere on the map.
+    if SYNTHETIC not in (source, index.source):
+        caveats += _place_caveats(run.name, own, scored)
+    elif source == index.source and (own.rows, own.cols) != (scored.rows, scored.cols):
+        caveats.append(
+            f"{run.name} was trained on {source} of {own.rows} x {own.cols} pixels; these are {scored.rows} x "
+            f"{scored.cols}."
+        )
+    return caveats
 
 
-def _place_caveats(name: str, own: Grid, found: Grid) -> list[str]:
-    """Say where a run's part of the map lies, and where the archive's."""
-    if own.projection != found.projection:
+def _place_caveats(name: str, own: Grid, scored: Grid) -> list[str]:
+    """Report where a run's part of the map lies, and where the archive's."""
+    if own.projection != scored.projection:
         return [f"{name} was trained on another map projection: {own.projection}."]
-    places = [_corners_km(grid) for grid in (own, found)]
-    if places[0] == places[1]:
+    corners = [_corners_km(grid) for grid in (own, scored)]
+    if corners[0] == corners[1]:
         return []
-    south = round((own.y0_km - found.y0_km) / found.pixel_km)
-    east = round((found.x0_km - own.x0_km) / found.pixel_km)
-    moved = [
-        f"{abs(pixels)} {unit} further {way if pixels > 0 else other}"
-        for pixels, unit, way, other in ((south, "rows", "south", "north"), (east, "columns", "east", "west"))
-        if pixels
-    ]
-    words = " and ".join(moved) or "from the same corner"
     return [
-        f"{name} was trained on another part of the map: {own.rows} x {own.cols} pixels, {places[0]}; this is "
-        f"{found.rows} x {found.cols} pixels, {places[1]}: {words}."
+        f"{name} was trained on another part of the map: {own.rows} x {own.cols} pixels, {corners[0]}; this is "
+        f"{scored.rows} x {scored.cols} pixels, {corners[1]}."
     ]
 
 
 def _corners_km(grid: Grid) -> str:
-    x1_km, y1_km = grid.x0_km + grid.cols * grid.pixel_km, grid.y0_km - grid.rows * grid.pixel_km
+    x1_km = grid.x0_km + grid.cols * grid.pixel_km
+    y1_km = grid.y0_km - grid.rows * grid.pixel_km
     return f"x {grid.x0_km:g} to {x1_km:g} km, y {y1_km:g} to {grid.y0_km:g} km"
-
-
-def _more_leads(run: RunForecaster, frames_out: int) -> list[str]:
-    if run.frames_out == frames_out:
-        return []
-    return [f"{run.name} forecasts {run.frames_out} frames; the first {frames_out} are scored."]
 
 
 def _training_part(
@@ -251,28 +257,30 @@ def _training_part(
             f"{fitted[0]} is fitted on the training part, and split is {config.split}: it would be scored on what it "
             "was fitted on; leave it out, or score another part"
         )
+
     whose = f"{next(iter(runs))}'s" if runs else "data.*"
-    where: list[tuple[Storage, Index]] = [(storage, index)]
-    if runs:
-        run = next(iter(runs.values()))
-        own = run.config.data
-        if index.fingerprint != run.data.get("fingerprint") and (Path(own.shards).is_dir() or "://" in own.shards):
-            # Archives that are gone are named below, with all that was looked at.
-            with suppress(DataError):
-                place, held = open_archive(ArchiveConfig(shards=own.shards), 1)
-                # Of a mix, what is scored; or what the run learned from.
-                source = index.source if index.source in held.sources else own.source
-                if held.fingerprint == run.data.get("fingerprint"):
-                    where.insert(0, (place, held if source is None else of_source(held, source)))
-    for place, held in where:
-        try:
-            table = select_windows(held, config.data.selection(window, parts["train"]))
-        except DataError as error:
-            cause = error
-            continue
-        return TrainingPart(storage=place, index=held, table=table, whose=f"{whose}, {listed(parts['train'])}")
-    raise DataError(
-        f"{fitted[0]} is fitted on the training part ({whose}, {listed(parts['train'])}), which has no window in "
-        f"{', '.join(place.url for place, _ in where)} ({cause}); leave it out, or bring back the run's own shards, "
-        "as its config.yaml names them"
-    )
+    # The run may have learned from another archive than the one that is scored.
+    own = _archive_of(next(iter(runs.values())), index) if runs else None
+    source, held = own or (storage, index)
+    try:
+        table = select_windows(held, config.data.selection(window, parts["train"]))
+    except DataError as error:
+        raise DataError(
+            f"{fitted[0]} is fitted on the training part ({whose}, {listed(parts['train'])}), which has no window in "
+            f"{source.url} ({error}); leave it out, or bring back the run's own shards, as its config.yaml names them"
+        ) from error
+    return TrainingPart(storage=source, index=held, table=table, whose=f"{whose}, {listed(parts['train'])}")
+
+
+def _archive_of(run: RunForecaster, scored: Index) -> tuple[Storage, Index] | None:
+    """Open the archive that a run was trained on; None where that is the scored one, or gone."""
+    own, fingerprint = run.config.data, run.data.get("fingerprint")
+    if scored.fingerprint == fingerprint or not (Path(own.shards).is_dir() or "://" in own.shards):
+        return None
+    with suppress(DataError):
+        storage, index = open_archive(ArchiveConfig(shards=own.shards), 1)
+        # Of a mix, what is scored; or what the run learned from.
+        source = scored.source if scored.source in index.sources else own.source
+        if index.fingerprint == fingerprint:
+            return storage, index if source is None else of_source(index, source)
+    return None

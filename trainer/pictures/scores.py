@@ -6,8 +6,8 @@ no line is told by its colour alone.
 """
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Final
 
@@ -38,290 +38,287 @@ _PANEL_INCHES = 1.75
 _DOTS_PER_INCH = 200
 _GRID_COLOUR = "#e3e5e8"
 
-Curves = Mapping[str, npt.NDArray[np.floating]]
-Bands = Mapping[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]]
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lines:
+    """What is drawn: a line a model.
+
+    Attributes:
+        curves: By model: (x,) or (x, panels); NaN leaves a gap.
+        bands: By model: low and high end of a confidence interval, shaped as its curve; models may be left out.
+        baselines: Models that are drawn grey and dashed: they are what is to be beaten.
+    """
+
+    curves: Mapping[str, Array]
+    bands: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    baselines: Collection[str] = ()
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError where shapes do not fit."""
+        for values in (*self.curves.values(), *(end for ends in self.bands.values() for end in ends)):
+            if values.shape != shape:
+                raise ValueError(f"a line has shape {values.shape}; expected {shape}")
+
+    def each(self, change: Callable[[Array], Array]) -> "Lines":
+        """Change all curves and the ends of all bands alike."""
+        curves = {name: change(values) for name, values in self.curves.items()}
+        bands = {name: (change(low), change(high)) for name, (low, high) in self.bands.items()}
+        return replace(self, curves=curves, bands=bands)
+
+    def column(self, number: int) -> "Lines":
+        """Take the lines of one panel."""
+        return self.each(lambda values: values[:, number])
+
+    def styles(self) -> dict[str, dict[str, Any]]:
+        """Give each model its colour, mark and dash; the order of the names decides."""
+        coloured, grey = _pairs(MODEL_COLOURS, MARKS), _pairs(BASELINE_COLOURS, BASELINE_DASHES)
+        styles: dict[str, dict[str, Any]] = {}
+        for name in self.curves:
+            if name in self.baselines:
+                colour, dash = next(grey)
+                styles[name] = {"color": colour, "linestyle": dash, "linewidth": 1.7}
+            else:
+                colour, mark = next(coloured)
+                styles[name] = {"color": colour, "marker": mark, "markersize": 3.6, "linewidth": 1.6, "zorder": 4}
+        return styles
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Panel:
-    """One panel's place and words."""
+    """One panel, and whether it stands in the last row, where the labels of the axes are."""
 
     axis: Axes
-    last_line: bool
+    is_last_row: bool
+
+    def draw(self, x: Sequence[float], lines: Lines) -> None:
+        for name, style in lines.styles().items():
+            if name in lines.bands:
+                self.axis.fill_between(x, *lines.bands[name], color=style["color"], alpha=0.16, linewidth=0, zorder=2)
+            # Twelve marks on a narrow panel hide the line that they sit on.
+            every = max(1, round(len(x) / 6))
+            self.axis.plot(x, lines.curves[name], markevery=((len(x) - 1) % every, every), **style)
+
+        if not any(np.isfinite(line).any() for line in lines.curves.values()):
+            words = "no such rain\nin this split"
+            style = {"ha": "center", "va": "center", "fontsize": 8.5, "color": "#777777"}
+            self.axis.text(0.5, 0.5, words, transform=self.axis.transAxes, **style)
+
+    def label_x(self, text: str) -> None:
+        if self.is_last_row:
+            self.axis.set_xlabel(text, fontsize=8.5, color=INK)
+
+    def lead_axis(self, lead_min: Sequence[float]) -> None:
+        last = max(lead_min)
+        step = next((step for step in (5, 10, 15, 20, 30, 60, 120, 180) if last / step <= 5), 360)
+        self.axis.set_xlim(0, 1.03 * last)
+        self.axis.set_xticks(np.arange(0, last + 0.5, step))
+        self.label_x("lead time, min")
+
+    def share_axis(self) -> None:
+        self.axis.set_ylim(0, 1)
+        self.axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
 
 
-def skill_against_lead(
-    curves: Curves,
-    *,
-    lead_min: Sequence[float],
-    thresholds_mmh: Sequence[float],
-    score: str = "CSI",
-    bands: Bands | None = None,
-    baselines: Collection[str] = (),
-) -> Figure:
-    """Draw a score between 0 and 1 against lead time: a panel a threshold, a line a model, one scale for all.
+def csi_against_lead(lines: Lines, *, lead_min: Sequence[float], thresholds_mmh: Sequence[float]) -> Figure:
+    """Draw the critical success index against lead time: a panel a threshold, one scale for all.
 
     Args:
-        curves: By model: (leads, thresholds); NaN leaves a gap.
+        lines: (leads, thresholds).
         lead_min: Lead times in minutes.
         thresholds_mmh: Rain thresholds in mm/h.
-        score: Its name.
-        bands: By model: low and high end of a confidence interval, each (leads, thresholds); models may be left out.
-        baselines: Models that are drawn grey and dashed: they are what is to be beaten.
 
     Raises:
         ValueError: Shapes that do not fit.
     """
-    _check(curves, (len(lead_min), len(thresholds_mmh)), bands)
-    heads = [f"rain > {threshold:g} mm/h" for threshold in thresholds_mmh]
-    figure, panels = _panels(heads, f"{score} against lead time (1 is best)", curves, baselines)
-    for number, panel in enumerate(panels):
-        _draw_lines(panel, lead_min, _columns(curves, number), _band_columns(bands, number), baselines)
-        _lead_axis(panel, lead_min)
-        panel.axis.set_ylim(0, 1)
-        panel.axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    title = "CSI against lead time (1 is best)"
+    figure, panels = _panels_by_threshold(lines, lead_min, thresholds_mmh, title)
+    for panel, column in panels:
+        panel.draw(lead_min, column)
+        panel.lead_axis(lead_min)
+        panel.share_axis()
     return figure
 
 
-def fss_against_scale(
-    curves: Curves,
-    *,
-    scales_km: Sequence[float],
-    thresholds_mmh: Sequence[float],
-    bands: Bands | None = None,
-    baselines: Collection[str] = (),
-    note: str = "",
-) -> Figure:
-    """Draw the fractions skill score against the scale of the window: a panel a threshold.
+def fss_against_scale(lines: Lines, *, scales_km: Sequence[float], thresholds_mmh: Sequence[float]) -> Figure:
+    """Draw the fractions skill score of all lead times against the scale of the window: a panel a threshold.
 
     Roberts and Lean (2008), doi:10.1175/2007MWR2123.1.
 
     Args:
-        curves: By model: (scales, thresholds), 0 to 1; NaN leaves a gap.
+        lines: (scales, thresholds), 0 to 1.
         scales_km: Sides of the windows in km.
         thresholds_mmh: Rain thresholds in mm/h.
-        bands: As in `skill_against_lead`.
-        baselines: As in `skill_against_lead`.
-        note: Which lead times are meant.
     """
-    _check(curves, (len(scales_km), len(thresholds_mmh)), bands)
-    heads = [f"rain > {threshold:g} mm/h" for threshold in thresholds_mmh]
-    title = f"Fractions skill score against window size{f', {note}' if note else ''} (1 is best)"
-    figure, panels = _panels(heads, title, curves, baselines)
-    for number, panel in enumerate(panels):
-        _draw_lines(panel, scales_km, _columns(curves, number), _band_columns(bands, number), baselines)
+    title = "Fractions skill score against window size, all lead times (1 is best)"
+    figure, panels = _panels_by_threshold(lines, scales_km, thresholds_mmh, title)
+    for panel, column in panels:
+        panel.draw(scales_km, column)
         panel.axis.set_xscale("log")
         _plain_ticks(panel.axis.xaxis, scales_km, most=7)
         panel.axis.set_xlim(min(scales_km) / 1.15, max(scales_km) * 1.15)
-        if panel.last_line:
-            panel.axis.set_xlabel("window, km", fontsize=8.5, color=INK)
-        panel.axis.set_ylim(0, 1)
-        panel.axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+        panel.label_x("window, km")
+        panel.share_axis()
     return figure
 
 
-def bias_against_lead(
-    curves: Curves,
-    *,
-    lead_min: Sequence[float],
-    thresholds_mmh: Sequence[float],
-    bands: Bands | None = None,
-    baselines: Collection[str] = (),
-) -> Figure:
+def bias_against_lead(lines: Lines, *, lead_min: Sequence[float], thresholds_mmh: Sequence[float]) -> Figure:
     """Draw the frequency bias against lead time on a logarithmic axis; 1 rains as often as the radar.
 
     The band from 0.5 to 2 is shaded. What lies outside 1/16 to 16, none included, is drawn at that border.
 
     Args:
-        curves: By model: (leads, thresholds), >= 0; NaN leaves a gap.
+        lines: (leads, thresholds), >= 0.
         lead_min: Lead times in minutes.
         thresholds_mmh: Rain thresholds in mm/h.
-        bands: As in `skill_against_lead`.
-        baselines: As in `skill_against_lead`.
     """
-    _check(curves, (len(lead_min), len(thresholds_mmh)), bands)
-    heads = [f"rain > {threshold:g} mm/h" for threshold in thresholds_mmh]
-    figure, panels = _panels(heads, "Frequency bias against lead time (1 is unbiased)", curves, baselines)
-    for number, panel in enumerate(panels):
+    title = "Frequency bias against lead time (1 is unbiased)"
+    figure, panels = _panels_by_threshold(lines, lead_min, thresholds_mmh, title)
+    ticks = {1 / 16: "1/16", 0.25: "1/4", 0.5: "1/2", 1: "1", 2: "2", 4: "4", 16: "16"}
+    for panel, column in panels:
         panel.axis.axhspan(*USEFUL_BIAS, facecolor="#eef4ea", zorder=0)
         panel.axis.axhline(1, color="#9bb08c", linewidth=1, zorder=1)
-        shown = {name: _within(line) for name, line in _columns(curves, number).items()}
-        limits = {name: (_within(low), _within(high)) for name, (low, high) in _band_columns(bands, number).items()}
-        _draw_lines(panel, lead_min, shown, limits, baselines)
-        _lead_axis(panel, lead_min)
+        panel.draw(lead_min, column.each(lambda values: np.clip(values, 1 / 16, 16)))
+        panel.lead_axis(lead_min)
         panel.axis.set_yscale("log", base=2)
         panel.axis.set_ylim(1 / 16 / 1.15, 16 * 1.15)
-        _plain_ticks(
-            panel.axis.yaxis, [1 / 16, 0.25, 0.5, 1, 2, 4, 16], words=["1/16", "1/4", "1/2", "1", "2", "4", "16"]
-        )
+        _plain_ticks(panel.axis.yaxis, list(ticks), words=list(ticks.values()))
     return figure
 
 
-def error_against_lead(
-    curves: Curves,
-    *,
-    lead_min: Sequence[float],
-    name: str = "Mean squared error, (mm/h)²",
-    bands: Bands | None = None,
-    baselines: Collection[str] = (),
-) -> Figure:
-    """Draw an error against lead time, 0 at the foot; less is better.
+def squared_error_against_lead(lines: Lines, *, lead_min: Sequence[float]) -> Figure:
+    """Draw the mean squared error against lead time, 0 at the foot; less is better.
 
     Args:
-        curves: By model: (leads,), such as the mean squared error in (mm/h)².
+        lines: (leads,), (mm/h)².
         lead_min: Lead times in minutes.
-        name: What it is, with its unit.
-        bands: By model: low and high end of a confidence interval, (leads,) each.
-        baselines: As in `skill_against_lead`.
     """
-    _check(curves, (len(lead_min),), bands)
-    figure, panels = _panels([""], f"{name}, against lead time (less is better)", curves, baselines, height_inches=2.6)
-    _draw_lines(panels[0], lead_min, dict(curves), dict(bands or {}), baselines)
-    _lead_axis(panels[0], lead_min)
-    highest = [float(np.nanmax(line)) for line in curves.values() if np.isfinite(line).any()]
-    panels[0].axis.set_ylim(0, 1.08 * max(highest, default=1.0) or 1.0)
+    lines.check((len(lead_min),))
+    title = "Mean squared error, (mm/h)², against lead time (less is better)"
+    figure, (panel,) = _panels([""], title, lines, height_inches=2.6)
+    panel.draw(lead_min, lines)
+    panel.lead_axis(lead_min)
+    # Room above the highest line; bands may leave the panel.
+    highest = [float(np.nanmax(line)) for line in lines.curves.values() if np.isfinite(line).any()]
+    panel.axis.set_ylim(0, 1.08 * max(highest, default=1.0) or 1.0)
     return figure
 
 
-def rain_rate_distribution(
-    radar_share: npt.NDArray[np.floating],
-    shares: Curves,
-    *,
-    levels_mmh: Sequence[float],
-    baselines: Collection[str] = (),
-    note: str = "",
-) -> Figure:
-    """Draw how often a rain rate is exceeded, radar and forecasts, on logarithmic axes: reliability of intensity.
+def rain_rate_distribution(radar_share: Array, lines: Lines, *, levels_mmh: Sequence[float]) -> Figure:
+    """Draw how often a rain rate is exceeded at any lead time, radar and forecasts: reliability of intensity.
+
+    Both axes are logarithmic.
 
     Args:
         radar_share: Share of the radar's pixels with at least each level, (levels,), 0 to 1; 0 is not drawn.
-        shares: By model: the same of its forecasts.
+        lines: The same of the forecasts.
         levels_mmh: Rain rates in mm/h, > 0.
-        baselines: As in `skill_against_lead`.
-        note: Which lead times are meant.
     """
-    _check({"radar": radar_share, **shares}, (len(levels_mmh),), None)
-    title = f"Share of pixels with at least a rain rate{f', {note}' if note else ''}"
-    figure, panels = _panels([""], title, shares, baselines, height_inches=3.0, with_radar=True)
-    axis = panels[0].axis
-    drawn = {name: np.where(line > 0, line, np.nan) for name, line in shares.items()}
-    axis.plot(levels_mmh, np.where(radar_share > 0, radar_share, np.nan), color=RADAR_COLOUR, linewidth=2.6, zorder=3)
-    _draw_lines(panels[0], levels_mmh, drawn, {}, baselines)
+    lines.check((len(levels_mmh),))
+    Lines(curves={"radar": radar_share}).check((len(levels_mmh),))
+    title = "Share of pixels with at least a rain rate, all lead times"
+    figure, (panel,) = _panels([""], title, lines, height_inches=3.0, with_radar=True)
+    axis = panel.axis
+    axis.plot(levels_mmh, _above_zero(radar_share), color=RADAR_COLOUR, linewidth=2.6, zorder=3)
+    panel.draw(levels_mmh, lines.each(_above_zero))
+
     axis.set_xscale("log")
     axis.set_yscale("log")
     _plain_ticks(axis.xaxis, [level for level in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if level <= max(levels_mmh)])
-    positive = [float(value) for line in (radar_share, *shares.values()) for value in line if value > 0]
+    # From the smallest share that occurs, in whole decades, up to all pixels.
+    positive = [float(value) for line in (radar_share, *lines.curves.values()) for value in line if value > 0]
     lowest = max(min(positive, default=0.1), LEAST_SHARE)
     axis.set_ylim(10 ** np.floor(np.log10(lowest)), 1)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4f}".rstrip("0").rstrip(".") + "%"))
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.set_xlabel("rain rate, mm/h", fontsize=8.5, color=INK)
+    panel.label_x("rain rate, mm/h")
     return figure
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Give a figure as the bytes of a PNG."""
+    """Write a figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
     return buffer.getvalue()
 
 
-def _check(curves: Curves, shape: tuple[int, ...], bands: Bands | None) -> None:
-    if not curves or 0 in shape:
-        raise ValueError(f"{len(curves)} curves of shape {shape}; expected at least one, of at least one value")
-    for name, values in curves.items():
-        if values.shape != shape:
-            raise ValueError(f"the curve of {name!r} has shape {values.shape}; expected {shape}")
-    for name, ends in (bands or {}).items():
-        if name not in curves or any(end.shape != shape for end in ends):
-            shapes = " and ".join(str(end.shape) for end in ends)
-            raise ValueError(
-                f"the band of {name!r} has shapes {shapes}; expected a curve of that name, and {shape} twice"
-            )
-
-
-def _columns(curves: Curves, number: int) -> dict[str, npt.NDArray[np.floating]]:
-    return {name: values[:, number] for name, values in curves.items()}
-
-
-def _band_columns(bands: Bands | None, number: int) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    return {name: (low[:, number], high[:, number]) for name, (low, high) in (bands or {}).items()}
-
-
-def _within(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    return np.clip(values, 1 / 16, 16)
-
-
-def _styles(names: Sequence[str], baselines: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Give each model its colour, mark and dash; the order of the names decides."""
-    coloured, grey = _pairs(MODEL_COLOURS, MARKS), _pairs(BASELINE_COLOURS, BASELINE_DASHES)
-    styles: dict[str, dict[str, Any]] = {}
-    for name in names:
-        if name in baselines:
-            colour, dash = next(grey)
-            styles[name] = {"color": colour, "linestyle": dash, "linewidth": 1.7}
-        else:
-            colour, mark = next(coloured)
-            styles[name] = {"color": colour, "marker": mark, "markersize": 3.6, "linewidth": 1.6, "zorder": 4}
-    return styles
+def _above_zero(values: Array) -> Array:
+    return np.where(values > 0, values, np.nan)
 
 
 def _pairs(colours: Sequence[str], others: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     """Pair colours with marks or dashes, shifted by one each time around: every pair comes before one comes again."""
-    for place in count():
-        turn, colour = divmod(place, len(colours))
+    for number in count():
+        turn, colour = divmod(number, len(colours))
         yield colours[colour], others[(colour + turn) % len(others)]
 
 
+def _panels_by_threshold(
+    lines: Lines, x: Sequence[float], thresholds_mmh: Sequence[float], title: str
+) -> tuple[Figure, list[tuple[_Panel, Lines]]]:
+    """Lay out a panel a threshold, each with its lines."""
+    lines.check((len(x), len(thresholds_mmh)))
+    figure, panels = _panels([f"rain > {threshold:g} mm/h" for threshold in thresholds_mmh], title, lines)
+    return figure, [(panel, lines.column(number)) for number, panel in enumerate(panels)]
+
+
 def _panels(
-    heads: Sequence[str],
-    title: str,
-    curves: Curves,
-    baselines: Collection[str],
-    *,
-    height_inches: float = _PANEL_INCHES,
-    with_radar: bool = False,
+    heads: Sequence[str], title: str, lines: Lines, *, height_inches: float = _PANEL_INCHES, with_radar: bool = False
 ) -> tuple[Figure, list[_Panel]]:
-    """Lay out a title, a legend and panels two in a line, with margins in inches."""
-    across = min(2, len(heads))
-    lines = -(-len(heads) // across)
-    labels = [shortened(name, 30) for name in curves]
-    entries = [Line2D([], [], **style) for style in _styles(list(curves), baselines).values()]
+    """Lay out a title, a legend and panels two in a row, with margins in inches."""
+    labels = [shortened(name, 30) for name in lines.curves]
+    entries = [Line2D([], [], **style) for style in lines.styles().values()]
     if with_radar:
         labels.insert(0, "Radar")
         entries.insert(0, Line2D([], [], color=RADAR_COLOUR, linewidth=2.6))
     legend_columns = 1 if max(map(len, labels)) > 24 else 2
-    legend_inches = 0.15 * -(-len(entries) // legend_columns) + 0.06
-    left, right, gap_across = 0.5 if heads[0] else 0.72, 0.12, 0.2
-    gap_down = 0.27 if heads[0] else 0.1
-    top, foot = 0.36 + legend_inches, 0.5
-    height = top + lines * (height_inches + gap_down) + foot
+
+    # Margins and gaps; panels without a head of their own need a wider one at the left, for larger numbers.
+    across = min(2, len(heads))
+    left, gap_down = (0.5, 0.27) if heads[0] else (0.72, 0.1)
+    right, gap_across, foot = 0.12, 0.2, 0.5
+    top = 0.36 + 0.15 * -(-len(entries) // legend_columns) + 0.06
+    height = top + -(-len(heads) // across) * (height_inches + gap_down) + foot
+    width = (_WIDTH_INCHES - left - right - (across - 1) * gap_across) / across
+
     figure = Figure(figsize=(_WIDTH_INCHES, height), facecolor="white", dpi=_DOTS_PER_INCH)
     FigureCanvasAgg(figure)
     points = min(10.5, 72 * 0.96 * _WIDTH_INCHES / (0.58 * len(title)))
     figure.text(0.025, 1 - 0.19 / height, title, fontsize=points, fontweight="bold", color=INK, va="center")
+    # The legend stands above the panels, where no line can cross it.
     legend = figure.legend(
-        handles=entries, labels=["."] * len(entries), loc="upper left", bbox_to_anchor=(0.018, 1 - 0.33 / height),
-        ncols=legend_columns, fontsize=8, frameon=False, labelcolor=INK, handlelength=2.6, borderaxespad=0,
+        handles=entries,
+        labels=["."] * len(entries),
+        loc="upper left",
+        bbox_to_anchor=(0.018, 1 - 0.33 / height),
+        ncols=legend_columns,
+        fontsize=8,
+        frameon=False,
+        labelcolor=INK,
+        handlelength=2.6,
+        borderaxespad=0,
         labelspacing=0.3,
-    )  # fmt: skip
+    )
     # Set afterwards: a legend leaves out labels that begin with an underscore.
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_parse_math(False)
         text.set_text(label)
-    width = (_WIDTH_INCHES - left - right - (across - 1) * gap_across) / across
+
+    # From top to bottom, two in a row; axes are placed in shares of the figure.
     panels = []
     for number, head in enumerate(heads):
-        line, column = divmod(number, across)
-        bottom = height - top - (line + 1) * (height_inches + gap_down)
+        row, column = divmod(number, across)
+        bottom = height - top - (row + 1) * (height_inches + gap_down)
         x = left + column * (width + gap_across)
         box = (x / _WIDTH_INCHES, bottom / height, width / _WIDTH_INCHES, height_inches / height)
         axis = figure.add_axes(box)
         _plain_axis(axis)
         axis.set_title(head, fontsize=8.5, color=INK, loc="left", pad=3)
         # One scale for all: its numbers stand at the left and at the foot.
-        axis.tick_params(labelleft=column == 0, labelbottom=number + across >= len(heads))
-        panels.append(_Panel(axis=axis, last_line=number + across >= len(heads)))
+        is_last_row = number + across >= len(heads)
+        axis.tick_params(labelleft=column == 0, labelbottom=is_last_row)
+        panels.append(_Panel(axis=axis, is_last_row=is_last_row))
     return figure, panels
 
 
@@ -332,35 +329,6 @@ def _plain_axis(axis: Axes) -> None:
     for side, spine in axis.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color("#999999")
-
-
-def _draw_lines(
-    panel: _Panel,
-    x: Sequence[float],
-    lines: Curves,
-    bands: Bands,
-    baselines: Collection[str],
-) -> None:
-    for name, style in _styles(list(lines), baselines).items():
-        if name in bands:
-            panel.axis.fill_between(x, *bands[name], color=style["color"], alpha=0.16, linewidth=0, zorder=2)
-        # Twelve marks on a narrow panel hide the line that they sit on.
-        every = max(1, round(len(x) / 6))
-        panel.axis.plot(x, lines[name], markevery=((len(x) - 1) % every, every), **style)
-    if not any(np.isfinite(line).any() for line in lines.values()):
-        panel.axis.text(
-            0.5, 0.5, "no such rain\nin this split", transform=panel.axis.transAxes, ha="center", va="center",
-            fontsize=8.5, color="#777777",
-        )  # fmt: skip
-
-
-def _lead_axis(panel: _Panel, lead_min: Sequence[float]) -> None:
-    last = max(lead_min)
-    step = next((step for step in (5, 10, 15, 20, 30, 60, 120, 180) if last / step <= 5), 360)
-    panel.axis.set_xlim(0, 1.03 * last)
-    panel.axis.set_xticks(np.arange(0, last + 0.5, step))
-    if panel.last_line:
-        panel.axis.set_xlabel("lead time, min", fontsize=8.5, color=INK)
 
 
 def _plain_ticks(axis: Any, values: Sequence[float], words: Sequence[str] | None = None, most: int = 12) -> None:

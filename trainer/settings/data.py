@@ -33,12 +33,12 @@ class ArchiveConfig:
         min_rain_fraction: Share of rainy pixels that a window needs to be taken, 0 to 1, instead of `select`.
         target_frame: The frame of the window that decides, counted from 0; -1 is the last. Null: 17 (the published
             frame 18) with `select`, else the last.
-        validation_share: Share of the archive's time that training holds out, 0 to below 1. Null: 0.1; runs that are
-            scored have recorded it.
-        test_share: Last share of the archive's time, never seen in training, 0 to below 1. Null: 0; runs that are
-            scored have recorded it.
-        guard_h: Hours left out between the parts, so that one rain system is not in two of them. Null: 24; runs that
-            are scored have recorded it.
+        validation_share: Share of the archive's time that training holds out, 0 to below 1. Null: 0.1, or what the
+            scored runs recorded.
+        test_share: Last share of the archive's time, never seen in training, 0 to below 1. Null: 0, or what the
+            scored runs recorded.
+        guard_h: Hours left out between the parts, so that one rain system is not in two of them. Null: 24, or
+            what the scored runs recorded.
         train_times: Frames to train on, instead of shares: a list of START/STOP, UTC, START included and STOP not, such
             as '["2016-01-01T00:00/2019-01-01T00:00"]'.
         validation_times: Likewise, frames that are held out while training. Only with `train_times`.

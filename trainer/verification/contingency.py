@@ -44,14 +44,17 @@ def count_lead(
     measured_hw = np.ones_like(finite_hw) if valid_hw is None else valid_hw
     forecast_class_hw = _classes(forecast_hw, edges, finite_hw & measured_hw)
     observed_class_hw = _classes(observed_hw, edges, measured_hw)
+
+    # Entry [i, j]: pixels in forecast class i or above and in observed class j or above.
     size = len(edges) + 1
     both_hw = forecast_class_hw.astype(np.intp) * size + observed_class_hw
     joint = np.bincount(both_hw[finite_hw & measured_hw], minlength=size**2).reshape(size, size)
-    failed = np.bincount(observed_class_hw[measured_hw & ~finite_hw], minlength=size)
-    # Entry [i, j]: pixels in forecast class i or above and in observed class j or above.
     joint = joint[::-1, ::-1].cumsum(axis=0).cumsum(axis=1)[::-1, ::-1]
-    failed = failed[::-1].cumsum()[::-1]
-    num_valid, num_failed = int(joint[0, 0] + failed[0]), int(failed[0])
+    failed = np.bincount(observed_class_hw[measured_hw & ~finite_hw], minlength=size)[::-1].cumsum()[::-1]
+    num_failed = int(failed[0])
+    num_valid = int(joint[0, 0]) + num_failed
+
+    # A failed pixel is a miss where it rained, and a false alarm where it did not.
     event = np.searchsorted(edges, thresholds_mmh) + 1
     hits = joint[event, event]
     misses = joint[0, event] - hits + failed[event]
@@ -67,6 +70,7 @@ def count_lead(
         "forecast_histogram": -np.diff([joint[0, 0], *joint[rain, 0], 0]),
         "observed_histogram": -np.diff([num_valid, *(joint[0] + failed)[rain], 0]),
     }
+
     observed = observed_hw if valid_hw is None else observed_hw[valid_hw]
     sums: dict[str, Any] = {"sum_observed": observed.sum()}
     if num_failed:
@@ -77,6 +81,7 @@ def count_lead(
     error = forecast - observed
     sums |= {"sum_error": error.sum(), "sum_squared_error": np.square(error).sum()}
     sums |= {"sum_absolute_error": np.abs(error).sum(), "sum_forecast": forecast.sum()}
+
     events_khw = [classes_hw >= event[:, None, None] for classes_hw in (forecast_class_hw, observed_class_hw)]
     numerator, denominator = fss_sums(events_khw[0], events_khw[1], valid_hw, scales_px)
     return counts | sums | {"fss_numerator": numerator, "fss_denominator": denominator}
@@ -100,7 +105,7 @@ def scores_of_sums(sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     Returns:
         By the names of SCORE_AXES, (n, lead times + 1, ...).
     """
-    pooled = {field: np.concatenate([one, one.sum(axis=1, keepdims=True)], axis=1) for field, one in sums.items()}
+    pooled = {field: np.concatenate([each, each.sum(axis=1, keepdims=True)], axis=1) for field, each in sums.items()}
     mse = ratio(pooled["sum_squared_error"], pooled["num_valid"])
     return {
         "mse": mse,
@@ -130,17 +135,16 @@ def table_scores(
     """
     total = hits + misses + false_alarms + none
     by_chance = (hits + misses) * (misses + none) + (hits + false_alarms) * (false_alarms + none)
-    detected, right = ratio(hits, hits + misses), ratio(hits, hits + false_alarms)
     return {
         "accuracy": ratio(hits + none, total),
-        "precision": right,
-        "recall": detected,
+        "precision": ratio(hits, hits + false_alarms),
+        "recall": ratio(hits, hits + misses),
         "f1": ratio(2 * hits, 2 * hits + misses + false_alarms),
         "csi": ratio(hits, hits + misses + false_alarms),
         "far": ratio(false_alarms, hits + false_alarms),
         "hss": ratio(2 * (hits * none - false_alarms * misses), by_chance),
         "bias": ratio(hits + false_alarms, hits + misses),
-        "pod": detected,
+        "pod": ratio(hits, hits + misses),
     }
 
 

@@ -36,20 +36,26 @@ def fss_sums(
     num_thresholds, rows, cols = forecast_khw.shape
     margin = max(scales_px) // 2
     complete = valid_hw is None or bool(valid_hw.all())
+    # Weights are needed only where pixels are missing: whole fields are counted in integers.
     weights = {scale: None if complete else _weight(valid_hw, scale, margin) for scale in scales_px}
     numerator = np.zeros((num_thresholds, len(scales_px)))
     denominator = np.zeros((num_thresholds, len(scales_px)))
+
     for k in range(num_thresholds):
         fields = [events_hw for events_hw in (forecast_khw[k], observed_khw[k]) if events_hw.any()]
         integrals = [_integral(events_hw, margin) for events_hw in fields]
+
         for s, scale in enumerate(scales_px):
             if scale == 1:
                 numerator[k, s] = np.count_nonzero(forecast_khw[k] ^ observed_khw[k])
                 denominator[k, s] = sum(np.count_nonzero(events_hw) for events_hw in fields)
                 continue
+
+            # Fractions times scale^2: counts of events in whole numbers, until missing pixels are left out.
             counts = [_box_counts(integral, scale, rows, cols, margin).astype(np.float64) for integral in integrals]
             if (weight_hw := weights[scale]) is not None:
                 counts = [count_hw * weight_hw for count_hw in counts]
+
             # Sums of whole numbers below 2^53 are exact in any order.
             exact = weight_hw is None and scale**4 * rows * cols < 2**53
             squares = [_sum_of_squares(count_hw, exact) for count_hw in counts]

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
@@ -23,17 +23,18 @@ _FEW_DAYS: Final = 10
 class Interval:
     """Scores, or differences of scores, and the interval that resampling the days puts around them.
 
-    All arrays are by score and shaped as trainer.verification.Scores.values.
+    All arrays are by score and shaped as trainer.verification.Scores.values; bounds are NaN where there is none: with a
+    single day, where the value is NaN, or where no draw gave one.
 
     Args:
         num_days: Days with windows.
-        num_draws: Resamples of the days.
+        num_draws: Resamples of the days; 0 with a single day.
         level: Share of the draws that lies inside the interval.
         note: What the interval is, or why there is none.
         value: From all windows.
-        low: Lower bound; None with a single day. NaN where the value is, or where no draw gave one.
-        high: Upper bound, the same.
-        above_zero: Share of the draws with a value above 0, of those with one; None with a single day.
+        low: Lower bounds.
+        high: Upper bounds.
+        above_zero: Share of the draws with a value above 0, of those with one.
     """
 
     num_days: int
@@ -41,47 +42,91 @@ class Interval:
     level: float
     note: str
     value: Mapping[str, FloatArray]
-    low: Mapping[str, FloatArray] | None
-    high: Mapping[str, FloatArray] | None
-    above_zero: Mapping[str, FloatArray] | None
+    low: Mapping[str, FloatArray]
+    high: Mapping[str, FloatArray]
+    above_zero: Mapping[str, FloatArray]
 
 
-def bootstrap(rows: Rows, *, seed: int = 0, num_draws: int = NUM_DRAWS, level: float = LEVEL) -> Interval:
-    """Put percentile intervals around all scores by drawing days with replacement.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resampled:
+    """The scores of a model, or differences of scores, and those of resamples of its days.
 
-    Windows of one day belong to one rain system: to draw windows would make intervals too narrow. Block bootstrap and
-    percentile interval: Efron and Tibshirani (1993), An Introduction to the Bootstrap, sections 8.6 and 13.3,
-    doi:10.1007/978-1-4899-4541-9.
+    Args:
+        rows: Of the model.
+        value: Scores from all windows, by name.
+        draws: Scores of every resample, (draws, ...); None with a single day, which has no other to stand for it.
+    """
+
+    rows: Rows
+    value: Mapping[str, FloatArray]
+    draws: Mapping[str, FloatArray] | None
+
+    def less(self, other: Self) -> Self:
+        """Subtract the scores of another model, draw by draw: both were resampled with the same seed.
+
+        Raises:
+            ConfigError: The models were scored with different settings.
+            DataError: A window that one of them lacks, or one that was compared with different radar.
+        """
+        check_comparable(self.rows, other.rows)
+        value = {score: self.value[score] - other.value[score] for score in self.value}
+        if self.draws is None or other.draws is None:
+            return replace(self, value=value)
+        return replace(self, value=value, draws={score: self.draws[score] - other.draws[score] for score in value})
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        """Put percentile intervals around the scores: Efron and Tibshirani (1993), section 13.3.
+
+        Args:
+            level: Share of the draws inside the interval, 0 to 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"an interval at level {level}; expected a level between 0 and 1")
+        days = np.unique(self.rows.day)
+        num_days = len(days)
+        if self.draws is None:
+            num_draws = 0
+            note = "no interval: there are no windows"
+            if num_days:
+                which = "the only window is" if len(self.rows) == 1 else f"all {len(self.rows)} windows are"
+                note = f"no interval: {which} of one day, {day_text(days[0])}, and one day says nothing about others"
+            bounds = {score: (np.full_like(estimate, math.nan),) * 3 for score, estimate in self.value.items()}
+        else:
+            num_draws = len(next(iter(self.draws.values())))
+            note = f"{level:.0%} percentile interval of {num_draws} resamples of {num_days} days (UTC)"
+            if num_days < _FEW_DAYS:
+                note += "; of so few days it is too narrow rather than too wide"
+            bounds = {score: _summarise(self.draws[score], estimate, level) for score, estimate in self.value.items()}
+
+        low, high, above_zero = ({score: bound[number] for score, bound in bounds.items()} for number in range(3))
+        return Interval(
+            num_days=num_days,
+            num_draws=num_draws,
+            level=level,
+            note=note,
+            value=self.value,
+            low=low,
+            high=high,
+            above_zero=above_zero,
+        )
+
+
+def resample(rows: Rows, *, seed: int = 0, num_draws: int = NUM_DRAWS) -> Resampled:
+    """Compute all scores, and those of days that are drawn with replacement.
+
+    Windows of one day belong to one rain system: to draw windows would make intervals too narrow. Block bootstrap:
+    Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 8.6, doi:10.1007/978-1-4899-4541-9.
 
     Args:
         rows: Of one model.
         seed: Equal seeds draw equal days.
         num_draws: Resamples.
-        level: Share of the draws inside the interval, 0 to 1.
     """
-    return _interval(rows, compute(rows).values, [rows], seed, num_draws, level)
-
-
-def paired_difference(
-    rows_a: Rows, rows_b: Rows, *, seed: int = 0, num_draws: int = NUM_DRAWS, level: float = LEVEL
-) -> Interval:
-    """Put intervals around the scores of one model less those of another, both with the same draws of days.
-
-    Args:
-        rows_a: Of the first model.
-        rows_b: Of the second model, subtracted; the same windows.
-        seed: Equal seeds draw equal days.
-        num_draws: Resamples.
-        level: Share of the draws inside the interval, 0 to 1.
-
-    Raises:
-        ConfigError: The models were scored with different settings.
-        DataError: A window that one of them lacks, or one that was compared with different radar.
-    """
-    check_comparable(rows_a, rows_b)
-    values_a, values_b = compute(rows_a).values, compute(rows_b).values
-    value = {score: values_a[score] - values_b[score] for score in values_a}
-    return _interval(rows_a, value, [rows_a, rows_b], seed, num_draws, level)
+    if num_draws < 1:
+        raise ValueError(f"{num_draws} draws; expected 1 or more")
+    num_days = len(np.unique(rows.day))
+    draws = None if num_days < 2 else _drawn_scores(rows, draw_days(num_days, seed, num_draws))
+    return Resampled(rows=rows, value=compute(rows).values, draws=draws)
 
 
 def check_comparable(rows_a: Rows, rows_b: Rows) -> None:
@@ -99,6 +144,7 @@ def check_comparable(rows_a: Rows, rows_b: Rows) -> None:
             f"window {lacking[0]} is missing from the {which} model's scores ({len(lacking)} windows are in one only); "
             "score both models on the same windows"
         )
+    # Equal windows may hold other radar: the pixels that it measured and their rain tell.
     for field in ("num_valid", "observed_histogram"):
         different = getattr(rows_a, field) != getattr(rows_b, field)
         if (differs := different.any(axis=tuple(range(1, different.ndim)))).any():
@@ -108,59 +154,17 @@ def check_comparable(rows_a: Rows, rows_b: Rows) -> None:
             )
 
 
-def _interval(
-    rows: Rows, value: Mapping[str, FloatArray], models: list[Rows], seed: int, num_draws: int, level: float
-) -> Interval:
-    """Resample the score of the first of `models`, less that of the second where there is one."""
-    if num_draws < 1 or not 0 < level < 1:
-        raise ValueError(f"{num_draws} draws at level {level}; expected 1 or more draws and a level between 0 and 1")
-    days = np.unique(rows.day)
-    num_days = len(days)
-    if num_days < 2:
-        note = "no interval: there are no windows"
-        if num_days:
-            which = "the only window is" if len(rows) == 1 else f"all {len(rows)} windows are"
-            note = f"no interval: {which} of one day, {day_text(int(days[0]))}, and one day says nothing about others"
-        return Interval(
-            num_days=num_days,
-            num_draws=0,
-            level=level,
-            note=note,
-            value=value,
-            low=None,
-            high=None,
-            above_zero=None,
-        )
-    note = f"{level:.0%} percentile interval of {num_draws} resamples of {num_days} days (UTC)"
-    if num_days < _FEW_DAYS:
-        note += "; of so few days it is too narrow rather than too wide"
-    weights = draw_days(num_days, seed, num_draws)
-    drawn = [_drawn_scores(model, weights) for model in models]
-    low, high, above_zero = {}, {}, {}
-    for score, estimate in value.items():
-        draws = drawn[0][score] - drawn[1][score] if len(drawn) == 2 else drawn[0][score]
-        low[score], high[score], above_zero[score] = _summarise(draws, estimate, level)
-    return Interval(
-        num_days=num_days,
-        num_draws=num_draws,
-        level=level,
-        note=note,
-        value=value,
-        low=low,
-        high=high,
-        above_zero=above_zero,
-    )
-
-
 def draw_days(num_days: int, seed: int, num_draws: int) -> IntArray:
     """Draw as many days as there are, with replacement: how often each was drawn, (draws, days)."""
     drawn = generator(seed, "bootstrap").integers(0, num_days, size=(num_draws, num_days))
-    places = drawn + num_days * np.arange(num_draws)[:, None]
-    return np.bincount(places.ravel(), minlength=num_draws * num_days).reshape(num_draws, num_days)
+    # One count for all draws: each draw has numbers of its own.
+    numbers = drawn + num_days * np.arange(num_draws)[:, None]
+    return np.bincount(numbers.ravel(), minlength=num_draws * num_days).reshape(num_draws, num_days)
 
 
 def _drawn_scores(rows: Rows, weights: IntArray) -> dict[str, FloatArray]:
     """Compute all scores of all draws, (draws, lead times + 1, ...): one matrix product for each sum."""
+    # Windows are sorted by time: those of a day stand together.
     first_of_day = np.unique(rows.day, return_index=True)[1]
     sums: dict[str, FloatArray] = {}
     for field in FIELDS:
@@ -168,6 +172,7 @@ def _drawn_scores(rows: Rows, weights: IntArray) -> dict[str, FloatArray]:
         flat = of_day.reshape(len(first_of_day), -1)
         failed = np.isnan(flat)
         drawn = weights.astype(np.float64) @ np.where(failed, 0.0, flat)
+
         # 0 times NaN is NaN: a day without a finite forecast spoils the draws that it is in, and no other.
         drawn[weights.astype(np.float64) @ failed > 0] = math.nan
         sums[field] = drawn.reshape(len(weights), *of_day.shape[1:])
@@ -175,16 +180,17 @@ def _drawn_scores(rows: Rows, weights: IntArray) -> dict[str, FloatArray]:
 
 
 def _summarise(draws: FloatArray, estimate: FloatArray, level: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Give the lower and upper bound and the share above zero, over the draws that have a value."""
+    """Compute the lower and upper bound and the share above zero, over the draws that have a value."""
+    # What does not exist is computed as 0, so that quantiles raise no warning, and made NaN again.
     exists = ~np.isnan(draws)
-    none = np.isnan(estimate) | ~exists.any(axis=0)
-    filled = np.where(none, 0.0, draws)
+    lacking = np.isnan(estimate) | ~exists.any(axis=0)
+    filled = np.where(lacking, 0.0, draws)
     share = (1 - level) / 2
-    low, high = (np.where(none, math.nan, bound) for bound in np.nanquantile(filled, (share, 1 - share), axis=0))
+    low, high = (np.where(lacking, math.nan, bound) for bound in np.nanquantile(filled, (share, 1 - share), axis=0))
     above = (filled > 0).sum(axis=0) / np.maximum(exists.sum(axis=0), 1)
-    return low, high, np.where(none, math.nan, above)
+    return low, high, np.where(lacking, math.nan, above)
 
 
 def day_text(day: int) -> str:
-    """Write a day, counted since 1970, as a UTC date."""
-    return f"{datetime.fromtimestamp(day * DAY_S, UTC):%Y-%m-%d}"
+    """Format a day, counted since 1970, as a UTC date."""
+    return f"{datetime.fromtimestamp(int(day) * DAY_S, UTC):%Y-%m-%d}"

@@ -6,7 +6,7 @@ scores are the same for any number of processes, any batch size, and any order o
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -28,6 +28,7 @@ IntArray = npt.NDArray[np.int64]
 
 DAY_S: Final = 86400
 _SCHEMA: Final = 1
+_LISTS: Final = ("leads_min", "thresholds_mmh", "scales_px")
 
 
 class WindowId(NamedTuple):
@@ -42,7 +43,7 @@ class WindowId(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        """Say it as errors do."""
+        """Write it as errors do."""
         return f"{self.name} (issued {datetime.fromtimestamp(self.issue_s, UTC):%Y-%m-%d %H:%M} UTC)"
 
 
@@ -65,14 +66,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what is no rising list of usable numbers."""
-        for name, unit in (("leads_min", "minutes"), ("thresholds_mmh", "mm/h"), ("scales_px", "pixels")):
+        for name, unit in zip(_LISTS, ("minutes", "mm/h", "pixels"), strict=True):
             check_rising(name, getattr(self, name), unit)
         if any(scale != int(scale) for scale in self.scales_px):
             raise ConfigError(f"scales_px is {self.scales_px}; a side is a whole number of pixels, 1 or more")
 
     def to_json(self) -> dict[str, list[float]]:
         """Give the lists as plain values."""
-        return {name: list(getattr(self, name)) for name in ("leads_min", "thresholds_mmh", "scales_px")}
+        return {name: list(getattr(self, name)) for name in _LISTS}
 
     def num(self, axis: str) -> int:
         """Count what lies along an axis of Rows: l(ead times), t(hresholds), s(cales), c(lasses of rain)."""
@@ -150,6 +151,7 @@ class Rows:
             array.flags.writeable = False
         if any(after <= before for before, after in pairwise(self.windows)):
             raise DataError("rows: the windows are not sorted or not unique; expected what merge makes")
+        # Every valid pixel is one of the four.
         tables = self.hits + self.misses + self.false_alarms + self.correct_negatives
         if (tables != self.num_valid[:, :, None]).any():
             raise DataError("rows: hits, misses, false alarms and correct negatives do not add up to num_valid")
@@ -167,11 +169,6 @@ class Rows:
     def day(self) -> IntArray:
         """The UTC day on which each window was issued, days since 1970, (windows,)."""
         return self.issue_s // DAY_S
-
-    def take(self, rows: npt.NDArray[np.intp]) -> Self:
-        """Take rows by number, in rising order."""
-        arrays = {field: np.take(getattr(self, field), rows, axis=0) for field in ("issue_s", "name", *FIELDS)}
-        return type(self)(settings=self.settings, **arrays)
 
     def save(self, path: Path) -> None:
         """Write an .npz that `load` reads; it appears whole or not at all."""
@@ -192,20 +189,13 @@ class Rows:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = {member: file[member] for member in file.files}
+            if (schema := arrays.pop("schema")) != _SCHEMA:
+                raise DataError(f"schema {schema}, expected {_SCHEMA}")
+            lists = {name: tuple(arrays.pop(name).tolist()) for name in _LISTS}
+            return cls(settings=Settings(**lists), **arrays)
         # zipfile, zlib and numpy raise whatever the damage makes of their own assumptions.
         except Exception as error:
             raise DataError(f"{path}: not readable as rows of scores ({error}); evaluate again") from error
-        lists = ("leads_min", "thresholds_mmh", "scales_px")
-        differing = sorted(set(arrays) ^ {"schema", *lists, "issue_s", "name", *FIELDS})
-        if differing or arrays["schema"].tolist() != _SCHEMA:
-            which = ", ".join(differing) or "schema"
-            raise DataError(f"{path}: not rows of scores of schema {_SCHEMA} (differing: {which}); evaluate again")
-        del arrays["schema"]
-        try:
-            settings = Settings(**{name: tuple(arrays.pop(name).tolist()) for name in lists})
-            return cls(settings=settings, **arrays)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: {error}; evaluate again") from error
 
 
 def score_window(
@@ -235,6 +225,8 @@ def score_window(
             raise ValueError(f"{window}: {what} has shape {other.shape}; expected the forecast's, {shape}")
     if valid_thw is not None and valid_thw.dtype != np.bool_:
         raise ValueError(f"{window}: valid is {valid_thw.dtype}; expected bool, True where the radar measured")
+
+    # Lead time by lead time, in float64, so that no sum depends on the type of the input.
     leads: list[dict[str, Any]] = []
     for lead in range(shape[0]):
         valid_hw = None if valid_thw is None or valid_thw[lead].all() else valid_thw[lead]
@@ -248,18 +240,22 @@ def score_window(
     return Rows(settings=settings, issue_s=np.array([window.issue_s]), name=np.array([window.name]), **arrays)
 
 
-def merge(*parts: Rows) -> Rows:
-    """Unite the windows of several parts, whatever their order; a window may be in several, with equal rows.
+def merge(*pieces: Rows) -> Rows:
+    """Unite the windows of several pieces, whatever their order; a window may be in several, with equal rows.
 
     Raises:
-        ConfigError: Parts that were scored with different settings.
-        DataError: Parts with different rows for one window.
+        ConfigError: Pieces that were scored with different settings.
+        DataError: Pieces with different rows for one window.
     """
-    if not parts:
-        raise ValueError("there is nothing to merge; give one or more parts")
-    for part in parts[1:]:
-        check_same_settings(parts[0].settings, part.settings)
-    joined = {field: np.concatenate([getattr(part, field) for part in parts]) for field in ("issue_s", "name", *FIELDS)}
+    if not pieces:
+        raise ValueError("there is nothing to merge; give one or more pieces")
+    for piece in pieces[1:]:
+        check_same_settings(pieces[0].settings, piece.settings)
+    joined = {
+        field: np.concatenate([getattr(piece, field) for piece in pieces]) for field in ("issue_s", "name", *FIELDS)
+    }
+
+    # Windows that stand twice must have equal rows.
     order = np.lexsort((joined["name"], joined["issue_s"]))
     issue_s, name = joined["issue_s"][order], joined["name"][order]
     double = (issue_s[1:] == issue_s[:-1]) & (name[1:] == name[:-1])
@@ -268,11 +264,13 @@ def merge(*parts: Rows) -> Rows:
         # Bits, not values: NaN is equal to itself.
         bits = joined[field].view(np.int64)
         if (differs := (bits[first] != bits[second]).any(axis=tuple(range(1, bits.ndim)))).any():
-            place = first[differs][0]
-            window = WindowId(int(joined["issue_s"][place]), str(joined["name"][place]))
+            number = first[differs][0]
+            window = WindowId(int(joined["issue_s"][number]), str(joined["name"][number]))
             raise DataError(f"window {window} was scored twice with different {field}: merge rows of one model only")
+
+    # The first of equal rows stays.
     kept = order[np.concatenate([np.ones(min(len(order), 1), bool), ~double])]
-    return Rows(settings=parts[0].settings, **{field: array[kept] for field, array in joined.items()})
+    return Rows(settings=pieces[0].settings, **{field: array[kept] for field, array in joined.items()})
 
 
 def check_same_settings(one: Settings, other: Settings) -> None:
@@ -282,34 +280,18 @@ def check_same_settings(one: Settings, other: Settings) -> None:
             raise ConfigError(f"{name} differs: {values} and {others}; evaluate again with the same settings")
 
 
-def select(rows: Rows, windows: Iterable[WindowId]) -> Rows:
-    """Take some windows, whatever their order.
-
-    Raises:
-        DataError: A window that the rows do not hold.
-    """
-    place = {window: number for number, window in enumerate(rows.windows)}
-    wanted = set(windows)
-    for window in sorted(wanted):
-        if window not in place:
-            raise DataError(f"window {window} is not among the {len(rows)} that were scored")
-    return rows.take(np.array(sorted(place[window] for window in wanted), dtype=np.intp))
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
     """Scores of one model.
 
     Args:
         settings: What was scored.
-        num_windows: Windows that went in.
         values: By name, with axes as SCORE_AXES lists them: (lead times + 1, thresholds, scales) or the first of these;
             the last place of the first axis is all lead times pooled. Errors in mm/h, `mse` in (mm/h)^2. NaN where a
             score does not exist (0/0) or, of errors and FSS, where a forecast was not finite.
     """
 
     settings: Settings
-    num_windows: int
     values: Mapping[str, FloatArray]
 
     def at(
@@ -327,24 +309,25 @@ class Scores:
         """
         if score not in SCORE_AXES:
             raise ConfigError(f"there is no score {score!r}; there are {', '.join(SCORE_AXES)}")
-        place: list[int] = []
-        asked = {"leads_min": lead_min, "thresholds_mmh": threshold_mmh, "scales_px": scale_px}
-        for name, given in list(asked.items())[: len(SCORE_AXES[score])]:
+        # A score has the first one, two or three of these axes.
+        position: list[int] = []
+        asked = zip(_LISTS, (lead_min, threshold_mmh, scale_px), strict=True)
+        for name, value in list(asked)[: len(SCORE_AXES[score])]:
             held = getattr(self.settings, name)
-            if given is None and name == "leads_min":
-                place.append(-1)
-            elif given in held:
-                place.append(held.index(given))
+            if value is None and name == "leads_min":
+                position.append(-1)
+            elif value in held:
+                position.append(held.index(value))
             else:
-                raise ConfigError(f"{score}: {given} is not among {name} {held}; ask for one of these")
-        return float(self.values[score][tuple(place)])
+                raise ConfigError(f"{score}: {value} is not among {name} {held}; ask for one of these")
+        return float(self.values[score][tuple(position)])
 
 
 def compute(rows: Rows) -> Scores:
     """Compute all scores over all windows, summed in the order of windows; an empty selection gives NaN."""
     sums = {field: getattr(rows, field).sum(axis=0)[None].astype(np.float64) for field in FIELDS}
     values = {score: value[0] for score, value in scores_of_sums(sums).items()}
-    return Scores(settings=rows.settings, num_windows=len(rows), values=values)
+    return Scores(settings=rows.settings, values=values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,23 +343,19 @@ class PublishedProtocol:
 
     @property
     def label(self) -> str:
-        """Say what these scores are, wherever they are shown."""
+        """Describe these scores, wherever they are shown."""
         return (
             f"SmaAt-UNet's protocol: the frame at {self.lead_min:g} min only, threshold {PUBLISHED_THRESHOLD_MMH:g} "
             "mm/h, pMSE in (mm per 5 min)^2, HSS without its factor 2 (half of the true one)"
         )
 
 
-def published_protocol(rows: Rows) -> PublishedProtocol:
-    """Compute the scores of SmaAt-UNet's protocol.
-
-    Raises:
-        ConfigError: 0.5 mm/h is not among the thresholds.
-    """
+def published_protocol(rows: Rows) -> PublishedProtocol | None:
+    """Compute the scores of SmaAt-UNet's protocol; None where its threshold is not scored."""
     if PUBLISHED_THRESHOLD_MMH not in rows.settings.thresholds_mmh:
-        found = f"thresholds_mmh is {rows.settings.thresholds_mmh}: add it"
-        raise ConfigError(f"the published protocol needs the threshold {PUBLISHED_THRESHOLD_MMH:g} mm/h; {found}")
-    scores, lead_min = compute(rows), rows.settings.leads_min[-1]
+        return None
+    scores = compute(rows)
+    lead_min = rows.settings.leads_min[-1]
     values = {"pmse": scores.at("mse", lead_min=lead_min) / INTERVALS_AN_HOUR**2}
     for name in ("accuracy", "precision", "recall", "f1", "csi", "far", "hss"):
         value = scores.at(name, lead_min=lead_min, threshold_mmh=PUBLISHED_THRESHOLD_MMH)

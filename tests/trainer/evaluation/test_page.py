@@ -1,117 +1,169 @@
-"""The page's tables are those of scores.md, with the best figures marked."""
+"""The HTML page: one file, everything escaped, nothing fetched, readable structure."""
 
-import math
+import base64
 import re
-from typing import Any
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
 
-from rainspark.trainer.evaluation.html import Table
-from rainspark.trainer.evaluation.page import _telling_first, read_markdown, summary_of
-from rainspark.trainer.evaluation.result import Evaluation
-from rainspark.trainer.evaluation.tables import ModelScores, References, markdown
-from rainspark.trainer.settings.evaluation import parse_evaluation
-from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window
+from rainspark.data.errors import DataError
+from rainspark.data.shards.index import load_index
+from rainspark.data.store.storage import open_storage
+from rainspark.data.windows.selection import Selection, select_windows
+from rainspark.trainer.evaluation.cases import Chosen
+from rainspark.trainer.evaluation.output import SCORE_PICTURES
+from rainspark.trainer.evaluation.page import write_page
+from rainspark.trainer.evaluation.plan import Plan
+from rainspark.trainer.evaluation.tables import build_tables
+from tests.integration.runs import make_shards
+from tests.trainer.evaluation.cases import SETTINGS, evaluation_of, rows_of
 
-SETTINGS = Settings(leads_min=(30, 60), thresholds_mmh=(0.5, 2.0), scales_px=(1, 3))
-
-
-def rows(factor: float) -> Rows:
-    parts = []
-    for day in range(2):
-        observed = np.random.default_rng(day).gamma(0.7, 2.0, (2, 8, 8))
-        forecast = factor * observed + 0.2 * np.random.default_rng([day, 1]).random(observed.shape)
-        parts.append(score_window(SETTINGS, WindowId(86400 * day, "a:0"), forecast, observed, None))
-    return merge(*parts)
+ATTACK = "<script>alert('x')</script>\"&$"
+CASE = Chosen(row=0, why="the most rain", issue_s=1_600_041_600)
+VOID = frozenset({"meta", "img", "br", "wbr"})
 
 
-def test_every_table_of_the_markdown_becomes_one_of_the_page() -> None:
-    models = {"good | one": rows(1.0), "half": rows(0.5), "dry": rows(0.0)}
-    made = [
-        ModelScores.of(name, some, models["half"] if name != "half" else None, seed=0, num_draws=20)
-        for name, some in models.items()
-    ]
-    text = markdown(made, "half", References())
-    sections = {section.heading: section.blocks() for section in read_markdown(text)}
-    assert list(sections)[:2] == ["Rain above 0.5 mm/h", "Rain above 2 mm/h"]
-    tables = [block for blocks in sections.values() for block in blocks if isinstance(block, Table)]
-    assert sum(len(table.rows) + 2 for table in tables) == sum(line.startswith("|") for line in text.splitlines())
-    assert all(len(row) == len(table.head) for table in tables for row in table.rows)
-    first = tables[0]
-    assert first.caption == "All lead times"
-    assert [row[0] for row in first.rows] == ["good | one", "half", "dry"]
-    csi, bias, mse = (
-        next(n for n, head in enumerate(first.head) if head.startswith(name)) for name in ("CSI", "Bias", "pMSE")
+class ParsedPage(HTMLParser):
+    """Tags, their attributes and the text of a page; tags that are not closed in order are an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    storage = open_storage(make_shards(tmp_path_factory.mktemp("page"), hours=1, size=32))
+    index = load_index(storage)
+    table = select_windows(index, Selection(window=6))
+    rows = np.arange(len(table))
+    return Plan(
+        storage=storage,
+        index=index,
+        table=table,
+        row_n=rows,
+        issue_s=rows,
+        frames_in=3,
+        frames_out=3,
+        settings=SETTINGS,
+        spans=(),
+        training=None,
     )
-    expected = models["good | one"]
-    hits, misses, false_alarms = (
-        int(getattr(expected, name)[:, :, 0].sum()) for name in ("hits", "misses", "false_alarms")
-    )
-    assert float(first.rows[0][csi]) == pytest.approx(hits / (hits + misses + false_alarms), abs=5e-4)
-    assert {(0, csi), (0, bias), (0, mse)} <= first.best
-    assert not any(column == 0 for _, column in first.best)
-    (shown,) = _telling_first([first])
-    assert isinstance(shown, Table)
-    assert [head.partition(" ")[0] for head in shown.head[:4]] == ["Model", "CSI", "Bias", "FSS"]
-    assert sorted(shown.head) == sorted(first.head)
-    assert {(row, shown.head[column], shown.rows[row][column]) for row, column in shown.best} == {
-        (row, first.head[column], first.rows[row][column]) for row, column in first.best
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in (*(f"{name}.png" for name in SCORE_PICTURES), f"{CASE.stem}.png", f"{CASE.stem}.gif"):
+        Image.new("RGB", (4, len(name)), "red").save(folder / name)
+    return folder
+
+
+def page_of(folder: Path, plan: Plan, pictures: Path, text: str) -> str:
+    """Write a page in which everything that a user or a file names is some text."""
+    origin = replace(plan.index.origins[0], source=text, licence=text)
+    named = replace(plan, index=replace(plan.index, origins=(origin,)), caveats=(text,))
+    about = {
+        text: {"kind": "run", "model": text, "step": 1, "source": text, "checkpoint": text},
+        "faded": {"kind": "damped_extrapolation", "mean_mmh": 1, "factors": [0.5, 0.25]},
     }
-    words = [block for blocks in sections.values() for block in blocks if isinstance(block, str)]
-    assert any("resamples of 2 days" in word for word in words)
+    models, cases = {"first": rows_of(0.95), "second": rows_of(0.2)}, [replace(CASE, why=text)]
+    evaluation = evaluation_of(models, plan=named, cases=cases, command=text, about=about)
+    first, second = evaluation.scored
+    evaluation = replace(evaluation, scored=[replace(first, name=text), second])
+    path = write_page(folder, evaluation, build_tables(evaluation), open_storage(pictures))
+    return path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("title", "cells", "best"),
-    [
-        ("CSI ↑", ["0.2", "0.5", "-"], {1}),
-        ("FAR ↓", ["0.2", "0.5", "0.2"], {0, 2}),
-        ("Bias →1", ["0.5", "1.6", "0.000"], {1}),
-        ("HSS ↑", ["-0.1", "-0.3", "-"], {0}),
-        ("CSI ↑", ["-", "-", "-"], set()),
-        ("Lead time", ["1", "2", "3"], set()),
-        ("> 2 mm/h", ["0.1 [0.0, 0.2]", "0.3", "0.2"], set()),
-    ],
-)
-def test_the_best_is_what_the_columns_arrow_says(title: str, cells: list[str], best: set[int]) -> None:
-    lines = [f"| Model | {title} |", "| --- | ---: |", *(f"| m{n} | {cell} |" for n, cell in enumerate(cells))]
-    (section,) = read_markdown("# Scores\n\nlead\n\n## A\n\n### B\n\n" + "\n".join(lines) + "\n")
-    (table,) = section.blocks()
-    assert isinstance(table, Table)
-    assert table.best == frozenset((row, 1) for row in best)
-    assert math.prod([len(table.rows), len(table.head)]) == 6
+def test_everything_that_a_user_names_is_escaped(tmp_path: Path, plan: Plan, pictures: Path) -> None:
+    text = page_of(tmp_path, plan, pictures, ATTACK)
+    assert "<script" not in text.lower()
+    page = ParsedPage(text)
+    assert not page.all("script")
+    # Title (twice), caveat, radar and licence, the model with three words of its own, 3 captions of pictures, command,
+    # the list of models, and a row in each of 3 x 3 score tables, 3 of squared errors, and one of intervals.
+    assert page.text.count(ATTACK) >= 3 + 2 + 4 + 1 + 2 + 9 + 3 + 1
 
 
-def summary(kinds: dict[str, str], factors: dict[str, float]) -> str:
-    models = {name: rows(factor) for name, factor in factors.items()}
-    config = parse_evaluation(["--data.shards", "S", "--out", "O", "--models", *kinds])
-    plan: Any = None
-    evaluation = Evaluation(config=config, plan=plan, models=models, kinds=kinds, about={}, cases=[], command="")
-    return summary_of(evaluation, {name: compute(some) for name, some in models.items()})
+@hypothesis_settings(max_examples=25)
+@given(text=st.text(max_size=60))
+def test_any_text_stands_in_the_page_as_it_is(
+    tmp_path_factory: pytest.TempPathFactory, plan: Plan, pictures: Path, text: str
+) -> None:
+    page = ParsedPage(page_of(tmp_path_factory.mktemp("page"), plan, pictures, text))
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "form", "video", "a", "svg"}
 
 
-def test_rain_everywhere_is_not_called_the_best_forecast() -> None:
-    text = summary({"wet": "run", "good": "run"}, {"wet": 1e3, "good": 0.7})
-    assert "wet 0." not in text.partition("good forecasts")[0]
-    assert "good forecasts rain above 0.5 mm/h best" in text
-    assert "No model's frequency bias" in summary({"dry": "run"}, {"dry": 1e-2})
+def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path, plan: Plan, pictures: Path) -> None:
+    text = page_of(tmp_path, plan, pictures, "plain")
+    assert re.search(r"https?://|//[a-z]|url\(|@import", text) is None
+    page = ParsedPage(text)
+    policies = [attributes["content"] for attributes in page.all("meta") if attributes.get("http-equiv")]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on") or name == "href"]
+    names = ["csi.png", "bias.png", "mse.png", "rain_rates.png", "fss.png", f"{CASE.stem}.png", f"{CASE.stem}.gif"]
+    for name, attributes in zip(names, page.all("img"), strict=True):
+        kind, _, content = str(attributes["src"]).partition(",")
+        assert kind == f"data:image/{name[-3:]};base64"
+        assert base64.b64decode(content) == (pictures / name).read_bytes()
+        assert attributes["alt"]
 
 
-def test_the_next_best_stands_beside_the_best() -> None:
-    kinds = {"good": "run", "near": "extrapolation", "poor": "run", "last": "persistence"}
-    factors = {"good": 1.0, "near": 0.95, "poor": 0.8, "last": 0.75}
-    csi = {name: compute(rows(factor)).at("csi", threshold_mmh=0.5) for name, factor in factors.items()}
-    order = sorted(csi, key=lambda name: -csi[name])
-    text = summary(kinds, factors)
-    assert f"{order[0]} forecasts rain above 0.5 mm/h best" in text
-    named = re.findall(r"; (\w+) 0\.\d{3}", text)
-    assert named == [name for name in order[1:] if name == order[1] or kinds[name] == "persistence"]
+def test_headings_and_tables_have_their_structure(tmp_path: Path, plan: Plan, pictures: Path) -> None:
+    text = page_of(tmp_path, plan, pictures, "a_name")
+    page = ParsedPage(text)
+    assert len(page.all("h1")) == 1
+    order = (
+        *("Read this first", "What was scored", "CSI and how sure", "Skill at a glance", "Forecasts beside the radar"),
+        *("Rain above 0.5 mm/h", "Mean squared error", "What the scores mean", "How this page was made"),
+    )
+    positions = [text.index(f"<h2>{heading}") for heading in order]
+    assert positions == sorted(positions)
+    assert "By the published protocol" not in text
+    assert {attributes["scope"] for attributes in page.all("th")} == {"col", "row"}
+    assert page.all("b")
+    labels = [attributes["aria-label"] for attributes in page.all("div") if attributes.get("class") == "scroll"]
+    assert labels[:2] == ["CSI and how sure it is, all lead times", "All lead times"]
+    # A name may break after an underscore.
+    for element in ("<dt>{}</dt>", '<th scope="row">{}</th>'):
+        assert element.format("a_<wbr>name") in text
+    assert "a_name" in page.text
+    assert "1 mm/h, by\n0.50, 0.25" in page.text
 
 
-def test_lead_times_below_each_other_have_no_best() -> None:
-    made = [ModelScores.of("a", rows(0.5), None, seed=0, num_draws=20)]
-    made.append(ModelScores.of("b", rows(0.7), None, seed=0, num_draws=20))
-    sections = {section.heading: section.blocks() for section in read_markdown(markdown(made, None, References()))}
-    (table,) = [block for block in sections["Mean squared error"] if isinstance(block, Table)]
-    assert table.best == frozenset()
+def test_a_picture_that_is_gone_and_a_folder_that_is_a_file_are_named(
+    tmp_path: Path, plan: Plan, pictures: Path
+) -> None:
+    with pytest.raises(DataError, match=r"csi\.png"):
+        page_of(tmp_path / "page", plan, tmp_path, "x")
+    assert not (tmp_path / "page").exists()
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(DataError, match="out"):
+        page_of(tmp_path / "out", plan, pictures, "x")

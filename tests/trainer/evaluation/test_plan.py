@@ -34,19 +34,10 @@ def test_any_word_may_name_a_model(words: list[str]) -> None:
     assert parse_evaluation([*BASE, "--models", *words]).models == tuple(words)
 
 
-def test_a_file_of_settings_is_read_too(tmp_path: Path) -> None:
-    (tmp_path / "e.yaml").write_text(
-        "data: {shards: S}\nmodels: [persistence]\nout: O\nsplit: all\nthresholds: [1, 2]\n"
-    )
-    config = parse_evaluation(["--config", str(tmp_path / "e.yaml"), "--split", "test"])
-    assert (config.models, config.split, config.thresholds) == (("persistence",), "test", (1.0, 2.0))
-
-
 @pytest.mark.parametrize(
     ("more", "text"),
     [
         (["--models"], "models is empty"),
-        (["--models", "a", "--thresholds", "1", "1"], r"thresholds holds 1 after 1; expected rising order: 1"),
         (["--models", "a", "--thresholds", "-1"], "thresholds holds -1.0; expected finite numbers above 0"),
         (["--models", "a", "--scales", "5", "1"], "scales holds 1 after 5; expected rising order: 1, 5"),
         (["--models", "a", "--scales", "1.5"], "scales"),
@@ -55,8 +46,6 @@ def test_a_file_of_settings_is_read_too(tmp_path: Path) -> None:
         (["--models", "a", "--protocol", "published", "--thresholds", "1", "2"], "thresholds is 1, 2; add 0.5"),
         (["--models", "a", "--split", "tests"], "split"),
         (["--model", "a", "b"], "--model a b; the nearest valid key is models"),
-        (["--models", "a", "--data.shard", "T"], "nearest valid key is data.shards"),
-        (["--models", "a", "--reprot", "x"], "nearest valid key is report"),
         (["--models", "a", "--data.test_share", "1.5"], "data.test_share is 1.5; it is a share"),
         (["--models", "a", "--data.guard_h", ".inf"], "data.guard_h is inf; a finite number of hours, 0 or more"),
         (["--models", "a", "--data.test_times", '["2019-01-01/2020-01-01"]'], "data.train_times is not"),
@@ -79,27 +68,16 @@ def test_the_split_is_that_of_training_unless_it_is_stated() -> None:
     assert set(LISTS) < {field.name for field in fields(EvaluateConfig)}
 
 
-def test_a_folder_may_have_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lr=0.1").mkdir()
+def test_models_are_named_by_the_user_or_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (entry,) = read_entries(["lr=0.1"])
-    assert (entry.name, entry.folder) == ("lr=0.1", Path("lr=0.1"))
-
-
-def test_models_are_named_by_the_user_or_their_folder(tmp_path: Path) -> None:
     for name in ("run_a", "x=y"):
-        (tmp_path / name).mkdir()
-    words = [
-        str(tmp_path / "run_a"),
-        f"b={tmp_path / 'run_a'}",
-        str(tmp_path / "x=y"),
-        "still=persistence",
-        "advection",
-    ]
-    entries = read_entries(words)
+        Path(name).mkdir()
+    words = ["run_a", f"b={tmp_path / 'run_a'}", "x=y", str(tmp_path / "x=y"), "still=persistence", "advection"]
+    entries = read_entries(words[:3] + words[4:])
     assert [entry.name for entry in entries] == ["run_a", "b", "x=y", "still", "advection"]
     assert [entry.kind for entry in entries] == ["run", "run", "run", "persistence", "advection"]
-    assert entries[2].folder == tmp_path / "x=y"
+    (absolute,) = read_entries(words[3:4])
+    assert (absolute.name, absolute.folder, entries[2].folder) == ("x=y", tmp_path / "x=y", Path("x=y"))
 
 
 @pytest.mark.parametrize(
@@ -109,11 +87,11 @@ def test_models_are_named_by_the_user_or_their_folder(tmp_path: Path) -> None:
         (["nothing/like/it"], rf"nor a baseline \({', '.join(BASELINES)}\)$"),
         (["a=persistence", "a=advection"], r"two of them are called 'a' \(persistence and advection\)"),
         (["=persistence", "persistence"], "two of them are called 'persistence'"),
-        ([".a=persistence"], "the name '.a' cannot be a file's; give another, as NAME=.a=persistence"),
+        ([".a=persistence"], "the name '.a' cannot be a file's .* give another, as NAME=.a=persistence"),
         (["a\\b=persistence"], "cannot be a file's"),
         (["a\nb=persistence"], "cannot be a file's"),
-        ([f"{'n' * 101}=persistence"], "has no name of 1 to 100 bytes"),
-        ([f"{'☔' * 34}=persistence"], "has no name of 1 to 100 bytes"),
+        ([f"{'n' * 101}=persistence"], r"cannot be a file's \(1 to 100 bytes"),
+        ([f"{'☔' * 34}=persistence"], r"cannot be a file's \(1 to 100 bytes"),
         (["persistence=advection"], "'persistence' is the name of a baseline, and advection is not that one"),
         (["training_mean=."], "'training_mean' is the name of a baseline"),
     ],
@@ -123,19 +101,19 @@ def test_models_that_cannot_be(words: list[str], text: str) -> None:
         read_entries(words)
 
 
+numbers = st.integers(-60, 60)
+
+
 @given(
-    first=st.integers(-40, 40), window=st.integers(1, 8), cadence_s=st.integers(1, 7), start_s=st.integers(-60, 60),
-    length_s=st.integers(1, 50),
-)  # fmt: skip
+    first=numbers, start_s=numbers, window=st.integers(1, 8), cadence_s=st.integers(1, 7), length_s=st.integers(1, 50)
+)
 def test_a_window_meets_a_span_when_one_of_its_frames_ends_in_it(
-    first: int, window: int, cadence_s: int, start_s: int, length_s: int
+    first: int, start_s: int, window: int, cadence_s: int, length_s: int
 ) -> None:
     span = TimeSpan(start_s=start_s, stop_s=start_s + length_s)
     ends = [first + cadence_s * frame for frame in range(window)]
-    expected = any(span.start_s <= end < span.stop_s for end in ends)
-    assert WindowTimes(first_s=np.array([first]), num_frames=window, cadence_s=cadence_s).inside([span]).tolist() == [
-        expected
-    ]
+    windows = WindowTimes(first_s=np.array([first]), num_frames=window, cadence_s=cadence_s)
+    assert windows.inside([span]).tolist() == [any(span.start_s <= end < span.stop_s for end in ends)]
 
 
 def test_windows_are_cut_out_of_batches_as_rain() -> None:
@@ -146,7 +124,7 @@ def test_windows_are_cut_out_of_batches_as_rain() -> None:
         counts_bthw=counts.to(torch.uint16),
         scale_mmh_b=torch.tensor([0.12, 0.12, 0.25]),
         has_missing=True,
-        window_b=np.array([5, 6, 7, -1])[:3],
+        window_b=np.array([5, 6, 7]),
         index_b=np.arange(3),
         step=0,
         micro_step=0,

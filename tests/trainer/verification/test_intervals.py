@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rainspark.data.errors import ConfigError, DataError
-from rainspark.trainer.verification.intervals import bootstrap, draw_days, paired_difference
-from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window, select
+from rainspark.trainer.verification.intervals import check_comparable, draw_days, resample
+from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window
+from tests.trainer.verification.cases import take
 
 SMALL = Settings(leads_min=(5, 10), thresholds_mmh=(0.5, 8.0), scales_px=(1, 3))
 MIDNIGHT_S = 1_600_041_600  # 2020-09-14 00:00 UTC
@@ -42,32 +43,29 @@ def rows_of(num_days: int, model: int, bad_day: int | None = None) -> Rows:
 
 def slow_draws(rows: Rows, draws: np.ndarray) -> dict[str, list[np.ndarray]]:
     """Compute the scores of every draw from a pile of windows in which a day lies as often as it was drawn."""
-    windows, days = rows.windows, sorted({window.issue_s // DAY_S for window in rows.windows})
-    found: dict[str, list[np.ndarray]] = {}
+    values: dict[str, list[np.ndarray]] = {}
     for times_drawn in draws:
         pile = []
-        for day, number in zip(days, times_drawn, strict=True):
-            todays = select(rows, [window for window in windows if window.issue_s // DAY_S == day])
+        for day, number in zip(np.unique(rows.day), times_drawn, strict=True):
+            todays = take(rows, np.flatnonzero(rows.day == day))
             for copy in range(number):
                 # Each copy is a window of its own: a day drawn twice counts twice.
                 pile.append(replace(todays, name=np.array([f"{name}/{copy}" for name in todays.name])))
         for score, value in compute(merge(*pile)).values.items():
-            found.setdefault(score, []).append(value)
-    return found
+            values.setdefault(score, []).append(value)
+    return values
 
 
 def test_intervals_equal_a_plain_loop_over_draws() -> None:
     rows = rows_of(4, 0)
-    found = bootstrap(rows, seed=5, num_draws=40, level=0.9)
-    assert (found.num_days, found.num_draws) == (4, 40)
-    assert found.note.startswith("90% percentile interval of 40 resamples of 4 days (UTC); of so few days")
-    assert found.low is not None
-    assert found.high is not None
+    interval = resample(rows, seed=5, num_draws=40).interval(level=0.9)
+    assert (interval.num_days, interval.num_draws) == (4, 40)
+    assert interval.note.startswith("90% percentile interval of 40 resamples of 4 days (UTC); of so few days")
     for score, draws in slow_draws(rows, draw_days(4, 5, 40)).items():
         low, high = np.quantile(np.array(draws), (0.05, 0.95), axis=0)
-        np.testing.assert_allclose(found.low[score], low, rtol=1e-9, atol=1e-12, err_msg=score)
-        np.testing.assert_allclose(found.high[score], high, rtol=1e-9, atol=1e-12, err_msg=score)
-        assert (found.value[score] == compute(rows).values[score]).all()
+        np.testing.assert_allclose(interval.low[score], low, rtol=1e-9, atol=1e-12, err_msg=score)
+        np.testing.assert_allclose(interval.high[score], high, rtol=1e-9, atol=1e-12, err_msg=score)
+        assert (interval.value[score] == compute(rows).values[score]).all()
 
 
 def test_draws_are_as_many_days_as_there_are_and_depend_on_the_seed_only() -> None:
@@ -82,41 +80,38 @@ def test_draws_are_as_many_days_as_there_are_and_depend_on_the_seed_only() -> No
 
 
 def test_a_single_day_has_no_interval_and_says_so() -> None:
-    one, none = rows_of(1, 0), select(rows_of(1, 0), [])
-    single = select(one, one.windows[:1])
+    one = rows_of(1, 0)
+    single, none = take(one, [0]), take(one, [])
     for rows, words in (
         (one, "all 3 windows are of one day, 2020-09-14"),
         (single, "the only window is of one day, 2020-09-14"),
         (none, "there are no windows"),
     ):
-        for found in (bootstrap(rows), paired_difference(rows, rows)):
-            assert found.low is None
-            assert found.high is None
-            assert found.above_zero is None
-            assert found.num_draws == 0
-            assert found.note.startswith(f"no interval: {words}")
-    assert bootstrap(one).value["csi"].tolist() == compute(one).values["csi"].tolist()
+        for resampled in (resample(rows), resample(rows).less(resample(rows))):
+            interval = resampled.interval()
+            for bounds in (interval.low, interval.high, interval.above_zero):
+                assert all(np.isnan(bound).all() for bound in bounds.values())
+            assert interval.num_draws == 0
+            assert interval.note.startswith(f"no interval: {words}")
+    assert resample(one).interval().value["csi"].tolist() == compute(one).values["csi"].tolist()
 
 
 def test_scores_that_do_not_exist_have_no_interval_and_days_that_failed_spoil_their_own_draws_only() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = bootstrap(rows_of(5, 0, bad_day=2), num_draws=50)
-    assert found.low is not None
-    assert found.above_zero is not None
+        interval = resample(rows_of(5, 0, bad_day=2), num_draws=50).interval()
     # The forecast failed at the second lead time: its errors, and those of all lead times, are unknown.
-    assert np.isnan(found.low["mse"]).tolist() == [False, True, True]
-    assert np.isnan(found.low["fss"][:, 0, 0]).tolist() == [False, True, True]
-    assert not np.isnan(found.low["csi"]).any()
-    assert np.isnan(found.above_zero["mse"]).tolist() == [False, True, True]
+    assert np.isnan(interval.low["mse"]).tolist() == [False, True, True]
+    assert np.isnan(interval.low["fss"][:, 0, 0]).tolist() == [False, True, True]
+    assert not np.isnan(interval.low["csi"]).any()
+    assert np.isnan(interval.above_zero["mse"]).tolist() == [False, True, True]
     dry = np.zeros((2, 8, 8))
     rows = merge(*(score_window(SMALL, WindowId(issue_s, "a:0"), dry, dry, None) for issue_s in times(3)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = bootstrap(rows, num_draws=20)
-    assert found.low is not None
-    assert np.isnan(found.low["csi"]).all()
-    assert (found.low["accuracy"] == 1).all()
+        interval = resample(rows, num_draws=20).interval()
+    assert np.isnan(interval.low["csi"]).all()
+    assert (interval.low["accuracy"] == 1).all()
 
 
 def test_draws_without_a_value_are_left_out() -> None:
@@ -127,33 +122,27 @@ def test_draws_without_a_value_are_left_out() -> None:
     rows = merge(
         *(score_window(SMALL, day, one, one + 0.5, None) for day, one in zip(days, (heavy, light, light), strict=True))
     )
-    found = bootstrap(rows, num_draws=200)
-    assert found.low is not None
-    assert found.high is not None
-    only = compute(select(rows, days[:1])).values["csi"]
-    np.testing.assert_allclose(found.low["csi"][:, 1], only[:, 1])
-    np.testing.assert_allclose(found.high["csi"][:, 1], only[:, 1])
+    interval = resample(rows, num_draws=200).interval()
+    only = compute(take(rows, [0])).values["csi"]
+    np.testing.assert_allclose(interval.low["csi"][:, 1], only[:, 1])
+    np.testing.assert_allclose(interval.high["csi"][:, 1], only[:, 1])
 
 
 def test_paired_difference_uses_the_same_draws_for_both() -> None:
     rows_a, rows_b = rows_of(4, 0), rows_of(4, 3)
-    found = paired_difference(rows_a, rows_b, seed=2, num_draws=30)
+    resampled_a, resampled_b = (resample(rows, seed=2, num_draws=30) for rows in (rows_a, rows_b))
+    interval = resampled_a.less(resampled_b).interval()
     draws = draw_days(4, 2, 30)
     a, b = slow_draws(rows_a, draws), slow_draws(rows_b, draws)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.above_zero is not None
     for score in a:
         differences = np.array(a[score]) - np.array(b[score])
         low, high = np.quantile(differences, (0.025, 0.975), axis=0)
-        np.testing.assert_allclose(found.low[score], low, rtol=1e-8, atol=1e-11, err_msg=score)
-        np.testing.assert_allclose(found.high[score], high, rtol=1e-8, atol=1e-11, err_msg=score)
-        np.testing.assert_allclose(found.above_zero[score], (differences > 0).mean(axis=0), err_msg=score)
+        np.testing.assert_allclose(interval.low[score], low, rtol=1e-8, atol=1e-11, err_msg=score)
+        np.testing.assert_allclose(interval.high[score], high, rtol=1e-8, atol=1e-11, err_msg=score)
+        np.testing.assert_allclose(interval.above_zero[score], (differences > 0).mean(axis=0), err_msg=score)
         expected = compute(rows_a).values[score] - compute(rows_b).values[score]
-        np.testing.assert_array_equal(found.value[score], expected)
-    nothing = paired_difference(rows_a, rows_a, num_draws=30)
-    assert nothing.high is not None
-    assert nothing.above_zero is not None
+        np.testing.assert_array_equal(interval.value[score], expected)
+    nothing = resampled_a.less(resampled_a).interval()
     assert all((value == 0).all() for value in (*nothing.high.values(), *nothing.above_zero.values()))
 
 
@@ -162,16 +151,16 @@ def test_models_that_cannot_be_compared() -> None:
     windows = rows.windows
     first = rf"window day:{windows[0].issue_s} \(issued 2020-09-14 00:00 UTC\)"
     with pytest.raises(DataError, match=rf"{first} is missing from the second model's scores \(2 windows are in one"):
-        paired_difference(rows, select(rows, windows[1:-1]))
+        check_comparable(rows, take(rows, range(1, len(rows) - 1)))
     with pytest.raises(DataError, match=rf"{first} is missing from the first model's scores"):
-        paired_difference(select(rows, windows[1:]), rows)
+        check_comparable(take(rows, range(1, len(rows))), rows)
     field = np.random.default_rng(0).gamma(0.5, 3.0, (2, 8, 8))
     other = score_window(SMALL, windows[0], field, field, None)
     with pytest.raises(DataError, match=rf"{first}: the models were compared with different radar"):
-        paired_difference(rows, merge(select(rows, windows[1:]), other))
+        check_comparable(rows, merge(take(rows, range(1, len(rows))), other))
     dry = np.zeros((2, 8, 8))
     settings = replace(SMALL, thresholds_mmh=(1.0,))
     with pytest.raises(ConfigError, match="thresholds_mmh differs"):
-        paired_difference(rows, score_window(settings, windows[0], dry, dry, None))
-    with pytest.raises(ValueError, match=r"0 draws at level 0\.95; expected 1 or more"):
-        bootstrap(rows, num_draws=0)
+        resample(rows).less(resample(score_window(settings, windows[0], dry, dry, None)))
+    with pytest.raises(ValueError, match="0 draws; expected 1 or more"):
+        resample(rows, num_draws=0)
