@@ -64,6 +64,7 @@ def read_member(path: Path, member: Member, limit_bytes: int) -> bytes:
             f"{name} declares {member.num_bytes:,} bytes; expected one frame of at most {limit_bytes:,}: take it out"
         )
 
+    # Tars are read at the member's place, zips through their directory, which stays open.
     with _named(name):
         data = _read_from_tar(path, member) if _is_tar(path) else _read_from_zip(path, member)
     if len(data) != member.num_bytes:
@@ -125,13 +126,8 @@ def _zip_members(path: Path) -> Iterator[Member]:
         _check_name(path, info.orig_filename)
         if info.is_dir():
             continue
-        _check_plain(
-            path,
-            info.filename,
-            stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
-            and not info.flag_bits & ZIP_ENCRYPTED
-            and info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
-        )
+        is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG) and not info.flag_bits & ZIP_ENCRYPTED
+        _check_plain(path, info.filename, is_file and info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
         yield Member(name=info.filename, offset=info.header_offset, num_bytes=info.file_size)
 
 
@@ -159,9 +155,8 @@ def _zip_at(path: Path) -> zipfile.ZipFile:
 
 
 @lru_cache(maxsize=MAX_OPEN_ZIPS)
-def _open_zip(path: Path, state: tuple[int, ...]) -> zipfile.ZipFile:
+def _open_zip(path: Path, _state: tuple[int, ...]) -> zipfile.ZipFile:
     """Open a zip and read its directory, once for all of its members and until the file's state changes."""
-    del state
     return zipfile.ZipFile(path)
 
 

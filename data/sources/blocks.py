@@ -56,6 +56,7 @@ class BlockReader:
             pixels = math.prod(self.shape[1:])
             self.items: int = array.chunks[0] if array.chunks else max(1, hdf5.STRIP_PIXELS // pixels)
 
+        # Threads that want one block wait for the one that reads it.
         num_cached = max(4, cached_bytes // (self.items * pixels * array.dtype.itemsize))
         self._lock = threading.Lock()
         self._digest = lru_cache(maxsize=1)(partial(_digest_block, array, self.items))
@@ -83,6 +84,7 @@ def _digest_block(array: Any, items: int, number: int) -> tuple[int, str]:
         stored = array[number * items : (number + 1) * items].tobytes()
         return len(stored), hashlib.sha256(stored).hexdigest()
 
+    # Of the stored bytes, so that the survey need not decode them.
     digest = hashlib.sha256()
     num_stored = 0
     grid = [-(-size // chunk) for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True)]

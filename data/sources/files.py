@@ -76,11 +76,10 @@ def find(paths: Iterable[Path], endings: Sequence[str]) -> list[RadarFile]:
             name = file.name.lower()
             if name.endswith(unreadable):
                 _refuse_compressed(str(file))
+            inside: Iterable[RadarFile] = [RadarFile(path=file)]
             if name.endswith(ARCHIVE_ENDINGS):
                 inside = _members_of(file, tuple(endings), (*ARCHIVE_ENDINGS, *unreadable))
-                radar_files |= {member.key: member for member in inside if member.key not in radar_files}
-            else:
-                radar_file = RadarFile(path=file)
+            for radar_file in inside:
                 radar_files.setdefault(radar_file.key, radar_file)
     return list(radar_files.values())
 
@@ -114,6 +113,7 @@ def files_of(path: Path, endings: Sequence[str]) -> Iterator[Path]:
         folders[:] = unseen
 
         for file in (folder / inner for inner in sorted(files)):
+            # Wanted or not, a link has to lead somewhere: frames may lie behind it.
             is_companion = file.name.startswith(COMPANION_PREFIX)
             is_wanted = file.name.lower().endswith(tuple(endings)) and not is_companion
             # os.walk lists a link among the files when its folder is closed or not mounted.
@@ -137,9 +137,8 @@ def _members_of(path: Path, endings: tuple[str, ...], unreadable: tuple[str, ...
 
 def _refuse_compressed(name: str) -> NoReturn:
     raise DataError(
-        f"{name} is compressed as a whole or lies in an archive inside another, so it cannot be read in place; "
-        "expected radar files, folders of them, .tar or .zip: take the compression off (gunzip, bunzip2, unxz) or the "
-        "inner archive out, or move it away"
+        f"{name} is compressed as a whole or lies in an archive inside another, and cannot be read in place; expected "
+        "files, folders, .tar or .zip: take the compression off (gunzip, bunzip2, unxz) or the inner archive out"
     )
 
 

@@ -150,6 +150,7 @@ def check_array(array: Any, ndims: Sequence[int], dtypes: Sequence[str]) -> None
             f"and at most {MAX_PIXELS} in an image or a chunk's frames: store it again with h5repack"
         )
 
+    # HDF5 keeps no chunk of values that nobody wrote.
     if array.chunks is None:
         num_stored, num_expected, unit = array.id.get_storage_size(), array.size * array.dtype.itemsize, "bytes"
     else:

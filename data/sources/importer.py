@@ -29,6 +29,7 @@ from .odim import ZR
 from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order
 
 KIND: Final = "a field with pysteps' metadata"
+PATTERN: Final = "expected the pattern of the files' names, with %Y, %m, %d, %H and %M"
 EARTH_RADIUS_M: Final = 6_371_000
 """Mean radius of the Earth (IUGG, R1, to the kilometre): a grid in degrees is plate carrée on this sphere."""
 PLATE_CARREE: Final = f"+proj=eqc +lat_ts=0 +lon_0=0 +R={EARTH_RADIUS_M} +units=m"
@@ -73,8 +74,8 @@ class ImporterSource:
         misnamed = next((path for path in paths if path in others), None)
         if misnamed is not None:
             raise DataError(
-                f"{misnamed}: its name does not fit --time-pattern {self.time_pattern!r}; expected the pattern of the "
-                "files' names, with %Y, %m, %d, %H and %M (pysteps reads no archives: take the files out first)"
+                f"{misnamed}: its name does not fit --time-pattern {self.time_pattern!r}; {PATTERN} (pysteps reads no "
+                "archives: take the files out first)"
             )
 
         refs = [
@@ -83,10 +84,8 @@ class ImporterSource:
             if time_s is not None
         ]
         if not refs:
-            raise DataError(
-                f"no file in {', '.join(map(str, paths)) or 'nothing'} has a name like {self.time_pattern!r}; "
-                "expected the pattern of the files' names, with %Y, %m, %d, %H and %M"
-            )
+            names = ", ".join(map(str, paths)) or "nothing"
+            raise DataError(f"no file in {names} has a name like {self.time_pattern!r}; {PATTERN}")
         # Links may lead to a file twice.
         unique = {ref.file.key: ref for ref in refs}
         notes = (f"{len(others)} files have other names and are not read, such as {others[0]}",) if others else ()
@@ -98,7 +97,7 @@ class ImporterSource:
         field_hw, metadata = self._imported(ref)
         with explained(str(ref), KIND):
             grid = _grid(metadata, field_hw.shape)
-            self._rain_of(metadata)
+            self._rain_mmh(np.empty(0), metadata)
 
         institution = str(metadata.get("institution") or "").strip()
         header = Header(
@@ -117,11 +116,10 @@ class ImporterSource:
         field_hw, metadata = self._imported(ref)
         with explained(str(ref), KIND):
             crop.check_inside(*field_hw.shape)
-            rain_of = self._rain_of(metadata)
             if metadata.get("yorigin") == "lower":
                 field_hw = field_hw[::-1]
             part_hw = field_hw[crop.row0 : crop.row1, crop.col0 : crop.col1]
-            rain_mmh = rain_of(part_hw).ravel()
+            rain_mmh = self._rain_mmh(part_hw, metadata).ravel()
             counts, rounding = requantise(
                 rain_mmh, lambda at: (crop.row0 + at // crop.cols, crop.col0 + at % crop.cols)
             )
@@ -151,13 +149,14 @@ class ImporterSource:
             ) from error
         if not (isinstance(imported, tuple) and len(imported) == 3 and isinstance(imported[2], Mapping)):
             raise DataError(f"{ref}: pysteps' importer {self.importer} gives no field with metadata; choose another")
+        # Masked, infinite and not a number: all of it is missing.
         field_hw = np.ma.filled(np.ma.masked_invalid(np.ma.asarray(imported[0], np.float64), copy=True), np.nan)
         if field_hw.ndim != 2 or not 0 < field_hw.size <= MAX_PIXELS:
             raise DataError(f"{ref}: the field has shape {field_hw.shape}; expected rows, columns, up to {MAX_PIXELS}")
         return field_hw, imported[2]
 
-    def _rain_of(self, metadata: Mapping[str, Any]) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
-        """Make the step from the field to mm/h, as its unit, transform and accumulation time ask."""
+    def _rain_mmh(self, field_hw: npt.NDArray[Any], metadata: Mapping[str, Any]) -> npt.NDArray[Any]:
+        """Turn the field into mm/h, as its unit, transform and accumulation time ask."""
         unit, transform = metadata.get("unit"), metadata.get("transform")
         zero, threshold = metadata.get("zerovalue"), metadata.get("threshold")
         is_known = transform in (None, "dB") and unit in ("mm/h", "mm", "dBZ")
@@ -167,25 +166,22 @@ class ImporterSource:
                 "without --zr, or dBZ with one (--zr 200,1.6 is Marshall and Palmer's), untransformed or in dB"
             )
 
+        # A depth becomes a rate by the minutes in which it fell.
         factor = 1.0
         if unit == "mm":
             accutime = metadata.get("accutime")
             if not isinstance(accutime, (int, float)) or not 0 < accutime <= 1440:
                 raise DataError(f"the field is in mm, accutime is {accutime!r}; expected its minutes, 1 to 1440")
             factor = 60 / accutime
-        relation = self.zr
+        if self.zr is not None:
+            rain_hw = self.zr.rain_mmh(field_hw)
+        else:
+            rain_hw = factor * (10 ** (field_hw / 10) if transform == "dB" else field_hw)
 
-        def rain_mmh(field_hw: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            if relation is not None:
-                rain_hw = relation.rain_mmh(field_hw)
-            else:
-                rain_hw = factor * (10 ** (field_hw / 10) if transform == "dB" else field_hw)
-            # In dB no rain has no number: pysteps puts zerovalue there, below the threshold of rain.
-            if (transform == "dB" or relation is not None) and zero is not None and threshold is not None:
-                rain_hw = np.where((field_hw <= zero) & (field_hw < threshold), 0.0, rain_hw)
-            return rain_hw
-
-        return rain_mmh
+        # In dB no rain has no number: pysteps puts zerovalue there, below the threshold of rain.
+        if (transform == "dB" or self.zr is not None) and zero is not None and threshold is not None:
+            rain_hw = np.where((field_hw <= zero) & (field_hw < threshold), 0.0, rain_hw)
+        return rain_hw
 
 
 def _pysteps_method(name: str) -> Callable[..., Any]:
@@ -200,9 +196,9 @@ def _pysteps_method(name: str) -> Callable[..., Any]:
     try:
         method: Callable[..., Any] = pysteps_io.get_method(name, "importer")
     except (ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
         raise DataError(
-            f"pysteps knows no importer {name!r} ({reason}); expected a name such as mrms_grib, mch_gif or knmi_hdf5"
+            f"pysteps knows no importer {name!r} ({' '.join(str(error).split())}); expected one such as mrms_grib or "
+            "mch_gif"
         ) from error
     return method
 

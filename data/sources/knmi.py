@@ -86,16 +86,6 @@ def scan(paths: Iterable[Path]) -> tuple[FileRef, ...]:
     return find_composites(list(paths), FILE_ENDINGS, _named_time, example)
 
 
-def read_header(where: Path | RadarFile) -> Header:
-    """Read what a file says about its frame, without its pixels.
-
-    Raises:
-        DataError: The file is no KNMI composite, is damaged, or its name and content disagree about the time.
-    """
-    with _composite(where) as (header, _, _):
-        return header
-
-
 def read(where: Path | RadarFile, crop: Crop | Callable[[Grid], Crop] | None = None) -> Frame:
     """Read one composite, or a part of it; the file is opened and parsed once.
 
@@ -104,7 +94,8 @@ def read(where: Path | RadarFile, crop: Crop | Callable[[Grid], Crop] | None = N
         crop: Part to keep, or what finds it in the file's grid; None for the whole grid.
 
     Raises:
-        DataError: As `read_header`, or the pixels cannot be decoded, or the crop lies outside the grid.
+        DataError: The file is no KNMI composite, is damaged, or its name and content disagree about the time, or the
+            crop lies outside the grid.
     """
     with _composite(where) as (header, image, _):
         grid = header.grid
@@ -188,6 +179,7 @@ def _header(file: Any, radar_file: RadarFile) -> Header:
             "expected the same time: fetch it again or rename it"
         )
 
+    # Counts are a depth; its period makes a rate of it.
     period_s = end_time_s - _product_time(overview, "product_datetime_start")
     if not 0 < period_s <= 24 * SECONDS_AN_HOUR:
         raise DataError(f"its accumulation lasts {period_s} s, as product_datetime_start says; expected up to a day")
@@ -197,6 +189,7 @@ def _header(file: Any, radar_file: RadarFile) -> Header:
         raise DataError(f"image_geo_parameter is {quantity!r}; expected ACCUMULATED_PRECIPITATION_[MM]")
 
     product = hdf5.text(overview, "product_group_name")
+    # Made storms may never pass for measurements.
     synthetic = product == SYNTHETIC_GROUP
     calibration = hdf5.member(file, "image1/calibration")
     return Header(
@@ -213,6 +206,7 @@ def _grid(file: Any) -> Grid:
     """Read the grid and check that the image fits it, before any pixel is read."""
     image = hdf5.member(file, "image1/image_data")
     hdf5.check_array(image, (2,), ("uint16",))
+    # The image's own size and the stated one have to agree.
     rows, cols = image.shape
     geographic = hdf5.member(file, "geographic")
     stated = tuple(int(hdf5.number(geographic, f"geo_number_{axis}")) for axis in ("rows", "columns"))

@@ -134,7 +134,7 @@ class OdimSource:
         layer = self._layer(file)
         hdf5.check_array(layer.image, (2,), DTYPES)
         layer.levels()
-        self._rain_of(file, layer)
+        self._rain_mmh(np.empty(0), layer, 0)
 
         product = f"ODIM {hdf5.text(hdf5.member(file, 'what'), 'source')} {layer.quantity}"
         if layer.quantity == "DBZH" and self.zr is not None:
@@ -155,6 +155,7 @@ class OdimSource:
         if kind not in OBJECTS:
             raise DataError(f"/what object is {kind!r}; expected {' or '.join(OBJECTS)}: make a composite of it first")
 
+        # Of several quantities one is rain, or the user chooses.
         layers = list(_layers(file))
         quantities = (self.quantity,) if self.quantity else QUANTITIES
         chosen = [layer for layer in layers if layer.quantity in quantities]
@@ -171,32 +172,31 @@ class OdimSource:
             raise hdf5.ChoiceError(f"it holds {names}; expected one image of rain: {advice}")
         return chosen[0]
 
-    def _rain_of(self, file: Any, layer: "_Layer") -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
-        """Make the step from the quantity to mm/h."""
+    def _rain_mmh(self, values: npt.NDArray[Any], layer: "_Layer", period_s: int) -> npt.NDArray[Any]:
+        """Turn values of the layer's quantity into mm/h."""
         if layer.quantity == "DBZH":
             if self.zr is None:
                 raise hdf5.ChoiceError(
                     "it holds reflectivity (DBZH); expected a relation Z = A R**B to make rain of it: give --zr A,B "
                     "(--zr 200,1.6 is Marshall and Palmer's)"
                 )
-            return self.zr.rain_mmh
+            return self.zr.rain_mmh(values)
         if self.zr is not None:
             raise hdf5.ChoiceError(f"it holds {layer.quantity}, which is rain already; leave --zr away")
-        if layer.quantity == "ACRR":
-            period_s = _times(file, layer)[1]
-            return lambda depth_mm: depth_mm * (3600 / period_s)
-        return lambda rain_mmh: rain_mmh
+        return values * (3600 / period_s) if period_s else values
 
     def _pixels(self, file: Any, crop: Crop) -> tuple[npt.NDArray[np.uint16], Rounding]:
         layer = self._layer(file)
         hdf5.check_array(layer.image, (2,), DTYPES)
         crop.check_inside(*layer.image.shape)
         gain, offset, nodata, undetect = layer.levels()
-        rain_of = self._rain_of(file, layer)
+        period_s = _times(file, layer)[1]
 
         counts_hw = np.empty((crop.rows, crop.cols), np.uint16)
         rounding = Rounding()
+        # A piece at a time: composites of Europe have 130 MB of float64.
         for rows, cols, raw_hw in hdf5.read_pieces(layer.image, crop):
+            # Three kinds of pixels: never seen, seen without an echo (dry), and rain.
             missing_hw = (raw_hw == nodata) | np.isnan(raw_hw)
             seen_hw = ~(missing_hw | (raw_hw == undetect))
             values = raw_hw[seen_hw].astype(np.float64) * gain + offset
@@ -205,7 +205,7 @@ class OdimSource:
 
             pixel_of = _pixel_namer(seen_hw, (crop.row0 + rows.start, crop.col0 + cols.start))
             piece_hw = np.where(missing_hw, np.uint16(MISSING_COUNT), np.uint16(0))
-            piece_hw[seen_hw], changed = requantise(rain_of(values), pixel_of)
+            piece_hw[seen_hw], changed = requantise(self._rain_mmh(values, layer, period_s), pixel_of)
             counts_hw[rows, cols] = piece_hw
             rounding = rounding.plus(changed)
         return counts_hw, rounding
@@ -316,6 +316,7 @@ def _grid(layer: _Layer) -> Grid:
         raise DataError(
             f"{layer.image.name} has {rows} x {cols} pixels; where says {number('ysize'):g} x {number('xsize'):g}"
         )
+
     pixel_m = number("xscale")
     if not (0 < pixel_m < 1e6 and number("yscale") == pixel_m):
         raise DataError(f"pixels of {pixel_m:g} by {number('yscale'):g} m; expected square ones")
@@ -343,6 +344,7 @@ def _grid(layer: _Layer) -> Grid:
 
 def _to_metres(projection: str, lon: float, lat: float) -> tuple[float, float]:
     """Project a place; raises DataError for a projection that is not plain, or places it nowhere."""
+    # Plain terms only: others name files, or chains of steps.
     terms = projection.split()
     kinds = [term.removeprefix("+proj=") for term in terms if term.startswith("+proj=")]
     if not (

@@ -17,7 +17,6 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ..counts import Rounding
 from ..errors import DataError
 from ..frames import Crop, Grid, iso_time
 from ..sequences import Run
@@ -25,12 +24,11 @@ from ..units import KNMI_MMH_PER_COUNT, MISSING_COUNT, NL50_MAX_MM_5MIN
 from . import hdf5
 from .blocks import BlockReader
 from .files import files_of
-from .knmi import ALWAYS_MISSING, LICENCE, PRODUCT_TIME, parse_product_time
+from .knmi import ALWAYS_MISSING, FILE_ENDINGS, LICENCE, PRODUCT_TIME, parse_product_time
 from .source import Found, FrameRef, Header, Reading, Surveyed, in_time_order
 
 GROUPS: Final = ("train", "test")
 KIND: Final = hdf5.KINDS["smaat"]
-FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf")
 COUNTS_OF_ONE: Final = NL50_MAX_MM_5MIN * 100
 """Counts of 0.01 mm that a value of 1 stands for."""
 
@@ -116,6 +114,7 @@ class SmaatSource:
             source="KNMI collected by SmaAt-UNet",
             licence=LICENCE,
         )
+        # A block's bytes, shared by its frames.
         items = reader.items * (reader.shape[1] if len(reader.shape) == 4 else 1)
         return Surveyed(header=header, num_bytes=-(-num_stored // items), sha256=sha256)
 
@@ -127,7 +126,7 @@ class SmaatSource:
         values_hw = item if ref.inner < 0 else item[ref.inner]
         crop.check_inside(*values_hw.shape)
         part_hw = values_hw[crop.row0 : crop.row1, crop.col0 : crop.col1]
-        return Reading(counts=_counts(part_hw, ref, crop), sha256=block.sha256, rounding=Rounding())
+        return Reading(counts=_counts(part_hw, ref, crop), sha256=block.sha256)
 
     def _runs_of(self, path: Path, group: str) -> list[tuple[CollectedRef, ...]]:
         """List the windows of a group; frames that are in none stand alone."""
@@ -148,6 +147,7 @@ class SmaatSource:
 
     def _ready(self, windows: Sequence[tuple[CollectedRef, ...]]) -> Found:
         """Keep the windows at the exact cadence, in time order."""
+        # One archive has windows of one length.
         lengths = sorted({len(window) for window in windows})
         if len(lengths) > 1:
             raise DataError(f"ready windows of {lengths} frames; expected one length: pack the groups or files apart")
@@ -165,6 +165,7 @@ class SmaatSource:
             raise DataError(f"none of {len(windows)} ready windows is at the cadence; nothing to pack")
 
         # Windows overlap, so their frames' times repeat; those of their first frames must not.
+        # Windows overlap, so only their first frames' times have to differ.
         firsts = in_time_order(list(whole))
         length = lengths[0]
         note = f"{len(torn)} of {len(windows)} ready windows lie across a gap and are left out"
@@ -230,6 +231,7 @@ def _stamp(value: Any, name: str) -> int:
 
 def _counts(values_hw: npt.NDArray[Any], ref: CollectedRef, crop: Crop) -> npt.NDArray[np.uint16]:
     """Put values back to counts of 0.01 mm; NaN and KNMI's missing codes become 65535."""
+    # In float64, so that only the file's own float32 and the division by 47.83 are felt.
     exact_hw = values_hw.astype(np.float64) * COUNTS_OF_ONE
     missing_hw = np.isnan(exact_hw)
     exact_hw[missing_hw] = 0

@@ -58,21 +58,6 @@ MAX_IN_RANGE: Final = 10_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weather:
-    """How the rain is at one moment.
-
-    Attributes:
-        wet_share: Share of a very large area where it rains.
-        rate_spread: Standard deviation of the logarithm of wet rates: about 0.85 in even rain, more in showers.
-        shift_km: Where the storms have been carried, (east, south).
-    """
-
-    wet_share: float
-    rate_spread: float
-    shift_km: tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Event:
     """One weather system of a series.
 
@@ -105,7 +90,6 @@ def iterate_storms(
     Raises:
         DataError: No frame, or sizes below 1 or above 4096.
     """
-    seed = event.seed
     if event.num_frames < 1 or not (1 <= rows <= MAX_SIZE and 1 <= cols <= MAX_SIZE):
         raise DataError(
             f"{event.num_frames} frames of {rows} x {cols} pixels; expected at least 1, and 1 to {MAX_SIZE} pixels"
@@ -114,15 +98,18 @@ def iterate_storms(
     outside = _outside_circle(rows, cols)
     shape = (_period(rows), _period(cols))
     east, south = np.meshgrid(np.fft.rfftfreq(shape[1]), np.fft.fftfreq(shape[0]))
-    amplitude, memory = _spectrum(east, south, generator(seed, "storm bands").uniform(0, math.pi), event.lifetime_min)
+    amplitude, memory = _spectrum(
+        east, south, generator(event.seed, "storm bands").uniform(0, math.pi), event.lifetime_min
+    )
 
+    # Each wave keeps some of what it was and takes noise for the rest; the wind turns its phase.
     waves: npt.NDArray[np.complex128] | None = None
-    for number, weather in enumerate(_weather(event)):
-        noise = np.fft.rfft2(generator(seed, "storm growth", number).standard_normal(shape))
+    for number, (wet_share, rate_spread, (east_km, south_km)) in enumerate(_weather(event)):
+        noise = np.fft.rfft2(generator(event.seed, "storm growth", number).standard_normal(shape))
         waves = noise if waves is None else memory * waves + np.sqrt(1 - memory**2) * noise
-        carried = np.exp(-2j * math.pi * (east * weather.shift_km[0] + south * weather.shift_km[1]))
+        carried = np.exp(-2j * math.pi * (east * east_km + south * south_km))
         field = np.fft.irfft2(waves * amplitude * carried, s=shape)[:rows, :cols]
-        counts = _rain_counts(field, weather)
+        counts = _rain_counts(field, wet_share, rate_spread)
         if radar_circle:
             counts[outside] = MISSING_COUNT
         yield counts
@@ -148,6 +135,7 @@ def _spectrum(
     along = east * math.cos(angle) + south * math.sin(angle)
     across = south * math.cos(angle) - east * math.sin(angle)
     stretch = math.sqrt(BAND_STRETCH)
+    # A power law with a bend, in coordinates that are longer along the bands.
     wavenumber = np.hypot(along * stretch, across / stretch)
     power = (wavenumber**2 + OUTER_SCALE_KM**-2) ** (-SPECTRUM_EXPONENT / 2)
     power *= (1 + (wavenumber * INNER_SCALE_KM) ** 2) ** (-INNER_EXPONENT / 2)
@@ -157,13 +145,20 @@ def _spectrum(
     twice[[0, -1]] = 1.0
     num_waves = east.shape[0] * (east.shape[1] - 1) * 2
     amplitude = np.sqrt(power * num_waves / (power * twice).sum())
+
+    # Long waves live longer.
     length_km = 1 / np.maximum(np.hypot(east, south), 1e-4)
     memory_min = lifetime_min * (length_km / 10) ** LIFETIME_EXPONENT
     return amplitude, np.exp(-CADENCE_S / 60 / memory_min)
 
 
-def _weather(event: Event) -> Iterator[Weather]:
-    """Let the wet share, the showeriness and the wind drift smoothly, each over hours."""
+def _weather(event: Event) -> Iterator[tuple[float, float, tuple[float, float]]]:
+    """Let the wet share, the showeriness and the wind drift smoothly, each over hours.
+
+    Yields:
+        For each frame the share of a very large area where it rains; the standard deviation of the logarithm of wet
+        rates, about 0.85 in even rain, more in showers; and where the storms have been carried, km (east, south).
+    """
     random = generator(event.seed, "storm weather")
     heading = random.uniform(0, 2 * math.pi)
     wetness, showers, turn, speed = (_drift(random) for _ in range(4))
@@ -172,11 +167,8 @@ def _weather(event: Event) -> Iterator[Weather]:
         hour = number * CADENCE_S / 3600
         speed_kmh = event.speed_kmh * math.exp(0.25 * speed(hour))
         direction = heading + 0.5 * turn(hour)
-        yield Weather(
-            wet_share=1 / (1 + math.exp(0.3 - 0.8 * wetness(hour))),
-            rate_spread=1.0 + 0.15 * showers(hour),
-            shift_km=(x_km, y_km),
-        )
+        wet_share = 1 / (1 + math.exp(0.3 - 0.8 * wetness(hour)))
+        yield wet_share, 1.0 + 0.15 * showers(hour), (x_km, y_km)
         x_km += speed_kmh * CADENCE_S / 3600 * math.cos(direction)
         y_km += speed_kmh * CADENCE_S / 3600 * math.sin(direction)
 
@@ -191,14 +183,14 @@ def _drift(random: np.random.Generator) -> Any:
     return at
 
 
-def _rain_counts(field: npt.NDArray[np.float64], weather: Weather) -> npt.NDArray[np.uint16]:
+def _rain_counts(field: npt.NDArray[np.float64], wet_share: float, rate_spread: float) -> npt.NDArray[np.uint16]:
     """Turn a Gaussian field into rain: log-normal among the wet pixels, and continuous at their border."""
     normal = NormalDist()
-    threshold = normal.inv_cdf(1 - weather.wet_share)
+    threshold = normal.inv_cdf(1 - wet_share)
     values = np.linspace(threshold, 6.0, TABLE_POINTS)
     # The share of wet pixels that rain more than a pixel of this value does, then the log-normal rate of that rank.
-    above = [(1 - normal.cdf(value)) / weather.wet_share for value in values]
-    log_rates = [weather.rate_spread * -normal.inv_cdf(min(max(share, 1e-9), 1 - 1e-9)) for share in above]
+    above = [(1 - normal.cdf(value)) / wet_share for value in values]
+    log_rates = [rate_spread * -normal.inv_cdf(min(max(share, 1e-9), 1 - 1e-9)) for share in above]
     rates_mmh = MEDIAN_RATE_MMH * np.exp(np.array(log_rates))
     counts = np.interp(field, values, rates_mmh / KNMI_MMH_PER_COUNT)
     counts[field <= threshold] = 0
@@ -291,6 +283,7 @@ def _write_folder(arguments: argparse.Namespace) -> int:
             f"--event-hours is {event_hours}; expected 0, or from one frame of 5 minutes to --hours {hours}"
         )
 
+    # All times are known before the first frame is made.
     num_frames, event_frames = (round(length * 3600 / CADENCE_S) for length in (hours, event_hours))
     series = events(num_frames, event_frames, arguments.seed, arguments.speed_kmh, arguments.lifetime_min)
     times_s = [FIRST_END_S + (event.first + i) * CADENCE_S for event in series for i in range(event.num_frames)]

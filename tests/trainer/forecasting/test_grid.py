@@ -12,7 +12,6 @@ from pyproj import CRS
 
 from rainspark.data.errors import DataError
 from rainspark.data.frames import Grid
-from rainspark.data.sources import knmi
 from rainspark.data.sources.knmi_writer import KNMI_PROJECTION as KNMI
 from rainspark.trainer.forecasting.grid import (
     cf_attributes,
@@ -22,6 +21,7 @@ from rainspark.trainer.forecasting.grid import (
     same_projection,
     to_degrees,
 )
+from tests.data.radar_files import read_header
 
 WITHOUT_SIGN = "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=60 +a=6378.14 +b=6356.75 +x_0=0 y_0=0"
 LAEA = "+proj=laea +lat_0=55.0 +lon_0=10.0 +x_0=1950000.0 +y_0=-2100000.0 +units=m +ellps=WGS84"
@@ -29,7 +29,7 @@ LAEA = "+proj=laea +lat_0=55.0 +lon_0=10.0 +x_0=1950000.0 +y_0=-2100000.0 +units
 
 def test_corners_lie_where_the_files_say(shared_dir: Path) -> None:
     path = shared_dir / "data" / "knmi" / "RAD_NL25_RAP_5min_201008260000.h5"
-    grid = knmi.read_header(path).grid
+    grid = read_header(path).grid
     with h5py.File(path) as file:
         stated = file["geographic"].attrs["geo_product_corners"].reshape(4, 2)
     left, right = 1000 * grid.x0_km, 1000 * (grid.x0_km + grid.cols * grid.pixel_km)

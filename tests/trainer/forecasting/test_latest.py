@@ -17,7 +17,7 @@ from rainspark.data.sources.knmi_writer import KNMI_PROJECTION as PROJECTION
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
 from rainspark.data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT
 from rainspark.trainer.forecasting.latest import find_crop, read_latest
-from tests.data.radar_files import FIRST_S, change, random_counts, set_attribute, write_series
+from tests.data.radar_files import FIRST_S, change, random_counts, read_header, set_attribute, write_series
 
 SIZE = (24, 20)
 CROP = Crop(row0=4, row1=20, col0=2, col1=18)
@@ -37,7 +37,7 @@ sys.addaudithook(note_open)
 
 
 def _grid(folder: Path) -> Grid:
-    return knmi.read_header(sorted(folder.glob("*.h5"))[0]).grid
+    return read_header(sorted(folder.glob("*.h5"))[0]).grid
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from rainspark.trainer.settings.experiment import FinetuneConfig
 from rainspark.trainer.settings.model import NowcastConfig
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.settings.run import NowcastRunConfig
-from tests.data.radar_files import storms
+from tests.data.radar_files import read_header, storms
 from tests.integration.faults import state_of
 
 SIZE = 64
@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         weights = build_nowcaster(model, model_space(model)).state_dict()
     radar = _write_radar(tmp_path_factory.mktemp("radar") / "one", 1)
-    grid = knmi.read_header(next(radar.iterdir())).grid
+    grid = read_header(next(radar.iterdir())).grid
     about = {"grid": grid.to_json(), "cadence_s": 300, "scale_mmh": 0.12, "source": "synthetic storms", "spans": {}}
     save(folder, replace(state_of(1), config=config, data=about), weights, {}, keep_last=2)
     return folder

@@ -1,9 +1,6 @@
 """Services behind queues: whoever logs never waits, one that hangs or fails costs the others nothing."""
 
 import logging
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,36 +12,14 @@ from rainspark.data.errors import ConfigError
 from rainspark.trainer.settings.tracking import TrackingConfig
 from rainspark.trainer.tracking.queued import QueuedTracker, Tracker
 from rainspark.trainer.tracking.trackers import Trackers
-from tests.conftest import REPOSITORY
+from tests.trainer.tracking.tracked import Remembers, run_python
 
 
-class _Keeps:
-    """A sink that keeps what it is given, in the thread that gives it."""
-
-    name = "keeps"
-
-    def __init__(self) -> None:
-        self.calls: list[object] = []
-        self.threads: set[str] = set()
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.threads.add(threading.current_thread().name)
-        self.calls.append((step, dict(metrics)))
-
-    def image(self, step: int, name: str, path: Path) -> None:
-        self.calls.append((step, name, path))
-
-    def close(self) -> None:
-        self.calls.append("closed")
-
-
-class _Hangs(_Keeps):
+class _Hangs(Remembers):
     """A sink that hangs in one of its calls until it is let go."""
 
-    name = "hangs"
-
     def __init__(self, where: str, hung: threading.Event, let_go: threading.Event) -> None:
-        super().__init__()
+        super().__init__("hangs")
         self.where, self.hung, self.let_go = where, hung, let_go
         self._at("build")
 
@@ -77,7 +52,7 @@ def _raise(error: BaseException) -> Callable[[], Tracker]:
 
 
 def test_everything_arrives_in_order_in_another_thread() -> None:
-    kept = _Keeps()
+    kept = Remembers()
     trackers = Trackers([], close_s=60)
     trackers.open_service("kept", lambda: kept)
     metrics = {"loss": 0.5}
@@ -98,7 +73,7 @@ def test_one_that_hangs_is_left_behind_and_costs_the_others_nothing(
 ) -> None:
     """Logging five times as much as the queue takes returns, which is the test: one that waited never would."""
     hung = threading.Event()
-    local, service = _Keeps(), _Keeps()
+    local, service = Remembers(), Remembers()
     trackers = Trackers([local], close_s=0.3)
     trackers.open_service("hanging", lambda: _Hangs(where, hung, let_go))
     trackers.open_service("other", lambda: service)
@@ -123,7 +98,7 @@ def test_one_that_hangs_is_left_behind_and_costs_the_others_nothing(
         assert any("entries were dropped, oldest first" in problem for problem in trackers.problems)
 
 
-def _wait_until_taken(sink: _Keeps, step: int) -> None:
+def _wait_until_taken(sink: Remembers, step: int) -> None:
     """Let a thread that works catch up, so that what it drops is not the machine's doing."""
     while not (sink.calls and sink.calls[-1] == (step, {"loss": 1.0})):
         threading.Event().wait(0.001)
@@ -132,13 +107,13 @@ def _wait_until_taken(sink: _Keeps, step: int) -> None:
 def test_a_full_queue_drops_the_oldest_and_counts_them(let_go: threading.Event) -> None:
     hung = threading.Event()
     sink: list[_Hangs] = []
-    told: list[str] = []
+    reports: list[str] = []
 
     def build() -> Tracker:
         sink.append(_Hangs("log", hung, let_go))
         return sink[0]
 
-    queued = QueuedTracker("slow", build, told.append, capacity=3)
+    queued = QueuedTracker("slow", build, reports.append, capacity=3)
     queued.log(1, {})
     hung.wait()
     for step in range(2, 9):
@@ -148,7 +123,7 @@ def test_a_full_queue_drops_the_oldest_and_counts_them(let_go: threading.Event) 
     queued.log(9, {})
     queued.wait(60)
     assert sink[0].calls == [(1, {}), (6, {}), (7, {}), (8, {}), "closed"]
-    assert told == ["slow was too slow: 4 of 8 entries were dropped, oldest first"]
+    assert reports == ["slow was too slow: 4 of 8 entries were dropped, oldest first"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +139,7 @@ def test_a_full_queue_drops_the_oldest_and_counts_them(let_go: threading.Event) 
 def test_what_fails_is_switched_off_alone_with_one_warning(
     error: BaseException, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good = _Keeps()
+    good = Remembers()
     trackers = Trackers([], close_s=60)
     with caplog.at_level(logging.WARNING):
         trackers.open_service("bad", _raise(error))
@@ -187,19 +162,16 @@ def test_what_fails_is_switched_off_alone_with_one_warning(
     ]
 
 
-def test_how_far_one_came_that_failed_is_told() -> None:
-    class Fails(_Keeps):
-        def log(self, step: int, metrics: Mapping[str, float]) -> None:
-            if step == 30:
-                raise ConnectionError("reset")
-            super().log(step, metrics)
-
+def test_how_far_one_came_that_failed_is_reported() -> None:
     trackers = Trackers([], close_s=60)
-    trackers.open_service("mortal", Fails)
+    trackers.open_service("mortal", lambda: Remembers(fails_at=30))
     for step in range(0, 100, 10):
         trackers.log(step, {})
     trackers.close()
-    assert trackers.problems == ["mortal was switched off after ConnectionError: reset; it has nothing after step 20"]
+    (problem,) = trackers.problems
+    assert problem == (
+        "mortal was switched off after ConnectionError: the server is gone; it has nothing after step 20"
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,7 +196,7 @@ ENDING = """
 import atexit, sys, threading, time
 from rainspark.trainer.processes.ending import end_process
 from rainspark.trainer.tracking.trackers import Trackers
-print("said before the end")
+print("printed before the end")
 case = sys.argv[1]
 if case == "service":
     trackers = Trackers([], close_s=0.1)
@@ -243,25 +215,11 @@ end_process(75)
 """
 
 
-def test_a_code_outlives_an_output_that_cannot_be_written() -> None:
-    """A log on a full disk: Python's own end would turn "requeue me" into a crash."""
-    with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(
-            [sys.executable, "-c", ENDING, "nothing"],
-            cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""}, stdout=full,
-            timeout=300, check=False,
-        )  # fmt: skip
-    assert ended.returncode == 75
-
-
 @pytest.mark.parametrize("case", ["nothing", "service", "hook", "thread"])
 def test_a_process_ends_whatever_hangs(case: str) -> None:
     """A hanging service, exit hook or thread of a library would keep it for a thousand seconds."""
-    ended = subprocess.run(
-        [sys.executable, "-c", ENDING, case],
-        cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    ended = run_python(["-c", ENDING, case])
     assert ended.returncode == 75, ended.stderr
-    assert ended.stdout == "said before the end\n"
+    assert ended.stdout == "printed before the end\n"
     if case == "thread":
         assert "ended with code 75 after 1 s of waiting for: of a library" in ended.stderr

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from rainspark.trainer.tracking.services import SERVICES, prepare, ways_to_look
 from rainspark.trainer.tracking.trackers import Trackers
 from tests.conftest import REPOSITORY
 from tests.tracker_server import tracker_server
-from tests.trainer.tracking.tracked import read_back
+from tests.trainer.tracking.tracked import read_back, run_python
 
 LOGGING = """
 import json, logging, sys
@@ -49,12 +48,8 @@ def _log(run: Path, services: list[str], first: int, last: int, resume: int) -> 
     home = run.parent / "home"
     home.mkdir(exist_ok=True)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "MLFLOW", "NEPTUNE"))}
-    words = [str(run), json.dumps(services), str(first), str(last), str(resume)]
-    ended = subprocess.run(
-        [sys.executable, "-c", LOGGING, *words],
-        cwd=folder, env={**clean, "PYTHONPATH": str(REPOSITORY), "HOME": str(home)}, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
+    words = ["-c", LOGGING, str(run), json.dumps(services), str(first), str(last), str(resume)]
+    ended = run_python(words, {**clean, "PYTHONPATH": str(REPOSITORY), "HOME": str(home)}, folder)
     assert ended.returncode == 0, ended.stderr
     assert list(folder.iterdir()) == [], "nothing is written where the run was started"
     assert [path for path in home.rglob("*") if path.is_file()] == []

@@ -16,6 +16,7 @@ from PIL import Image
 
 from rainspark.trainer.settings.tracking import TrackingConfig
 from rainspark.trainer.tracking.trackers import JsonlTracker, TensorBoardTracker, Trackers, open_trackers
+from tests.trainer.tracking.tracked import Remembers
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -28,26 +29,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _picture(path: Path) -> Path:
     Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(path)
     return path
-
-
-class _Remembers:
-    """A sink that keeps what it is given, and fails at a step."""
-
-    def __init__(self, name: str, fails_at: int | None = None) -> None:
-        self.name = name
-        self.fails_at = fails_at
-        self.calls: list[object] = []
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step == self.fails_at:
-            raise RuntimeError("the server is gone")
-        self.calls.append((step, dict(metrics)))
-
-    def image(self, step: int, name: str, path: Path) -> None:
-        self.calls.append((step, name, path))
-
-    def close(self) -> None:
-        self.calls.append("closed")
 
 
 def test_one_strict_json_object_a_line(tmp_path: Path) -> None:
@@ -122,25 +103,25 @@ def test_tensorboard_holds_the_numbers_and_the_picture_and_drops_later_steps(tmp
 
 
 def test_a_failing_sink_is_switched_off_alone_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    good, bad = _Remembers("good"), _Remembers("bad", fails_at=2)
+    good, bad = Remembers("good"), Remembers("bad", fails_at=2)
     trackers = Trackers([bad, good])
     with caplog.at_level(logging.WARNING):
         for step in range(1, 5):
             trackers.log(step, {"loss": 1.0 / step})
         trackers.image(4, "picture", Path("a.png"))
         assert len(caplog.messages) == 1
-        assert caplog.messages[0].startswith("bad was switched off after RuntimeError: the server is gone")
+        assert caplog.messages[0].startswith("bad was switched off after ConnectionError: the server is gone")
         trackers.close()
         assert len(caplog.messages) == 2, "said again at the end"
         trackers.close()
     assert len(caplog.messages) == 2
-    assert trackers.problems == ["bad was switched off after RuntimeError: the server is gone"]
+    assert trackers.problems == ["bad was switched off after ConnectionError: the server is gone"]
     assert bad.calls == [(1, {"loss": 1.0})]
     assert good.calls == [*((s, {"loss": 1.0 / s}) for s in range(1, 5)), (4, "picture", Path("a.png")), "closed"]
 
 
 def test_an_interrupt_is_not_a_failing_sink() -> None:
-    class Interrupted(_Remembers):
+    class Interrupted(Remembers):
         def log(self, step: int, metrics: Mapping[str, float]) -> None:
             raise KeyboardInterrupt(step, metrics)
 

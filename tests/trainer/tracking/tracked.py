@@ -11,8 +11,9 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,44 @@ Points = dict[str, list[list[float]]]
 
 def read_back(run: Path, project: str = "rainspark") -> dict[str, Any]:
     """Read in a process of its own: the libraries keep folders and threads in the one that loads them."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.trainer.tracking.tracked", str(run), project],
-        cwd=REPOSITORY, env={**os.environ, "TRACKIO_DIR": str(run / "trackio")}, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
+    words = ["-m", "tests.trainer.tracking.tracked", str(run), project]
+    ended = run_python(words, {**os.environ, "TRACKIO_DIR": str(run / "trackio")})
     assert ended.returncode == 0, ended.stderr
-    found: dict[str, Any] = json.loads(ended.stdout)
-    return found
+    kept: dict[str, Any] = json.loads(ended.stdout)
+    return kept
+
+
+def run_python(
+    words: list[str], environment: Mapping[str, str] = os.environ, folder: Path = REPOSITORY
+) -> "subprocess.CompletedProcess[str]":
+    """Run Python in a process of its own, in the given folder and environment."""
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+class Remembers:
+    """A sink that keeps what it is given and in which thread, and fails at a step."""
+
+    def __init__(self, name: str = "remembers", fails_at: int | None = None) -> None:
+        self.name = name
+        self.fails_at = fails_at
+        self.calls: list[object] = []
+        self.threads: set[str] = set()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep the metrics."""
+        if step == self.fails_at:
+            raise ConnectionError("the server is gone")
+        self.threads.add(threading.current_thread().name)
+        self.calls.append((step, dict(metrics)))
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Keep the picture."""
+        self.calls.append((step, name, path))
+
+    def close(self) -> None:
+        """Keep that it was closed."""
+        self.calls.append("closed")
 
 
 def _shown(points: Points, parameters: dict[str, Any], pictures: list[str], runs: int) -> dict[str, Any]:
