@@ -144,8 +144,8 @@ class ArchiveConfig:
                 target_frame=self.target_frame,
                 spelt=lambda name: f"data.{name}",
             )
-        except DataError as error:
-            raise ConfigError(str(error)) from error
+        except (ConfigError, DataError) as error:
+            raise ConfigError(str(error).replace("the target frame", "data.target_frame")) from error
         return replace(chosen, spans=spans, sources=() if self.source is None else (self.source,))
 
     def _check_times(self) -> None:

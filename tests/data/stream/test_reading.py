@@ -151,8 +151,8 @@ def test_what_the_first_step_needs_of_every_lane_is_read_first(archive: PackedAr
         for name, start, stop in remote.reads.ranges
     ]
     assert is_needed.count(True) >= LAYOUT.lanes - 1
-    # A reader takes what is there: the first ones may be at work before the last lane has asked.
-    assert False not in is_needed[: is_needed.count(True)]
+    # A reader takes what is there: the other ones may be at work before the last lane has asked.
+    assert is_needed[: is_needed.count(True)].count(False) <= readers - 1
     assert len(is_needed) > is_needed.count(True)
 
 
