@@ -44,7 +44,7 @@ def parse(*words: str) -> FinetuneConfig:
         (["--run.choose_by", "ssim"], r"run\.choose_by.*csi.*ssim"),
         (["--data.crop", "48"], r"data\.crop is 48; a multiple of 32"),
         (["--data.crop", "0"], r"data\.crop is 0; a multiple of 32"),
-        (["--data.target_frame", "24"], r"target frame is 24, outside a window of 24 frames"),
+        (["--data.target_frame", "24"], r"data\.target_frame is 24, outside a window of 24 frames"),
         (["--data.test_share", "1"], r"data\.test_share is 1"),
         (["--data.window", "4"], r"data\.window"),
         (["--optim.layer_decay", "0"], r"optim\.layer_decay is 0"),
