@@ -46,24 +46,18 @@ def _room(module: str, *first: str) -> tuple[Main, str]:
     return run, module
 
 
-def _pretrain(argv: Sequence[str]) -> int:
-    from .trainer.settings.experiment import PretrainConfig
-    from .trainer.settings.parse import parse_config
+def _training(name: str, module: str) -> Main:
+    """Make the sub-command of a training, which reads its settings before it imports torch."""
 
-    config = parse_config(argv, PretrainConfig, prog="rainspark pretrain")
-    from .trainer.training.pretraining import run
+    def run(argv: Sequence[str]) -> int:
+        from .trainer.settings.experiment import TRAININGS
+        from .trainer.settings.parse import parse_config
 
-    _end(lambda: run(config))
+        config = parse_config(argv, TRAININGS[name], prog=f"rainspark {name}")
+        training = importlib.import_module(f".trainer.training.{module}", __package__)
+        _end(lambda: training.run(config))
 
-
-def _finetune(argv: Sequence[str]) -> int:
-    from .trainer.settings.experiment import FinetuneConfig
-    from .trainer.settings.parse import parse_config
-
-    config = parse_config(argv, FinetuneConfig, prog="rainspark finetune")
-    from .trainer.training.finetuning import run
-
-    _end(lambda: run(config))
+    return run
 
 
 def _evaluate(argv: Sequence[str]) -> int:
@@ -101,8 +95,8 @@ COMMANDS: Final = {
     "verify": Command("read every byte of an archive again and list what is wrong", *_room("data.verify")),
     "reshard": Command("write an archive anew: other sizes, several into one", *_room("data.reshard")),
     "storms": Command("make radar files of moving storms, to try things with", *_room("data.sources.synthetic")),
-    "pretrain": Command("pretrain an encoder by masked modelling", _pretrain),
-    "finetune": Command("train a nowcaster", _finetune),
+    "pretrain": Command("pretrain an encoder by masked modelling", _training("pretrain", "pretraining")),
+    "finetune": Command("train a nowcaster", _training("finetune", "finetuning")),
     "evaluate": Command("score nowcasters and baselines, and write a report", _evaluate),
     "forecast": Command("forecast the next hour from the latest radar", _forecast, "trainer.settings.forecast"),
     "checkpoint": Command("list, verify or show the checkpoints of a run", *_room("trainer.checkpoint.__main__")),

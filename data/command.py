@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from .credentials import redact
 from .errors import ConfigError, DataError
@@ -68,6 +68,25 @@ class CommandParser(argparse.ArgumentParser):
             elif action.required:
                 words.append(f"{action.option_strings[-1]} {_words_of(action)}")
         self.usage = " ".join([*words, "[options]"])
+
+
+class StrictParser(CommandParser):
+    """Raises ConfigError for a wrong command line, so that it ends with the exit code of settings."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise ConfigError(f"{message}; --help lists the options")
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """Make the type of an option that takes whole numbers of so much at least."""
+
+    def read(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+        return int(text)
+
+    return read
 
 
 class _HelpLines(argparse.HelpFormatter):

@@ -1,7 +1,7 @@
 """Run the batch step of a training job: start all ranks, forward stop signals, requeue, start again after a crash.
 
 `python -m rainspark.launch.job --home REPOSITORY [--entry pretrain] [OPTIONS] -- WORDS OF THE TRAINING PROGRAM`, by
-`launch/multinode.sh` and `launch/submit.py`. Needs Python and PyYAML, no torch: in a container only the ranks run.
+`launch/multinode.sh` and `launch/submit.py`. Needs no torch: in a container only the ranks run.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from .. import check_tree
-from ..data.command import CommandParser
+from ..data.command import StrictParser, whole_number
 from ..data.errors import ConfigError
 from ..data.exit_codes import ExitCode
 from .launches import (
@@ -88,17 +88,11 @@ class Job:
     mounts: str | None
 
 
-class _Parser(CommandParser):
-    """Raises LaunchError, so that a wrong option ends with the exit code of settings."""
-
-    def error(self, message: str) -> NoReturn:
-        raise LaunchError(f"{message}; --help lists the options")
-
-
-def parser(prog: str) -> argparse.ArgumentParser:
-    """Describe the options that every way to start a job shares; LaunchError where they are wrong."""
-    options = _Parser(prog=prog)
-    options.add_argument("--ranks-per-node", type=int, metavar="N", help="default: one a GPU of the node, else one")
+def make_options(prog: str) -> argparse.ArgumentParser:
+    """Describe the options that every way to start a job shares."""
+    options = StrictParser(prog=prog)
+    ranks_help = "default: one a GPU of the node, else one"
+    options.add_argument("--ranks-per-node", type=whole_number(1), metavar="N", help=ranks_help)
     options.add_argument("--container", metavar="IMAGE", help="run the ranks in this image")
     options.add_argument("--container-runtime", choices=RUNTIMES, help="default: apptainer or singularity, as found")
     options.add_argument("--container-python", metavar="PATH", default="python3", help="the interpreter in the image")
@@ -106,21 +100,24 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return options
 
 
+def check_container(asked: argparse.Namespace) -> None:
+    """Refuse options of a container where there is none."""
+    if asked.container is None and (asked.container_runtime or asked.mounts):
+        raise LaunchError("--container-runtime and --mounts need --container IMAGE")
+
+
 def read_job(argv: Sequence[str]) -> tuple[Job, Allocation]:
     """Read the batch step's command line and its allocation.
 
     Raises:
-        LaunchError: Something is missing or wrong.
+        ConfigError: Something is missing or wrong.
     """
-    options = parser("rainspark.launch.job")
+    options = make_options("rainspark.launch.job")
     options.add_argument("--home", type=Path, required=True)
     options.add_argument("--entry", choices=ENTRIES, default="pretrain")
     own, words = split_words(argv)
     asked = options.parse_args(own)
-    if asked.ranks_per_node is not None and asked.ranks_per_node < 1:
-        raise LaunchError(f"--ranks-per-node is {asked.ranks_per_node}; 1 or more")
-    if asked.container is None and (asked.container_runtime or asked.mounts):
-        raise LaunchError("--container-runtime and --mounts need --container IMAGE")
+    check_container(asked)
     check_tree(asked.home)
 
     allocation = read_allocation(os.environ)

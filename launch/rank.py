@@ -5,7 +5,6 @@ is the rank: signals reach it without a launcher in between.
 """
 
 import os
-import re
 import shutil
 import stat
 import sys
@@ -21,7 +20,6 @@ from .slurm import LaunchError, counts_per_node
 
 # Longer than a start runs where sites limit jobs to a week; what it has built it has loaded long before.
 _KEPT_S: Final = 14 * 24 * 3600.0
-_OF_START: Final = re.compile(r"\d+-\d+-\d+-.+")
 
 
 def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -77,12 +75,8 @@ def _remove_old(own: Path) -> None:
     before = time.time() - _KEPT_S
     with suppress(OSError):
         for folder in list(own.iterdir()):
-            if not _OF_START.fullmatch(folder.name):
-                continue
-            with suppress(OSError):
-                status = folder.lstat()
-                if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and status.st_mtime < before:
-                    shutil.rmtree(folder, ignore_errors=True)
+            if folder.lstat().st_mtime < before:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

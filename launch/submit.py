@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..data.errors import ConfigError
+from ..data.command import run_command, whole_number
 from ..data.exit_codes import ExitCode
-from .job import parser, run_submitted
+from ..trainer.settings.experiment import TRAININGS
+from ..trainer.settings.parse import parse_config
+from .job import check_container, make_options, run_submitted
 from .slurm import LaunchError
 from .words import DEFAULT_CONFIG, ENTRIES, complete, configurations, setting, split_words, with_config
 
@@ -36,9 +38,9 @@ def read_minutes(text: str) -> int:
     match = _TIME.fullmatch(text.strip())
     if match is None:
         raise LaunchError(f"--time is {text!r}; expected HH:MM, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS or minutes")
-    days, first, second, third = (int(part) if part else None for part in match.groups())
+    days, first, second, third = (int(digits) if digits else None for digits in match.groups())
     assert first is not None
-    if any(part is not None and part > 59 for part in (second, third)):
+    if any(number is not None and number > 59 for number in (second, third)):
         raise LaunchError(f"--time is {text!r}; minutes and seconds go to 59")
     if days is None and second is None:
         minutes = first
@@ -49,7 +51,7 @@ def read_minutes(text: str) -> int:
     return minutes
 
 
-def say_minutes(minutes: int) -> str:
+def format_minutes(minutes: int) -> str:
     """Write a time limit so that nobody takes it for another one."""
     days, rest = divmod(minutes, _DAY_MIN)
     parts = [(days, "d"), (rest // 60, "h"), (rest % 60, "min")]
@@ -58,7 +60,7 @@ def say_minutes(minutes: int) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of `rainspark submit`; raises LaunchError for wrong options."""
-    options = parser("rainspark submit")
+    options = make_options("rainspark submit")
     options.description = "Submit a training job to Slurm through Submitit."
     options.epilog = (
         "After -- : [CONFIG] [--key.sub VALUE ...] of the training program; CONFIG of pretrain is "
@@ -67,9 +69,10 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_argument("entry", choices=ENTRIES)
 
     # What is asked of Slurm.
-    options.add_argument("--nodes", type=int, default=1)
-    options.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs a node, each with a rank (default: 0)")
-    options.add_argument("--cpus", type=int, default=None, metavar="N", help="CPUs a rank")
+    options.add_argument("--nodes", type=whole_number(1), default=1, metavar="N")
+    gpus_help = "GPUs a node, each with a rank (default: 0)"
+    options.add_argument("--gpus", type=whole_number(0), default=0, metavar="N", help=gpus_help)
+    options.add_argument("--cpus", type=whole_number(1), default=None, metavar="N", help="CPUs a rank")
     options.add_argument("--mem", default=None, metavar="SIZE", help="memory a node, as 64G")
     options.add_argument("--time", required=True, metavar="HH:MM", help="limit; also D-HH:MM, HH:MM:SS, or minutes")
     for name in ("partition", "account", "qos", "constraint", "reservation"):
@@ -80,7 +83,8 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_argument("--modules", default="", metavar='"A B"', help="environment modules to load")
     options.add_argument("--python", default=None, metavar="PATH", help="of the nodes; default: this one")
     options.add_argument("--folder", type=Path, default=Path("runs/submitted"), help="for the script and the logs")
-    options.add_argument("--signal-s", type=int, default=180, metavar="S", help="warning before the time limit")
+    signal_help = "warning before the time limit"
+    options.add_argument("--signal-s", type=whole_number(1), default=180, metavar="S", help=signal_help)
     options.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
     return options
 
@@ -95,35 +99,11 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     own, words = split_words(sys.argv[1:] if argv is None else argv)
     asked = options.parse_args(own)
     asked.words = words
-    for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("ranks_per_node", 1), ("signal_s", 1)):
-        value = getattr(asked, name)
-        if value is not None and value < least:
-            raise LaunchError(f"--{name.replace('_', '-')} is {value}; {least} or more")
-    if asked.container is None and (asked.container_runtime or asked.mounts):
-        raise LaunchError("--container-runtime and --mounts need --container IMAGE")
+    check_container(asked)
     asked.minutes = read_minutes(asked.time)
     if asked.signal_s >= asked.minutes * 60:
-        raise LaunchError(f"--signal-s {asked.signal_s} is no shorter than --time {say_minutes(asked.minutes)}")
+        raise LaunchError(f"--signal-s {asked.signal_s} is no shorter than --time {format_minutes(asked.minutes)}")
     return asked
-
-
-def check_settings(entry: str, words: Sequence[str]) -> str | None:
-    """Parse the training program's words as it will; where torch is missing, say so instead.
-
-    Raises:
-        LaunchError: It will refuse them.
-    """
-    try:
-        from ..trainer.settings.experiment import FinetuneConfig, PretrainConfig
-        from ..trainer.settings.parse import parse_config
-    except ImportError as error:
-        return f"settings: not checked here ({error}); the job will"
-    kind: Any = PretrainConfig if entry == "pretrain" else FinetuneConfig
-    try:
-        parse_config(words, kind, prog=f"trainer/{entry}.py")
-    except ConfigError as error:
-        raise LaunchError(str(error)) from None
-    return None
 
 
 def job_words(asked: argparse.Namespace, words: Sequence[str]) -> list[str]:
@@ -198,27 +178,26 @@ def make_executor(asked: argparse.Namespace) -> Any:
     return executor
 
 
-def submit(asked: argparse.Namespace, environment: Mapping[str, str]) -> None:
-    """Check, submit, and say where to look.
+def submit(asked: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    """Check, submit, and print where to look; returns 0.
 
     Raises:
-        LaunchError: The settings are wrong, or Slurm refuses the job.
+        ConfigError: The settings are wrong, or Slurm refuses the job.
     """
     # Check everything that can be known before the queue.
     words = with_config(asked.words, asked.entry)
     checked = complete(words, environment, f"{asked.name}-JOBID")
-    if problem := check_settings(asked.entry, checked):
-        sys.stdout.write(f"{problem}\n")
+    parse_config(checked, TRAININGS[asked.entry], prog=f"rainspark {asked.entry}")
     executor = make_executor(asked)
 
     ranks = asked.ranks_per_node or asked.gpus or 1
     sys.stdout.write(
-        f"{asked.entry}: {asked.nodes} node(s), {ranks} rank(s) a node, time limit {say_minutes(asked.minutes)}, "
+        f"{asked.entry}: {asked.nodes} node(s), {ranks} rank(s) a node, time limit {format_minutes(asked.minutes)}, "
         f"warned {asked.signal_s} s before\nrecipe  {', '.join(configurations(words))}\n"
     )
     if asked.dry_run:
         sys.stdout.write(f"{executor.text()}\n# runs: rainspark.launch.job {shlex.join(job_words(asked, words))}\n")
-        return
+        return ExitCode.DONE
 
     try:
         job = executor.submit(run_submitted, job_words(asked, words))
@@ -233,6 +212,7 @@ def submit(asked: argparse.Namespace, environment: Mapping[str, str]) -> None:
         f"stop    scancel {job.job_id}    (saves, ends)\n"
         f"yield   scancel --batch --signal=USR2 {job.job_id}    (saves, requeues)\n"
     )
+    return ExitCode.DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -241,12 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Command line without the program's name.
     """
-    try:
-        submit(read_options(argv), os.environ)
-    except ConfigError as error:
-        sys.stderr.write(f"rainspark submit: {error}\n")
-        return ExitCode.CONFIG
-    return 0
+    return run_command(lambda: submit(read_options(argv), os.environ))
 
 
 if __name__ == "__main__":

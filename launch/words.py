@@ -6,6 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from ..trainer.settings.recipes import find_config
 from .slurm import LaunchError
 
@@ -122,13 +124,6 @@ def setting(words: Sequence[str], key: str) -> str | None:
 
 
 def _in_file(path: Path, key: str) -> str | None:
-    try:
-        import yaml
-    except ImportError:
-        raise LaunchError(
-            f"{path} cannot be read, as the batch step's Python has no PyYAML; install it there, or name one that has "
-            "it: --python PATH"
-        ) from None
     try:
         node: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

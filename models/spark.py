@@ -117,24 +117,30 @@ class SparK(Autoencoder):
 
     def reconstruct(self, output: SparKOutput) -> Tensor:
         """The predicted patches with the moments of the true ones, put together, (b, C, h, w), model space."""
-        return self._unpatchify(output.prediction_blp * output.deviation_bl1 + output.mean_bl1, output.grid_hw)
+        patches_blp = output.prediction_blp * output.deviation_bl1 + output.mean_bl1
+        return unpatchify(patches_blp, self.patch, output.grid_hw)
 
     def _compare(
         self, decoded_bchw: Tensor, frames_bchw: Tensor, valid_bchw: Tensor | None, layout: PatchLayout
     ) -> SparKOutput:
         """Errors against the normalised patches, in float32 at least whatever autocast made of the decoder's output."""
         wide = torch.promote_types(frames_bchw.dtype, torch.float32)
-        target_blp, prediction_blp = self._patchify(frames_bchw.to(wide)), self._patchify(decoded_bchw.to(wide))
+        target_blp = patchify(frames_bchw.to(wide), self.patch)
+        prediction_blp = patchify(decoded_bchw.to(wide), self.patch)
         visible_bl = layout.slot_bl < layout.num_packed
-        valid_blp = None if valid_bchw is None else self._patchify(valid_bchw.to(wide))
+
+        # The target is normalised by the moments of its own valid pixels: SparK learns texture, not amount.
+        valid_blp = None if valid_bchw is None else patchify(valid_bchw.to(wide), self.patch)
         mean_bl1, deviation_bl1 = patch_moments(target_blp, valid_blp, self.target_eps)
         squared_blp = (prediction_blp - (target_blp - mean_bl1) / deviation_bl1).square()
+
         if valid_bchw is None or valid_blp is None:
             error_bl = squared_blp.mean(-1)
             counted_bl = torch.ones_like(visible_bl)
         else:
             error_bl = (squared_blp * valid_blp).sum(-1) / valid_blp.sum(-1).clamp_min(1.0)
             counted_bl = counted_patches(valid_bchw, self.patch)
+
         return SparKOutput(
             error_bl=error_bl,
             counted_bl=counted_bl,
@@ -144,12 +150,6 @@ class SparK(Autoencoder):
             deviation_bl1=deviation_bl1,
             grid_hw=layout.grid_hw,
         )
-
-    def _patchify(self, image_bchw: Tensor) -> Tensor:
-        return patchify(image_bchw, self.patch)
-
-    def _unpatchify(self, patches_blp: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-        return unpatchify(patches_blp, self.patch, grid_hw)
 
 
 def counted_patches(valid_bchw: Mask, patch: int = PATCH) -> Mask:

@@ -1,7 +1,6 @@
 """A server of trackers with faults: it answers late, never, or with an error; where it answers, it is MLflow's API."""
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -92,11 +91,3 @@ def tracker_server(fault: Fault) -> Iterator[TrackerServer]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-if __name__ == "__main__":
-    # For benchmarks: a process of its own, so that its work is not the measured one's.
-    with tracker_server(sys.argv[1]) as serving:  # type: ignore[arg-type]
-        sys.stdout.write(f"{serving.url}\n")
-        sys.stdout.flush()
-        sys.stdin.read()

@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
-from ...data.command import CommandParser
+from ...data.command import StrictParser, run_command, whole_number
 from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 from . import batches, data, disk, machine, memory, second_place
@@ -23,34 +23,19 @@ LEAD_S: Final = 180.0
 """Seconds of warning before the time limit that launch/multinode.sh and `rainspark submit` ask for."""
 
 
-class _Parser(CommandParser):
-    """Ends with the code of bad settings."""
-
-    def error(self, message: str) -> NoReturn:
-        """Report what is wrong and end."""
-        sys.stderr.write(f"settings: {message}\n")
-        raise SystemExit(ExitCode.CONFIG)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of `rainspark doctor`."""
-    parser = _Parser(prog="rainspark doctor", description=__doc__)
+    parser = StrictParser(prog="rainspark doctor", description=__doc__)
     parser.add_argument("--entry", choices=("pretrain", "finetune"), default="pretrain", help="what will be trained")
-    parser.add_argument("--nodes", type=_count, metavar="INT", default=1, help="nodes of the job (1)")
-    parser.add_argument("--ranks-per-node", type=_count, metavar="INT", default=1, help="ranks on each (1)")
+    parser.add_argument("--nodes", type=whole_number(1), metavar="INT", default=1, help="nodes of the job (1)")
+    parser.add_argument("--ranks-per-node", type=whole_number(1), metavar="INT", default=1, help="ranks on each (1)")
     signal_help = f"seconds from the stop signal to the end of the job ({LEAD_S:g})"
     parser.add_argument("--time-signal-s", type=_amount, metavar="FLOAT", default=LEAD_S, help=signal_help)
     sample_help = "sequences that are read, verified and decoded (16)"
-    parser.add_argument("--sample", type=_count, metavar="INT", default=16, help=sample_help)
+    parser.add_argument("--sample", type=whole_number(1), metavar="INT", default=16, help=sample_help)
     memory_help = "memory of a GPU of the job, where this machine has none"
     parser.add_argument("--device-memory-gb", type=_amount, metavar="FLOAT", help=memory_help)
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
 
 
 def _amount(text: str) -> float:
@@ -94,14 +79,12 @@ def examine(job: Job) -> Iterator[Finding]:
 
 
 def _findings(argv: Sequence[str], options: argparse.Namespace) -> Iterator[Finding]:
-    from ...trainer.settings.experiment import FinetuneConfig, PretrainConfig
+    from ...trainer.settings.experiment import TRAININGS
     from ...trainer.settings.parse import parse_config
 
     # The settings are read as the training program does, with all its checks across them.
-    kind: type[PretrainConfig] | type[FinetuneConfig]
-    kind = FinetuneConfig if options.entry == "finetune" else PretrainConfig
     try:
-        config: PretrainConfig | FinetuneConfig = parse_config(argv, kind, prog="rainspark doctor")
+        config = parse_config(argv, TRAININGS[options.entry], prog="rainspark doctor")
     except ConfigError as error:
         yield fail("settings", str(error), ExitCode.CONFIG)
         return
@@ -124,22 +107,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Command line without the program's name; None: this process'.
     """
-    parser = make_parser()
     # torch's profiler, by which activations are measured, writes to standard error how it starts.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    options, rest = parser.parse_known_args(argv)
-    try:
-        return _report(_findings(rest, options))
-    except ModuleNotFoundError as error:
-        parser.error(f"{error.name} is not installed in {sys.executable}: run make, then . .venv/bin/activate")
+    return run_command(lambda: _examine_and_report(argv))
 
 
-def _report(findings: Iterator[Finding]) -> int:
+def _examine_and_report(argv: Sequence[str] | None) -> int:
     """Write the findings as they come, and what they come to; returns the exit code."""
     from ...data.frames import printable
 
+    options, rest = make_parser().parse_known_args(argv)
     reported = []
-    for finding in findings:
+    for finding in _findings(rest, options):
         reported.append(finding)
         sys.stdout.write(f"{printable(str(finding))}\n")
         sys.stdout.flush()

@@ -19,7 +19,7 @@ def check_archive(job: Job, known: Known) -> Iterator[Finding]:
     from ...trainer.training.windows import open_windows
 
     try:
-        windows = open_windows(job.config.data, window_of(job))
+        windows = open_windows(job.config.data, job.config.window)
     except ConfigError as error:
         yield fail("shards", str(error), ExitCode.CONFIG)
         return
@@ -35,16 +35,6 @@ def check_archive(job: Job, known: Known) -> Iterator[Finding]:
         return
     known.windows = windows
     yield ok("split", f"{number(len(windows.train), 'window')} to train on, {len(windows.held_out or ())} held out")
-
-
-def window_of(job: Job) -> int:
-    """Give the frames of a window."""
-    from ...trainer.settings.experiment import FinetuneConfig
-
-    config = job.config
-    if isinstance(config, FinetuneConfig):
-        return config.model.frames_in + config.model.frames_out
-    return config.data.window
 
 
 def _unfit(job: Job, rows: int, cols: int) -> Finding | None:

@@ -36,8 +36,7 @@ def model_size(job: Job) -> "ModelSize":
     """Count the model without building its weights."""
     import torch
 
-    from ...data.units import ModelSpace
-    from ...trainer.forecasting.build import build_nowcaster
+    from ...trainer.forecasting.build import build_nowcaster, model_space
     from ...trainer.settings.experiment import FinetuneConfig
     from ...trainer.training.pretrain_task import build_spark
     from .memory_formula import size_of
@@ -45,9 +44,7 @@ def model_size(job: Job) -> "ModelSize":
     config = job.config
     with torch.device("meta"):
         if isinstance(config, FinetuneConfig):
-            space = config.model.space
-            model_space = ModelSpace(kind=space.kind, scale_mmh=space.scale_mmh, clip_mmh=space.clip_mmh)
-            return size_of(build_nowcaster(config.model, model_space))
+            return size_of(build_nowcaster(config.model, model_space(config.model)))
         return size_of(build_spark(config))
 
 

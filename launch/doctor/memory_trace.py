@@ -111,20 +111,17 @@ def measure_activations(config: TrainingConfig, index: Index) -> Activations:
     """
     model: nn.Module
     task: Task
-    stated = config.model.space
-    space = ModelSpace(kind=stated.kind, scale_mmh=stated.scale_mmh, clip_mmh=stated.clip_mmh)
+    space = ModelSpace(**vars(config.model.space))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if isinstance(config, FinetuneConfig):
             nowcaster = build_nowcaster(config.model, space)
             model = nowcaster
             task = build_nowcast_task(config, nowcaster, space)
-            window = config.model.frames_in + config.model.frames_out
         else:
             spark = build_spark(config)
             model = spark
             task = build_pretrain_task(config, spark, space, index)
-            window = config.data.window
     if config.engine.precision == "fp64":
         model = model.double()
 
@@ -138,7 +135,7 @@ def measure_activations(config: TrainingConfig, index: Index) -> Activations:
     dtype = torch.bfloat16 if dtype is torch.float16 else dtype
     forward = Forward(model.train(), device_type="cpu", dtype=dtype, channels_last=config.engine.channels_last)
     # The first run makes what libraries keep, and does not count.
-    _, peak_one, peak_two = (_peak(forward, task, _batch(index, windows, window)) for windows in (1, 1, 2))
+    _, peak_one, peak_two = (_peak(forward, task, _batch(index, windows, config.window)) for windows in (1, 1, 2))
     per_window = max(peak_two - peak_one, 1)
     return Activations(fixed=max(peak_one - per_window, 0), per_window=per_window)
 

@@ -43,7 +43,7 @@ ROUNDS = 3
 # Few and short: an archive that is read in seconds has to hold many blocks a lane, as a real one does.
 LANES, BLOCK_BYTES = 4, 6 * MIB
 # How windows are read, and in how many passes; None: as many as the table asks for.
-WAYS = {"folder": None, "folder, busy line": None, "store": None, "store, cold cache": 1, "store, warm cache": None}
+WAYS = {"folder": None, "store": None, "store, cold cache": 1, "store, warm cache": None}
 LINE_BYTES, LINE_SLACK_S = 1 << 18, 0.005
 
 
@@ -96,29 +96,9 @@ def line(port: int, target_port: int, bytes_per_s: float, round_trip_s: float) -
                 threading.Thread(target=run, args=(passing, source, to), daemon=True).start()
 
 
-class Clocks:
-    """Seconds of processor time of the server, the line and this process since it was made."""
-
-    def __init__(self, server: int, line: int) -> None:
-        self._pids = (server, line)
-        self._before = self._now()
-
-    def _now(self) -> list[float]:
-        seconds = []
-        for pid in self._pids:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            seconds.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
-        return [*seconds, time.process_time()]
-
-    def shares(self, wall_s: float) -> str:
-        """Write how many cores each of them used since then."""
-        used = [(now - before) / wall_s for now, before in zip(self._now(), self._before, strict=True)]
-        return "/".join(f"{cores:.2f}" for cores in used)
-
-
 @contextmanager
-def served(folder: Path, mb_per_s: float, round_trip_ms: float) -> Iterator[tuple[str, Callable[[], Clocks]]]:
-    """Start the server and the line before it; give the line's address and what starts clocks.
+def served(folder: Path, mb_per_s: float, round_trip_ms: float) -> Iterator[str]:
+    """Start the server and the line before it; give the line's address.
 
     The client's environment is set to the server itself.
     """
@@ -139,8 +119,7 @@ def served(folder: Path, mb_per_s: float, round_trip_ms: float) -> Iterator[tupl
                 "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
                 "AWS_DEFAULT_REGION": "us-east-1",
             }
-            server_pid = int((folder / "pid").read_text().split()[0])
-            yield f"http://127.0.0.1:{line_port}", lambda: Clocks(server_pid, process.pid)
+            yield f"http://127.0.0.1:{line_port}"
         finally:
             process.kill()
             subprocess.run([tools / "s3_down.sh", folder], check=False, capture_output=True)
@@ -201,30 +180,25 @@ def read_verified(storage: Any, index: Index, range_bytes: int) -> float:
     return time.perf_counter() - began
 
 
-def print_shares(storage: Storage, index: Index, start_clocks: Callable[[], Clocks]) -> float:
+def print_shares(storage: Storage, index: Index) -> float:
     """Compare fetch and verify with the client alone, by turns; give our bytes a second.
 
-    The share is of the best of each, the median of the turns' ratios; cores are those of our last turn.
+    The share is of the best of each, the median that of the turns' ratios.
     """
-    print(
-        f"{'ranges':14}{'requests':>9}{'MB each':>9}{'client MB/s':>13}{'ours MB/s':>11}{'share':>7}{'median':>8}"
-        f"{'cores: server/line/client':>27}"
-    )
+    print(f"{'ranges':14}{'requests':>9}{'MB each':>9}{'client MB/s':>13}{'ours MB/s':>11}{'share':>7}{'median':>8}")
     rate = 0.0
     for range_mib in RANGES_MIB:
-        raw, ours, noted, cores = [], [], Noted(storage), ""
+        raw, ours, noted = [], [], Noted(storage)
         for _ in range(ROUNDS):
             noted = Noted(storage)
-            clocks = start_clocks()
             ours.append(read_verified(noted, index, range_mib * MIB))
-            cores = clocks.shares(ours[-1])
             raw.append(read_raw(noted.ranges, STORE_READERS))
         total = sum(stop - start for _, start, stop in noted.ranges)
         name = f"{range_mib} MiB" if range_mib else "a sequence"
         best, client = total / min(ours), total / min(raw)
         print(
             f"{name:14}{len(noted.ranges):9}{total / len(noted.ranges) / MB:9.1f}{client / MB:13.1f}{best / MB:11.1f}"
-            f"{best / client:7.2f}{median(there / here for here, there in zip(ours, raw, strict=True)):8.2f}{cores:>27}"
+            f"{best / client:7.2f}{median(there / here for here, there in zip(ours, raw, strict=True)):8.2f}"
         )
         if range_mib * MIB == RANGE_BYTES:
             rate = best
@@ -252,74 +226,39 @@ def cached(storage: Storage, index: Index, folder: Path) -> Storage:
     return CachedStorage(storage, folder, 10**12, files)
 
 
-@contextmanager
-def busy_line(index: Index) -> Iterator[None]:
-    """Have another process read the shards over the line meanwhile: server, line and client take their share."""
-    shards = [f"{shard.name}={shard.num_bytes}" for shard in index.shards]
-    command = [sys.executable, "-m", "tests.bench.storage", "--drain", *shards]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            yield
-        finally:
-            process.kill()
-
-
-def drain(shards: Sequence[str]) -> None:
-    """Read shards by the client alone, again and again, until the process is ended."""
-    sizes = [(name, int(size)) for name, _, size in (shard.partition("=") for shard in shards)]
-    ranges = [(name, at, min(at + RANGE_BYTES, size)) for name, size in sizes for at in range(0, size, RANGE_BYTES)]
-    sys.stdout.write("reading\n")
-    sys.stdout.flush()
-    while True:
-        read_raw(ranges, STORE_READERS)
-
-
-def print_windows(
-    archive: PackedArchive, url: str, rate: float, threads: int, folder: Path, start_clocks: Callable[[], Clocks]
-) -> None:
+def print_windows(archive: PackedArchive, url: str, rate: float, threads: int, folder: Path) -> None:
     """Compare store, cold and warm cache, and folder, where every window is read and where few of each sequence are.
 
     By turns, and the median of each turn's ratio: the machine is shared. A store's is to the slower of the line and of
-    a folder that is read while another process is busy with the line: on a small machine they share its cores.
+    the folder.
     """
     index = archive.index
     whole = select_windows(index, Selection(window=WINDOW))
-    print(
-        f"\n{'':44}{'windows/s':>10}{'requests':>9}{'MB read':>9}{'MB sent':>9}{'cores: server/line/client':>27}"
-        f"{'median':>8}"
-    )
+    print(f"\n{'':44}{'windows/s':>10}{'requests':>9}{'MB read':>9}{'MB sent':>9}{'median':>8}")
     for label, table, epochs in (("every start", whole, 1), ("few of each sequence", sparse(whole, 1), 2)):
-        found: dict[str, list[tuple[float, dict[str, float], str]]] = {name: [] for name in WAYS}
+        results: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in WAYS}
         for turn in range(ROUNDS):
-            place = folder / f"cache-{epochs}-{turn}"
+            cache = folder / f"cache-{epochs}-{turn}"
             for name, passes in WAYS.items():
                 with ExitStack() as opened:
                     storage: Storage = archive.storage
-                    if not name.startswith("folder"):
+                    if name != "folder":
                         storage = opened.enter_context(closing(open_storage(url)))
                     if name.endswith("cache"):
-                        storage = cached(storage, index, place)
-                    if name.endswith("busy line"):
-                        opened.enter_context(busy_line(index))
-                    clocks, began = start_clocks(), time.perf_counter()
-                    result = windows_per_s(storage, index, table, threads, passes or epochs)
-                    found[name].append((*result, clocks.shares(time.perf_counter() - began)))
+                        storage = cached(storage, index, cache)
+                    results[name].append(windows_per_s(storage, index, table, threads, passes or epochs))
+
         for name in WAYS:
-            best = max(found[name], key=lambda one: one[0])
+            best, stats = max(results[name], key=lambda result: result[0])
             ratios = []
-            for turn, (windows, stats, _) in enumerate(found[name]):
-                local, busy = found["folder"][turn][0], found["folder, busy line"][turn][0]
-                line_rate = rate * stats["windows"] / stats["bytes_read"]
-                ratios.append(windows / (min(busy, line_rate) if name == "store" else local))
-            print_row(f"{label}: {name}", *best, median(ratios), "of the slower" if name == "store" else "of folder")
-
-
-def print_row(name: str, found: float, stats: dict[str, float], cores: str, share: float, of: str) -> None:
-    """Print one way of reading."""
-    moved = (stats["bytes_read"] / MB, stats["store_bytes_read"] / MB if "store" in name else 0.0)
-    print(f"{name:44}{found:10.0f}{stats['requests']:9.0f}{moved[0]:9.0f}{moved[1]:9.0f}{cores:>27}{share:8.2f} {of}")
+            for (windows, counts), (local, _) in zip(results[name], results["folder"], strict=True):
+                line_rate = rate * counts["windows"] / counts["bytes_read"]
+                ratios.append(windows / (min(local, line_rate) if name == "store" else local))
+            sent = stats["store_bytes_read"] / MB if "store" in name else 0.0
+            print(
+                f"{f'{label}: {name}':44}{best:10.0f}{stats['requests']:9.0f}{stats['bytes_read'] / MB:9.0f}{sent:9.0f}"
+                f"{median(ratios):8.2f} {'of the slower' if name == 'store' else 'of folder'}"
+            )
 
 
 def main() -> None:
@@ -327,9 +266,6 @@ def main() -> None:
     if sys.argv[1:2] == ["--line"]:
         port, target, bytes_per_s, round_trip_s = sys.argv[2:]
         line(int(port), int(target), float(bytes_per_s), float(round_trip_s))
-        return
-    if sys.argv[1:2] == ["--drain"]:
-        drain(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--knmi", type=Path, help="folder of real KNMI files instead of synthetic storms")
@@ -353,10 +289,7 @@ def main() -> None:
         total = sum(shard.num_bytes for shard in archive.index.shards)
         print(f"{len(archive.index.sequences)} sequences, {total / MB:.0f} MB; a line of {options.mb_per_s:g} MB/s, "
               f"{options.round_trip_ms:g} ms; {STORE_READERS} readers")  # fmt: skip
-        with served(folder / "s3", options.mb_per_s, options.round_trip_ms) as (
-            line_url,
-            start_clocks,
-        ):
+        with served(folder / "s3", options.mb_per_s, options.round_trip_ms) as line_url:
             with closing(open_storage("s3://bench/shards")) as direct:
                 for path in sorted(archive.folder.iterdir()):
                     direct.write(path.name, path.read_bytes())
@@ -364,9 +297,9 @@ def main() -> None:
             rate = options.mb_per_s * MB
             if options.only != "windows":
                 with closing(open_storage("s3://bench/shards")) as storage:
-                    rate = print_shares(storage, archive.index, start_clocks)
+                    rate = print_shares(storage, archive.index)
             if options.only != "raw":
-                print_windows(archive, "s3://bench/shards", rate, options.threads, folder, start_clocks)
+                print_windows(archive, "s3://bench/shards", rate, options.threads, folder)
 
 
 if __name__ == "__main__":

@@ -305,7 +305,7 @@ def test_outside_of_slurm_it_says_what_to_do(
         monkeypatch.delenv(name)
     for words in (["--ranks-per-node", "0"], ["--mounts", "/a:/a"], [], ["--entry", "evaluate"]):
         assert main(["--home", str(REPOSITORY), *words, "--", "x.yaml"]) == 3
-    assert "--ranks-per-node is 0; 1 or more" in caplog.text
+    assert "--ranks-per-node: '0' is no whole number of 1 or more" in caplog.text
     assert "need --container IMAGE" in caplog.text
     assert "--entry: invalid choice: 'evaluate'" in caplog.text
     assert "SLURM_JOB_ID and SLURM_JOB_NODELIST are not set" in caplog.text

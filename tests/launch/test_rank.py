@@ -98,7 +98,7 @@ def test_what_starts_of_weeks_ago_have_built_is_removed(tmp_path: Path, monkeypa
     own, elsewhere = current.parent, tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "kept").touch()
-    for name in ("1-0-0-node1", "2-0-0-node1", "mine"):
+    for name in ("1-0-0-node1", "2-0-0-node1"):
         (own / name / "fused").mkdir(parents=True)
         (own / name / "link").symlink_to(elsewhere)
         (own / name / "fused" / "lock").touch()
@@ -112,7 +112,7 @@ def test_what_starts_of_weeks_ago_have_built_is_removed(tmp_path: Path, monkeypa
     os.utime(current)
     extensions_folder({**TASK, "SLURM_LOCALID": "0"})
     left = {path.name for path in own.iterdir()}
-    assert left == {current.name, "2-0-0-node1", "mine", "3-0-0-node1", "4-0-0-node1"}
+    assert left == {current.name, "2-0-0-node1", "3-0-0-node1", "4-0-0-node1"}
     assert (elsewhere / "kept").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from rainspark.launch.job import run_submitted
 from rainspark.launch.slurm import LaunchError
-from rainspark.launch.submit import job_words, main, read_minutes, read_options, say_minutes
+from rainspark.launch.submit import format_minutes, job_words, main, read_minutes, read_options
 from tests.conftest import REPOSITORY
 
 BASE = ["pretrain", "--time", "24:00"]
@@ -28,7 +28,7 @@ WORDS = ["--", "--config", "configs/pretrain_resnet50.yaml", "--data.shards", "s
 )  # fmt: skip
 def test_time_limits(text: str, minutes: int, said: str) -> None:
     assert read_minutes(text) == minutes
-    assert say_minutes(minutes) == said
+    assert format_minutes(minutes) == said
 
 
 @pytest.mark.parametrize("text", ["", "0", "00:00", "1:60", "1:00:60", "1h", "1-", "-5", "1:2:3:4", "UNLIMITED"])
@@ -80,8 +80,8 @@ def test_the_batch_step_gets_the_options_of_the_ranks(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([*BASE, "--nodes", "0", *WORDS], "--nodes is 0; 1 or more"),
-        ([*BASE, "--gpus", "-1", *WORDS], "--gpus is -1; 0 or more"),
+        ([*BASE, "--nodes", "0", *WORDS], "--nodes: '0' is no whole number of 1 or more"),
+        ([*BASE, "--gpus", "-1", *WORDS], "--gpus: '-1' is no whole number of 0 or more"),
         (["pretrain", "--time", "0:02", *WORDS], "--signal-s 180 is no shorter than --time 2 min"),
         ([*BASE, "--mounts", "/a:/a", *WORDS], "need --container IMAGE"),
         (["pretrain", *WORDS], "arguments are required: --time; --help lists the options"),
@@ -125,14 +125,6 @@ def test_without_slurm_or_submitit_it_says_what_to_do(
     monkeypatch.setitem(sys.modules, "submitit.slurm.slurm", None)
     assert main([*BASE, *WORDS]) == 3
     assert "pip install -e '.[slurm]'" in capsys.readouterr().err
-
-
-def test_where_torch_is_missing_the_settings_are_left_to_the_job(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("submitit")
-    monkeypatch.setitem(sys.modules, "rainspark.trainer.settings.parse", None)
-    assert "settings: not checked here" in dry_run(capsys, *BASE, *WORDS)
 
 
 def test_what_submitit_carries_is_a_name_and_words() -> None:

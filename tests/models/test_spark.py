@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rainspark.models.encoder import build_encoder
+from rainspark.models.patches import patchify, unpatchify
 from rainspark.models.spark import Loss, SparK, SparKOutput, counted_patches, num_terms
 from tests.models.drawing import draw, draw_positions, relative, shake
 
@@ -57,7 +58,7 @@ def test_missing_pixels_leave_statistics_and_errors(loss: Loss) -> None:
     frames = torch.where(valid, draw(2, 2, 64, 96).abs(), 0.0)
     visible_bv = draw_positions(2, (2, 3), 0.5)
     output = model(frames, visible_bv, valid)
-    decoded = model._unpatchify(output.prediction_blp, output.grid_hw).detach()
+    decoded = unpatchify(output.prediction_blp, model.patch, output.grid_hw).detach()
     errors, counted = _slow_errors(frames, valid, decoded, 1e-4)
     assert output.counted_bl.flatten().tolist() == counted
     assert counted[:2] == [False, True]
@@ -94,14 +95,14 @@ def test_uncounted_patches_do_not_enter_even_when_not_finite() -> None:
 def test_perfect_prediction_reconstructs_the_frames() -> None:
     model, frames = _model(), draw(2, 2, 64, 96)
     output = model(frames, draw_positions(2, (2, 3), 0.5))
-    target = (model._patchify(frames) - output.mean_bl1) / output.deviation_bl1
+    target = (patchify(frames, model.patch) - output.mean_bl1) / output.deviation_bl1
     fields = {name: getattr(output, name) for name in SparKOutput.__dataclass_fields__}
     assert relative(model.reconstruct(SparKOutput(**(fields | {"prediction_blp": target}))), frames) < 1e-12
 
 
 def test_order_of_values_in_a_patch_is_row_column_channel() -> None:
     model, frames = _model(), draw(1, 2, 64, 96)
-    assert torch.equal(model._patchify(frames)[0, 4, (5 * 32 + 7) * 2 + 1], frames[0, 1, 32 + 5, 32 + 7])
+    assert torch.equal(patchify(frames, model.patch)[0, 4, (5 * 32 + 7) * 2 + 1], frames[0, 1, 32 + 5, 32 + 7])
 
 
 def test_a_patch_may_be_a_multiple_of_the_stride() -> None:
@@ -109,12 +110,8 @@ def test_a_patch_may_be_a_multiple_of_the_stride() -> None:
     coarse, fine = _model(patch=64).eval(), _model().eval()
     frames = draw(1, 2, 64, 128)
     one, four = coarse(frames, torch.tensor([[1]])), fine(frames, torch.tensor([[2, 3, 6, 7]]))
-    assert (
-        relative(
-            coarse._unpatchify(one.prediction_blp, one.grid_hw), fine._unpatchify(four.prediction_blp, four.grid_hw)
-        )
-        < 1e-9
-    )
+    whole, parts = (unpatchify(out.prediction_blp, p, out.grid_hw) for out, p in ((one, 64), (four, 32)))
+    assert relative(whole, parts) < 1e-9
 
 
 def test_bfloat16_autocast_compares_in_float32() -> None:

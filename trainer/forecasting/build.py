@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def model_space(config: NowcastConfig) -> ModelSpace:
     """Give the space that the settings describe."""
-    return ModelSpace(kind=config.space.kind, scale_mmh=config.space.scale_mmh, clip_mmh=config.space.clip_mmh)
+    return ModelSpace(**vars(config.space))
 
 
 def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> "Nowcaster | SmaAtUNet":

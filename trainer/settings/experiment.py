@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ...data.errors import ConfigError
 from .data import DataConfig, NowcastDataConfig
@@ -44,6 +44,11 @@ class PretrainConfig:
         """Check what concerns several fields, and that every number is one."""
         _check_together(self)
 
+    @property
+    def window(self) -> int:
+        """Count the frames of a window."""
+        return self.data.window
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
@@ -74,7 +79,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         """Check what concerns several fields, and that every number is one."""
         _check_together(self)
-        self.data.selection(self.model.frames_in + self.model.frames_out)
+        self.data.selection(self.window)
         model = self.model
         if self.optim.layer_decay != 1 and (model.name == "smaat_unet" or model.freeze in ("encoder", "both")):
             why = "model.name is smaat_unet" if model.name == "smaat_unet" else f"model.freeze is {model.freeze}"
@@ -83,8 +88,15 @@ class FinetuneConfig:
                 "leave it out"
             )
 
+    @property
+    def window(self) -> int:
+        """Count the frames of a window: the past and the forecast."""
+        return self.model.frames_in + self.model.frames_out
+
 
 TrainingConfig = PretrainConfig | FinetuneConfig
+TRAININGS: Final[dict[str, type[TrainingConfig]]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+"""The settings of each command that trains."""
 
 
 def _check_together(config: TrainingConfig) -> None:

@@ -55,7 +55,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
 
     def __init__(self, config: FinetuneConfig, engine: Engine, stop: StopSignal) -> None:
         self.best: tuple[int, float] | None = None
-        super().__init__(config, engine, stop, window=config.model.frames_in + config.model.frames_out)
+        super().__init__(config, engine, stop)
 
     def build_model(self) -> Nowcaster | SmaAtUNet:
         """Build the nowcaster."""

@@ -7,8 +7,6 @@ from pathlib import Path
 from ...data.exit_codes import ExitCode
 from ...models.spark import SparK
 from ...models.weights.transfer import InitReport, init_from
-from ..engine.engine import Engine
-from ..processes.entry import StopSignal
 from ..settings.experiment import PretrainConfig
 from ..settings.parse import parse_config
 from .pretrain_held_out import PretrainHeldOut
@@ -27,9 +25,6 @@ class Pretraining(TrainingRun[PretrainConfig]):
 
     model: SparK
     task: PretrainTask
-
-    def __init__(self, config: PretrainConfig, engine: Engine, stop: StopSignal) -> None:
-        super().__init__(config, engine, stop, window=config.data.window)
 
     def build_model(self) -> SparK:
         """Build SparK."""

@@ -49,14 +49,12 @@ class TrainingRun(ABC, Generic[_Config]):
         config: The run.
         engine: Started processes.
         stop: Returns whether this rank was asked to stop.
-        window: Frames a window.
     """
 
-    def __init__(self, config: _Config, engine: Engine, stop: StopSignal, *, window: int) -> None:
+    def __init__(self, config: _Config, engine: Engine, stop: StopSignal) -> None:
         self.config: _Config = config
         self.engine = engine
         self.stop = stop
-        self.window = window
         self.folder = Path(config.run.dir)
         self.windows, self.stream = on_all_ranks(engine, self._open_data)
 
@@ -122,7 +120,7 @@ class TrainingRun(ABC, Generic[_Config]):
     def _open_data(self) -> tuple[Windows, Stream]:
         config, engine = self.config, self.engine
         check_name(self.folder)
-        windows = open_windows(config.data, self.window)
+        windows = open_windows(config.data, config.window)
         self.check_frames(windows.index)
         stream = open_stream(
             windows,
@@ -194,7 +192,7 @@ class TrainingRun(ABC, Generic[_Config]):
             device=device_name(self.engine.device),
             processes=self.engine.world_size,
             started_s=self.engine.started_s,
-            window=self.window,
+            window=self.config.window,
             num_windows=len(windows.train),
             num_held_out=len(windows.held_out or ()),
             steps_per_epoch=self.stream.steps_per_epoch,

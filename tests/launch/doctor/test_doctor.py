@@ -164,33 +164,17 @@ def test_settings_that_are_wrong_are_one_line(
 def test_options_out_of_their_range_end_with_the_code_of_settings(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        doctor.main(words)
-    assert ended.value.code == ExitCode.CONFIG
+    assert doctor.main(words) == ExitCode.CONFIG
     assert capsys.readouterr().err.startswith("settings: ")
 
 
 def test_its_own_options_are_read_before_torch() -> None:
     code = (
         "import sys\nfrom rainspark.launch.doctor import __main__ as doctor\n"
-        "try:\n    doctor.main(['--nodes', '0'])\n"
-        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
+        "print(doctor.main(['--nodes', '0']), 'torch' in sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["3", "False"]
-
-
-def test_a_python_without_the_packages_is_one_line(tmp_path: Path) -> None:
-    """As outside the virtual environment."""
-    code = (
-        "import sys\nsys.modules['jsonargparse'] = None\nfrom rainspark.launch.doctor import __main__ as doctor\n"
-        "sys.exit(doctor.main(['--data.shards', 'x', '--run.dir', 'y']))"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ended.returncode == ExitCode.CONFIG
-    assert ended.stderr == (
-        f"settings: jsonargparse is not installed in {sys.executable}: run make, then . .venv/bin/activate\n"
-    )
 
 
 def test_nothing_foreign_stands_between_the_findings(shards: Path, tmp_path: Path) -> None:
