@@ -33,7 +33,6 @@ from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.settings.experiment import PretrainConfig
 from rainspark.trainer.settings.parse import parse_config
-from rainspark.trainer.verification.rows import Rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS_A_SAMPLE = 40
@@ -155,7 +154,6 @@ READERS: dict[str, Callable[[Path], object]] = {
     "override": read_override,
     "weights": read_weights,
     "checkpoint": load,
-    "scores": Rows.load,
 }
 REFUSALS = (DataError, ConfigError, CheckpointError)
 

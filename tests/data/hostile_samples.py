@@ -102,10 +102,6 @@ def pickles(make: Maker) -> None:
     torch.save({"a": Bomb(make.canary)}, old, _use_new_zipfile_serialization=False)
     make.file("old torch file with code", "weights", "w.pt", old.getvalue())
     make.file("pickle as yaml, config", "config", "c.yaml", make.payload)
-    make.file("pickle as npz, scores", "scores", "rows.npz", make.payload)
-    objects = io.BytesIO()
-    np.savez(objects, schema=np.array([Bomb(make.canary)], object))
-    make.file("npz of objects, scores", "scores", "rows.npz", objects.getvalue())
     buffer = io.BytesIO()
     np.save(buffer, np.array([Bomb(make.canary)], object))
     make.file("npy of objects, knmi", "knmi", f"{NAME}.npy", buffer.getvalue())
@@ -171,12 +167,6 @@ def archives(make: Maker, frame: bytes) -> None:
         "year.zip",
         bomb.getvalue().replace(struct.pack("<I", 320 * 2**20), struct.pack("<I", 4000)),
     )
-    scores = io.BytesIO()
-    with zipfile.ZipFile(scores, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
-        head = io.BytesIO()
-        np.lib.format.write_array_header_1_0(head, {"descr": "<f8", "fortran_order": False, "shape": (2**40,)})
-        file.writestr("schema.npy", head.getvalue())
-    make.file("npz that claims a terabyte, scores", "scores", "rows.npz", scores.getvalue())
 
 
 def hdf5(make: Maker) -> None:
@@ -435,7 +425,6 @@ def good_ones(make: Maker) -> None:
     saved = io.BytesIO()
     torch.save({"a": torch.zeros(2)}, saved)
     make.file("other weights", "weights", "w.pth", saved.getvalue(), "good")
-    make.file("no scores", "scores", "rows.npz", b"", "good")
     make.file("no checkpoint", "checkpoint", "x", b"", "good")
 
 

@@ -16,7 +16,9 @@ from rainspark.data.exit_codes import ExitCode
 from rainspark.data.sources.synthetic import main as write_storms
 from rainspark.models.weights.manifest import latest_verified, step_folders
 from rainspark.trainer.engine.engine import Engine
+from rainspark.trainer.evaluation.evaluating import run as run_evaluation
 from rainspark.trainer.processes.entry import STOP_SIGNALS, StopSignal
+from rainspark.trainer.settings.evaluation import parse_evaluation
 from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
 from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.finetuning import Finetuning
@@ -136,6 +138,11 @@ def train(argv: list[str], *, stop_in_step: int | None = None, change: Change | 
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
     return code
+
+
+def evaluate(argv: list[str]) -> ExitCode:
+    """Run an evaluation's work in this process."""
+    return run_evaluation(parse_evaluation(argv), argv)
 
 
 def train_many(_rank: int, runs: list[tuple[list[str], int | None]]) -> list[int]:

@@ -11,10 +11,9 @@ import pytest
 from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.exit_codes import ExitCode
 from rainspark.models.weights.manifest import CheckpointError
-from rainspark.trainer.evaluation.evaluating import main as evaluate
 from rainspark.trainer.forecasting.forecaster import load_forecaster
 from tests.data.mixed import pack_mixed
-from tests.integration.runs import arguments, metrics, nowcast_arguments, train
+from tests.integration.runs import arguments, evaluate, metrics, nowcast_arguments, train
 from tests.integration.test_fields import plan
 
 HALVES = '{"Fine": 0.5, "KNMI": 0.5}'

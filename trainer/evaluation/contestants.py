@@ -41,7 +41,6 @@ FITTED: Final = ("training_mean", "damped_extrapolation")
 
 BASELINES: Final = (*UNFITTED, *FITTED)
 _FILE_NAME: Final = re.compile(r"[^./\\][^/\\]*")
-"""Files are called by a model's name; file systems take 255 bytes at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +57,11 @@ class Entry:
     kind: str
     folder: Path | None = None
 
+    @property
+    def model(self) -> str:
+        """Name what the user pointed to: a run's folder, or a baseline."""
+        return str(self.folder or self.kind)
+
 
 def read_entries(words: Sequence[str]) -> list[Entry]:
     """Read RUN, NAME=RUN, BASELINE and NAME=BASELINE.
@@ -68,20 +72,22 @@ def read_entries(words: Sequence[str]) -> list[Entry]:
     entries: dict[str, Entry] = {}
     for word in words:
         entry = _entry(word)
+
+        # Files are called by the name: file systems take 255 bytes at most.
         if not _FILE_NAME.fullmatch(entry.name) or not entry.name.isprintable() or len(entry.name.encode()) > 100:
             raise ConfigError(
                 f"models: the name {entry.name!r} cannot be a file's (1 to 100 bytes, no slash, no dot in front); give "
                 f"another, as NAME={word}"
             )
+
         # A baseline's name stands for that baseline in tables and references.
         if entry.name in BASELINES and entry.kind != entry.name:
             raise ConfigError(
-                f"models: {entry.name!r} is the name of a baseline, and {entry.folder or entry.kind} is not that one; "
-                f"give another, as NAME={entry.folder or entry.kind}"
+                f"models: {entry.name!r} is the name of a baseline, and {entry.model} is not that one; give "
+                f"another, as NAME={entry.model}"
             )
-        if entry.name in entries:
-            other = entries[entry.name]
-            both = f"{other.folder or other.kind} and {entry.folder or entry.kind}"
+        if other := entries.get(entry.name):
+            both = f"{other.model} and {entry.model}"
             raise ConfigError(f"models: two of them are called {entry.name!r} ({both}); name one, as NAME={word}")
         entries[entry.name] = entry
     return list(entries.values())

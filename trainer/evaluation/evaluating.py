@@ -3,7 +3,6 @@
 import logging
 import os
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -18,7 +17,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ...data.errors import ConfigError, DataError
+from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 from ...data.stream.stream import evaluation_batches
 from ...models.nowcasting.baselines import Forecaster
@@ -27,7 +26,7 @@ from ..forecasting.forecaster import RunForecaster, load_forecaster
 from ..pictures.forecasts import Case
 from ..processes.agreement import on_all_ranks, settle
 from ..processes.entry import set_up_logging, start_other_processes
-from ..settings.evaluation import EvaluateConfig, parse_evaluation
+from ..settings.evaluation import EvaluateConfig
 from ..verification.rows import Rows, merge, score_window
 from .cases import case_of, choose_cases
 from .contestants import (
@@ -48,7 +47,6 @@ LOG = logging.getLogger(__name__)
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C, as shells give it."""
 
-PARTS_FOLDER = ".rows-of-ranks"
 MICRO_A_PROCESS = 4
 LOG_EVERY_S = 15.0
 
@@ -110,11 +108,15 @@ class Evaluating:
         ranks = f"{len(self.entries)} model(s), {engine.device}, {engine.world_size} process(es)"
         LOG.info("%s, %s; writing to %s", work, ranks, self.out)
 
-        # Each rank scores its own windows and leaves their rows in a file; the main one unites and writes them.
-        on_all_ranks(engine, lambda: self._clear_parts() if engine.is_main else None)
-        rows = on_all_ranks(engine, self._score)
-        on_all_ranks(engine, lambda: self._save_parts(rows))
-        on_all_ranks(engine, lambda: self._write(rows) if engine.is_main else None)
+        # Each rank scores its own windows; the main one unites their rows and writes. They travel a model at a time, so
+        # that the other ranks never hold those of more than one.
+        own = on_all_ranks(engine, self._score)
+        models: dict[str, Rows] = {}
+        for name in self.forecasters:
+            rows = engine.gather_objects(own[name])
+            if engine.is_main:
+                models[name] = merge(*(piece for piece in rows if piece is not None))
+        on_all_ranks(engine, lambda: self._write(models) if engine.is_main else None)
         return ExitCode.DONE
 
     def _score(self) -> dict[str, Rows | None]:
@@ -159,34 +161,10 @@ class Evaluating:
             forecasts[name] = rain_bthw[0].float().cpu().numpy()
         return forecasts
 
-    def _part(self, name: str, rank: int) -> Path:
-        """Name the file that gives a rank's rows to the main one; all ranks see the folder."""
-        return self.out / PARTS_FOLDER / str(rank) / f"{name}.npz"
-
-    def _clear_parts(self) -> None:
-        """Remove the ranks' rows, also those that a killed evaluation left."""
-        shutil.rmtree(self.out / PARTS_FOLDER, ignore_errors=True)
-
-    def _save_parts(self, rows: Mapping[str, Rows | None]) -> None:
-        for name, own in rows.items():
-            if own is not None and not self.engine.is_main:
-                own.save(self._part(name, self.engine.rank))
-
-    def _write(self, rows: Mapping[str, Rows | None]) -> None:
-        """Unite the ranks' rows and write everything."""
-        models: dict[str, Rows] = {}
-        for name, own in rows.items():
-            paths = [self._part(name, rank) for rank in range(1, self.engine.world_size)]
-            others = [Rows.load(path) for path in paths if path.exists()]
-            models[name] = merge(*([] if own is None else [own]), *others)
-            if (num := len(models[name])) != len(self.plan.row_n):
-                raise DataError(
-                    f"{self.out}: {num} of {len(self.plan.row_n)} windows of {name} have come together from "
-                    f"{self.engine.world_size} processes; `out` must be a folder that all of them see"
-                )
-
-        # From here on everything is computed once, and written by several writers.
-        config, kinds = self.config, {entry.name: entry.kind for entry in self.entries}
+    def _write(self, models: Mapping[str, Rows]) -> None:
+        """Compute everything once from all windows' rows, and write it."""
+        config = self.config
+        kinds = {entry.name: entry.kind for entry in self.entries}
         evaluation = Evaluation(
             config=config,
             plan=self.plan,
@@ -198,16 +176,14 @@ class Evaluating:
         )
         self.is_writing = True
         text = write_outputs(evaluation, self._draw)
-        self._clear_parts()
         # A path or a name may hold what the terminal's encoding does not: that is no reason to fail after the work.
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
 
     def interrupted(self) -> str:
-        """Report what Ctrl-C has left behind, and clear it up."""
+        """Report what Ctrl-C has left behind."""
         if self.is_writing:
             return f"the scoring was done, but not all of it was written: do not mix what {self.out} holds; start again"
-        self._clear_parts()
         return f"nothing was written, and what {self.out} held before is unchanged"
 
     def _draw(self, number: int) -> Case:
@@ -241,15 +217,6 @@ def _shown(windows: Iterator[WindowRain], total: int, form: str, is_shown: bool)
                 left_s = (total - number) / rate
                 LOG.info("scored %d of %d windows, %.1f a second, %.0f s left", number, total, rate, left_s)
                 last = now
-
-
-def main(argv: Sequence[str]) -> ExitCode:
-    """Read the settings of a command line, score, write.
-
-    Args:
-        argv: Command line without the program's name.
-    """
-    return run(parse_evaluation(argv), argv)
 
 
 def run(config: EvaluateConfig, argv: Sequence[str]) -> ExitCode:

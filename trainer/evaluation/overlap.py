@@ -1,15 +1,12 @@
 """What an evaluation's runs have seen of the windows that it scores: refused, or named in the report."""
 
 from collections.abc import Iterator
-from typing import Final
 
 from ...data.errors import ConfigError, DataError
 from ..checkpoint.seen import SeenFrames, WindowTimes, starting_states
 from ..forecasting.forecaster import RunForecaster
+from ..settings.data import GUARD_H
 from ..settings.evaluation import EvaluateConfig
-
-GUARD_S: Final = 24 * 3600
-"""The default guard between the parts of an archive: nearer windows may hold rain of one system."""
 
 
 def frames_seen(run: RunForecaster) -> SeenFrames:
@@ -47,9 +44,9 @@ def check_overlaps(config: EvaluateConfig, run: RunForecaster, windows: WindowTi
         # Frames that it was trained on; or, where there are none, how near they come.
         if shared := seen.shared("train", windows, run.name):
             caveats.append(_refuse_or_report(config, shared, run.name))
-        elif (distance_s := windows.seconds_from(seen.spans["train"])) < GUARD_S:
+        elif (distance_h := windows.seconds_from(seen.spans["train"]) / 3600) < GUARD_H:
             caveats.append(
-                f"Only {distance_s / 3600:.2g} hours lie between the train part of {run.name} and the nearest window: "
+                f"Only {distance_h:.2g} hours lie between the train part of {run.name} and the nearest window: "
                 "one rain system may be in both, and other weather may be forecast worse."
             )
         if config.split != "validation" and (shared := seen.shared("validation", windows, run.name)):

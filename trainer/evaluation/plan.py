@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,7 @@ class Plan:
     settings: Settings
     spans: tuple[TimeSpan, ...]
     training: TrainingPart | None
-    caveats: tuple[str, ...] = field(default=())
+    caveats: tuple[str, ...] = ()
 
     def window_id(self, row: int) -> WindowId:
         """Name a window by the time that its forecast could be issued, and its place in the archive."""
@@ -193,30 +193,23 @@ def _grid_caveats(run: RunForecaster, index: Index) -> list[str]:
     cadence_s, source = run.data.get("cadence_s"), run.data.get("source")
     own = None if run.data.get("grid", "") is None else run.grid
     scored = index.grid.cropped(index.crop)
-    # Rain moves so many pixels a frame: another pixel size or cadence is another task.
-    demands = [("frames every", f"{cadence_s} s", f"{index.cadence_s} s")]
-    if own is not None:
-        demands.insert(0, ("pixels", f"{own.pixel_km:g} km", f"{scored.pixel_km:g} km"))
-    for what, learned, held in demands:
-        if learned != held:
-            raise DataError(
-                f"{run.name} was trained on {what} {learned}, and the shards hold {what} {held}; score it on an "
-                "archive like the one that it was trained on"
-            )
+    # Rain moves so many pixels a frame: another pixel size or cadence is another task. Files state the first inexactly.
+    learned = f"pixels of {(own or scored).pixel_km:g} km every {cadence_s} s"
+    held = f"pixels of {scored.pixel_km:g} km every {index.cadence_s} s"
+    if learned != held:
+        raise DataError(
+            f"{run.name} was trained on {learned}, and the shards hold {held}; score it on an archive like the one "
+            "that it was trained on"
+        )
 
     if own is None:
         return [f"{run.name} was trained on several radars or parts of a grid ({source}), and this is {index.source}."]
     caveats = []
     if source != index.source:
         caveats.append(f"{run.name} was trained on {source}, and this is {index.source}.")
-    # Made-up rain lies nowhere on the map.
-    if SYNTHETIC not in (source, index.source):
+    # Made-up rain has a map of its own.
+    if (source == SYNTHETIC) == (index.source == SYNTHETIC):
         caveats += _place_caveats(run.name, own, scored)
-    elif source == index.source and (own.rows, own.cols) != (scored.rows, scored.cols):
-        caveats.append(
-            f"{run.name} was trained on {source} of {own.rows} x {own.cols} pixels; these are {scored.rows} x "
-            f"{scored.cols}."
-        )
     return caveats
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..pictures.scores import USEFUL_BIAS
 from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH, EvaluateConfig
-from ..verification.intervals import NUM_DRAWS, Interval, check_comparable, resample
-from ..verification.rows import PublishedProtocol, Rows, Scores, compute, published_protocol
+from ..verification.intervals import NUM_DRAWS, Interval, resample
+from ..verification.rows import PublishedProtocol, Rows, Scores, published_protocol
 from .cases import Chosen
 from .contestants import FITTED
 from .plan import Plan
@@ -47,15 +47,7 @@ def score_models(
         compare_to: A model that all others are compared with in pairs; None: no comparison.
         seed: Of the bootstrap.
         num_draws: Resamples of the days.
-
-    Raises:
-        ConfigError: Settings that differ.
-        DataError: Models that were scored on different windows or radar.
     """
-    first = next(iter(models.values()))
-    for rows in models.values():
-        check_comparable(first, rows)
-
     # One bootstrap a model: intervals, differences, pictures and tables take theirs from it.
     resampled = {name: resample(rows, seed=seed, num_draws=num_draws) for name, rows in models.items()}
     reference = None if compare_to is None else resampled[compare_to]
@@ -63,10 +55,10 @@ def score_models(
         ModelScores(
             name=name,
             rows=models[name],
-            scores=compute(models[name]),
+            scores=own.scores,
             interval=own.interval(),
             difference=None if reference is None or own is reference else own.less(reference).interval(),
-            published=published_protocol(models[name]),
+            published=published_protocol(own.scores),
         )
         for name, own in resampled.items()
     ]

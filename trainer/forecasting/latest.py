@@ -30,7 +30,6 @@ class Latest:
         rain_mmh_thw: Rain in mm/h, float32 (frames, rows, cols), 0 where missing.
         valid_thw: True where there is a measurement.
         end_times_s: End of each frame's accumulation, epoch seconds UTC.
-        grid: Where the pixels lie: the run's grid.
         source: The product's name.
         licence: Licence of the data.
         files: The files that were read, in time order.
@@ -39,7 +38,6 @@ class Latest:
     rain_mmh_thw: npt.NDArray[np.float32]
     valid_thw: npt.NDArray[np.bool_]
     end_times_s: tuple[int, ...]
-    grid: Grid
     source: str
     licence: str
     files: tuple[Path, ...]
@@ -90,7 +88,6 @@ def read_latest(paths: Iterable[Path], *, grid: Grid, cadence_s: int, frames_in:
         rain_mmh_thw=np.stack([_rain_mmh(frame) for frame in frames]),
         valid_thw=valid_thw,
         end_times_s=tuple(frame.end_time_s for frame in frames),
-        grid=grid,
         source=last.source,
         licence=last.licence,
         files=tuple(ref.path for ref in refs),

@@ -66,12 +66,8 @@ def write_forecast(
         provenance: Who made it, and from what.
 
     Raises:
-        ValueError: The shapes do not fit.
         DataError: The projection is not known, or the file cannot be written.
     """
-    if rain_mmh_thw.ndim != 3 or rain_mmh_thw.shape[1:] != (grid.rows, grid.cols):
-        raise ValueError(f"rain_mmh_thw has shape {rain_mmh_thw.shape}; expected (leads, {grid.rows}, {grid.cols})")
-
     buffer = io.BytesIO()
     with h5netcdf.File(buffer, "w") as file:
         file.dimensions = {"time": len(rain_mmh_thw), "y": grid.rows, "x": grid.cols, "nv": 2}

@@ -5,7 +5,6 @@ import io
 import logging
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +21,6 @@ from ...data.store.storage import open_storage
 from ..checkpoint.state import installed_versions
 from ..processes.agreement import NonFiniteError
 from ..processes.entry import set_up_logging
-from ..settings.forecast import parse_forecast
 from .forecaster import RunForecaster, load_forecaster
 from .latest import Latest, read_latest
 from .netcdf import Provenance, write_forecast
@@ -157,15 +155,6 @@ def _draw(forecast: Forecast, out: Path, stamp: str, pixel_km: float) -> list[Pa
     return [out / FRAMES_FOLDER, out / ANIMATION_NAME]
 
 
-def main(argv: Sequence[str]) -> ExitCode:
-    """Read a command line, forecast, and write the forecast.
-
-    Args:
-        argv: Command line without the program's name.
-    """
-    return run(parse_forecast(argv), argv)
-
-
 def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
     """Read the latest radar files, forecast, and write the forecast.
 
@@ -179,11 +168,8 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: this machine has no CUDA device that torch can use; leave the option out")
 
-    started_s = time.perf_counter()
     forecaster = load_forecaster(options.run, name=options.name, device=options.device)
-    loaded_s = time.perf_counter()
     forecast = make_forecast(forecaster, options.input)
-    made_s = time.perf_counter()
     written = write_outputs(
         forecast,
         options.out,
@@ -192,13 +178,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
         institution=options.institution,
         pictures=not options.no_pictures,
     )
-    ended_s = time.perf_counter()
-
     _report(forecast, written)
-    sys.stdout.write(
-        f"loading {loaded_s - started_s:.1f} s, reading and forecasting {made_s - loaded_s:.1f} s, "
-        f"writing {ended_s - made_s:.1f} s\n"
-    )
     return ExitCode.DONE
 
 

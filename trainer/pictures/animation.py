@@ -84,14 +84,8 @@ def write_gif(path: Path, pictures: Sequence[npt.NDArray[np.uint8]], durations_m
         durations_ms: How long each stands.
 
     Raises:
-        ValueError: No pictures, shapes that differ, or not one duration a picture.
         DataError: The file cannot be written.
     """
-    if not pictures or len({picture.shape for picture in pictures}) != 1 or len(durations_ms) != len(pictures):
-        raise ValueError(
-            f"{len(pictures)} pictures of shapes {sorted({picture.shape for picture in pictures})} and "
-            f"{len(durations_ms)} durations; expected at least one picture, one shape, and a duration each"
-        )
     # Colours as numbers, then as indices into one palette of all pictures.
     codes_thw = np.stack([picture.astype(np.int32) @ CODE for picture in pictures])
     palette, index_of = _palette(codes_thw)

@@ -68,26 +68,6 @@ class Case:
     cadence_s: int
     pixel_km: float = 1.0
 
-    def __post_init__(self) -> None:
-        """Refuse shapes that do not belong together."""
-        shape = self.radar_mmh_thw.shape
-        if len(shape) != 3 or 0 in shape or self.radar_valid_thw.shape != shape:
-            raise ValueError(
-                f"radar_mmh_thw has shape {shape} and radar_valid_thw {self.radar_valid_thw.shape}; "
-                "expected both (frames, rows, cols)"
-            )
-        if not self.forecasts_mmh:
-            raise ValueError("a case without forecasts; expected at least one model")
-        if (self.observed_mmh_thw is None) != (self.observed_valid_thw is None):
-            raise ValueError("observed_mmh_thw and observed_valid_thw belong together; one of them is None")
-
-        expected = (self.num_leads, *shape[1:])
-        others: dict[str, npt.NDArray[Any] | None] = dict(self.forecasts_mmh)
-        others |= {"observed_mmh_thw": self.observed_mmh_thw, "observed_valid_thw": self.observed_valid_thw}
-        for name, values in others.items():
-            if values is not None and (values.shape != expected or 0 in expected):
-                raise ValueError(f"{name} has shape {values.shape}; expected {expected}")
-
     @property
     def num_leads(self) -> int:
         """Count the lead times."""
@@ -264,13 +244,8 @@ def forecast_beside_radar(path: Path, case: Case, *, leads: Sequence[int], title
         title: Of the picture; what follows a line break is set smaller below it.
 
     Raises:
-        ValueError: A lead that the case does not have.
         OSError: The file cannot be written.
     """
-    wrong = [lead for lead in leads if not 1 <= lead <= case.num_leads]
-    if wrong or not leads:
-        raise ValueError(f"leads are {list(leads)}; expected at least one of 1 to {case.num_leads}")
-
     rows, cols = case.radar_mmh_thw.shape[1:]
     names = ([] if case.observed_mmh_thw is None else [None]) + list(case.forecasts_mmh)
     figure, axes = panel_grid((len(names), rows, cols), len(leads), title, _BESIDE_INCHES)

@@ -1,7 +1,7 @@
 """Pictures of what a model makes of rain, on one colour scale, and the parts that all pictures share."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,31 +34,26 @@ def reconstruction_picture(
     valid_thw: npt.NDArray[np.bool_] | None,
     frame_titles: Sequence[str],
     title: str,
-    patch: int = 32,
-    prediction_mmh_thw: npt.NDArray[np.floating] | None = None,
 ) -> None:
     """Draw frames as rows: the radar, what the network saw, and what it made of it.
 
     The third column shows the radar in visible patches and the network in masked ones (as SparK's and SpaT-SparK's
-    figures do); a fourth, if asked for, shows the network everywhere.
+    figures do).
 
     Args:
         path: of the PNG; it appears whole or not at all.
         radar_mmh_thw: rain in mm/h, (frames, rows, cols).
-        visible_hw: True for the patches that the network saw, (rows / patch, cols / patch).
+        visible_hw: True for the patches that the network saw, (patch rows, patch cols).
         reconstruction_mmh_thw: the network's rain in mm/h in masked patches; its visible patches are not looked at.
         valid_thw: False where the radar has no data; None: everywhere data.
         frame_titles: a title a frame, such as its time.
         title: of the picture; what follows a line break is set smaller below it.
-        patch: pixels a side of a patch.
-        prediction_mmh_thw: the network's rain in mm/h in all patches, for the fourth column.
 
     Raises:
-        ValueError: shapes that do not belong together.
         OSError: the file cannot be written.
     """
-    maps = {"reconstruction": reconstruction_mmh_thw, "valid": valid_thw, "prediction": prediction_mmh_thw}
-    _check_shapes(radar_mmh_thw.shape, maps, visible_hw, patch, len(frame_titles))
+    # Patches are squares that tile the frame.
+    patch = radar_mmh_thw.shape[1] // visible_hw.shape[0]
     missing_thw = np.isnan(radar_mmh_thw) if valid_thw is None else np.isnan(radar_mmh_thw) | ~valid_thw
     visible_pixels_hw = np.kron(visible_hw, np.ones((patch, patch), dtype=bool)).astype(bool)
     filled_thw = np.where(visible_pixels_hw, radar_mmh_thw, reconstruction_mmh_thw)
@@ -67,8 +62,6 @@ def reconstruction_picture(
         f"What the network saw ({1 - visible_hw.mean():.0%} masked)": radar_mmh_thw,
         "Reconstruction of the masked part": filled_thw,
     }
-    if prediction_mmh_thw is not None:
-        columns["The network everywhere"] = prediction_mmh_thw
 
     # A line of panels a frame, a column a field; the second column hides what the network did not see.
     figure, axes = panel_grid(radar_mmh_thw.shape, len(columns), title)
@@ -85,25 +78,6 @@ def reconstruction_picture(
     neutral = [Patch(facecolor=MASKED_COLOUR, edgecolor="#6b727d", label="masked")]
     rain_legend(figure, [*neutral, missing_patch()] if missing_thw.any() else neutral)
     write_png(figure, path)
-
-
-def _check_shapes(
-    shape: tuple[int, ...],
-    maps: Mapping[str, npt.NDArray[Any] | None],
-    visible_hw: npt.NDArray[np.bool_],
-    patch: int,
-    num_titles: int,
-) -> None:
-    """Refuse maps that have another shape than the radar, (frames, rows, cols), and what does not fit it besides."""
-    if len(shape) != 3 or 0 in shape:
-        raise ValueError(f"radar_mmh_thw has shape {shape}, expected (frames, rows, cols)")
-    for name, values in maps.items():
-        if values is not None and values.shape != shape:
-            raise ValueError(f"{name} has shape {values.shape}, expected the radar's, {shape}")
-    if (visible_hw.shape[0] * patch, visible_hw.shape[1] * patch) != shape[1:]:
-        raise ValueError(f"visible_hw has shape {visible_hw.shape}; with patch {patch} it does not tile {shape[1:]}")
-    if num_titles != shape[0]:
-        raise ValueError(f"{num_titles} frame titles for {shape[0]} frames; expected one each")
 
 
 def panel_grid(

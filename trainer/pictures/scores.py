@@ -55,12 +55,6 @@ class Lines:
     bands: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
     baselines: Collection[str] = ()
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError where shapes do not fit."""
-        for values in (*self.curves.values(), *(end for ends in self.bands.values() for end in ends)):
-            if values.shape != shape:
-                raise ValueError(f"a line has shape {values.shape}; expected {shape}")
-
     def each(self, change: Callable[[Array], Array]) -> "Lines":
         """Change all curves and the ends of all bands alike."""
         curves = {name: change(values) for name, values in self.curves.items()}
@@ -128,12 +122,9 @@ def csi_against_lead(lines: Lines, *, lead_min: Sequence[float], thresholds_mmh:
         lines: (leads, thresholds).
         lead_min: Lead times in minutes.
         thresholds_mmh: Rain thresholds in mm/h.
-
-    Raises:
-        ValueError: Shapes that do not fit.
     """
     title = "CSI against lead time (1 is best)"
-    figure, panels = _panels_by_threshold(lines, lead_min, thresholds_mmh, title)
+    figure, panels = _panels_by_threshold(lines, thresholds_mmh, title)
     for panel, column in panels:
         panel.draw(lead_min, column)
         panel.lead_axis(lead_min)
@@ -152,7 +143,7 @@ def fss_against_scale(lines: Lines, *, scales_km: Sequence[float], thresholds_mm
         thresholds_mmh: Rain thresholds in mm/h.
     """
     title = "Fractions skill score against window size, all lead times (1 is best)"
-    figure, panels = _panels_by_threshold(lines, scales_km, thresholds_mmh, title)
+    figure, panels = _panels_by_threshold(lines, thresholds_mmh, title)
     for panel, column in panels:
         panel.draw(scales_km, column)
         panel.axis.set_xscale("log")
@@ -174,7 +165,7 @@ def bias_against_lead(lines: Lines, *, lead_min: Sequence[float], thresholds_mmh
         thresholds_mmh: Rain thresholds in mm/h.
     """
     title = "Frequency bias against lead time (1 is unbiased)"
-    figure, panels = _panels_by_threshold(lines, lead_min, thresholds_mmh, title)
+    figure, panels = _panels_by_threshold(lines, thresholds_mmh, title)
     ticks = {1 / 16: "1/16", 0.25: "1/4", 0.5: "1/2", 1: "1", 2: "2", 4: "4", 16: "16"}
     for panel, column in panels:
         panel.axis.axhspan(*USEFUL_BIAS, facecolor="#eef4ea", zorder=0)
@@ -194,7 +185,6 @@ def squared_error_against_lead(lines: Lines, *, lead_min: Sequence[float]) -> Fi
         lines: (leads,), (mm/h)².
         lead_min: Lead times in minutes.
     """
-    lines.check((len(lead_min),))
     title = "Mean squared error, (mm/h)², against lead time (less is better)"
     figure, (panel,) = _panels([""], title, lines, height_inches=2.6)
     panel.draw(lead_min, lines)
@@ -215,8 +205,6 @@ def rain_rate_distribution(radar_share: Array, lines: Lines, *, levels_mmh: Sequ
         lines: The same of the forecasts.
         levels_mmh: Rain rates in mm/h, > 0.
     """
-    lines.check((len(levels_mmh),))
-    Lines(curves={"radar": radar_share}).check((len(levels_mmh),))
     title = "Share of pixels with at least a rain rate, all lead times"
     figure, (panel,) = _panels([""], title, lines, height_inches=3.0, with_radar=True)
     axis = panel.axis
@@ -255,10 +243,9 @@ def _pairs(colours: Sequence[str], others: Sequence[Any]) -> Iterator[tuple[str,
 
 
 def _panels_by_threshold(
-    lines: Lines, x: Sequence[float], thresholds_mmh: Sequence[float], title: str
+    lines: Lines, thresholds_mmh: Sequence[float], title: str
 ) -> tuple[Figure, list[tuple[_Panel, Lines]]]:
     """Lay out a panel a threshold, each with its lines."""
-    lines.check((len(x), len(thresholds_mmh)))
     figure, panels = _panels([f"rain > {threshold:g} mm/h" for threshold in thresholds_mmh], title, lines)
     return figure, [(panel, lines.column(number)) for number, panel in enumerate(panels)]
 

@@ -35,9 +35,8 @@ def fss_sums(
     """
     num_thresholds, rows, cols = forecast_khw.shape
     margin = max(scales_px) // 2
-    complete = valid_hw is None or bool(valid_hw.all())
     # Weights are needed only where pixels are missing: whole fields are counted in integers.
-    weights = {scale: None if complete else _weight(valid_hw, scale, margin) for scale in scales_px}
+    weights = {scale: None if valid_hw is None else _weight(valid_hw, scale, margin) for scale in scales_px}
     numerator = np.zeros((num_thresholds, len(scales_px)))
     denominator = np.zeros((num_thresholds, len(scales_px)))
 
@@ -65,9 +64,8 @@ def fss_sums(
     return numerator, denominator
 
 
-def _weight(valid_hw: BoolArray | None, scale: int, margin: int) -> FloatArray:
+def _weight(valid_hw: BoolArray, scale: int, margin: int) -> FloatArray:
     """Pixels of the neighbourhood inside the domain over valid ones of it; 0 where the pixel itself is missing."""
-    assert valid_hw is not None
     rows, cols = valid_hw.shape
     inside_hw = _box_counts(_integral(np.ones_like(valid_hw), margin), scale, rows, cols, margin)
     valid_count_hw = _box_counts(_integral(valid_hw, margin), scale, rows, cols, margin)

@@ -8,11 +8,10 @@ from typing import Final, Self
 
 import numpy as np
 
-from ...data.errors import DataError
 from ...data.randomness import generator
 from .contingency import scores_of_sums
 from .fss import FloatArray
-from .rows import DAY_S, FIELDS, IntArray, Rows, check_same_settings, compute
+from .rows import DAY_S, FIELDS, IntArray, Rows, Scores, compute
 
 NUM_DRAWS: Final = 1000
 LEVEL: Final = 0.95
@@ -53,58 +52,48 @@ class Resampled:
 
     Args:
         rows: Of the model.
-        value: Scores from all windows, by name.
+        scores: From all windows.
         draws: Scores of every resample, (draws, ...); None with a single day, which has no other to stand for it.
     """
 
     rows: Rows
-    value: Mapping[str, FloatArray]
+    scores: Scores
     draws: Mapping[str, FloatArray] | None
 
     def less(self, other: Self) -> Self:
-        """Subtract the scores of another model, draw by draw: both were resampled with the same seed.
+        """Subtract the scores of another model of the same windows, draw by draw: both were resampled with one seed."""
+        assert self.rows.windows == other.rows.windows
+        names = self.scores.values
+        values = {score: self.scores.values[score] - other.scores.values[score] for score in names}
+        draws = None
+        if self.draws is not None and other.draws is not None:
+            draws = {score: self.draws[score] - other.draws[score] for score in names}
+        return replace(self, scores=replace(self.scores, values=values), draws=draws)
 
-        Raises:
-            ConfigError: The models were scored with different settings.
-            DataError: A window that one of them lacks, or one that was compared with different radar.
-        """
-        check_comparable(self.rows, other.rows)
-        value = {score: self.value[score] - other.value[score] for score in self.value}
-        if self.draws is None or other.draws is None:
-            return replace(self, value=value)
-        return replace(self, value=value, draws={score: self.draws[score] - other.draws[score] for score in value})
-
-    def interval(self, level: float = LEVEL) -> Interval:
-        """Put percentile intervals around the scores: Efron and Tibshirani (1993), section 13.3.
-
-        Args:
-            level: Share of the draws inside the interval, 0 to 1.
-        """
-        if not 0 < level < 1:
-            raise ValueError(f"an interval at level {level}; expected a level between 0 and 1")
+    def interval(self) -> Interval:
+        """Put percentile intervals around the scores: Efron and Tibshirani (1993), section 13.3."""
         days = np.unique(self.rows.day)
         num_days = len(days)
+        values = self.scores.values
         if self.draws is None:
             num_draws = 0
-            note = "no interval: there are no windows"
-            if num_days:
-                which = "the only window is" if len(self.rows) == 1 else f"all {len(self.rows)} windows are"
-                note = f"no interval: {which} of one day, {day_text(days[0])}, and one day says nothing about others"
-            bounds = {score: (np.full_like(estimate, math.nan),) * 3 for score, estimate in self.value.items()}
+            which = "the only window is" if len(self.rows) == 1 else f"all {len(self.rows)} windows are"
+            note = f"no interval: {which} of one day, {day_text(days[0])}, and one day says nothing about others"
+            bounds = {score: (np.full_like(estimate, math.nan),) * 3 for score, estimate in values.items()}
         else:
             num_draws = len(next(iter(self.draws.values())))
-            note = f"{level:.0%} percentile interval of {num_draws} resamples of {num_days} days (UTC)"
+            note = f"{LEVEL:.0%} percentile interval of {num_draws} resamples of {num_days} days (UTC)"
             if num_days < _FEW_DAYS:
                 note += "; of so few days it is too narrow rather than too wide"
-            bounds = {score: _summarise(self.draws[score], estimate, level) for score, estimate in self.value.items()}
+            bounds = {score: _summarise(self.draws[score], estimate) for score, estimate in values.items()}
 
         low, high, above_zero = ({score: bound[number] for score, bound in bounds.items()} for number in range(3))
         return Interval(
             num_days=num_days,
             num_draws=num_draws,
-            level=level,
+            level=LEVEL,
             note=note,
-            value=self.value,
+            value=values,
             low=low,
             high=high,
             above_zero=above_zero,
@@ -122,36 +111,9 @@ def resample(rows: Rows, *, seed: int = 0, num_draws: int = NUM_DRAWS) -> Resamp
         seed: Equal seeds draw equal days.
         num_draws: Resamples.
     """
-    if num_draws < 1:
-        raise ValueError(f"{num_draws} draws; expected 1 or more")
     num_days = len(np.unique(rows.day))
     draws = None if num_days < 2 else _drawn_scores(rows, draw_days(num_days, seed, num_draws))
-    return Resampled(rows=rows, value=compute(rows).values, draws=draws)
-
-
-def check_comparable(rows_a: Rows, rows_b: Rows) -> None:
-    """Refuse to compare models that were not scored alike: settings, windows and radar must be the same.
-
-    Raises:
-        ConfigError: The models were scored with different settings.
-        DataError: A window that one of them lacks, or one that was compared with different radar.
-    """
-    check_same_settings(rows_a.settings, rows_b.settings)
-    windows_a, windows_b = rows_a.windows, rows_b.windows
-    if lacking := sorted(set(windows_a) ^ set(windows_b)):
-        which = "second" if lacking[0] in set(windows_a) else "first"
-        raise DataError(
-            f"window {lacking[0]} is missing from the {which} model's scores ({len(lacking)} windows are in one only); "
-            "score both models on the same windows"
-        )
-    # Equal windows may hold other radar: the pixels that it measured and their rain tell.
-    for field in ("num_valid", "observed_histogram"):
-        different = getattr(rows_a, field) != getattr(rows_b, field)
-        if (differs := different.any(axis=tuple(range(1, different.ndim)))).any():
-            window = windows_a[int(np.flatnonzero(differs)[0])]
-            raise DataError(
-                f"window {window}: the models were compared with different radar; score both on one archive"
-            )
+    return Resampled(rows=rows, scores=compute(rows), draws=draws)
 
 
 def draw_days(num_days: int, seed: int, num_draws: int) -> IntArray:
@@ -179,13 +141,13 @@ def _drawn_scores(rows: Rows, weights: IntArray) -> dict[str, FloatArray]:
     return scores_of_sums(sums)
 
 
-def _summarise(draws: FloatArray, estimate: FloatArray, level: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _summarise(draws: FloatArray, estimate: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Compute the lower and upper bound and the share above zero, over the draws that have a value."""
     # What does not exist is computed as 0, so that quantiles raise no warning, and made NaN again.
     exists = ~np.isnan(draws)
     lacking = np.isnan(estimate) | ~exists.any(axis=0)
     filled = np.where(lacking, 0.0, draws)
-    share = (1 - level) / 2
+    share = (1 - LEVEL) / 2
     low, high = (np.where(lacking, math.nan, bound) for bound in np.nanquantile(filled, (share, 1 - share), axis=0))
     above = (filled > 0).sum(axis=0) / np.maximum(exists.sum(axis=0), 1)
     return low, high, np.where(lacking, math.nan, above)

@@ -9,18 +9,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ...data.errors import ConfigError, DataError
 from ...data.store.storage import open_storage
 from ...data.units import INTERVALS_AN_HOUR
 from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH
-from ..settings.ranges import check_rising
 from .contingency import RAIN_EDGES_MMH, SCORE_AXES, count_lead, scores_of_sums
 from .fss import FloatArray
 
@@ -63,13 +60,6 @@ class Settings:
     leads_min: tuple[float, ...]
     thresholds_mmh: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
     scales_px: tuple[int, ...] = (1, 5, 17, 33)
-
-    def __post_init__(self) -> None:
-        """Refuse what is no rising list of usable numbers."""
-        for name, unit in zip(_LISTS, ("minutes", "mm/h", "pixels"), strict=True):
-            check_rising(name, getattr(self, name), unit)
-        if any(scale != int(scale) for scale in self.scales_px):
-            raise ConfigError(f"scales_px is {self.scales_px}; a side is a whole number of pixels, 1 or more")
 
     def to_json(self) -> dict[str, list[float]]:
         """Give the lists as plain values."""
@@ -118,9 +108,6 @@ class Rows:
         forecast_histogram: Pixels in each class between RAIN_EDGES_MMH (above the lower bound, up to the upper one),
             below the first and above the last, (windows, lead times, classes).
         observed_histogram: The same of the radar.
-
-    Raises:
-        DataError: Arrays that do not fit the settings or each other.
     """
 
     settings: Settings
@@ -143,18 +130,9 @@ class Rows:
     observed_histogram: IntArray
 
     def __post_init__(self) -> None:
-        """Check types and shapes, the order of windows, and that the counts add up."""
-        for field, (kind, axes) in {"issue_s": (np.int64, ""), "name": (np.str_, ""), **FIELDS}.items():
-            array, shape = getattr(self, field), (len(self), *map(self.settings.num, axes))
-            if not (array.shape == shape and np.issubdtype(array.dtype, kind)):
-                raise DataError(f"rows: {field} is {array.dtype} {array.shape}; expected {kind.__name__} {shape}")
-            array.flags.writeable = False
-        if any(after <= before for before, after in pairwise(self.windows)):
-            raise DataError("rows: the windows are not sorted or not unique; expected what merge makes")
-        # Every valid pixel is one of the four.
-        tables = self.hits + self.misses + self.false_alarms + self.correct_negatives
-        if (tables != self.num_valid[:, :, None]).any():
-            raise DataError("rows: hits, misses, false alarms and correct negatives do not add up to num_valid")
+        """Protect the arrays: models, intervals and tables share them."""
+        for field in ("issue_s", "name", *FIELDS):
+            getattr(self, field).flags.writeable = False
 
     def __len__(self) -> int:
         """Count the windows."""
@@ -171,31 +149,12 @@ class Rows:
         return self.issue_s // DAY_S
 
     def save(self, path: Path) -> None:
-        """Write an .npz that `load` reads; it appears whole or not at all."""
+        """Write an .npz of plain arrays by their names here, with the settings; it appears whole or not at all."""
         contents: dict[str, Any] = {"schema": np.int64(_SCHEMA), **self.settings.to_json()}
         contents |= {field: getattr(self, field) for field in ("issue_s", "name", *FIELDS)}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **contents)
         open_storage(path.parent).write(path.name, buffer.getvalue())
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: The file is missing, damaged, or holds something else.
-        """
-        data = open_storage(path.parent).read(path.name)
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                arrays = {member: file[member] for member in file.files}
-            if (schema := arrays.pop("schema")) != _SCHEMA:
-                raise DataError(f"schema {schema}, expected {_SCHEMA}")
-            lists = {name: tuple(arrays.pop(name).tolist()) for name in _LISTS}
-            return cls(settings=Settings(**lists), **arrays)
-        # zipfile, zlib and numpy raise whatever the damage makes of their own assumptions.
-        except Exception as error:
-            raise DataError(f"{path}: not readable as rows of scores ({error}); evaluate again") from error
 
 
 def score_window(
@@ -218,13 +177,9 @@ def score_window(
         ValueError: Shapes that do not belong together, or observed rain that is no number.
     """
     shape = forecast_mmh_thw.shape
-    if len(shape) != 3 or shape[0] != settings.num("l") or 0 in shape:
-        raise ValueError(f"{window}: the forecast has shape {shape}; expected ({settings.num('l')}, rows, cols)")
     for what, other in (("observed rain", observed_mmh_thw), ("valid", valid_thw)):
         if other is not None and other.shape != shape:
             raise ValueError(f"{window}: {what} has shape {other.shape}; expected the forecast's, {shape}")
-    if valid_thw is not None and valid_thw.dtype != np.bool_:
-        raise ValueError(f"{window}: valid is {valid_thw.dtype}; expected bool, True where the radar measured")
 
     # Lead time by lead time, in float64, so that no sum depends on the type of the input.
     leads: list[dict[str, Any]] = []
@@ -241,43 +196,13 @@ def score_window(
 
 
 def merge(*pieces: Rows) -> Rows:
-    """Unite the windows of several pieces, whatever their order; a window may be in several, with equal rows.
-
-    Raises:
-        ConfigError: Pieces that were scored with different settings.
-        DataError: Pieces with different rows for one window.
-    """
-    if not pieces:
-        raise ValueError("there is nothing to merge; give one or more pieces")
-    for piece in pieces[1:]:
-        check_same_settings(pieces[0].settings, piece.settings)
+    """Unite pieces scored with the same settings, whatever their order; each window stands in one of them."""
     joined = {
         field: np.concatenate([getattr(piece, field) for piece in pieces]) for field in ("issue_s", "name", *FIELDS)
     }
-
-    # Windows that stand twice must have equal rows.
+    # Sums go in the order of windows, so that they are the same to the last bit however the windows were dealt out.
     order = np.lexsort((joined["name"], joined["issue_s"]))
-    issue_s, name = joined["issue_s"][order], joined["name"][order]
-    double = (issue_s[1:] == issue_s[:-1]) & (name[1:] == name[:-1])
-    first, second = order[:-1][double], order[1:][double]
-    for field in FIELDS:
-        # Bits, not values: NaN is equal to itself.
-        bits = joined[field].view(np.int64)
-        if (differs := (bits[first] != bits[second]).any(axis=tuple(range(1, bits.ndim)))).any():
-            number = first[differs][0]
-            window = WindowId(int(joined["issue_s"][number]), str(joined["name"][number]))
-            raise DataError(f"window {window} was scored twice with different {field}: merge rows of one model only")
-
-    # The first of equal rows stays.
-    kept = order[np.concatenate([np.ones(min(len(order), 1), bool), ~double])]
-    return Rows(settings=pieces[0].settings, **{field: array[kept] for field, array in joined.items()})
-
-
-def check_same_settings(one: Settings, other: Settings) -> None:
-    """Refuse to put together what was scored with different settings, as ConfigError."""
-    for name, values in one.to_json().items():
-        if values != (others := other.to_json()[name]):
-            raise ConfigError(f"{name} differs: {values} and {others}; evaluate again with the same settings")
+    return Rows(settings=pieces[0].settings, **{field: array[order] for field, array in joined.items()})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -302,24 +227,14 @@ class Scores:
         threshold_mmh: float | None = None,
         scale_px: int | None = None,
     ) -> float:
-        """Look up one score; without a lead time, that of all lead times pooled.
-
-        Raises:
-            ConfigError: A score, lead time, threshold or scale that there is none of.
-        """
-        if score not in SCORE_AXES:
-            raise ConfigError(f"there is no score {score!r}; there are {', '.join(SCORE_AXES)}")
-        # A score has the first one, two or three of these axes.
-        position: list[int] = []
-        asked = zip(_LISTS, (lead_min, threshold_mmh, scale_px), strict=True)
-        for name, value in list(asked)[: len(SCORE_AXES[score])]:
-            held = getattr(self.settings, name)
-            if value is None and name == "leads_min":
-                position.append(-1)
-            elif value in held:
-                position.append(held.index(value))
-            else:
-                raise ConfigError(f"{score}: {value} is not among {name} {held}; ask for one of these")
+        """Look up one score; without a lead time, that of all lead times pooled."""
+        settings, axes = self.settings, SCORE_AXES[score]
+        # The last place of the first axis is all lead times pooled; not every score has the other two axes.
+        position = [-1 if lead_min is None else settings.leads_min.index(lead_min)]
+        if "t" in axes:
+            position.append(settings.thresholds_mmh.index(threshold_mmh))
+        if "s" in axes:
+            position.append(settings.scales_px.index(scale_px))
         return float(self.values[score][tuple(position)])
 
 
@@ -350,12 +265,11 @@ class PublishedProtocol:
         )
 
 
-def published_protocol(rows: Rows) -> PublishedProtocol | None:
-    """Compute the scores of SmaAt-UNet's protocol; None where its threshold is not scored."""
-    if PUBLISHED_THRESHOLD_MMH not in rows.settings.thresholds_mmh:
+def published_protocol(scores: Scores) -> PublishedProtocol | None:
+    """Pick out the scores of SmaAt-UNet's protocol; None where its threshold is not scored."""
+    if PUBLISHED_THRESHOLD_MMH not in scores.settings.thresholds_mmh:
         return None
-    scores = compute(rows)
-    lead_min = rows.settings.leads_min[-1]
+    lead_min = scores.settings.leads_min[-1]
     values = {"pmse": scores.at("mse", lead_min=lead_min) / INTERVALS_AN_HOUR**2}
     for name in ("accuracy", "precision", "recall", "f1", "csi", "far", "hss"):
         value = scores.at(name, lead_min=lead_min, threshold_mmh=PUBLISHED_THRESHOLD_MMH)

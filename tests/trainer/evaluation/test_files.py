@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from rainspark.data.errors import DataError
 from rainspark.trainer.evaluation.files import scores_csv, scores_json
-from rainspark.trainer.evaluation.result import Evaluation, score_models
+from rainspark.trainer.evaluation.result import Evaluation
 from rainspark.trainer.verification.intervals import resample
 from rainspark.trainer.verification.rows import compute
 from tests.trainer.evaluation.cases import KINDS, MODELS, SETTINGS, evaluation_of, rows_of
@@ -91,9 +90,3 @@ def test_a_single_day_has_no_interval() -> None:
     assert json_of(evaluation)["models"]["a"]["intervals"]["note"].startswith(note)
     lines = csv.DictReader(io.StringIO(scores_csv(evaluation.scored)))
     assert {(line["low"], line["high"]) for line in lines} == {("", "")}
-
-
-def test_models_of_other_windows_are_not_scored_together() -> None:
-    fewer = rows_of(0.1, num_days=2)
-    with pytest.raises(DataError, match=r"window a:0 \(issued 2020-09-16 00:00 UTC\) is missing from the second model"):
-        score_models({**MODELS, "fewer": fewer})

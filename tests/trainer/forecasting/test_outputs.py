@@ -20,11 +20,13 @@ from rainspark.data.units import MISSING_COUNT
 from rainspark.trainer.checkpoint.folder import save
 from rainspark.trainer.forecasting.build import build_nowcaster, model_space
 from rainspark.trainer.forecasting.forecaster import load_forecaster
-from rainspark.trainer.forecasting.outputs import main, make_forecast, write_outputs
+from rainspark.trainer.forecasting.outputs import make_forecast, write_outputs
+from rainspark.trainer.forecasting.outputs import run as run_forecast
 from rainspark.trainer.processes.agreement import NonFiniteError
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.settings.data import NowcastDataConfig
 from rainspark.trainer.settings.experiment import FinetuneConfig
+from rainspark.trainer.settings.forecast import parse_forecast
 from rainspark.trainer.settings.model import NowcastConfig
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.settings.run import NowcastRunConfig
@@ -63,7 +65,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _main(*words: str | Path) -> Callable[[], ExitCode]:
-    return lambda: main([str(word) for word in words])
+    argv = [str(word) for word in words]
+    return lambda: run_forecast(parse_forecast(argv), argv)
 
 
 def test_a_forecast_is_written_with_its_pictures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

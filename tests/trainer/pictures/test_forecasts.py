@@ -1,7 +1,6 @@
 """Forecast pictures: right colours in right panels, what is no number stands out, and cases that do not fit."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -95,24 +94,3 @@ def test_names_are_no_formulas_and_long_ones_are_cut_in_the_middle(tmp_path: Pat
     assert len(shortened(name)) <= 26
     assert shortened(name).endswith("seed 3")
     assert shortened("short") == "short"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"radar_mmh_thw": np.zeros((ROWS, COLS))}, r"expected both \(frames, rows, cols\)"),
-        ({"forecasts_mmh": {}}, "at least one model"),
-        ({"forecasts_mmh": {"a": field(1), "b": field(1, 2)}}, r"b has shape \(2, 40, 32\); expected \(3, 40, 32\)"),
-        ({"observed_mmh_thw": field(1, 2)}, "observed_mmh_thw has shape"),
-        ({"observed_mmh_thw": None}, "belong together"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_case(**changes)
-
-
-@pytest.mark.parametrize("leads", [[], [0], [1, 4]])
-def test_leads_that_are_not_there_are_named(tmp_path: Path, leads: list[int]) -> None:
-    with pytest.raises(ValueError, match="expected at least one of 1 to 3"):
-        forecast_beside_radar(tmp_path / "a.png", make_case(), leads=leads, title="")

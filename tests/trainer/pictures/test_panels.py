@@ -69,12 +69,6 @@ def test_columns_show_the_radar_the_visible_part_and_the_fill_in(tmp_path: Path)
     assert drawn["20"] / panels == pytest.approx(5 / 18, rel=0.06)
 
 
-def test_a_fourth_column_shows_the_network_everywhere(tmp_path: Path) -> None:
-    everywhere = np.full((2, 64, 96), 70.0, dtype=np.float32)
-    assert _drawn(tmp_path)["50"] < 0.01
-    assert _drawn(tmp_path, prediction_mmh_thw=everywhere)["50"] > 0.12
-
-
 def test_missing_is_grey_in_every_column_and_named_only_where_it_is(tmp_path: Path) -> None:
     valid = np.ones((2, 64, 96), dtype=bool)
     assert _drawn(tmp_path, valid_thw=valid)["missing"] < 1e-3
@@ -92,24 +86,6 @@ def test_any_number_of_frames_and_any_shape(tmp_path: Path, frames: int, rows: i
         assert picture.format == "PNG"
         assert picture.height > frames * picture.width / 3 * rows / cols * 0.8
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"radar_mmh_thw": np.zeros((64, 96))}, r"radar_mmh_thw has shape \(64, 96\), expected \(frames, rows, cols\)"),
-        ({"reconstruction_mmh_thw": np.zeros((2, 64, 64))}, "reconstruction has shape"),
-        ({"valid_thw": np.ones((1, 64, 96), dtype=bool)}, "valid has shape"),
-        ({"prediction_mmh_thw": np.zeros((2, 64, 64))}, "prediction has shape"),
-        ({"visible_hw": np.ones((3, 2), dtype=bool)}, r"does not tile \(64, 96\)"),
-        ({"patch": 16}, r"with patch 16 it does not tile"),
-        ({"frame_titles": ["one"]}, "1 frame titles for 2 frames"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        reconstruction_picture(tmp_path / "a.png", **_arguments(**changes))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:

@@ -145,12 +145,3 @@ def test_any_number_of_models_and_leads(num_models: int, num_leads: int) -> None
         Lines(curves=curves), lead_min=[5.0 * lead for lead in range(1, num_leads + 1)], thresholds_mmh=[0.5]
     )
     assert _draw(figure).shape[1] == 960
-
-
-def test_shapes_that_do_not_fit_are_named() -> None:
-    with pytest.raises(ValueError, match=r"a line has shape \(3, 5\); expected \(12, 5\)"):
-        _skill({"a": np.zeros((3, 5))})
-    with pytest.raises(ValueError, match=r"a line has shape \(12,\); expected \(12, 5\)"):
-        _skill(_curves(), bands={MODELS[0]: (np.zeros(12), np.zeros(12))})
-    with pytest.raises(ValueError, match=r"a line has shape \(3,\); expected \(12,\)"):
-        _error({"a": np.zeros(3)})
