@@ -70,9 +70,9 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 
 def _forecast(argv: Sequence[str]) -> int:
-    from .trainer.settings.forecast import parse_forecast
+    from .trainer.settings.forecast import make_parser
 
-    options = parse_forecast(argv)
+    options = make_parser().parse_args(argv)
     # Looking for cycles among the objects that libraries make at import would take a quarter of its time.
     gc.disable()
     from .trainer.forecasting.outputs import run

@@ -67,7 +67,7 @@ def read_json(cls: type[_Record], data: bytes) -> _Record:
     if not isinstance(keys, frozenset):
         raise DataError(f"it is {shown(keys)}; expected an object")
     for field in fields(cast(Any, cls)):
-        if field.default is MISSING and field.name not in keys:
+        if field.name not in keys and field.default is field.default_factory is MISSING:
             raise DataError(f"key {field.name} is missing")
 
     try:

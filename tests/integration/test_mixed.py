@@ -102,7 +102,7 @@ def test_source_weights_and_selections_change_the_plan(mixed: Path, tmp_path: Pa
         ({"data__cache_gb": 3}, ConfigError, r"no data.cache_dir is set: no effect"),
         ({"data__readers": 0}, ConfigError, r"data.readers is 0"),
         ({"data__quarantine": -1}, ConfigError, r"data.quarantine is -1"),
-        ({"data__deadline_s": 0}, ConfigError, r"data.deadline_s is 0.0; expected a finite number of seconds above 0"),
+        ({"data__deadline_s": 0}, ConfigError, r"data.deadline_s is 0.0; it must be above 0"),
     ],
 )
 def test_what_cannot_be_read_says_why(

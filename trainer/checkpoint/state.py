@@ -3,17 +3,17 @@
 import dataclasses
 import importlib.metadata
 import json
-import math
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from ...data.errors import DataError
+from ...data.json_checks import Count, JsonRecord, read_json
 from ...models.weights.manifest import CheckpointError
-
-STATE_SCHEMA_VERSION: Final = 1
+from ..settings.parse import flatten
 
 # Where and how a run computes: the mathematics are the same up to rounding and precision.
 MAY_CHANGE_SECTIONS: Final = frozenset({"engine", "tracking"})
@@ -54,11 +54,10 @@ ADDED_LATER: Final[Mapping[str, Any]] = {
 """Settings that older checkpoints do not hold, and the value at which a run is what it was without them."""
 
 _ABSENT = object()
-_INTEGERS: Final = ("step", "epoch", "seed", "loss_scale_good_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainState:
+class TrainState(JsonRecord):
     """What a run needs besides tensors to go on; plain JSON values throughout.
 
     Args:
@@ -74,9 +73,10 @@ class TrainState:
         data: What the run learns from: source, grid, cadence, times of its parts; {} if not recorded.
         metrics: Held-out figures of this step, where it was saved for them; else `skipped_steps`: updates left out
             so far.
+        schema_version: Of the file's format.
     """
 
-    step: int
+    step: Count
     epoch: int
     seed: int
     config: dict[str, Any]
@@ -87,6 +87,7 @@ class TrainState:
     data: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     loss_scale_good_steps: int = 0
+    schema_version: Literal[1] = 1
 
 
 def installed_versions() -> dict[str, str]:
@@ -115,10 +116,10 @@ def check_resume(
     Raises:
         CheckpointError: something else differs; all of it is named.
     """
-    # Both as flat tables of plain values; what an older checkpoint does not hold was as if switched off.
-    now = _flat(_jsonable({**config, "plan": plan}))
+    # Both as flat tables; what an older checkpoint does not hold was as if switched off.
+    now = flatten({**config, "plan": plan})
     before = {key: value for key, value in ADDED_LATER.items() if key in now}
-    before |= _flat(_jsonable({**saved.config, "plan": saved.plan}))
+    before |= flatten({**saved.config, "plan": saved.plan})
 
     lines = {
         key: f"{key}: saved {_shown(before.get(key, _ABSENT))}, asked {_shown(now.get(key, _ABSENT))}"
@@ -141,68 +142,33 @@ def check_resume(
     return list(lines.values())
 
 
-def _jsonable(value: Any, key: str = "") -> Any:
-    """Copy plain values, tuples as lists, and refuse what JSON would lose."""
-    if isinstance(value, Mapping):
-        for name in value:
-            if not isinstance(name, str):
-                raise CheckpointError(f"{key or 'state'}: key {name!r} is not text; a checkpoint stores plain JSON")
-        return {name: _jsonable(item, f"{key}.{name}" if key else name) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item, f"{key}.{position}") for position, item in enumerate(value)]
-    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
-        return value
-    raise CheckpointError(f"{key}: {value!r} ({type(value).__name__}) cannot be stored as plain JSON; convert it first")
-
-
 def state_bytes(state: TrainState) -> bytes:
     """Write a state as strict JSON, tuples as lists.
 
     Raises:
-        CheckpointError: a value is not plain JSON, NaN and infinity included; its key is named.
+        CheckpointError: A value is not plain JSON, NaN and infinity included.
     """
-    assert state.step >= 0, "steps are counted from 0"
-    document = {"schema_version": STATE_SCHEMA_VERSION, **_jsonable(dataclasses.asdict(state))}
-    return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("utf-8")
+    try:
+        text = json.dumps(dataclasses.asdict(state), indent=1, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the state of step {state.step} cannot be stored as plain JSON: {error}") from error
+    return f"{text}\n".encode()
 
 
 def parse_state(path: Path, raw: bytes) -> TrainState:
     """Read what `state_bytes` wrote.
 
     Args:
-        path: the file that errors name.
-        raw: its content.
+        path: The file that errors name.
+        raw: Its content.
 
     Raises:
-        CheckpointError: it is not such a state; the key is named.
+        CheckpointError: It is no such state; the key is named.
     """
     try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}; use another checkpoint") from error
-    if not isinstance(document, dict) or document.pop("schema_version", None) != STATE_SCHEMA_VERSION:
-        raise CheckpointError(f"{path}: not of schema_version {STATE_SCHEMA_VERSION}; use the Rainspark that wrote it")
-
-    # Checkpoints of earlier versions do not say these.
-    document = {"data": {}, "metrics": {}, "loss_scale_good_steps": 0, **document}
-    expected = {field.name for field in dataclasses.fields(TrainState)}
-    if document.keys() != expected:
-        raise CheckpointError(f"{path}: keys {sorted(document)}, expected {sorted(expected)}; use another checkpoint")
-    for key, value in document.items():
-        kinds = (int,) if key in _INTEGERS else (float, int, type(None)) if key == "loss_scale" else (dict,)
-        if type(value) not in kinds:
-            raise CheckpointError(f"{path}: {key} is {value!r}; use another checkpoint")
-    return TrainState(**document)
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in nested.items():
-        if isinstance(value, dict) and value:
-            leaves |= _flat(value, f"{prefix}{name}.")
-        else:
-            leaves[f"{prefix}{name}"] = value
-    return leaves
+        return read_json(TrainState, raw)
+    except DataError as error:
+        raise CheckpointError(f"{path}: {error}; use another checkpoint, or the Rainspark that wrote it") from error
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -159,7 +159,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
     """Read the latest radar files, forecast, and write the forecast.
 
     Args:
-        options: As `parse_forecast` gives them.
+        options: As `trainer.settings.forecast.make_parser` reads them.
         argv: The command line, for the file's history.
     """
     set_up_logging(0, logging.WARNING)

@@ -1,6 +1,5 @@
 """The data of a run: which windows of which archive, in which batches, read how."""
 
-import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -9,7 +8,7 @@ from ...data.errors import ConfigError, DataError
 from ...data.sequences import TimeSpan
 from ...data.stream.options import ONE_PASS, ReadOptions
 from ...data.windows.selection import Published, Rule, Selection, choose
-from .ranges import at_least
+from .ranges import check_number
 
 VALIDATION_SHARE: Final = 0.1
 GUARD_H: Final = 24.0
@@ -74,33 +73,20 @@ class ArchiveConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        self.check_counts("threads", "readers")
-        if not 0 <= self.min_rain_fraction <= 1:
-            raise ConfigError(f"data.min_rain_fraction is {self.min_rain_fraction}; it is a share, from 0 to 1")
+        for name in ("threads", "readers"):
+            check_number(f"data.{name}", getattr(self, name), least=1)
+        for name in ("decoded_mb", "prefetch_mb", "deadline_s", "cache_gb"):
+            check_number(f"data.{name}", getattr(self, name), above=0)
         for name in ("validation_share", "test_share"):
-            if (share := getattr(self, name)) is not None and not 0 <= share < 1:
-                raise ConfigError(f"data.{name} is {share}; it is a share, 0 to below 1")
-        if not 0 <= self.split_guard_h < math.inf:
-            raise ConfigError(f"data.guard_h is {self.guard_h}; a finite number of hours, 0 or more")
-        self.check_sizes(decoded_mb="megabytes", prefetch_mb="megabytes", deadline_s="seconds", cache_gb="gigabytes")
+            check_number(f"data.{name}", getattr(self, name), least=0, below=1)
+        check_number("data.min_rain_fraction", self.min_rain_fraction, least=0, most=1)
+        check_number("data.guard_h", self.guard_h, least=0)
 
         if self.cache_dir is None and self.cache_gb != ArchiveConfig.cache_gb:
             raise ConfigError(
                 f"data.cache_gb is {self.cache_gb}, and no data.cache_dir is set: no effect; leave it out"
             )
         self._check_times()
-
-    def check_counts(self, *names: str) -> None:
-        """Refuse counts below 1; None is no count."""
-        for name in names:
-            if (value := getattr(self, name)) is not None:
-                at_least(f"data.{name}", value, 1)
-
-    def check_sizes(self, **units: str) -> None:
-        """Refuse sizes that are not above 0 or not finite; None is no size."""
-        for name, unit in units.items():
-            if (size := getattr(self, name)) is not None and not 0 < size < math.inf:
-                raise ConfigError(f"data.{name} is {size}; expected a finite number of {unit} above 0")
 
     @property
     def one_pass(self) -> ReadOptions:
@@ -233,9 +219,10 @@ class WindowsConfig(ArchiveConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.check_counts("global_batch", "micro_batch", "lanes", "prefetch_steps", "evaluation_windows")
-        at_least("data.quarantine", self.quarantine, 0)
-        self.check_sizes(block_mb="megabytes")
+        for name in ("global_batch", "micro_batch", "lanes", "prefetch_steps", "evaluation_windows"):
+            check_number(f"data.{name}", getattr(self, name), least=1)
+        check_number("data.quarantine", self.quarantine, least=0)
+        check_number("data.block_mb", self.block_mb, above=0)
         if self.source is not None and self.weights is not None:
             raise ConfigError("data.weights has no effect beside data.source, which reads one source; leave one out")
 
@@ -258,7 +245,7 @@ class DataConfig(WindowsConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        at_least("data.window", self.window, 1)
+        check_number("data.window", self.window, least=1)
         self.selection(self.window)
 
 
@@ -291,7 +278,7 @@ def parse_span(name: str, text: str) -> TimeSpan:
         ConfigError: It is no span, or ends before it begins.
     """
     try:
-        start, stop = (_epoch_s(word.strip()) for word in text.split("/"))
+        start, stop = (epoch_s(word.strip()) for word in text.split("/"))
     except ValueError as error:
         raise ConfigError(
             f"{name}: {text!r} is no span of time; expected START/STOP in UTC, such as "
@@ -302,6 +289,7 @@ def parse_span(name: str, text: str) -> TimeSpan:
     return TimeSpan(start_s=start, stop_s=stop)
 
 
-def _epoch_s(text: str) -> int:
+def epoch_s(text: str) -> int:
+    """Read a time, UTC unless it says otherwise, as seconds since 1970; raises ValueError for what is none."""
     moment = datetime.fromisoformat(text)
     return int((moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).timestamp())

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...data.errors import ConfigError
+from .ranges import check_number
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 
@@ -34,9 +35,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Check what needs neither processes nor a device."""
-        for name in ("timeout_s", "start_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"engine.{name} is {getattr(self, name)}; above 0 seconds")
+        check_number("engine.timeout_s", self.timeout_s, above=0)
+        check_number("engine.start_timeout_s", self.start_timeout_s, above=0)
         if self.zero_stage is not None and self.precision == "fp64":
             raise ConfigError(
                 f"engine.precision=fp64 with engine.zero_stage={self.zero_stage}: DeepSpeed keeps fp32 master weights; "

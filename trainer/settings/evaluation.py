@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final, Literal
 
 from ...data.errors import ConfigError
-from .data import ArchiveConfig
+from .data import ArchiveConfig, epoch_s
 from .parse import parse_config
-from .ranges import at_least, check_rising
+from .ranges import check_number, check_rising
 
 Split = Literal["test", "validation", "train", "all"]
 LISTS: Final = ("models", "thresholds", "scales", "cases")
@@ -72,8 +71,7 @@ class EvaluateConfig:
         if not self.models:
             raise ConfigError("models is empty; name runs and baselines, such as --models RUN persistence")
         for name in ("limit", "frames_in", "frames_out", "micro_batch", "fit_windows"):
-            if (value := getattr(self, name)) is not None:
-                at_least(name, value, 1)
+            check_number(name, getattr(self, name), least=1)
         check_rising("thresholds", self.thresholds, "mm/h")
         check_rising("scales", self.scales, "pixels")
 
@@ -88,7 +86,7 @@ class EvaluateConfig:
     @property
     def case_times_s(self) -> tuple[int, ...] | None:
         """Give the stated cases as epoch seconds; None where none are stated."""
-        return None if self.cases is None else tuple(map(_epoch_s, self.cases))
+        return None if self.cases is None else tuple(map(_read_case, self.cases))
 
 
 def parse_evaluation(argv: Sequence[str]) -> EvaluateConfig:
@@ -100,11 +98,10 @@ def parse_evaluation(argv: Sequence[str]) -> EvaluateConfig:
     return parse_config(argv, EvaluateConfig, prog="rainspark evaluate", lists=LISTS)
 
 
-def _epoch_s(text: str) -> int:
+def _read_case(text: str) -> int:
     try:
-        moment = datetime.fromisoformat(text)
+        return epoch_s(text)
     except ValueError as error:
         raise ConfigError(
             f"cases: {text!r} is no time; expected UTC such as 2010-08-26T04:00, the last radar frame of a forecast"
         ) from error
-    return int((moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).timestamp())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ...data.errors import ConfigError
-from .data import DataConfig, NowcastDataConfig
+from .data import DataConfig, NowcastDataConfig, WindowsConfig
 from .engine import EngineConfig
 from .model import ModelConfig, NowcastConfig
 from .optim import OptimConfig
@@ -16,8 +16,8 @@ from .tracking import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """A masked pretraining run.
+class SharedConfig:
+    """A training run of either kind: the sections that both have, and what concerns several of them.
 
     Args:
         run: Where and how long.
@@ -27,13 +27,12 @@ class PretrainConfig:
         engine: Processes, precision, DeepSpeed.
         tracking: Where metrics go.
         seed: Seed of everything that is random.
-        init_from: Weights to start from: a run, a checkpoint, a .safetensors or a published .pth. Of a run or a
-            checkpoint the averaged weights are taken where it has them.
+        init_from: Weights to start from.
     """
 
     run: RunConfig
-    data: DataConfig
-    model: ModelConfig = field(default_factory=ModelConfig)
+    data: WindowsConfig
+    model: ModelConfig | NowcastConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -41,8 +40,21 @@ class PretrainConfig:
     init_from: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what concerns several fields, and that every number is one."""
+        """Check what concerns several sections, and that every number is one."""
         _check_together(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(SharedConfig):
+    """A masked pretraining run.
+
+    Args:
+        init_from: Weights to start from: a run, a checkpoint, a .safetensors or a published .pth. Of a run or a
+            checkpoint the averaged weights are taken where it has them.
+    """
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
 
     @property
     def window(self) -> int:
@@ -51,17 +63,12 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(SharedConfig):
     """The training of a nowcaster.
 
     Args:
         run: Where and how long, and which checkpoint is the best.
-        data: Windows and batches.
         model: The nowcaster and its loss.
-        optim: Optimizer and schedules.
-        engine: Processes, precision, DeepSpeed.
-        tracking: Where metrics go.
-        seed: Seed of everything that is random.
         init_from: Weights to start from: a pretrained or fine-tuned run, a checkpoint, a .safetensors or a published
             .pth. Of a run the best checkpoint is taken where one was chosen, else the newest, its averaged weights
             where it has them. Null: from nothing.
@@ -70,15 +77,10 @@ class FinetuneConfig:
     run: NowcastRunConfig
     data: NowcastDataConfig
     model: NowcastConfig = field(default_factory=NowcastConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    seed: int = 0
-    init_from: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what concerns several fields, and that every number is one."""
-        _check_together(self)
+        """Check what concerns several sections, and that the model's windows can be selected."""
+        super().__post_init__()
         self.data.selection(self.window)
         model = self.model
         if self.optim.layer_decay != 1 and (model.name == "smaat_unet" or model.freeze in ("encoder", "both")):
@@ -99,7 +101,7 @@ TRAININGS: Final[dict[str, type[TrainingConfig]]] = {"pretrain": PretrainConfig,
 """The settings of each command that trains."""
 
 
-def _check_together(config: TrainingConfig) -> None:
+def _check_together(config: SharedConfig) -> None:
     """Check what concerns several sections."""
     for key, value in leaves(config):
         numbers = value if isinstance(value, tuple) else (value,)

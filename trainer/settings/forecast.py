@@ -1,7 +1,6 @@
 """Options of a forecast's command line."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from ...data.command import CommandParser
@@ -23,8 +22,3 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the model runs (cpu)")
     parser.add_argument("--no-pictures", action="store_true", help="write the NetCDF file only")
     return parser
-
-
-def parse_forecast(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of a forecast; ends the process for help and for wrong options."""
-    return make_parser().parse_args(argv)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ...data.errors import ConfigError
-from .ranges import at_least
+from .ranges import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +23,8 @@ class SpaceConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.scale_mmh <= 0:
-            raise ConfigError(f"model.space.scale_mmh is {self.scale_mmh}; above 0 mm/h")
-        if self.clip_mmh is not None and self.clip_mmh <= 0:
-            raise ConfigError(f"model.space.clip_mmh is {self.clip_mmh}; above 0 mm/h, or null for no limit")
+        check_number("model.space.scale_mmh", self.scale_mmh, above=0)
+        check_number("model.space.clip_mmh", self.clip_mmh, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +54,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.decoder_width < 32 or self.decoder_width % 32:
-            raise ConfigError(f"model.decoder_width is {self.decoder_width}; it is halved 5 times: a multiple of 32")
-        if not 0 <= self.mask_ratio < 1:
-            raise ConfigError(f"model.mask_ratio is {self.mask_ratio}; a share, 0 to below 1")
+        _check_shared(self)
         if self.mask_ratio == 0 and self.loss == "masked":
             raise ConfigError(
                 "model.loss is masked, but model.mask_ratio is 0 and masks nothing: raise it or take `all`"
             )
-        if not 0 <= self.depth_drop < 1:
-            raise ConfigError(f"model.depth_drop is {self.depth_drop}; a probability, 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +114,10 @@ class NowcastConfig:
         self._check_effects()
         advects = self.name == "spat_spark" and self.head == "advected"
         finds_motion = advects or self.match in ("extrapolated", "floor")
-        at_least("model.frames_in", self.frames_in, 2 if finds_motion else 1)
-        at_least("model.frames_out", self.frames_out, 1)
-        at_least("model.smaat_width", self.smaat_width, 2)
-        if self.decoder_width < 32 or self.decoder_width % 32:
-            raise ConfigError(f"model.decoder_width is {self.decoder_width}; it is halved 5 times: a multiple of 32")
-        for name in ("mask_ratio", "depth_drop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}; 0 to below 1")
+        check_number("model.frames_in", self.frames_in, least=2 if finds_motion else 1)
+        check_number("model.frames_out", self.frames_out, least=1)
+        check_number("model.smaat_width", self.smaat_width, least=2)
+        _check_shared(self)
         if self.freeze == "both" and self.translation == "identity" and self.head == "patch":
             raise ConfigError(
                 "model.freeze both with model.translation identity and model.head patch leaves nothing to train: "
@@ -142,6 +131,14 @@ class NowcastConfig:
         changed = [f"model.{name} {getattr(self, name)}" for name in others if getattr(self, name) != defaults[name]]
         if changed:
             raise ConfigError(f"{', '.join(changed)}: no effect with model.name {self.name}; leave it out")
+
+
+def _check_shared(config: ModelConfig | NowcastConfig) -> None:
+    """Check the ranges of what masked pretraining and nowcasters have both."""
+    if config.decoder_width < 32 or config.decoder_width % 32:
+        raise ConfigError(f"model.decoder_width is {config.decoder_width}; it is halved 5 times: a multiple of 32")
+    check_number("model.mask_ratio", config.mask_ratio, least=0, below=1)
+    check_number("model.depth_drop", config.depth_drop, least=0, below=1)
 
 
 _SPAT_SPARK_ONLY = (

@@ -1,10 +1,9 @@
 """Settings of the optimizer and its schedules."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ...data.errors import ConfigError
+from .ranges import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,27 +45,16 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigError(f"optim.lr is {self.lr}; above 0 and finite")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"optim.betas is {self.betas}; two numbers from 0 to below 1")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"optim.momentum is {self.momentum}; 0 to below 1")
-        if not self.eps > 0:
-            raise ConfigError(f"optim.eps is {self.eps}; above 0")
+        check_number("optim.lr", self.lr, above=0)
+        for beta in self.betas:
+            check_number("optim.betas", beta, least=0, below=1)
+        check_number("optim.momentum", self.momentum, least=0, below=1)
+        check_number("optim.eps", self.eps, above=0)
+        check_number("optim.weight_decay", self.weight_decay, least=0)
+        check_number("optim.weight_decay_end", self.weight_decay_end, least=0)
 
-        for name, decay in (("weight_decay", self.weight_decay), ("weight_decay_end", self.weight_decay_end)):
-            if decay is not None and not (math.isfinite(decay) and decay >= 0):
-                raise ConfigError(f"optim.{name} is {decay}; 0 or more and finite")
-
-        if self.warmup_steps < 0:
-            raise ConfigError(f"optim.warmup_steps is {self.warmup_steps}; 0 or more")
-        if not 0 <= self.min_lr_share <= 1:
-            raise ConfigError(f"optim.min_lr_share is {self.min_lr_share}; a share, 0 to 1")
-
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError(f"optim.clip_norm is {self.clip_norm}; above 0, or null for no clipping")
-        if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"optim.layer_decay is {self.layer_decay}; above 0, up to 1 (every layer alike)")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"optim.ema_decay is {self.ema_decay}; 0 to below 1, or null for no average")
+        check_number("optim.warmup_steps", self.warmup_steps, least=0)
+        check_number("optim.min_lr_share", self.min_lr_share, least=0, most=1)
+        check_number("optim.clip_norm", self.clip_norm, above=0)
+        check_number("optim.layer_decay", self.layer_decay, above=0, most=1)
+        check_number("optim.ema_decay", self.ema_decay, least=0, below=1)

@@ -4,12 +4,12 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ...data.credentials import looks_secret
 from ...data.errors import ConfigError
@@ -50,13 +50,7 @@ def parse_config(argv: Sequence[str], cls: type[_Parsed], *, prog: str, lists: S
     # An abbreviation that is taken today is ambiguous when the next setting comes, and a typo that nobody sees.
     parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config")
-    parser.add_class_arguments(cls, None)
-    try:
-        settings = parser.instantiate(parser.parse_args(words))
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_with_nearest(_cause(error), ["config", *dotted_keys(cls)])) from None
-
-    parsed = cls(**{leaf.name: settings[leaf.name] for leaf in dataclasses.fields(cls)})
+    parsed = _build(cls, parser, lambda: parser.parse_args(words), ["config", *dotted_keys(cls)])
     _refuse_secrets(parsed)
     return parsed
 
@@ -68,23 +62,39 @@ def from_dict(settings: dict[str, Any], cls: type[_Config]) -> _Config:
         ConfigError: It is not one of this kind; the setting is named.
     """
     parser = ArgumentParser(exit_on_error=False)
+    return _build(cls, parser, lambda: parser.parse_object(settings), dotted_keys(cls))
+
+
+def _build(cls: type[_Parsed], parser: ArgumentParser, read: Callable[[], Namespace], keys: Sequence[str]) -> _Parsed:
+    """Read settings of a class and build it; what is wrong is named, with the nearest of the valid keys."""
     parser.add_class_arguments(cls, None)
     try:
-        values = parser.instantiate(parser.parse_object(settings))
+        values = parser.instantiate(read())
     except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_with_nearest(" ".join(str(error).split()), dotted_keys(cls))) from None
+        raise ConfigError(_with_nearest(" ".join(_cause(error).split()), keys)) from None
     return cls(**{leaf.name: values[leaf.name] for leaf in dataclasses.fields(cls)})
 
 
 def as_dict(config: TrainingConfig) -> dict[str, Any]:
     """Return the resolved configuration as plain YAML and JSON values."""
-    plain: dict[str, Any] = yaml.safe_load(as_yaml(config))
+    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
     return plain
 
 
 def as_yaml(config: TrainingConfig) -> str:
     """Write the resolved configuration as YAML that `--config` reads back to the same run."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+    return yaml.safe_dump(as_dict(config), sort_keys=False)
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Write a table of tables as one table, its keys joined by dots; an empty table stays as it is."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def dotted_keys(cls: type, prefix: str = "") -> list[str]:

@@ -11,10 +11,30 @@ MOST_VALUES: Final = 100
 """A forecast's rain is sorted into classes between thresholds, and a class is a byte."""
 
 
-def at_least(name: str, value: int, least: int) -> None:
-    """Raise ConfigError for a setting below its least value."""
-    if value < least:
-        raise ConfigError(f"{name} is {value}; it must be {least} or more")
+def check_number(
+    name: str,
+    value: float | None,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> None:
+    """Raise ConfigError for a number that is not finite or breaks one of its limits; None is a setting left open."""
+    if value is None:
+        return
+
+    # A comparison with NaN is false, so each limit is asked for what holds and not for what is broken.
+    limits = {
+        "finite": math.isfinite(value),
+        f"{least} or more": least is None or value >= least,
+        f"above {above}": above is None or value > above,
+        f"below {below}": below is None or value < below,
+        f"at most {most}": most is None or value <= most,
+    }
+    broken = [words for words, holds in limits.items() if not holds]
+    if broken:
+        raise ConfigError(f"{name} is {value}; it must be {' and '.join(broken)}")
 
 
 def check_rising(name: str, values: Sequence[float], unit: str) -> None:

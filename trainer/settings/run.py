@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...data.errors import ConfigError
-from .ranges import at_least
+from .ranges import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +48,15 @@ class RunConfig:
         """Check the ranges."""
         if not self.dir.strip():
             raise ConfigError(f"run.dir is {self.dir!r}; name the folder of the run, such as runs/first")
-        at_least("run.steps", self.steps, 1)
-        at_least("run.log_every", self.log_every, 1)
-        at_least("run.evaluate_every", self.evaluate_every, 1)
-        at_least("run.save_every", self.save_every, 1)
-        at_least("run.keep_last", self.keep_last, 2)
-        if self.keep_every is not None:
-            at_least("run.keep_every", self.keep_every, 1)
-            if self.keep_every % self.save_every:
-                raise ConfigError(
-                    f"run.keep_every is {self.keep_every} and run.save_every {self.save_every}: checkpoints are made "
-                    "after multiples of save_every, so keep_every must be one of those"
-                )
-        if not self.push_deadline_s > 0:
-            raise ConfigError(f"run.push_deadline_s is {self.push_deadline_s}; above 0 seconds")
-        at_least("run.max_nonfinite", self.max_nonfinite, 1)
+        for name in ("steps", "log_every", "evaluate_every", "save_every", "keep_every", "max_nonfinite"):
+            check_number(f"run.{name}", getattr(self, name), least=1)
+        check_number("run.keep_last", self.keep_last, least=2)
+        check_number("run.push_deadline_s", self.push_deadline_s, above=0)
+        if self.keep_every is not None and self.keep_every % self.save_every:
+            raise ConfigError(
+                f"run.keep_every is {self.keep_every} and run.save_every {self.save_every}: checkpoints are made "
+                "after multiples of save_every, so keep_every must be one of those"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 from ...data.errors import ConfigError
+from .ranges import check_number
 
 SERVICE_NAMES = ("mlflow", "neptune", "trackio", "wandb")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
@@ -44,5 +45,4 @@ class TrackingConfig:
             if text is not None and _NAME.fullmatch(text) is None:
                 allowed = "up to 100 letters, digits, spaces, '.', '_' and '-', the first a letter or a digit"
                 raise ConfigError(f"tracking.{key} is {text!r}; every service takes {allowed}")
-        if not self.close_s >= 0:
-            raise ConfigError(f"tracking.close_s is {self.close_s}; 0 seconds or more")
+        check_number("tracking.close_s", self.close_s, least=0)

@@ -4,13 +4,14 @@ import json
 import logging
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ...data.credentials import redact
 from ...data.whole_file import write_whole
+from ..settings.parse import flatten
 
 IDS_FILE: Final = "trackers.json"
 
@@ -80,12 +81,7 @@ class ServiceRun:
 
     def flat_parameters(self) -> dict[str, bool | int | float | str]:
         """Flatten the configuration to "section.setting": value, texts without what looks like a secret."""
-        return dict(_flat(self.parameters))
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, bool | int | float) else redact(str(value))
+        return {
+            key: value if isinstance(value, bool | int | float) else redact(str(value))
+            for key, value in flatten(self.parameters).items()
+        }

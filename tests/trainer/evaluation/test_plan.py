@@ -49,8 +49,8 @@ def test_any_word_may_name_a_model(words: list[str]) -> None:
         (["--models", "a", "--protocol", "published", "--thresholds", "1", "2"], "thresholds is 1, 2; add 0.5"),
         (["--models", "a", "--split", "tests"], "split"),
         (["--model", "a", "b"], "--model a b; the nearest valid key is models"),
-        (["--models", "a", "--data.test_share", "1.5"], "data.test_share is 1.5; it is a share"),
-        (["--models", "a", "--data.guard_h", ".inf"], "data.guard_h is inf; a finite number of hours, 0 or more"),
+        (["--models", "a", "--data.test_share", "1.5"], "data.test_share is 1.5; it must be below 1"),
+        (["--models", "a", "--data.guard_h", ".inf"], "data.guard_h is inf; it must be finite"),
         (["--models", "a", "--data.test_times", '["2019-01-01/2020-01-01"]'], "data.train_times is not"),
     ],
 )

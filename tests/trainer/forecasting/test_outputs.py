@@ -26,7 +26,7 @@ from rainspark.trainer.processes.agreement import NonFiniteError
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.settings.data import NowcastDataConfig
 from rainspark.trainer.settings.experiment import FinetuneConfig
-from rainspark.trainer.settings.forecast import parse_forecast
+from rainspark.trainer.settings.forecast import make_parser
 from rainspark.trainer.settings.model import NowcastConfig
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.settings.run import NowcastRunConfig
@@ -66,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _main(*words: str | Path) -> Callable[[], ExitCode]:
     argv = [str(word) for word in words]
-    return lambda: run_forecast(parse_forecast(argv), argv)
+    return lambda: run_forecast(make_parser().parse_args(argv), argv)
 
 
 def test_a_forecast_is_written_with_its_pictures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from rainspark.data.errors import ConfigError
 from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
-from rainspark.trainer.settings.parse import as_dict, as_yaml, dotted_keys, parse_config
+from rainspark.trainer.settings.parse import as_dict, as_yaml, dotted_keys, flatten, parse_config
 from tests.conftest import REPOSITORY
 
 NEEDED = ["--data.shards", "s", "--run.dir", "r"]
@@ -58,20 +58,19 @@ def test_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Pat
             r"tracking\.close_s is 15 and engine\.timeout_s 9: .* longer",
         ),
         (["--model.mask_ratio", "0"], r"model\.mask_ratio is 0"),
-        (["--model.mask_ratio", "1"], r"model\.mask_ratio is 1"),
+        (["--model.mask_ratio", "1"], r"model\.mask_ratio is 1.0; it must be below 1"),
         (["--model.decoder_width", "100"], r"decoder_width is 100.*multiple of 32"),
         (["--model.depth_drop", "1"], r"depth_drop is 1"),
         (["--model.space.scale_mmh", "0"], r"scale_mmh is 0"),
         (["--model.space.clip_mmh", "-1"], r"clip_mmh is -1"),
         (["--data.target_frame", "12"], r"target_frame is 12.*12 frames"),
-        (["--data.min_rain_fraction", "50"], r"min_rain_fraction is 50.*0 to 1"),
+        (["--data.min_rain_fraction", "50"], r"min_rain_fraction is 50.0; it must be at most 1"),
         (["--data.validation_share", "1"], r"validation_share is 1"),
         (["--data.guard_h", "-1"], r"guard_h is -1"),
         (["--data.threads", "0"], r"data\.threads is 0"),
         (["--data.decoded_mb", "0"], r"decoded_mb"),
         (["--optim.clip_norm", ".inf"], r"optim\.clip_norm is inf"),
-        (["--model.space.scale_mmh", ".nan"], r"model\.space\.scale_mmh is nan"),
-        (["--data.guard_h", ".nan"], r"data\.guard_h is nan"),
+        (["--data.guard_h", ".nan"], r"data\.guard_h is nan; it must be finite and 0 or more"),
         (["--optim.betas", "[0.9, .nan]"], r"optim\.betas"),
         (["--config", "/nowhere/x.yaml"], r"/nowhere/x\.yaml"),
     ],
@@ -140,13 +139,9 @@ def test_the_saved_file_reads_back_to_the_same_run(
     assert yaml.safe_load(path.read_text()) == as_dict(config)
 
 
-def test_dotted_keys_are_those_of_the_saved_file() -> None:
-    def leaves(value: object, prefix: str) -> list[str]:
-        if isinstance(value, dict):
-            return [leaf for key, item in value.items() for leaf in leaves(item, f"{prefix}.{key}" if prefix else key)]
-        return [prefix]
-
-    assert leaves(as_dict(parse()), "") == dotted_keys(PretrainConfig)
+@pytest.mark.parametrize("cls", [PretrainConfig, FinetuneConfig])
+def test_dotted_keys_are_those_of_the_saved_file(cls: type[PretrainConfig | FinetuneConfig]) -> None:
+    assert list(flatten(as_dict(parse_config(NEEDED, cls, prog="test")))) == dotted_keys(cls)
 
 
 def test_an_error_never_steers_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
