@@ -37,6 +37,8 @@ REQUIRES = [
     "matplotlib>=3.8",
     "pillow>=10",
     "tqdm>=4.66",
+    # A process' memory; Accelerate brings it anyway.
+    "psutil",
     # DeepSpeed compiles its CPU helper with ninja.
     "ninja",
 ]

@@ -31,11 +31,11 @@ from rainspark.trainer.checkpoint.state import TrainState
 from rainspark.trainer.checkpoint.transfer import pull_latest, push
 from rainspark.trainer.engine.engine import Engine, EngineConfig, UpdateResult
 from rainspark.trainer.processes.entry import run_entry, run_process, set_up_logging
-from rainspark.trainer.training.pretraining import Pretraining, main
+from rainspark.trainer.training.pretraining import Pretraining
 from rainspark.trainer.training.run import TrainingRun
 from rainspark.trainer.training.task import PreparedBatch, StepOutput
 from tests.fault_server import Fault, disarm
-from tests.integration.runs import train
+from tests.integration.runs import pretrain, train
 
 SLEEP_S = 3600.0
 
@@ -102,7 +102,7 @@ def train_with_deed(rank: int, argv: list[str], plan: dict[str, Any]) -> int:
         else:
             _lie_in_wait(plan)
     try:
-        run_process(lambda: main(argv))
+        run_process(lambda: pretrain(argv))
     except SystemExit as end:
         return int(end.code or 0)
 

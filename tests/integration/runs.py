@@ -23,6 +23,7 @@ from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
 from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.finetuning import Finetuning
 from rainspark.trainer.training.pretraining import Pretraining
+from rainspark.trainer.training.pretraining import run as run_pretraining
 
 TIMES = ("windows_per_s", "step_time_s", "data_wait_share", "time/", "memory/")
 
@@ -145,6 +146,11 @@ def evaluate(argv: list[str]) -> ExitCode:
     return run_evaluation(parse_evaluation(argv), argv)
 
 
+def pretrain(argv: list[str]) -> ExitCode:
+    """Run what `rainspark pretrain` does, but for its end of the process."""
+    return run_pretraining(parse_config(argv, PretrainConfig, prog="rainspark pretrain"))
+
+
 def train_many(_rank: int, runs: list[tuple[list[str], int | None]]) -> list[int]:
     """Train several runs one after another on the same ranks: (command line, step to stop in)."""
     return [int(train(argv, stop_in_step=stop)) for argv, stop in runs]
@@ -218,7 +224,9 @@ def learned(argv: list[str]) -> tuple[list[dict[str, Any]], str]:
     lines: list[dict[str, Any]] = []
     with built(argv) as run:
         hooks = run.loop.hooks
-        run.loop.hooks = replace(hooks, log=lambda _, line: lines.append(line), save=lambda _: None, evaluate=None)
+        run.loop.hooks = replace(
+            hooks, log=lambda _, line: lines.append(line), save=lambda _: None, evaluate=lambda _: {}
+        )
         run.loop.fit(0)
         return [without_times(line) for line in lines if "loss" in line], digest(run.engine.bare_model.state_dict())
 

@@ -12,9 +12,8 @@ import pytest
 
 from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
-from rainspark.trainer.training.pretraining import main
 from tests.conftest import REPOSITORY
-from tests.integration.runs import arguments, settings
+from tests.integration.runs import arguments, pretrain, settings
 from tests.programs import environment, free_port
 
 NAMES = (
@@ -171,7 +170,7 @@ def test_settings_with_credentials_are_refused_and_not_repeated(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: str
 ) -> None:
     argv = arguments(shards, tmp_path / "run", **{key: value})
-    assert run_entry(lambda: main(argv)) == ExitCode.CONFIG
+    assert run_entry(lambda: pretrain(argv)) == ExitCode.CONFIG
     shown = capsys.readouterr()
     _assert_clean((shown.out + shown.err).encode(), "the message")
     name = key.replace("__", ".")
@@ -192,7 +191,7 @@ def test_a_file_of_settings_with_credentials_is_not_repeated(
         f"password: {IN_ADDRESSES[1]}: {IN_ADDRESSES[2]}\n",
     ):
         (tmp_path / "x.yaml").write_text(text)
-        assert run_entry(lambda: main(["--config", str(tmp_path / "x.yaml")])) == ExitCode.CONFIG
+        assert run_entry(lambda: pretrain(["--config", str(tmp_path / "x.yaml")])) == ExitCode.CONFIG
         shown = capsys.readouterr()
         _assert_clean((shown.out + shown.err).encode(), text)
 

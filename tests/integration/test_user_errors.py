@@ -12,10 +12,10 @@ import torch
 
 from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
-from rainspark.trainer.training.pretraining import Pretraining, main
+from rainspark.trainer.training.pretraining import Pretraining
 from tests.fault_server import FaultServer
 from tests.integration.faults import train_apart
-from tests.integration.runs import arguments, equal, metrics, tensors, train
+from tests.integration.runs import arguments, equal, metrics, pretrain, tensors, train
 
 HOURS = 3
 
@@ -36,7 +36,7 @@ def copied(shards: Path, tmp_path: Path) -> Path:
 
 
 def start(argv: list[str]) -> int:
-    return run_entry(lambda: main(argv))
+    return run_entry(lambda: pretrain(argv))
 
 
 def expect(

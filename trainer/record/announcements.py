@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data.sequences import TimeSpan
 from ...data.windows.mixing import SourceShare
 from ..processes.ending import write_output
 from ..settings.experiment import TrainingConfig
@@ -46,21 +45,6 @@ class RunFacts:
     data: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AbsentSource:
-    """A source of the archive that a part of it has no window of.
-
-    Attributes:
-        source: Its name.
-        held_out: Whether the part is the held-out one, and not the one to train on.
-        spans: Times of the part, () for all.
-    """
-
-    source: str
-    held_out: bool
-    spans: tuple[TimeSpan, ...]
-
-
 def announce_run(config: TrainingConfig, facts: RunFacts) -> None:
     """Log what is about to run."""
     stage = "" if config.engine.zero_stage is None else f"ZeRO {config.engine.zero_stage}, "
@@ -74,14 +58,16 @@ def announce_run(config: TrainingConfig, facts: RunFacts) -> None:
     )
 
 
-def announce_sources(shares: Sequence[SourceShare], absent: Sequence[AbsentSource]) -> None:
-    """Log how the sources of a mixed archive are read; warn of what is not as it was asked for."""
-    for missing in absent:
+def announce_sources(shares: Sequence[SourceShare], absent: Sequence[str]) -> None:
+    """Log how the sources of a mixed archive are read; warn of what is not as it was asked for.
+
+    Args:
+        shares: What each source has of a batch.
+        absent: For each source that a part of the archive has no window of: which, where, and what follows.
+    """
+    for finding in absent:
         LOG.warning(
-            f"no window of {missing.source} is in the {'held-out' if missing.held_out else 'training'} part "
-            f"({', '.join(map(str, missing.spans)) or 'all times'}), so that "
-            f"{'held-out figures do not cover it' if missing.held_out else 'nothing is learned from it'}; state "
-            "data.train_times and the other parts' so that each has some of it, or choose data.source"
+            f"{finding}; state data.train_times and the other parts' so that each has some of it, or choose data.source"
         )
     if len(shares) > 1:
         LOG.info("sources: %s", "; ".join(map(str, shares)))

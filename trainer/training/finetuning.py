@@ -4,7 +4,6 @@ import logging
 import math
 import shlex
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from ..processes.agreement import on_main
 from ..processes.entry import StopSignal
 from ..record.folder import EVALUATED
 from ..settings.experiment import FinetuneConfig
-from ..settings.parse import as_dict, parse_config
+from ..settings.parse import as_dict
 from .nowcast_held_out import NONFINITE, NowcastHeldOut
 from .nowcast_task import NowcastTask, build_nowcast_task
 from .run import TrainingRun, run_training
@@ -273,15 +272,6 @@ def _head_of(origin: TrainState | None) -> str:
     """
     head: str = "patch" if origin is None else origin.config.get("model", {}).get("head", "patch")
     return head
-
-
-def main(argv: Sequence[str]) -> ExitCode:
-    """Read the settings of a command line and run.
-
-    Args:
-        argv: Command line without the program's name.
-    """
-    return run(parse_config(argv, FinetuneConfig, prog="rainspark finetune"))
 
 
 def run(config: FinetuneConfig) -> ExitCode:

@@ -21,7 +21,7 @@ from ..processes.entry import StopSignal
 from ..settings.experiment import TrainingConfig
 from .figures import HostCopy, sum_figures
 from .skipped import SkippedSteps
-from .step_costs import Clock, Speed, StepTimes, memory_tables, read_since
+from .step_costs import Speed, StepTimes, memory_tables, read_since
 from .task import PreparedBatch, Task
 
 LOG = logging.getLogger(__name__)
@@ -39,13 +39,13 @@ class Hooks:
     Attributes:
         log: Metrics of one finished step (number of finished steps, metrics).
         save: Save a checkpoint after so many finished steps.
-        evaluate: Held-out metrics and picture after so many finished steps; None to do without.
+        evaluate: Held-out metrics and picture after so many finished steps.
         name_windows: Names of windows by their rows in the table, for messages.
     """
 
     log: Callable[[int, dict[str, float]], None]
     save: Callable[[int], None]
-    evaluate: Callable[[int], dict[str, float]] | None
+    evaluate: Callable[[int], dict[str, float]]
     name_windows: Callable[[np.ndarray], list[str]]
 
 
@@ -60,7 +60,7 @@ class _Pending:
     figures: HostCopy
     schedule: dict[str, float]
     batches: list[Batch]
-    clock: Clock
+    trained_s: float
     times: StepTimes
 
 
@@ -137,7 +137,7 @@ class Loop:
 
         self._saved = first_step
         self._stats = self.stream.stats()
-        self._speed.start(first_step, self._clock())
+        self._speed.start(first_step, self._trained_s())
         with closing(self.stream.steps(first_step, self.run.steps)) as steps:
             for step in range(first_step, self.run.steps):
                 # A stop shows in the figures, at the same step on all ranks.
@@ -212,7 +212,7 @@ class Loop:
             figures=HostCopy(figures),
             schedule={"learning_rate": rate, "weight_decay": decay},
             batches=batches,
-            clock=self._clock(),
+            trained_s=self._trained_s(),
             times=times,
         )
 
@@ -260,7 +260,7 @@ class Loop:
     def _boundary(self, finished: int) -> None:
         """Evaluate and save where the cadence asks for it; a stop that is agreed on comes first and is taken next."""
         last = finished == self.run.steps
-        evaluates = self.hooks.evaluate is not None and (finished % self.run.evaluate_every == 0 or last)
+        evaluates = finished % self.run.evaluate_every == 0 or last
         saves = finished % self.run.save_every == 0 and not last
         if not (evaluates or saves):
             return
@@ -276,8 +276,6 @@ class Loop:
         self._boundary_s += time.perf_counter() - start_s
 
     def _evaluate(self, finished: int) -> None:
-        if self.hooks.evaluate is None:
-            return
         self._beat("evaluate", finished)
         self.engine.model.eval()
         with self.engine.averaged():
@@ -322,7 +320,7 @@ class Loop:
             metrics["epoch"] = pending.step // self.stream.steps_per_epoch
             metrics["windows"] = finished * self.global_batch
             metrics |= {name: figures[name] for name in figures if name not in _FLAGS | read.keys()}
-            metrics |= self._speed.line(finished, pending.clock)
+            metrics |= self._speed.line(finished, pending.trained_s)
             self.hooks.log(finished, metrics)
         if read:
             self.hooks.log(finished, read)
@@ -334,8 +332,9 @@ class Loop:
         # A fill carries its value in the launch; a copy from pageable memory would wait for the device.
         return torch.full((), value, dtype=torch.float64, device=self.engine.device)
 
-    def _clock(self) -> Clock:
-        return Clock(now_s=time.perf_counter(), boundary_s=self._boundary_s)
+    def _trained_s(self) -> float:
+        """Read the host's clock, which stands still in evaluations and saves."""
+        return time.perf_counter() - self._boundary_s
 
 
 def _reduce(name: str, total: Tensor) -> Tensor:

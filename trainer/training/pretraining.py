@@ -1,14 +1,12 @@
 """Masked pretraining: `accelerate launch trainer/pretrain.py --config configs/x.yaml --data.shards S --run.dir R`."""
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from ...data.exit_codes import ExitCode
 from ...models.spark import SparK
 from ...models.weights.transfer import InitReport, init_from
 from ..settings.experiment import PretrainConfig
-from ..settings.parse import parse_config
 from .pretrain_held_out import PretrainHeldOut
 from .pretrain_task import PretrainTask, build_pretrain_task, build_spark
 from .run import TrainingRun, run_training
@@ -49,15 +47,6 @@ class Pretraining(TrainingRun[PretrainConfig]):
     def more_places(self) -> dict[str, str]:
         """Name the command that exports the encoder."""
         return {"encoder": f"rainspark weights export {shlex.quote(str(self.folder))} --out encoder.safetensors"}
-
-
-def main(argv: Sequence[str]) -> ExitCode:
-    """Read the settings of a command line and run.
-
-    Args:
-        argv: Command line without the program's name.
-    """
-    return run(parse_config(argv, PretrainConfig, prog="rainspark pretrain"))
 
 
 def run(config: PretrainConfig) -> ExitCode:

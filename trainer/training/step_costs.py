@@ -1,12 +1,11 @@
 """What steps cost: where their time goes, what is read, the ranks' memory; nothing here waits for the device."""
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -17,7 +16,6 @@ READ_COUNTS: Final = _TRAFFIC + _CACHE_AND_LOSSES
 """What `Stream.stats` counts and the metrics report for every epoch, as data/epoch_*."""
 READ_PEAKS: Final = ("held_bytes_peak", "decoded_bytes_peak")
 """The most that was held at once since the process started, which the metrics report as data/*."""
-_STATUS: Final = Path("/proc/self/status")
 
 
 @dataclass
@@ -53,21 +51,10 @@ class StepTimes:
         return self._host_s[number + 1] - self._host_s[number]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Clock:
-    """Host times when a step had been handed to the device.
-
-    Attributes:
-        now_s: Time.
-        boundary_s: Seconds spent in evaluations and saves so far.
-    """
-
-    now_s: float
-    boundary_s: float
-
-
 class Speed:
     """Adds up the times of the steps between two lines of metrics.
+
+    Its clock is the host's when a step had been handed to the device, without what evaluations and saves took.
 
     Args:
         global_batch: Windows an update.
@@ -75,11 +62,11 @@ class Speed:
 
     def __init__(self, global_batch: int) -> None:
         self.global_batch = global_batch
-        self.start(0, Clock(now_s=time.perf_counter(), boundary_s=0.0))
+        self.start(0, time.perf_counter())
 
-    def start(self, step: int, clock: Clock) -> None:
+    def start(self, step: int, clock_s: float) -> None:
         """Begin to count after so many finished steps."""
-        self._before = clock
+        self._start_s = clock_s
         self._step = step
         self._data_s = self._forward_backward_s = self._update_s = 0.0
 
@@ -89,7 +76,7 @@ class Speed:
         self._forward_backward_s += times.part_s(0)
         self._update_s += times.part_s(2)
 
-    def line(self, finished: int, clock: Clock) -> dict[str, float]:
+    def line(self, finished: int, clock_s: float) -> dict[str, float]:
         """Give this rank's times per step since the last line, and begin anew.
 
         `time/data_s` is the host's wait for data, `time/forward_backward_s` and `time/update_s` are the device's, and
@@ -97,9 +84,9 @@ class Speed:
         computes while the host waits for data, the parts overlap.
         """
         num_steps = finished - self._step
-        spent_s = clock.now_s - self._before.now_s - (clock.boundary_s - self._before.boundary_s)
+        spent_s = clock_s - self._start_s
         parts_s = (self._data_s, self._forward_backward_s, self._update_s)
-        self.start(finished, clock)
+        self.start(finished, clock_s)
         if spent_s <= 0 or num_steps <= 0:
             return {}
 
@@ -134,23 +121,13 @@ def memory_tables(rank: int, world_size: int, device: torch.device) -> dict[str,
     Returns:
         Megabytes by rank, by metric: resident memory and, on a GPU, its peak of memory in tensors.
     """
-    own_mb = {"memory/cpu_mb": resident_mb()}
+    own_mb = {"memory/cpu_mb": psutil.Process().memory_info().rss / MEGABYTE}
     if device.type == "cuda":
         own_mb["memory/gpu_peak_mb"] = torch.cuda.max_memory_allocated(device) / MEGABYTE
     tables = {name: torch.zeros(world_size, dtype=torch.float64, device=device) for name in own_mb}
     for name, value in own_mb.items():
         tables[name][rank].fill_(value)
     return tables
-
-
-def resident_mb() -> float:
-    """Measure this process' resident memory in megabytes; 0 where the system does not show it."""
-    if sys.platform != "linux":
-        return 0.0
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024 / MEGABYTE
-    return 0.0
 
 
 def device_name(device: torch.device) -> str:

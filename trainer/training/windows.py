@@ -17,8 +17,7 @@ from ...data.stream.options import ReadOptions
 from ...data.stream.stream import Stream
 from ...data.windows.mixing import BatchLayout, default_block_bytes, default_lanes
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
-from ..checkpoint.seen import WindowTimes
-from ..record.announcements import AbsentSource
+from ..checkpoint.seen import WindowTimes, listed
 from ..settings.data import ArchiveConfig, WindowsConfig
 
 LOG = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ class Windows:
             "grid": index.grid.cropped(index.crop).to_json() if len(index.origins) == 1 else None,
             "cadence_s": index.cadence_s,
             "scale_mmh": scales_mmh.pop() if len(scales_mmh) == 1 else None,
-            "spans": {part: [asdict(span) for span in spans] for part, spans in self.spans.items()},
+            "spans": {split: [asdict(span) for span in spans] for split, spans in self.spans.items()},
         }
 
 
@@ -177,12 +176,13 @@ def _part(
     index: Index, config: WindowsConfig, window: int, spans: dict[str, tuple[TimeSpan, ...]], part: str
 ) -> WindowTable:
     """Select the windows of a part; an error names the settings that made it."""
-    whole = part == "train" and not (config.train_times or spans["validation"] or spans["test"])
-    if whole or window > index.window:
-        return select_windows(index, config.selection(window, spans[part]))
     try:
         return select_windows(index, config.selection(window, spans[part]))
     except DataError as error:
+        # Of an archive that is not split, or of windows longer than the packed ones, the parts are not the cause.
+        is_split = part != "train" or config.train_times or spans["validation"] or spans["test"]
+        if not is_split or window > index.window:
+            raise
         if config.train_times is not None:
             origin = f"data.{part}_times"
             advice = "State other times"
@@ -194,8 +194,9 @@ def _part(
             if len(index.sources) > 1:
                 advice += "; where its sources are of different years, state data.train_times and the other parts'"
         name = {"train": "training", "validation": "held-out", "test": "test"}[part]
-        times = ", ".join(map(str, spans[part]))
-        raise DataError(f"the {name} part ({times}; {origin}) has no window: {error}. {advice}") from error
+        raise DataError(
+            f"the {name} part ({listed(spans[part])}; {origin}) has no window: {error}. {advice}"
+        ) from error
 
 
 def open_stream(windows: Windows, config: WindowsConfig, *, seed: int, rank: int, world_size: int, pin: bool) -> Stream:
@@ -240,16 +241,23 @@ def read_options(config: WindowsConfig, *, pin: bool = False) -> ReadOptions:
     )
 
 
-def absent_sources(windows: Windows) -> list[AbsentSource]:
-    """List the sources that the training or the held-out part has no window of."""
+def absent_sources(windows: Windows) -> list[str]:
+    """Describe each source that the training or the held-out part has no window of, and what follows."""
     index = windows.index
-    return [
-        AbsentSource(source=source, held_out=table is windows.held_out, spans=windows.spans[part])
-        for part, table in (("train", windows.train), ("validation", windows.held_out))
-        if table is not None
-        for source in index.sources
-        if source not in {index.origins[index.sequences[row].origin].source for row in np.unique(table.sequence)}
-    ]
+    findings = []
+    for split, name, table, effect in (
+        ("train", "training", windows.train, "nothing is learned from it"),
+        ("validation", "held-out", windows.held_out, "held-out figures do not cover it"),
+    ):
+        if table is None:
+            continue
+        present = {index.origins[index.sequences[row].origin].source for row in np.unique(table.sequence)}
+        findings += [
+            f"no window of {source} is in the {name} part ({listed(windows.spans[split])}), so that {effect}"
+            for source in index.sources
+            if source not in present
+        ]
+    return findings
 
 
 def wettest(index: Index, table: WindowTable) -> WindowTable:
