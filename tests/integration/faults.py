@@ -244,7 +244,7 @@ def train_under(rank: int, argv: list[str], plan: dict[str, Any]) -> int:
                 disarm()
                 collectives.is_active = False
 
-        run.loop.hooks = replace(run.loop.hooks, save=save_with_fault, evaluate=None)
+        run.loop.hooks = replace(run.loop.hooks, save=save_with_fault, evaluate=lambda _: {})
 
     code = run_entry(lambda: train(argv, stop_in_step=plan.get("stop_in_step"), change=prepare))
     disarm()
