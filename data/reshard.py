@@ -13,7 +13,7 @@ from .json_checks import shown
 from .pack.recut import ReshardJob, ReshardOptions, plan_reshard
 from .pack.survey import MEGABYTE
 from .pack.writing import write_or_keep
-from .shards.decode import check_sequence, checked_frame
+from .shards.decode import checked_frame, read_sequence
 from .shards.index import Index, check_shard_sizes, load_index
 from .shards.summary import summarise
 from .shards.totals import RainTotals
@@ -98,12 +98,7 @@ class _StoredFrames:
             return self._kept[position]
 
         opened = self._job.archives[archive]
-        entry = opened.index.sequences[sequence]
-        name = opened.index.shards[entry.shard].name
-        data = opened.storage.read_checked(
-            name, entry.offset, entry.offset + entry.num_bytes, lambda data: check_sequence(opened.index, entry, data)
-        )
-        self._kept[position] = entry.frames_of(data)
+        self._kept[position] = read_sequence(opened.storage, opened.index, opened.index.sequences[sequence])
         # The last one is always kept: it may be larger than the cache.
         while len(self._kept) > 1 and sum(map(len, self._kept.values())) > CACHE_BYTES:
             self._kept.popitem(last=False)

@@ -107,10 +107,18 @@ def find_runs(end_times_s: Sequence[int], cadence_s: int) -> Runs:
                 f"{iso_time(end_times_s[0])}; remove it, or set the cadence to the files' own"
             )
 
-    # A run ends wherever a step is longer than the cadence.
-    breaks = [i + 1 for i, step in enumerate(steps) if step != cadence_s]
+    return split_at_gaps(end_times_s, cadence_s)
+
+
+def split_at_gaps(end_times_s: Sequence[int], cadence_s: int) -> Runs:
+    """Split frame times that rise in whole steps of the cadence, at least one of them, wherever frames are missing."""
+    breaks = [i for i, (before, after) in enumerate(pairwise(end_times_s), start=1) if after - before != cadence_s]
     gaps = tuple(
-        Gap(after_s=end_times_s[i - 1], before_s=end_times_s[i], num_missing=steps[i - 1] // cadence_s - 1)
+        Gap(
+            after_s=end_times_s[i - 1],
+            before_s=end_times_s[i],
+            num_missing=(end_times_s[i] - end_times_s[i - 1]) // cadence_s - 1,
+        )
         for i in breaks
     )
     edges = [0, *breaks, len(end_times_s)]

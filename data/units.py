@@ -1,4 +1,4 @@
-"""Rain units: mm per 5 minutes <-> mm/h <-> dBZ, and the space that models see. Every constant with its source."""
+"""Name the constants of rain units, each with its source, and turn mm/h into the space that models see and back."""
 
 import math
 from dataclasses import dataclass
@@ -22,33 +22,6 @@ SCALES_MMH: Final = (1e-6, 100.0)
 
 NL50_MAX_MM_5MIN: Final = 47.83
 """Largest 5-minute depth of the NL-50 years 2016 to 2018, in mm: the published scale (SmaAt-UNet, SpaT-SparK)."""
-
-MARSHALL_PALMER_A: Final = 200.0
-MARSHALL_PALMER_B: Final = 1.6
-"""Z = A R**B with Z in mm^6/m^3 and R in mm/h: Marshall, Hitschfeld and Gunn (1955), Advances in radar weather,
-Advances in Geophysics 2, 1-56, doi:10.1016/S0065-2687(08)60310-6, after Marshall and Palmer (1948), The distribution of
-raindrops with size, doi:10.1175/1520-0469(1948)005<0165:TDORWS>2.0.CO;2. KNMI uses these values for its composites."""
-
-
-def depth_mm_5min_to_mmh(depth_mm_5min: "torch.Tensor") -> "torch.Tensor":
-    """Turn a 5-minute depth in mm into a rain rate in mm/h."""
-    return depth_mm_5min * INTERVALS_AN_HOUR
-
-
-def mmh_to_depth_mm_5min(rain_mmh: "torch.Tensor") -> "torch.Tensor":
-    """Turn a rain rate in mm/h into a 5-minute depth in mm."""
-    return rain_mmh / INTERVALS_AN_HOUR
-
-
-def mmh_to_dbz(rain_mmh: "torch.Tensor") -> "torch.Tensor":
-    """Turn a rain rate in mm/h, >= 0, into reflectivity in dBZ by Z = 200 R**1.6; no rain is -inf."""
-    return 10.0 * (math.log10(MARSHALL_PALMER_A) + MARSHALL_PALMER_B * rain_mmh.log10())
-
-
-def dbz_to_mmh(reflectivity_dbz: "torch.Tensor") -> "torch.Tensor":
-    """Turn reflectivity in dBZ into a rain rate in mm/h by Z = 200 R**1.6."""
-    exponent = (reflectivity_dbz / 10.0 - math.log10(MARSHALL_PALMER_A)) / MARSHALL_PALMER_B
-    return 10.0**exponent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,14 @@
-"""Re-read an archive and report all that is wrong with it: `rainspark verify SHARDS [--json]`."""
+"""Re-read an archive and report all that is wrong with it: `rainspark verify SHARDS`."""
 
 import argparse
 import hashlib
-import json
 import os
 import sys
-import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any, Final
+from itertools import pairwise, zip_longest
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -27,12 +25,9 @@ from .shards.description import wrong_in_json
 from .shards.index import INDEX_NAME, Index, SequenceEntry, ShardEntry, load_index, verify_sequence_bytes
 from .shards.timeline import by_origin, ready_origins, with_rain_after
 from .shards.totals import RainTotals, sum_totals
-from .shards.writer import END_BYTES
+from .shards.writer import END_BYTES, tar_member
 from .store.storage import Storage, open_storage
 from .units import MISSING_COUNT
-from .whole_file import PARTIAL_SUFFIX
-
-TAR_KINDS: Final = {b"0": "plain file", b"1": "hard link", b"2": "symbolic link", b"5": "folder"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +46,13 @@ class Problem:
 
 @dataclass(kw_only=True)
 class Report:
-    """What was read, what is wrong with it, and what lies beside it that no index lists."""
+    """What was read, and what is wrong with it."""
 
     shards: int = 0
     sequences: int = 0
     frames: int = 0
     num_bytes: int = 0
-    fingerprint: str = ""
     problems: list[Problem] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the report as plain JSON values."""
-        return {**vars(self), "problems": [vars(problem) for problem in self.problems]}
 
 
 def verify(url: str, *, threads: int | None = None) -> Report:
@@ -83,10 +72,8 @@ def verify(url: str, *, threads: int | None = None) -> Report:
     try:
         # An index that cannot be trusted is the one problem: nothing can be compared with it.
         index = load_index(storage)
-        report.fingerprint = index.fingerprint
         report.shards = len(index.shards)
         report.sequences = len(index.sequences)
-        report.warnings = _stale(storage, index)
         totals = _read_shards(storage, index, threads or min(4, os.cpu_count() or 1), report)
     except DataError as error:
         report.problems.append(Problem(what=str(error)))
@@ -125,22 +112,6 @@ def _read_shards(storage: Storage, index: Index, threads: int, report: Report) -
         report.frames += check.num_frames
         report.num_bytes += check.num_bytes
     return sum_totals(check.totals for check in checks)
-
-
-def _stale(storage: Storage, index: Index) -> list[str]:
-    """List what lies beside the archive and is no part of it."""
-    listed = {INDEX_NAME, *(shard.name for shard in index.shards)}
-    try:
-        names = storage.names()
-    except DataError:
-        return ["the address cannot be listed: files that the index does not know would not be seen"]
-
-    unlisted = [name for name in names if name not in listed]
-    partial = sorted(path.name for path in storage.folder.rglob(f"*{PARTIAL_SUFFIX}")) if storage.folder else []
-    return [
-        *(f"{shown(name)} lies beside the archive, and its index does not list it" for name in unlisted),
-        *(f"{shown(name)} is what a stopped writer left" for name in partial),
-    ]
 
 
 def _wrong_frames(index: Index) -> Iterator[Problem]:
@@ -284,25 +255,38 @@ class _ShardCheck:
                 return None
 
     def _read_end(self, position: int) -> bytes | None:
-        """Demand that a tar's last member is followed by two blocks of zeros and nothing else."""
+        """Demand that a tar's last member is followed by two blocks of zeros and nothing else; gives these."""
         tail = max(self.num_bytes - position, 0)
         if tail != END_BYTES:
             self._wrong(f"{tail} bytes follow the last sequence, expected {END_BYTES} zeros")
             return None
         try:
-            data = self.storage.read(self.shard.name, position, self.num_bytes)
+            return self.storage.read_checked(self.shard.name, position, self.num_bytes, _check_zeros)
         except DataError as error:
-            self._wrong(f"cannot be read: {error}")
+            self._wrong(f"its end cannot be read: {error}")
             return None
-        if data.strip(b"\0"):
-            self._wrong(f"its last {END_BYTES} bytes are not all zeros")
-        return data
+
+    def _check_members(self, entry: SequenceEntry, data: bytes) -> None:
+        """Put both members together anew as packing does: headers, padding and places have to be the same bytes."""
+        sizes = []
+        expected = b""
+        for kind in ("json", "frames"):
+            begin = getattr(entry, f"{kind}_offset") - entry.offset
+            content = data[begin : begin + getattr(entry, f"{kind}_bytes")]
+            sizes.append(f"{entry.key}.{kind} of {len(content)} bytes")
+            expected += tar_member(entry.key, kind, content)
+        if data != expected:
+            at = next(at for at, (is_there, wanted) in enumerate(zip_longest(data, expected)) if is_there != wanted)
+            self._wrong(
+                f"its tar headers, padding or places differ from byte {at} on; expected plain files "
+                f"{' and '.join(sizes)}, mode, owner and time unset",
+                entry.key,
+            )
 
     def _check_sequence(self, entry: SequenceEntry, data: bytes) -> None:
         """Compare all that a sequence holds: members, digest, KEY.json, frames."""
         index = self.index
-        for what in _wrong_members(entry, data):
-            self._wrong(what, entry.key)
+        self._check_members(entry, data)
         digest = hashlib.sha256(data).hexdigest()
         if digest != entry.sha256:
             # What is not what was packed is not given to a decoder either.
@@ -335,47 +319,15 @@ class _ShardCheck:
                 self.totals = sum_totals([self.totals, {origin.source: rain}])
 
 
-def _wrong_members(entry: SequenceEntry, data: bytes) -> Iterator[str]:
-    """Compare a sequence's tar headers and padding with those that packing writes, and describe what differs."""
-    position = entry.offset
-    for kind in ("json", "frames"):
-        name = f"{entry.key}.{kind}"
-        offset, num_bytes = getattr(entry, f"{kind}_offset"), getattr(entry, f"{kind}_bytes")
-        header = data[position - entry.offset :][: tarfile.BLOCKSIZE]
-        if offset != position + tarfile.BLOCKSIZE:
-            yield f"the data of {name} begin at {offset}, expected {position + tarfile.BLOCKSIZE}"
-
-        # A header of packing says nothing but name and size.
-        info = tarfile.TarInfo(name)
-        info.size = num_bytes
-        if header != info.tobuf(format=tarfile.GNU_FORMAT):
-            expected = f"a plain file {name} of {num_bytes} bytes, mode, owner and time unset"
-            yield f"{_describe_header(header)}; expected {expected}"
-
-        position = offset + num_bytes
-        padding = -num_bytes % tarfile.BLOCKSIZE
-        if data[position - entry.offset :][:padding].strip(b"\0"):
-            yield f"the padding behind {name} is not zeros"
-        position += padding
-    if position != entry.offset + entry.num_bytes:
-        yield f"its members end at {position}, its bytes at {entry.offset + entry.num_bytes}"
-
-
-def _describe_header(header: bytes) -> str:
-    """Describe what a tar header says."""
-    try:
-        info = tarfile.TarInfo.frombuf(header, "utf-8", "replace")
-    except tarfile.HeaderError as error:
-        return f"no tar header ({error})"
-    kind = TAR_KINDS.get(info.type, f"type {info.type!r}")
-    return f"the tar header says {kind} {shown(info.name)!r} of {info.size} bytes"
+def _check_zeros(data: bytes) -> None:
+    if data.strip(b"\0"):
+        raise DataError(f"its last {len(data)} bytes are not all zeros")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of `rainspark verify`."""
     parser = CommandParser(prog="rainspark verify", description=__doc__)
     parser.add_argument("shards", metavar="SHARDS", help="folder or address of a packed archive")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--threads", type=int, help="shards at once (as many as cores, four at most)")
     return parser
 
@@ -388,16 +340,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.threads is not None and arguments.threads < 1:
             raise DataError(f"--threads {arguments.threads}: expected at least 1")
         report = verify(arguments.shards, threads=arguments.threads)
-        if arguments.json:
-            sys.stdout.write(json.dumps(report.to_json(), sort_keys=True) + "\n")
-        else:
-            sys.stdout.write("".join(f"problem  {problem}\n" for problem in report.problems))
-            sys.stdout.write("".join(f"warning  {warning}\n" for warning in report.warnings))
-            verdict = f"{len(report.problems)} problems" if report.problems else "sound"
-            sys.stdout.write(
-                f"{report.shards} shards, {report.sequences} sequences, {report.frames} frames decoded, "
-                f"{report.num_bytes:,} bytes: {verdict}\n"
-            )
+        sys.stdout.write("".join(f"problem  {problem}\n" for problem in report.problems))
+        verdict = f"{len(report.problems)} problems" if report.problems else "sound"
+        sys.stdout.write(
+            f"{report.shards} shards, {report.sequences} sequences, {report.frames} frames decoded, "
+            f"{report.num_bytes:,} bytes: {verdict}\n"
+        )
         return ExitCode.DATA if report.problems else 0
 
     return run_command(work)

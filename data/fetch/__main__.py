@@ -1,8 +1,6 @@
 """Download radar files: `rainspark fetch knmi --dataset NAME --from DATE --to DATE --out FOLDER_OR_BUCKET`."""
 
 import argparse
-import fcntl
-import os
 import shutil
 import sys
 import tempfile
@@ -21,7 +19,7 @@ from ..credentials import check_credentials, variable
 from ..errors import DataError
 from ..json_checks import shown
 from ..sequences import TimeSpan
-from ..store.storage import Storage, open_storage
+from ..store.storage import Storage, hold_folder, open_storage
 from .download import Downloader
 from .knmi_api import API_URL, DATASETS, KnmiApi, RemoteFile
 from .web import AnswerError, Web
@@ -120,20 +118,10 @@ def _parts_folder(storage: Storage) -> Iterator[Path]:
         return
 
     parts = storage.folder / PARTS_FOLDER
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(parts, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DataError(f"{storage.url}: another download is writing there; wait for it") from error
-    except OSError as error:
-        raise DataError(f"{parts}: could not be made or locked: {error.strerror}; choose another --out") from error
-    try:
+    with hold_folder(parts, "another download is writing there; wait for it"):
         yield parts
         # What is left are versions of files that are listed no more.
         shutil.rmtree(parts, ignore_errors=True)
-    finally:
-        os.close(descriptor)
 
 
 def _download(downloader: Downloader, storage: Storage, files: Sequence[RemoteFile], parallel: int) -> None:

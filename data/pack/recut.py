@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..frames import iso_time
-from ..json_checks import canonical, shown
+from ..json_checks import canonical, demand, shown
 from ..sequences import cut_run
 from ..shards.index import SCHEMA_VERSION, Index, SequenceEntry, draft_index
-from ..shards.origins import Origin
+from ..shards.origins import Origin, check_origins
 from ..shards.summary import rain_of
 from ..shards.timeline import ready_origins
 from ..shards.totals import sum_totals
@@ -104,8 +104,7 @@ def plan_reshard(opened: Sequence[tuple[Storage, Index]], options: ReshardOption
     Raises:
         DataError: They do not fit together, a frame stands in two of them, or ready windows would have to be cut.
     """
-    _check_together(opened)
-    origins = tuple(dict.fromkeys(origin for _, index in opened for origin in index.origins))
+    origins = _joined_origins(opened)
     archives = tuple(
         OpenArchive(
             storage=storage,
@@ -146,30 +145,23 @@ def plan_reshard(opened: Sequence[tuple[Storage, Index]], options: ReshardOption
     return ReshardJob(archives=archives, plan=plan, segments={cut.planned.key: cut.segments for cut in cuts})
 
 
-def _check_together(opened: Sequence[tuple[Storage, Index]]) -> None:
-    """Raise DataError for archives of different cadence or size, or a source of different scale or licence."""
-    first_storage, first = opened[0]
-    first_of: dict[str, tuple[str, Origin]] = {}
+def _joined_origins(opened: Sequence[tuple[Storage, Index]]) -> tuple[Origin, ...]:
+    """List the origins of all archives, each once; raises DataError for an archive that does not fit the others."""
+    first = opened[0][1]
+    origins: tuple[Origin, ...] = ()
     for storage, index in opened:
-        # What, as it is here, as it is in the other archive, and which one that is.
-        demands = [
-            ("cadence", f"{index.cadence_s} s", f"{first.cadence_s} s", first_storage.url),
-            ("frames", f"{index.rows} x {index.cols} pixels", f"{first.rows} x {first.cols} pixels", first_storage.url),
-        ]
-        for origin in index.origins:
-            url, other = first_of.setdefault(origin.source, (storage.url, origin))
-            what = shown(origin.source)
-            demands += [
-                (f"{what} in steps", f"{origin.scale_mmh} mm/h", f"{other.scale_mmh} mm/h", url),
-                (f"{what} under a licence", shown(origin.licence), shown(other.licence), url),
-            ]
-
-        for name, value, expected, url in demands:
-            if value != expected:
-                raise DataError(
-                    f"{storage.url} has {name} of {value}, {url} of {expected}; expected one cadence and one size, and "
-                    "one scale and licence of each source in one archive: keep them apart"
-                )
+        origins = tuple(dict.fromkeys((*origins, *index.origins)))
+        try:
+            demand(
+                index.cadence_s == first.cadence_s, "cadence_s", index.cadence_s, f"{first.cadence_s}, as in the first"
+            )
+            check_origins(origins, first.rows, first.cols)
+        except DataError as error:
+            raise DataError(
+                f"{storage.url} does not fit the other archives: {error}; one archive has one cadence and size, and "
+                "one scale and licence of each source: keep them apart"
+            ) from error
+    return origins
 
 
 def _own(archives: Sequence[OpenArchive], option: str, values: Sequence[int]) -> int:

@@ -1,19 +1,17 @@
 """What an unfinished pack leaves in its folder, so that the same command goes on where it stopped."""
 
-import fcntl
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Final
 
 from ..errors import DataError
 from ..json_checks import JsonRecord, canonical, read_json
 from ..shards.writer import PlannedSequence, WrittenShard
-from ..store.storage import Storage
+from ..store.storage import Storage, hold_folder
 
 STATE_FOLDER: Final = ".packing/"
 JOB_NAME: Final = STATE_FOLDER + "job.json"
@@ -28,38 +26,16 @@ class _Record(JsonRecord):
     sha256: str
 
 
-@contextmanager
-def held(storage: Storage) -> Iterator[None]:
+def held(storage: Storage) -> AbstractContextManager[None]:
     """Hold what is packed into against a second pack; a store cannot be locked, and a note says so.
 
     Raises:
         DataError: The folder cannot be made, or another pack holds it.
     """
-    folder = storage.folder
-    if folder is None:
-        sys.stderr.write(f"{storage.url} cannot be locked: do not start a second pack into it before this one ends\n")
-        yield
-        return
-
-    # The lock goes with the process: a killed pack leaves none behind.
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: could not be made a folder: {error.strerror or error}; choose another --out"
-        ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{folder}: another pack is writing there; wait for it or choose another --out") from error
-        except OSError:
-            # Some network file systems lock no folders; then nothing but the user keeps two packs apart.
-            sys.stderr.write(f"warning: {folder} cannot be locked; do not start a second pack into it\n")
-        yield
-    finally:
-        os.close(descriptor)
+    if storage.folder is not None:
+        return hold_folder(storage.folder, "another pack is writing there; wait for it or choose another --out")
+    sys.stderr.write(f"{storage.url} cannot be locked: do not start a second pack into it before this one ends\n")
+    return nullcontext()
 
 
 def open_state(storage: Storage, digest: str, *, restart: bool) -> None:

@@ -143,7 +143,5 @@ def _report_left_out(plan: ArchivePlan, written: Sequence[WrittenShard], origins
     of_others = sum(
         planned.key in left_out and planned.origin in origins for sequences in plan.sequences for planned in sequences
     )
-    if of_others == 1:
-        sys.stderr.write("1 sequence of another part holds no measurement and is left out\n")
-    elif of_others:
-        sys.stderr.write(f"{of_others} sequences of other parts hold no measurement and are left out\n")
+    if of_others:
+        sys.stderr.write(f"left out as well, because they hold no measurement: sequences of other parts, {of_others}\n")

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from ..frames import iso_time
 from ..store.storage import Storage
 from ..units import MISSING_COUNT
-from .decode import decode_frame
-from .index import Index, SequenceEntry, verify_sequence_bytes
+from .decode import decode_frame, read_sequence
+from .index import Index, SequenceEntry
 from .palette import DRY_COLOUR, MISSING_COLOUR, RAIN_COLOURS, RAIN_LEVELS_MMH, rgb
 
 if TYPE_CHECKING:
@@ -60,10 +60,8 @@ def draw_contact_sheet(storage: Storage, index: Index, num_frames: int = 24) -> 
 
 def read_frame(storage: Storage, index: Index, entry: SequenceEntry, frame: int) -> npt.NDArray[np.uint16]:
     """Read and verify one frame, uint16 (rows, cols)."""
-    data = storage.read(index.shards[entry.shard].name, entry.offset, entry.offset + entry.num_bytes)
-    verify_sequence_bytes(index, entry, data)
     counts_hw = np.empty((index.rows, index.cols), np.uint16)
-    decode_frame(index, entry, entry.frames_of(data), frame, counts_hw)
+    decode_frame(index, entry, read_sequence(storage, index, entry), frame, counts_hw)
     return counts_hw
 
 

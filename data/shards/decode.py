@@ -4,7 +4,8 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import DamagedError, DataError
+from ..store.storage import Storage
 from .chunk import check_chunk
 from .description import wrong_in_json
 from .index import Index, SequenceEntry, verify_sequence_bytes
@@ -14,15 +15,28 @@ def check_sequence(index: Index, entry: SequenceEntry, data: bytes) -> None:
     """Check a sequence's bytes against the index before anything of them is used: digest first, then its JSON member.
 
     Raises:
-        DataError: Naming shard and key, what was expected and what was found.
+        DamagedError: Naming shard and key, what was expected and what was found.
     """
     verify_sequence_bytes(index, entry, data)
     wrong = wrong_in_json(index, entry, data)
     if wrong:
-        raise DataError(
+        raise DamagedError(
             f"shard {index.shards[entry.shard].name}, key {entry.key}: {wrong[0]}; "
             "the index is not this shard's: copy both from one place, or pack the source again"
         )
+
+
+def read_sequence(storage: Storage, index: Index, entry: SequenceEntry) -> memoryview:
+    """Read and check a sequence: the data of its KEY.frames member.
+
+    Raises:
+        DamagedError: It is not there, or not what the index says.
+        DataError: The storage fails.
+    """
+    name = index.shards[entry.shard].name
+    stop = entry.offset + entry.num_bytes
+    data = storage.read_checked(name, entry.offset, stop, lambda data: check_sequence(index, entry, data))
+    return entry.frames_of(data)
 
 
 def checked_frame(index: Index, entry: SequenceEntry, frames: memoryview, frame: int) -> memoryview:

@@ -270,14 +270,14 @@ def verify_sequence_bytes(index: Index, entry: SequenceEntry, payload: bytes) ->
     """Check the bytes offset to offset + num_bytes of a sequence's shard against the index.
 
     Raises:
-        DataError: Naming shard and key, expected and found.
+        DamagedError: Naming shard and key, expected and found.
     """
     where = f"shard {index.shards[entry.shard].name}, key {entry.key}"
     if len(payload) != entry.num_bytes:
-        raise DataError(f"{where}: {len(payload)} bytes, expected {entry.num_bytes}; copy or pack the shard again")
+        raise DamagedError(f"{where}: {len(payload)} bytes, expected {entry.num_bytes}; copy or pack the shard again")
     digest = hashlib.sha256(payload).hexdigest()
     if digest != entry.sha256:
-        raise DataError(
+        raise DamagedError(
             f"{where}: SHA-256 of its bytes is {digest}, expected {entry.sha256}; "
             "the shard was damaged or does not belong to this index: copy or pack it again"
         )

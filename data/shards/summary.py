@@ -8,11 +8,11 @@ import numpy as np
 from ..errors import DataError
 from ..frames import iso_time
 from ..json_checks import demand
-from ..sequences import Gap
+from ..sequences import Runs, split_at_gaps
 from ..units import MISSING_COUNT
 from .index import INDEX_NAME, Index, of_source
 from .palette import RAIN_LEVELS_MMH
-from .timeline import frame_bases, origin_frames, owned_windows, rain_fractions
+from .timeline import frame_bases, origin_frames, owned_windows, rain_fractions, ready_origins
 from .totals import NUM_CLASSES, RainTotals
 
 RAIN_SHARES: Final = (0.0, 0.2, 0.5)
@@ -56,18 +56,11 @@ def count_windows(index: Index, length: int, min_rain_fraction: float) -> int:
     return int(np.count_nonzero(last >= min_rain_fraction))
 
 
-def run_lengths(index: Index, origin: int = 0) -> tuple[list[int], list[Gap]]:
-    """Find the frames of each gap-free run of one origin and the gaps between runs, in time order."""
+def runs_of(index: Index, origin: int = 0) -> Runs:
+    """Find the gap-free runs of one origin and the gaps between them, in time order."""
     own = [entry for entry in index.sequences if entry.origin == origin]
-    times_s = origin_frames(own, cadence_s=index.cadence_s, num_pixels=index.rows * index.cols).times_s
-    # A gap is a step between distinct frames that is longer than the cadence.
-    breaks = np.flatnonzero(np.diff(times_s) != index.cadence_s) + 1
-    runs = np.diff([0, *breaks, len(times_s)]).tolist()
-    gaps = [
-        Gap(after_s=after_s, before_s=before_s, num_missing=(before_s - after_s) // index.cadence_s - 1)
-        for after_s, before_s in zip(times_s[breaks - 1].tolist(), times_s[breaks].tolist(), strict=True)
-    ]
-    return runs, gaps
+    frames = origin_frames(own, cadence_s=index.cadence_s, num_pixels=index.rows * index.cols)
+    return split_at_gaps(frames.times_s.tolist(), index.cadence_s)
 
 
 def summarise(index: Index) -> str:
@@ -97,7 +90,7 @@ def _source_lines(index: Index) -> Iterator[str]:
 
     rain = rain_of(index, index.source)
     several = len(index.origins) > 1
-    ready = _holds_ready_windows(index)
+    ready = len(ready_origins(index)) == len(index.origins)
     first_s = min(entry.start_s for entry in index.sequences)
     last_s = max(entry.start_s + (entry.num_frames - 1) * index.cadence_s for entry in index.sequences)
     times = f"every {index.cadence_s / 60:g} min, {iso_time(first_s)} to {iso_time(last_s)}"
@@ -116,25 +109,20 @@ def _source_lines(index: Index) -> Iterator[str]:
     yield from _rain_lines(origin.scale_mmh, rain)
 
 
-def _holds_ready_windows(index: Index) -> bool:
-    """Tell windows that were packed as they came from runs: a run's last sequence owns all its windows."""
-    whole = all((entry.num_starts, entry.num_frames) == (1, index.window) for entry in index.sequences)
-    return whole and index.window > 1
-
-
 def _gap_lines(index: Index) -> Iterator[str]:
     # Tiles of one grid have the same times, most often: the gaps of the first one stand for all.
-    runs, gaps = run_lengths(index)
-    missing = f" ({sum(gap.num_missing for gap in gaps)} frames missing)" if gaps else ""
-    yield f"gaps          {len(gaps)}{missing}" + (" in the first part" if len(index.origins) > 1 else "")
-    for gap in gaps[:GAPS_LISTED]:
+    series = runs_of(index)
+    missing = f" ({sum(gap.num_missing for gap in series.gaps)} frames missing)" if series.gaps else ""
+    yield f"gaps          {len(series.gaps)}{missing}" + (" in the first part" if len(index.origins) > 1 else "")
+    for gap in series.gaps[:GAPS_LISTED]:
         yield f"              {gap}"
-    if len(gaps) > GAPS_LISTED:
-        yield f"              ... and {len(gaps) - GAPS_LISTED} more"
+    if len(series.gaps) > GAPS_LISTED:
+        yield f"              ... and {len(series.gaps) - GAPS_LISTED} more"
 
-    short = [num_frames for num_frames in runs if num_frames < index.window]
+    short = [run.num_frames for run in series.runs if run.num_frames < index.window]
     frames = f" ({sum(short)} frames, packed for shorter windows)" if short else ""
-    yield (f"short runs    {len(short)} of {len(runs)} gap-free runs are shorter than {index.window} frames{frames}")
+    count = f"{len(short)} of {len(series.runs)}"
+    yield f"short runs    {count} gap-free runs are shorter than {index.window} frames{frames}"
 
 
 def _window_lines(index: Index) -> Iterator[str]:

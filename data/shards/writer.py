@@ -149,6 +149,8 @@ def _lay_out(
     planned: PlannedSequence, frames: Sequence[PackedFrame], shard: int, offset: int, draft: Index
 ) -> tuple[SequenceEntry, bytes]:
     """Put both members of a sequence together; gives its entry and its bytes in the shard."""
+    # One header block each: a longer name would take several.
+    assert len(f"{planned.key}.frames") <= tarfile.LENGTH_NAME, "a key is too long"
     data = b"".join(frame.buffer for frame in frames)
     known = {name: value for name, value in vars(planned).items() if name != "first"}
     entry = SequenceEntry(
@@ -169,8 +171,8 @@ def _lay_out(
 
     # KEY.json comes first: it says where the frames end.
     description = canonical(Description.of(draft, entry))
-    json_member = _member(planned.key, "json", description)
-    members = json_member + _member(planned.key, "frames", data)
+    json_member = tar_member(planned.key, "json", description)
+    members = json_member + tar_member(planned.key, "frames", data)
     entry = replace(
         entry,
         num_bytes=len(members),
@@ -181,7 +183,7 @@ def _lay_out(
     return entry, members
 
 
-def _member(key: str, kind: str, data: bytes) -> bytes:
+def tar_member(key: str, kind: str, data: bytes) -> bytes:
     """Make a tar member that says nothing about who packed it, where, or when."""
     # Imported where shards are written: it brings torch along, which no other step of packing needs.
     from webdataset.writer import TarWriter
@@ -193,6 +195,4 @@ def _member(key: str, kind: str, data: bytes) -> bytes:
     tar.write({"__key__": key, kind: data})
     num_bytes = tar.tarstream.offset
     tar.close()
-
-    assert num_bytes == tarfile.BLOCKSIZE + -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, "a key is too long"
     return file.getvalue()[:num_bytes]

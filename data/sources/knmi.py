@@ -83,7 +83,7 @@ def scan(paths: Iterable[Path]) -> tuple[FileRef, ...]:
             place, no files, a name without a time, or two files of one time (both named).
     """
     example = "KNMI HDF5 files such as RAD_NL25_RAP_5min_201008260005.h5"
-    return find_composites(list(paths), FILE_ENDINGS, _named_time, example)
+    return find_composites(list(paths), FILE_ENDINGS, _time_of_name, example)
 
 
 def read(where: Path | RadarFile, crop: Crop | Callable[[Grid], Crop] | None = None) -> Frame:
@@ -130,22 +130,9 @@ def _time_of_name(radar_file: RadarFile) -> int:
     except ValueError as error:
         raise DataError(
             f"{radar_file}: the name holds no time; expected a name such as RAD_NL25_RAP_5min_201008260005.h5 (year, "
-            "month, day, hour, minute of its end, UTC): remove the file or rename it"
+            "month, day, hour, minute of its end, UTC): rename the file, remove it, or pack it with the sub-command of "
+            "its kind"
         ) from error
-
-
-def _named_time(radar_file: RadarFile) -> int:
-    """Read the time of a file's name; where it holds none, the content may say that another sub-command reads it."""
-    try:
-        return _time_of_name(radar_file)
-    except DataError:
-        try:
-            with hdf5.opened(radar_file.read(MAX_FILE_BYTES), str(radar_file), KIND) as file:
-                hdf5.check_layout(file, "knmi")
-        except DataError as error:
-            if isinstance(error, hdf5.ChoiceError):
-                raise
-        raise
 
 
 @contextmanager

@@ -5,7 +5,6 @@ renamed when they are verified, one process at a time fetches a file (flock), an
 What cannot be kept, for want of room or because the store's own copy is not the index's, is read from the store.
 """
 
-import errno
 import fcntl
 import hashlib
 import logging
@@ -303,14 +302,10 @@ class CachedStorage:
         try:
             yield
         except OSError as error:
-            advice = {
-                errno.ENOSPC: "; free space on that disk, lower data.cache_gb, or choose another data.cache_dir",
-                errno.EDQUOT: "; free space in your quota, lower data.cache_gb, or choose another data.cache_dir",
-                errno.EROFS: "; choose a data.cache_dir that can be written",
-                errno.EACCES: "; choose a data.cache_dir that you may write",
-                errno.EPERM: "; choose a data.cache_dir that you may write",
-            }.get(error.errno or 0, "; check data.cache_dir")
-            raise DataError(f"{self._root}: could not {action} the cache: {error.strerror or error}{advice}") from error
+            raise DataError(
+                f"{self._root}: could not {action} the cache: {error.strerror or error}; expected a folder that can be "
+                "written, with room for data.cache_gb: mend that, or choose another data.cache_dir"
+            ) from error
 
 
 def _signature(file: BinaryIO) -> _Signature:

@@ -1,9 +1,11 @@
 """Named files below one root, listed, read by ranges and written atomically: the protocol, and a local folder."""
 
 import errno
+import fcntl
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -241,6 +243,39 @@ class LocalStorage:
         if not inside:
             raise DataError(f"{path}: leads out of the folder {self.url} by a link; expected a file inside it")
         return path
+
+
+@contextmanager
+def hold_folder(folder: Path, busy: str) -> Iterator[None]:
+    """Make a folder, and hold it against other processes until the block ends.
+
+    Args:
+        folder: The folder.
+        busy: What somebody else who holds it does, and what to do then.
+
+    Raises:
+        DataError: It cannot be made, or somebody else holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: could not be made a folder: {error.strerror or error}; choose another --out"
+        ) from error
+
+    # The lock goes with the process: a killed one leaves none behind.
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{folder}: {busy}") from error
+        except OSError:
+            # Some network file systems lock no folders; then nothing but the user keeps two writers apart.
+            sys.stderr.write(f"warning: {folder} cannot be locked; do not start a second command that writes there\n")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_unlisted(error: OSError) -> None:

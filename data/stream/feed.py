@@ -4,7 +4,6 @@ import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from threading import RLock
 from typing import Final
 
 import blosc2
@@ -24,8 +23,6 @@ from .options import ReadOptions
 from .quarantine import LostSequence, Quarantine
 from .reading import RANGE_BYTES, STORE_READERS, SequenceReader
 
-Run = tuple[SequenceReader | StepFiller | FrameCache, ...]
-"""What counts for one iterator: what reads for it, what fills its steps, its decoded frames."""
 PEAKS: Final = ("decoded_bytes_peak", "held_bytes_peak", "ahead_bytes_peak")
 
 
@@ -98,10 +95,8 @@ class Feed:
         self._index_mb, self._steps_per_epoch = index_mb, steps_per_epoch
         self._memory = _StepMemory((*index_mb.shape, table.window, index.rows, index.cols), options.pin_memory)
         self._quarantine = Quarantine(index, options.quarantine)
-        self._done: dict[str, float] = {}
-        self._running: list[Run] = []
-        # Reentrant: an iterator that is collected as garbage closes in whatever thread and line that happens.
-        self._lock = RLock()
+        # What every iterator so far has counted: its reader, its filler, and the caches of its lanes.
+        self._counts: list[list[dict[str, float]]] = []
 
     def batches(
         self, lanes: Sequence[Iterator[Block]], first_step: int, stop_step: int
@@ -124,9 +119,7 @@ class Feed:
             ahead=self._options.prefetch_steps,
             threads=self._options.threads,
         )
-        run: Run = (reader, filler, *caches)
-        with self._lock:
-            self._running.append(run)
+        self._counts.append([reader.counts, filler.counts, *(cache.counts for cache in caches)])
 
         try:
             for step in range(first_step, stop_step):
@@ -140,9 +133,6 @@ class Feed:
                 del batches
         finally:
             filler.close()
-            with self._lock:
-                self._done = _sum_counts(self._done, self._running, [run])
-                self._running.remove(run)
 
     def missing(self, step: int) -> list[Batch]:
         """Give a step's micro-batches with nothing in them."""
@@ -152,14 +142,18 @@ class Feed:
         return self._batches_of(arrays, step)
 
     def stats(self) -> dict[str, float]:
-        """Report counts, bytes and seconds so far; seconds are summed over threads, `stall_s` is the consumer's.
+        """Report counts and bytes so far, and `stall_s`, seconds that the consumer waited; peaks are one iterator's.
 
         `requests` and `bytes_read` are the ranges that this feed asked for; what the storage did since it was opened,
         for whomever, stands beside them: `store_requests` and `store_bytes_read` with all tries, and its other counts
         (`retries`, `wait_s`, a cache's hits) under their own names.
         """
-        with self._lock:
-            totals = _sum_counts(self._done, self._running, self._running)
+        totals: dict[str, float] = {}
+        for of_iterator in self._counts:
+            for name in {name for counts in of_iterator for name in counts}:
+                count = sum(counts.get(name, 0) for counts in of_iterator)
+                before = totals.get(name, 0)
+                totals[name] = max(before, count) if name in PEAKS else before + count
         for name, count in self._storage.stats().items():
             totals[f"store_{name}" if name in ("requests", "bytes_read", "bytes_written") else name] = count
         return {**totals, "quarantined": len(self._quarantine.lost()), "windows_lost": self._quarantine.windows}
@@ -193,21 +187,6 @@ class Feed:
             )
             for micro_step, index_b in enumerate(self._index_mb)
         ]
-
-
-def _sum_counts(done: dict[str, float], running: Sequence[Run], added: Sequence[Run]) -> dict[str, float]:
-    """Add the counts of some runs to those of runs before.
-
-    Memory is held by all that run together, so its peak counts them all, whichever are added.
-    """
-    totals = dict(done)
-    for counts in (part.counts for run in added for part in run):
-        for name in counts.keys() - set(PEAKS):
-            totals[name] = totals.get(name, 0) + counts[name]
-    for name in PEAKS if running else ():
-        peak = sum(part.counts.get(name, 0) for run in running for part in run)
-        totals[name] = max(totals.get(name, 0), peak)
-    return totals
 
 
 class _StepMemory:

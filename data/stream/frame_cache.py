@@ -1,6 +1,5 @@
 """Keep decoded frames that later windows need again, and cut windows out of them."""
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -26,14 +25,12 @@ class FrameCache:
         max_frames: Decoded frames held at most.
 
     Attributes:
-        counts: Windows, frames decoded, seconds in Blosc2 and copying, most bytes of decoded frames held.
+        counts: Windows, frames decoded, most bytes of decoded frames held.
     """
 
     def __init__(self, index: Index, window: int, max_frames: int) -> None:
         self._index, self._window, self._max_frames = index, window, max_frames
-        self.counts: dict[str, float] = dict.fromkeys(
-            ("windows", "frames_decoded", "decode_s", "cut_s", "decoded_bytes_peak"), 0
-        )
+        self.counts: dict[str, float] = dict.fromkeys(("windows", "frames_decoded", "decoded_bytes_peak"), 0)
         self._frames_shw: npt.NDArray[np.uint16] | None = None
         self._num_slots = 0
         self._free: list[int] = []
@@ -76,7 +73,6 @@ class FrameCache:
             counts_thw[:] = 0
             return
 
-        began, decode_s = time.perf_counter(), 0.0
         entry, data = self._index.sequences[sequence], payload(sequence)
         first = int(block.start_n[number])
         frames, next_uses = self._frame_nw[number].tolist(), self._next_nw[number].tolist()
@@ -90,16 +86,12 @@ class FrameCache:
                 self._touch(slot, frame, next_use)
                 continue
 
-            decode_began = time.perf_counter()
             decode_frame(self._index, entry, data, first + t, counts_thw[t])
-            decode_s += time.perf_counter() - decode_began
             self.counts["frames_decoded"] += 1
             if next_use != NEVER:
                 self._keep(frame, next_use, counts_thw[t])
 
         self.counts["windows"] += 1
-        self.counts["decode_s"] += decode_s
-        self.counts["cut_s"] += time.perf_counter() - began - decode_s
 
     def _touch(self, slot: int, frame: int, next_use: int) -> None:
         """Note when a held frame is needed next, or free its slot."""

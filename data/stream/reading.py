@@ -3,13 +3,13 @@
 import heapq
 import itertools
 import threading
-import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from ..errors import DamagedError, DataError
-from ..shards.decode import check_sequence
+from ..shards.decode import check_sequence, read_sequence
 from ..shards.index import Index, SequenceEntry
 from ..store.storage import Storage
 
@@ -74,7 +74,7 @@ class SequenceReader:
         range_bytes: Longest range of neighbours; 0 to read each sequence alone.
 
     Attributes:
-        counts: Requests, bytes read, seconds reading and verifying, most bytes held and held ahead.
+        counts: Requests, bytes read, most bytes held and held ahead.
     """
 
     def __init__(self, storage: Storage, index: Index, *, readers: int, ahead_bytes: int, range_bytes: int) -> None:
@@ -91,7 +91,7 @@ class SequenceReader:
         self._closed = False
         self._held_bytes = self._ahead_bytes = 0
         self.counts: dict[str, float] = dict.fromkeys(
-            ("requests", "bytes_read", "read_s", "hash_s", "held_bytes_peak", "ahead_bytes_peak"), 0
+            ("requests", "bytes_read", "held_bytes_peak", "ahead_bytes_peak"), 0
         )
         self._threads = [
             threading.Thread(target=self._work, name=f"rainspark-read-{i}", daemon=True) for i in range(readers)
@@ -277,62 +277,36 @@ class SequenceReader:
         """Read neighbours by one request; None where they have to be read one by one to find which is damaged."""
         first, last = self._index.sequences[sequences[0]], self._index.sequences[sequences[-1]]
         shard = self._index.shards[first.shard].name
-        began = time.perf_counter()
         try:
             data = self._storage.read(shard, first.offset, last.offset + last.num_bytes)
         except DamagedError:
             return None
         except (DataError, OSError) as error:
             raise DataError(f"shard {shard}, keys {first.key} to {last.key}: cannot be read: {error}") from error
-        self._count(requests=1, bytes_read=len(data), read_s=time.perf_counter() - began)
+        self._count(requests=1, bytes_read=len(data))
         return data
 
     def _verified(self, entry: SequenceEntry, piece: bytes | None) -> memoryview | DamagedError:
         """Verify a sequence out of a range, or read it alone, also where it does not verify; or give its error."""
+        if piece is not None:
+            # What is wrong may have been damaged on the way, and read alone it costs less than the whole range.
+            with suppress(DamagedError):
+                check_sequence(self._index, entry, piece)
+                return entry.frames_of(piece)
         try:
-            if piece is None:
-                piece = self._read_alone(entry)
-            else:
-                try:
-                    self._check(entry, piece)
-                except DamagedError:
-                    # It may have been damaged on the way, and alone it costs less than the whole range.
-                    piece = self._read_alone(entry)
+            return self._read_alone(entry)
         except DamagedError as error:
             return error
-        begin = entry.frames_offset - entry.offset
-        return memoryview(piece)[begin : begin + entry.frames_bytes]
 
-    def _read_alone(self, entry: SequenceEntry) -> bytes:
+    def _read_alone(self, entry: SequenceEntry) -> memoryview:
         """Read and verify one sequence; a store reads it again where it does not verify."""
-        shard = self._index.shards[entry.shard].name
-        began, checked_s, num_bytes = time.perf_counter(), 0.0, 0
-
-        def check(data: bytes) -> None:
-            nonlocal checked_s, num_bytes
-            check_began, num_bytes = time.perf_counter(), len(data)
-            try:
-                self._check(entry, data)
-            finally:
-                checked_s += time.perf_counter() - check_began
-
+        self._count(requests=1, bytes_read=entry.num_bytes)
         try:
-            return self._storage.read_checked(shard, entry.offset, entry.offset + entry.num_bytes, check)
+            return read_sequence(self._storage, self._index, entry)
         except (DataError, OSError) as error:
-            where = f"shard {shard}, key {entry.key}"
+            where = f"shard {self._index.shards[entry.shard].name}, key {entry.key}"
             text = str(error) if where in str(error) else f"{where}: cannot be read: {error}"
             raise (DamagedError if isinstance(error, DamagedError) else DataError)(text) from error
-        finally:
-            self._count(requests=1, bytes_read=num_bytes, read_s=time.perf_counter() - began - checked_s)
-
-    def _check(self, entry: SequenceEntry, data: bytes) -> None:
-        began = time.perf_counter()
-        try:
-            check_sequence(self._index, entry, data)
-        except DataError as error:
-            raise DamagedError(str(error)) from error
-        finally:
-            self._count(hash_s=time.perf_counter() - began)
 
     def _count(self, **added: float) -> None:
         with self._work_came:

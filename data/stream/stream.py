@@ -104,7 +104,7 @@ class Stream:
         return self._feed.missing(step)
 
     def stats(self) -> dict[str, float]:
-        """Report what was done so far: counts, bytes and seconds (summed over threads; `stall_s` is the consumer's)."""
+        """Report what was done so far, as `Feed.stats` does."""
         return self._feed.stats()
 
     def lost(self) -> tuple[LostSequence, ...]:

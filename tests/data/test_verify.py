@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import re
 import tarfile
 from collections.abc import Callable
@@ -31,16 +30,11 @@ def test_a_sound_archive_has_no_problems(tmp_path: Path, capsys: pytest.CaptureF
     index = small_archive(tmp_path)
     report = verify(str(tmp_path))
     assert lines(report) == []
-    assert report.warnings == []
     assert (report.shards, report.sequences) == (3, 5)
     assert report.frames == sum(entry.num_frames for entry in index.sequences)
     assert report.num_bytes == sum(shard.num_bytes for shard in index.shards)
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.endswith(" bytes: sound\n")
-    assert main([str(tmp_path), "--json"]) == 0
-    values = json.loads(capsys.readouterr().out)
-    assert values["problems"] == []
-    assert values["fingerprint"] == index.fingerprint
 
 
 def test_several_origins_and_ready_windows_are_sound(tmp_path: Path) -> None:
@@ -59,15 +53,13 @@ def test_all_problems_are_reported_each_with_its_place(tmp_path: Path, capsys: p
     names = [shard.name for shard in index.shards]
     flipped, cut, longer = (tmp_path / name for name in names[:3])
 
-    # A bit, a cut, bytes behind the end, a missing shard, and files that no index lists.
+    # A bit, a cut, bytes behind the end, and a missing shard.
     data = bytearray(flipped.read_bytes())
     data[index.sequences[0].frames_offset + 5] ^= 1
     flipped.write_bytes(data)
     cut.write_bytes(cut.read_bytes()[:-600])
     longer.write_bytes(longer.read_bytes() + b"more")
     (tmp_path / names[3]).unlink()
-    (tmp_path / "shard-00099.tar").write_bytes(b"")
-    (tmp_path / ".shard-00001.tar.1-0.partial").write_bytes(b"")
 
     assert main([str(tmp_path)]) == ExitCode.DATA
     printed = capsys.readouterr().out.splitlines()
@@ -82,8 +74,6 @@ def test_all_problems_are_reported_each_with_its_place(tmp_path: Path, capsys: p
         rf"shard {names[3]}: cannot be read: .*No such file",
     ):
         assert [line for line in problems if re.search(expected, line)], expected
-    assert printed[-3] == "warning  shard-00099.tar lies beside the archive, and its index does not list it"
-    assert "what a stopped writer left" in printed[-2]
     assert printed[-1].endswith(" problems")
 
 
@@ -104,28 +94,26 @@ def set_field(name: str, value: object) -> Callable[[tarfile.TarInfo], None]:
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    "edit",
     [
-        (header_edit(set_field("type", tarfile.SYMTYPE)), "says symbolic link 's0000.json'"),
-        (header_edit(set_field("type", tarfile.LNKTYPE)), "says hard link 's0000.json'"),
-        (header_edit(set_field("type", tarfile.CHRTYPE)), "says type b'3' 's0000.json'"),
-        (header_edit(set_field("name", "../../evil.json")), r"says plain file '../../evil.json'"),
-        (header_edit(set_field("name", "a\x1b[31m")), r"says plain file ('a|\"'a)\\\\?x1b"),
-        (header_edit(set_field("size", 7)), "of 7 bytes; expected a plain file s0000.json"),
-        (header_edit(set_field("mode", 0o777)), "expected a plain file s0000.json of [0-9]+ bytes, mode, owner"),
-        (header_edit(set_field("mtime", 5)), "expected a plain file s0000.json"),
-        (lambda data: data.__setitem__(slice(0, 512), bytes(512)), "no tar header"),
-        (lambda data: data.__setitem__(150, data[150] ^ 1), "no tar header"),
-        (lambda data: data.__setitem__(-1, 7), "the padding behind s0000.frames is not zeros"),
+        header_edit(set_field("type", tarfile.SYMTYPE)),
+        header_edit(set_field("name", "../../evil.json")),
+        header_edit(set_field("name", "a\x1b[31m")),
+        header_edit(set_field("size", 7)),
+        header_edit(set_field("mode", 0o777)),
+        header_edit(set_field("mtime", 5)),
+        lambda data: data.__setitem__(slice(0, 512), bytes(512)),
+        lambda data: data.__setitem__(-1, 7),
     ],
 )
-def test_members_are_plain_files_with_plain_headers(
-    tmp_path: Path, edit: Callable[[bytearray], None], message: str
-) -> None:
+def test_members_are_plain_files_with_plain_headers(tmp_path: Path, edit: Callable[[bytearray], None]) -> None:
     index = small_archive(tmp_path)
     resign(tmp_path, index, 0, edit)
     (problem,) = lines(verify(str(tmp_path)))
-    assert re.search(f"key s0000: .*{message}", problem), problem
+    message = (
+        r"key s0000: its tar headers, padding or places differ from byte \d+ on; expected plain files s0000.json of"
+    )
+    assert re.search(message, problem), problem
     assert problem.isprintable()
 
 

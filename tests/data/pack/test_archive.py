@@ -23,9 +23,20 @@ from rainspark.data.pack.archive import pack
 from rainspark.data.pack.survey import PackOptions
 from rainspark.data.shards.contact_sheet import draw_contact_sheet, read_frame
 from rainspark.data.shards.index import Index, dump_index, load_index, signed, verify_sequence_bytes
-from rainspark.data.shards.summary import count_windows, run_lengths, summarise
+from rainspark.data.shards.summary import count_windows, runs_of, summarise
+from rainspark.data.sources.odim import OdimSource
 from rainspark.data.store.storage import open_storage
-from tests.data.radar_files import CROP, FIRST_S, NUMBERS, OPTIONS, digests, random_counts, write_series
+from tests.data.radar_files import (
+    CROP,
+    FIRST_S,
+    NUMBERS,
+    OPTIONS,
+    digests,
+    odim_name,
+    random_counts,
+    rates,
+    write_odim_file,
+)
 
 
 def cropped(number: int) -> npt.NDArray[np.uint16]:
@@ -96,9 +107,9 @@ def test_the_index_knows_the_rain_after_every_sequence(radar: Path, tmp_path: Pa
 
 def test_the_summary_counts_gaps_runs_and_windows(radar: Path, tmp_path: Path) -> None:
     index = pack([radar], tmp_path / "out", OPTIONS)
-    runs, gaps = run_lengths(index)
-    assert runs == [30, 2, 8]
-    assert [gap.num_missing for gap in gaps] == [5, 3]
+    series = runs_of(index)
+    assert [run.num_frames for run in series.runs] == [30, 2, 8]
+    assert [gap.num_missing for gap in series.gaps] == [5, 3]
     # The slow way: every window of 3 whose frames all exist.
     lasts = [n + 2 for n in NUMBERS if {n + 1, n + 2} <= set(NUMBERS)]
     for share in (0.0, 0.2, 0.5):
@@ -230,7 +241,7 @@ def test_inspecting_what_is_no_archive(tmp_path: Path, capsys: pytest.CaptureFix
 def test_real_files_pack_to_a_fifth_of_their_bytes(shared_dir: Path, tmp_path: Path) -> None:
     options = PackOptions(crop=Crop(row0=284, row1=572, col0=225, col1=513))
     index: Index = pack([shared_dir / "data" / "knmi"], tmp_path / "out", options)
-    assert run_lengths(index)[0] == [62]
+    assert [run.num_frames for run in runs_of(index).runs] == [62]
     assert [count_windows(index, 12, share) for share in (0.0, 0.2, 0.5)] == [51, 51, 25]
     assert [count_windows(index, 24, share) for share in (0.0, 0.2, 0.5)] == [39, 39, 17]
     assert sum(shard.num_bytes for shard in index.shards) < 16_000 * 62
@@ -264,7 +275,9 @@ def test_inspect_refuses_statistics_that_cannot_be(
 
 @pytest.mark.parametrize("size", [(3000, 1), (1, 3000)])
 def test_very_long_and_flat_frames_are_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
-    write_series(tmp_path / "radar", range(12), size=size)
-    index = pack([tmp_path / "radar"], tmp_path / "out", PackOptions(window=2))
-    index = replace(index, origins=(replace(index.origins[0], source="$\\frac{"),))
+    for time_s in (FIRST_S, FIRST_S + 300):
+        write_odim_file(tmp_path / odim_name(time_s), rates(time_s, *size), time_s)
+    # A name that matplotlib must not take for a formula.
+    source = OdimSource(name="$\\frac{")
+    index = pack(sorted(tmp_path.iterdir()), tmp_path / "out", PackOptions(window=2), source=source)
     assert draw_contact_sheet(open_storage(tmp_path / "out"), index).startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ from rainspark.data.errors import DataError
 from rainspark.data.frames import Crop
 from rainspark.data.pack.archive import pack, write_job
 from rainspark.data.pack.survey import PackOptions, survey
-from rainspark.data.shards.summary import run_lengths
+from rainspark.data.shards.summary import runs_of
 from rainspark.data.store.storage import open_storage
 from tests.data.radar_files import change, random_counts, replace_image, set_attribute, write_series
 
@@ -129,4 +129,5 @@ def test_pixels_that_cannot_be_decoded_leave_no_index(tmp_path: Path, few: list[
     assert not (tmp_path / "out" / "index.json").exists()
     assert not list((tmp_path / "out").rglob("*.partial"))
     few[6].unlink()
-    assert run_lengths(pack([tmp_path / "radar"], tmp_path / "out", OPTIONS))[0] == [6, 1]
+    series = runs_of(pack([tmp_path / "radar"], tmp_path / "out", OPTIONS))
+    assert [run.num_frames for run in series.runs] == [6, 1]

@@ -90,7 +90,7 @@ def test_tiles_are_origins_of_one_source(domain: Path, tmp_path: Path, capsys: p
     assert "4 whole tiles of 16 x 16 pixels; the last 12 rows and 4 columns of 44 x 36 lie beyond them" in errors
     # Each of four sequences (0-3, 3-6, 6-8 and 20-22) of the blind tile, and the last one of the tile that went blind.
     assert "1 of 4 parts hold no measurement in any frame and are left out\n" in errors
-    assert "1 sequence of another part holds no measurement and is left out\n" in errors
+    assert "left out as well, because they hold no measurement: sequences of other parts, 1\n" in errors
     assert [str(origin.crop) for origin in index.origins] == ["0:16,16:32", "16:32,0:16", "16:32,16:32"]
     assert index.sources == ("ODIM ORG:247 RATE",)
     assert len(index.sequences) == 11

@@ -158,6 +158,18 @@ def test_accumulations_become_rates_of_their_period(tmp_path: Path) -> None:
         header_of(path)
 
 
+# Rain rate in mm/h of 5, 10, ... dBZ by Z = 200 R**1.6, as weather services tabulate it (for example the United States
+# National Weather Service's and Wikipedia's table "DBZ (meteorology)").
+PUBLISHED_MMH = (0.07, 0.15, 0.3, 0.6, 1.3, 2.7, 5.6, 11.53, 23.7, 48.6, 100, 205, 421)
+
+
+def test_marshall_palmer_matches_the_published_table() -> None:
+    for reflectivity_dbz, rain_mmh in zip(range(5, 70, 5), PUBLISHED_MMH, strict=True):
+        digits = 0.005 if rain_mmh < 0.2 else 0.05 if rain_mmh < 50 else 0.5
+        computed_mmh = MARSHALL_PALMER.rain_mmh(np.array([reflectivity_dbz]))[0]
+        assert computed_mmh == pytest.approx(rain_mmh, abs=digits * 1.01)
+
+
 @given(st.floats(-32, 60), st.sampled_from([(200.0, 1.6), (300.0, 1.4), (256.0, 1.42)]))
 def test_reflectivity_becomes_rain_by_the_stated_relation(reflectivity_dbz: float, pair: tuple[float, float]) -> None:
     a, b = pair

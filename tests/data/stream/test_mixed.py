@@ -10,7 +10,7 @@ from rainspark.data.errors import DataError
 from rainspark.data.shards.contact_sheet import draw_contact_sheet
 from rainspark.data.shards.decode import check_sequence
 from rainspark.data.shards.index import load_index, of_source
-from rainspark.data.shards.summary import rain_of, run_lengths, summarise
+from rainspark.data.shards.summary import rain_of, runs_of, summarise
 from rainspark.data.shards.totals import RainTotals
 from rainspark.data.stream.stream import Batch, evaluation_batches
 from rainspark.data.windows.mixing import BatchLayout
@@ -104,7 +104,7 @@ def test_a_sequence_is_checked_against_its_own_origin(archive: PackedArchive) ->
 
 def test_the_summary_tells_each_source(archive: PackedArchive) -> None:
     index = archive.index
-    assert [run_lengths(index, origin)[0] for origin in (0, 1)] == [[40], [110]]
+    assert [[run.num_frames for run in runs_of(index, origin).runs] for origin in (0, 1)] == [[40], [110]]
     for source, num_frames in (("Fine", 40), ("KNMI", 110)):
         rain = rain_of(index, source)
         assert rain.frames == num_frames
