@@ -69,13 +69,6 @@ def test_wrong_grids_are_refused_by_key(change: dict[str, Any], message: str) ->
         Grid.from_json(GRID.to_json() | change)
 
 
-def test_a_missing_key_is_named() -> None:
-    values = GRID.to_json()
-    del values["x0_km"]
-    with pytest.raises(DataError, match="grid: key x0_km is missing"):
-        Grid.from_json(values)
-
-
 def test_times_are_utc_whatever_the_machine_thinks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     assert iso_time(1_282_780_800 + 300) == "2010-08-26T00:05:00Z"

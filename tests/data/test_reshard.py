@@ -293,12 +293,6 @@ def test_a_source_of_two_scales_or_licences_is_refused_before_anything_is_writte
     assert not (tmp_path / "new" / "index.json").exists()
 
 
-def test_a_web_server_is_not_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small_archive(tmp_path / "old")
-    assert main([str(tmp_path / "old"), "--out", "https://127.0.0.1:9/new"]) == ExitCode.DATA
-    assert "https://127.0.0.1:9/new: a web server is only read; expected a folder" in capsys.readouterr().err
-
-
 def test_a_folder_inside_an_archive_that_is_read_is_refused(tmp_path: Path) -> None:
     small_archive(tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path / "a")

@@ -146,13 +146,6 @@ def test_tiles_are_whole_and_a_stride_apart(rows: int, cols: int, tile: int, str
         assert {(one.rows, one.cols) for one in tiles} == {(tile, tile)}
 
 
-def test_tiles_inside_a_crop_and_overlapping(domain: Path, tmp_path: Path) -> None:
-    options = PackOptions(crop=Crop(row0=2, row1=44, col0=18, col1=36), tile=16, stride=8, window=2)
-    index = pack([domain], tmp_path / "out", options, source=OdimSource())
-    assert [str(origin.crop) for origin in index.origins] == [f"{row}:{row + 16},18:34" for row in (2, 10, 18, 26)]
-    check_frames(tmp_path / "out", index)
-
-
 def test_a_domain_without_any_measurement_is_refused(tmp_path: Path) -> None:
     write_odim_file(tmp_path / odim_name(FIRST_S), np.full(SIZE, -9999000.0), FIRST_S)
     with pytest.raises(DataError, match="no tile holds a measurement in any frame"):
@@ -220,14 +213,6 @@ def test_sources_that_do_not_fit_are_refused(
 def test_inspect_takes_one_archive(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "out", "+", "knmi", "x"]) == 4
     assert "expected no + after it" in capsys.readouterr().err
-
-
-def test_equal_input_gives_equal_bytes_from_files_and_archives(domain: Path, tmp_path: Path) -> None:
-    files = sorted(domain.iterdir())
-    pack([domain], tmp_path / "a", TILES, source=OdimSource())
-    archives = [write_archive(tmp_path / "x.tar", files[:5]), write_archive(tmp_path / "y.zip", files[5:])]
-    pack(archives, tmp_path / "b", TILES, source=OdimSource())
-    assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
 def test_a_killed_pack_of_tiles_goes_on_to_the_same_bytes(domain: Path, tmp_path: Path) -> None:
@@ -320,13 +305,6 @@ def test_packing_into_a_store(
     with pytest.raises(DataError, match="holds files that are not from packing"):
         pack([domain], f"{s3.url}/shards/foreign", TILES, source=OdimSource())
     assert main(["inspect", url, "--out", str(tmp_path / "sheet.png")]) == 0
-
-
-def test_two_packs_that_begin_at_once_in_a_store_are_told(s3: S3) -> None:  # noqa: F811
-    store = open_storage(f"{s3.url}/race")
-    store.write(".packing/job.json", b"{}", if_absent=True)
-    with pytest.raises(DataError, match=r"job\.json"):
-        store.write(".packing/job.json", b"{}", if_absent=True)
 
 
 def test_one_odim_file_of_another_product_is_named(tmp_path: Path) -> None:

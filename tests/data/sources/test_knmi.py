@@ -88,12 +88,6 @@ def test_a_folder_without_files_is_named(tmp_path: Path) -> None:
         scan([tmp_path / "absent"])
 
 
-def test_two_files_of_one_time_are_both_named(tmp_path: Path) -> None:
-    first, second = write_series(tmp_path / "a", [0, 1])[0], write_series(tmp_path / "b", [0])[0]
-    with pytest.raises(DataError, match=f"two frames of one time: {first} and {second}"):
-        scan([tmp_path])
-
-
 def test_every_missing_code_becomes_65535(radar_file: Path) -> None:
     counts = np.arange(30, dtype=np.uint16).reshape(6, 5)
     counts[0] = [65535, 65534, 65533, 60000, 65532]

@@ -34,15 +34,6 @@ def spectral_slope(counts_thw: npt.NDArray[np.uint16]) -> float:
     return float(np.polyfit(np.log(wavenumber[chosen]), np.log(power[chosen]), 1)[0])
 
 
-def motion(before: npt.NDArray[np.uint16], after: npt.NDArray[np.uint16]) -> tuple[int, int]:
-    """Find the displacement, (rows, columns), by which two frames match best (phase-free cross-correlation)."""
-    a, b = np.fft.fft2(before - before.mean()), np.fft.fft2(after - after.mean())
-    correlation = np.fft.ifft2(np.conj(a) * b).real
-    row, col = np.unravel_index(int(correlation.argmax()), correlation.shape)
-    rows, cols = correlation.shape
-    return int((row + rows // 2) % rows - rows // 2), int((col + cols // 2) % cols - cols // 2)
-
-
 @pytest.fixture(scope="module")
 def frames() -> npt.NDArray[np.uint16]:
     """Make two hours of two seeds, 288 x 288."""
@@ -88,26 +79,7 @@ def test_rain_moves_and_keeps_its_shape_for_a_while(frames: npt.NDArray[np.uint1
     correlations = [np.corrcoef(rain[0].ravel(), rain[i].ravel())[0, 1] for i in (1, 3, 12)]
     assert correlations[0] > 0.7
     assert correlations[0] > correlations[1] > correlations[2]
-    rows, cols = motion(frames[0], frames[3])
-    # 45 km/h is 11 pixels in a quarter of an hour.
-    assert 4 < np.hypot(rows, cols) < 25
-
-
-def test_borders_are_smooth(frames: npt.NDArray[np.uint16]) -> None:
-    wet = frames > 0
-    inside = wet[:, 1:-1, 1:-1] & wet[:, :-2, 1:-1] & wet[:, 2:, 1:-1] & wet[:, 1:-1, :-2] & wet[:, 1:-1, 2:]
-    rain = frames[:, 1:-1, 1:-1]
-    border = wet[:, 1:-1, 1:-1] & ~inside
-    assert np.median(rain[border]) < 0.5 * np.median(rain[inside])
-
-
-def test_a_radar_circle_leaves_the_corners_missing() -> None:
-    counts = storms(2, 41, 61, seed=0, radar_circle=True)
-    missing = counts == 65535
-    assert missing[:, 0, 0].all()
-    assert not missing[:, 20, 30].any()
-    assert 1 - missing.mean() == pytest.approx(np.pi * 20.5**2 / (41 * 61), rel=0.02)
-    assert not (storms(2, 41, 61, seed=0) == 65535).any()
+    assert 16 < found_kmh(frames[:3]) < 100
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(765, 700), (288, 288), (64, 48), (801, 900)])
@@ -158,18 +130,6 @@ def test_no_window_holds_two_events(tmp_path: Path) -> None:
     assert len({event.seed for event in series} | {4}) == 5
 
 
-def test_events_of_equal_seeds_are_equal(tmp_path: Path) -> None:
-    """To the byte; those of another seed, and the ones without ranges, differ."""
-    options = ["--hours", "1", "--event-hours", "0.5", "--speed-kmh", "25:115", "--lifetime-min", "15:90"]
-    write(tmp_path / "a", *options)
-    write(tmp_path / "b", *options)
-    for path in (tmp_path / "a").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
-    _, counts = write(tmp_path / "c", *options, "--seed", "5")
-    assert (counts != write(tmp_path / "a", *options)[1]).any()
-    assert (counts != write(tmp_path / "d", "--hours", "1", "--event-hours", "0.5", "--seed", "5")[1]).any()
-
-
 @settings(max_examples=50, deadline=None)
 @given(
     num_frames=st.integers(1, 300),
@@ -195,16 +155,6 @@ def test_events_divide_a_series(
         assert events(num_frames + event_frames + 1, event_frames, seed, *ranges)[: len(series) - 1] == series[:-1]
     else:
         assert [event.seed for event in series] == [seed]
-
-
-def test_speeds_and_lifetimes_are_even_on_a_logarithmic_scale() -> None:
-    series = events(4000, 1, 0, (10.0, 160.0), (5.0, 80.0))
-    for name in ("speed_kmh", "lifetime_min"):
-        logs = np.log2([getattr(event, name) for event in series])
-        shares = np.histogram(logs - logs.min(), bins=4, range=(0, 4))[0] / len(series)
-        np.testing.assert_allclose(shares, 0.25, atol=0.05)
-    speeds, lifetimes = np.array([(event.speed_kmh, event.lifetime_min) for event in series]).T
-    assert abs(np.corrcoef(np.log(speeds), np.log(lifetimes))[0, 1]) < 0.1
 
 
 def found_kmh(counts_thw: npt.NDArray[np.uint16]) -> float:

@@ -4,7 +4,6 @@ import random
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -79,43 +78,10 @@ def test_windows_of_packed_files_equal_the_oracle(
         assert packed_windows(paths, Path(folder) / "out", options, window) == sorted(expected)
 
 
-def test_a_time_twice_is_refused(tmp_path: Path) -> None:
-    paths = write_series(tmp_path / "a", range(6), size=SIZE)
-    again = write_at(tmp_path / "b", FIRST_S + 900, 99)
-    with pytest.raises(DataError, match=rf"{again.name}") as caught:
-        pack([*paths, again], tmp_path / "out", PackOptions(window=3))
-    assert not (tmp_path / "out").exists()
-    assert str(tmp_path / "a") in str(caught.value)
-    assert str(tmp_path / "b") in str(caught.value)
-
-
 @pytest.mark.parametrize("skew_s", [60, -120, 240])
 def test_a_frame_off_the_cadence_is_refused(tmp_path: Path, skew_s: int) -> None:
     paths = write_series(tmp_path / "a", [0, 1, 2, 5, 6], size=SIZE)
     late = write_at(tmp_path / "b", FIRST_S + 1200 + skew_s, 99)
     with pytest.raises(DataError, match=r"closest frames are|is not a multiple of 5 min"):
         pack([*paths, late], tmp_path / "out", PackOptions(window=3))
-    assert not (tmp_path / "out").exists()
-
-
-def test_seconds_of_skew_are_refused(tmp_path: Path) -> None:
-    """KNMI's names hold no seconds: a file whose time inside is some seconds off contradicts its own name."""
-    (path,) = write_series(tmp_path / "a", [0], size=SIZE)
-    write_knmi_file(path, random_counts(0, *SIZE), FIRST_S + 7)
-    with pytest.raises(
-        DataError, match=rf"{path.name}: its name says .*23:50:00Z, product_datetime_end says .*23:50:07Z"
-    ):
-        pack([path], tmp_path / "out", PackOptions(window=1))
-
-
-@pytest.mark.parametrize("moment_s", [CLOCKS_FORWARD_S, CLOCKS_BACK_S])
-def test_names_in_local_time_are_refused(tmp_path: Path, moment_s: int) -> None:
-    """In autumn an hour of local names comes twice and in spring one is left out; KNMI names files in UTC."""
-    amsterdam = ZoneInfo("Europe/Amsterdam")
-    for number in range(-6, 6):
-        path = write_at(tmp_path / "radar", moment_s + 300 * number, number + 10)
-        local = datetime.fromtimestamp(moment_s + 300 * number, amsterdam)
-        path.rename(path.with_name(path.name[: -len("YYYYMMDDhhmm.h5")] + f"{local:%Y%m%d%H%M}.h5"))
-    with pytest.raises(DataError, match=r"its name says that it ends at"):
-        pack([tmp_path / "radar"], tmp_path / "out", PackOptions(window=3))
     assert not (tmp_path / "out").exists()

@@ -192,13 +192,6 @@ def test_what_else_lies_in_the_folder_is_left_alone(archive: Archive) -> None:
     assert {name: (archive.folder / name).stat().st_size for name in others} == others
 
 
-def test_a_run_may_keep_its_copies_beside_its_own_lock(archive: Archive) -> None:
-    archive.folder.mkdir()
-    with (archive.folder / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert archive.cache().read("1.tar") == archive.shards["1.tar"]
-
-
 def test_where_others_fetch_into_all_the_room_files_are_read_from_the_store(archive: Archive) -> None:
     cache = archive.cache(num_shards=1)
     fetched = archive.folder / f".{'a' * 64}.partial"

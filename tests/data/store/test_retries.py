@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rainspark.data.errors import DataError
 from rainspark.data.store.names import Traffic
@@ -175,23 +173,6 @@ def test_a_connection_that_never_becomes_free_is_an_error() -> None:
     retries = Retries(RetryPolicy(deadline_s=0.2, try_s=0.1), Traffic(), connections=1)
     with retries.request("a"), pytest.raises(DataError, match=r"b: none of the connections became free"):
         retries.run("b", "read", lambda _: None)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.floats(0, 5)), max_size=200))
-def test_the_budget_is_what_a_plain_count_says(events: list[tuple[bool, float]]) -> None:
-    policy = RetryPolicy(burst=10, per_success=1.5, per_s=0.5)
-    now = 0.0
-    budget = RetryBudget(policy, lambda: now)
-    tokens = 10.0
-    for succeeded, later in events:
-        now += later
-        tokens = min(10.0, tokens + later * 0.5)
-        if succeeded:
-            budget.succeeded()
-            tokens = min(10.0, tokens + 1.5)
-        else:
-            tokens -= 1
-            assert budget.take() == pytest.approx(max(0.0, -tokens / 0.5))
 
 
 def test_half_failing_is_worked_through_and_a_dead_store_is_not_hammered() -> None:

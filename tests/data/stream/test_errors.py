@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from rainspark.data.errors import DataError
-from rainspark.data.frames import Crop, Grid
 from rainspark.data.shards.decode import check_sequence
 from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.stream.stream import Stream, evaluation_batches
 from rainspark.data.windows.mixing import BatchLayout
 from rainspark.data.windows.plan import plan
 from tests.data.archives import PackedArchive
-from tests.data.stream.streams import COLS, ROWS, WINDOW, flip, pack, stream_of, table_of
+from tests.data.stream.streams import flip, pack, stream_of, table_of
 
 LAYOUT = BatchLayout(seed=0, global_batch=8, micro_batch=8, lanes=4, block_bytes=30_000)
 
@@ -83,31 +82,9 @@ def test_an_error_comes_at_the_step_that_needs_the_sequence(tmp_path: Path) -> N
         assert read_until_error(stream, archive.index.sequences[bad].key, 9) == list(range(first_use))
 
 
-OTHERS: dict[str, Any] = {"cadence_s": 600, "rows": COLS, "cols": ROWS, "missing_count": 0, "window": WINDOW - 1}
-OTHER_ORIGINS: dict[str, Any] = {
-    "crop": Crop(row0=1, row1=ROWS + 1, col0=0, col1=COLS),
-    "grid": Grid(rows=ROWS, cols=COLS, pixel_km=2.0, projection="", x0_km=0.0, y0_km=0.0),
-    "scale_mmh": 1.2,
-    "source": "another",
-    "licence": "another",
-}
-
-
 def with_origin(index: Index, **changes: Any) -> Index:
     """Change what an index says of its one origin."""
     return replace(index, origins=(replace(index.origins[0], **changes),))
-
-
-@pytest.mark.parametrize("name", OTHERS | OTHER_ORIGINS)
-def test_an_index_that_was_changed_and_signed_again_is_refused(tmp_path: Path, name: str) -> None:
-    archive = pack(tmp_path, [20], num_shards=1, missing=False)
-    index = with_origin(archive.index, **{name: OTHER_ORIGINS[name]}) if name in OTHER_ORIGINS else archive.index
-    index = signed(replace(index, **{name: OTHERS[name]}) if name in OTHERS else index)
-    entry = index.sequences[0]
-    data = archive.storage.read(index.shards[0].name, entry.offset, entry.offset + entry.num_bytes)
-    check_sequence(archive.index, entry, data)
-    with pytest.raises(DataError, match=rf"shard-00000.tar, key s0000: s0000.json says {name} = .*, the index says"):
-        check_sequence(index, entry, data)
 
 
 def test_every_field_of_the_json_member_is_compared(tmp_path: Path) -> None:

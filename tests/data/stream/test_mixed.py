@@ -1,14 +1,12 @@
 """Streams of a mixed archive: right windows, right scales, the same batches whatever the number of processes."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rainspark.data.errors import DataError
 from rainspark.data.shards.contact_sheet import draw_contact_sheet
-from rainspark.data.shards.decode import check_sequence
 from rainspark.data.shards.index import load_index, of_source
 from rainspark.data.shards.summary import rain_of, runs_of, summarise
 from rainspark.data.shards.totals import RainTotals
@@ -93,15 +91,6 @@ def test_one_source_of_the_index_reads_as_an_archive_of_its_own(archive: PackedA
         of_source(archive.index, "OPERA")
 
 
-def test_a_sequence_is_checked_against_its_own_origin(archive: PackedArchive) -> None:
-    index = archive.index
-    entry = index.sequences[0]
-    data = archive.storage.read(index.shards[entry.shard].name, entry.offset, entry.offset + entry.num_bytes)
-    check_sequence(index, entry, data)
-    with pytest.raises(DataError, match=r"says (licence|source|scale_mmh) = .*, the index says"):
-        check_sequence(index, replace(entry, origin=1 - entry.origin), data)
-
-
 def test_the_summary_tells_each_source(archive: PackedArchive) -> None:
     index = archive.index
     assert [[run.num_frames for run in runs_of(index, origin).runs] for origin in (0, 1)] == [[40], [110]]
@@ -127,20 +116,3 @@ def test_what_sources_share_is_given_and_what_they_do_not_is_refused(archive: Pa
     assert index.grid.rows == 8
     with pytest.raises(DataError, match=r"scale_mmh: .*0.01 and 0.12.*choose one of its sources .*: Fine; KNMI"):
         _ = index.scale_mmh
-
-
-def test_shards_say_nothing_of_their_neighbours(tmp_path: Path) -> None:
-    """A source's KEY.json is the same whichever place its origin has in the index."""
-    frames = {source: random_runs([n], 8, 9, missing=True)[0] for source, n in (("KNMI", 20), ("Fine", 20))}
-    packed = []
-    for order in (("KNMI", "Fine"), ("Fine", "KNMI")):
-        archive = pack_mixed(
-            tmp_path / order[0],
-            {source: frames[source] for source in order},
-            scales_mmh=[SCALES_MMH[source] for source in order],
-            window=WINDOW,
-            max_frames=20,
-            num_shards=1,
-        )
-        packed.append({entry.key: entry.sha256 for entry in archive.index.sequences})
-    assert packed[0] == packed[1]

@@ -14,9 +14,7 @@ from rainspark.data.errors import DataError
 from rainspark.data.store.storage import Storage
 from rainspark.data.stream import feed
 from rainspark.data.stream import reading as sequence_reader
-from rainspark.data.stream.options import ReadOptions
 from rainspark.data.stream.reading import SequenceReader
-from rainspark.data.stream.stream import evaluation_batches
 from tests.data.archives import PackedArchive
 from tests.data.store.remote_folder import Damage, RemoteFolder
 from tests.data.stream.streams import LAYOUT, content, read_epochs, stream_of, table_of
@@ -213,15 +211,6 @@ def test_a_store_that_dies_after_a_damaged_range_is_asked_once_more_only(archive
     assert (reader._held_bytes, reader._ahead_bytes, reader._payloads) == (0, 0, {})
 
 
-@pytest.mark.parametrize("prefetch_mb", [0, 512])
-def test_closing_while_everything_waits_joins_all_threads(archive: PackedArchive, prefetch_mb: float) -> None:
-    remote = RemoteFolder(archive.folder, latency_s=0.01)
-    steps = stream_of(remote, archive.index, prefetch_mb=prefetch_mb, readers=3).steps(0, 50)
-    next(steps)
-    steps.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rainspark")]
-
-
 def test_readers_follow_the_storage(archive: PackedArchive) -> None:
     remote = RemoteFolder(archive.folder)
     for storage, readers, expected in ((archive.storage, None, 3), (remote, None, 8), (remote, 2, 2)):
@@ -229,15 +218,6 @@ def test_readers_follow_the_storage(archive: PackedArchive) -> None:
         next(steps)
         assert sum(thread.name.startswith("rainspark-read") for thread in threading.enumerate()) == expected
         steps.close()
-
-
-@pytest.mark.parametrize(("prefetch_mb", "threads"), [(0, 1), (0.02, 3), (512, 2)])
-def test_evaluation_from_a_store_is_the_folders(archive: PackedArchive, prefetch_mb: float, threads: int) -> None:
-    table = table_of(archive.index)
-    expected = content(list(evaluation_batches(archive.storage, archive.index, table, micro_batch=8)))
-    options = ReadOptions(prefetch_mb=prefetch_mb, threads=threads)
-    remote = RemoteFolder(archive.folder)
-    assert content(list(evaluation_batches(remote, archive.index, table, micro_batch=8, options=options))) == expected
 
 
 def test_statistics_count_the_stores_tries_beside_what_was_asked(archive: PackedArchive) -> None:

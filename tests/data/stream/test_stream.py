@@ -89,14 +89,6 @@ def test_ranks_together_deliver_the_plan(
         assert stats["windows"] == count * 24 // world_size
 
 
-def test_any_position_restores_exactly(archive: PackedArchive) -> None:
-    whole = list(stream_of(archive.storage, archive.index, threads=3).steps(0, 20))
-    assert stream_of(archive.storage, archive.index).steps_per_epoch < 10
-    for first in range(0, 20, 3):
-        again = list(stream_of(archive.storage, archive.index, threads=1).steps(first, 20))
-        assert [content(step) for step in again] == [content(step) for step in whole[first:]]
-
-
 def test_one_stream_can_be_started_again(archive: PackedArchive) -> None:
     stream = stream_of(archive.storage, archive.index)
     first = [content(step) for step in stream.steps(0, 4)]
@@ -134,15 +126,6 @@ def test_a_sequence_is_read_by_one_rank_in_an_epoch(archive: PackedArchive, worl
         assert len(readers[-1]) <= stream.stats()["requests"] <= len(readers[-1]) + 4 // world_size
     shared = sum(len(seen) for seen in readers) - len(set().union(*readers))
     assert shared <= world_size - 1
-
-
-@pytest.mark.parametrize("lanes", [1, 4, 12])
-@pytest.mark.parametrize("frames", [4, 20, 100])
-def test_decoded_frames_stay_within_their_budget(archive: PackedArchive, lanes: int, frames: int) -> None:
-    stream = stream_of(archive.storage, archive.index, decoded_mb=frames * FRAME_MB, lanes=lanes, threads=3)
-    peak_frames = read_epochs(stream, 2)["decoded_bytes_peak"] / (ROWS * COLS * 2)
-    assert peak_frames <= frames
-    assert peak_frames > 0 or frames < lanes
 
 
 def test_neighbouring_windows_share_decoded_frames(archive: PackedArchive) -> None:
@@ -250,21 +233,3 @@ def test_pinned_batches_survive_copies_that_nobody_waits_for(archive: PackedArch
     for rows, counts in copies:
         expected = np.stack([archive.window(table, row) for row in rows.tolist()])
         np.testing.assert_array_equal(counts.cpu().numpy(), expected)
-
-
-def test_statistics_of_iterators_under_way_together_add_up(archive: PackedArchive) -> None:
-    # Of several lanes, timing decides whether two share one reading of the sequence at their seam.
-    alone = stream_of(archive.storage, archive.index, lanes=1)
-    list(alone.steps(0, 6))
-    stream = stream_of(archive.storage, archive.index, lanes=1)
-    first, second = stream.steps(0, 6), stream.steps(0, 6)
-    next(first)
-    next(second)
-    list(first)
-    assert stream.stats()["windows"] >= 6 * 24 + 24
-    list(second)
-    both = stream.stats()
-    for name in ("windows", "requests", "bytes_read", "frames_decoded"):
-        assert both[name] == 2 * alone.stats()[name], name
-    assert both["decoded_bytes_peak"] >= alone.stats()["decoded_bytes_peak"]
-    assert stream.stats() == both

@@ -219,12 +219,3 @@ def test_a_weight_without_windows_and_repeats_without_end_are_refused() -> None:
     table = select_windows(index, Selection(window=4))
     with pytest.raises(ConfigError, match=r"A: 1 windows, 1498 an epoch, 1498.0 times each; expected 1000"):
         mix_sources(index, table, equal)
-
-
-def test_a_source_alone_of_a_mixed_archive() -> None:
-    index = two_sources([40], [60])
-    table = select_windows(index, Selection(window=4, sources=("B",)))
-    assert len(table) == 57
-    assert {source_of(index, table, row) for row in range(len(table))} == {"B"}
-    with pytest.raises(DataError, match=r"the source 'C' is not in the archive; its sources: A; B"):
-        select_windows(index, Selection(window=4, sources=("C",)))

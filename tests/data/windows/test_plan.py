@@ -16,24 +16,7 @@ from rainspark.data.shards.index import Index
 from rainspark.data.windows.mixing import BatchLayout, default_block_bytes, default_lanes
 from rainspark.data.windows.plan import MIN_WINDOW_BYTES, evaluation_plan, order_lanes, plan
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
-from tests.data.archives import CADENCE_S, DAY_S, FIRST_S, index_in_memory
-
-
-def slow_windows(index: Index, selection: Selection) -> list[tuple[int, int]]:
-    """List the windows (sequence, start) that qualify, frame by frame."""
-    found = []
-    for number, entry in enumerate(index.sequences):
-        for start in range(entry.num_starts):
-            frames = list(range(start, start + selection.window))
-            if frames[-1] >= entry.num_frames:
-                continue
-            ends_s = [entry.start_s + frame * index.cadence_s for frame in frames]
-            inside = not selection.spans or any(
-                all(span.start_s <= end_s < span.stop_s for end_s in ends_s) for span in selection.spans
-            )
-            if inside and entry.rain_fraction[frames[selection.target_frame]] >= selection.min_rain_fraction:
-                found.append((number, start))
-    return found
+from tests.data.archives import CADENCE_S, DAY_S, index_in_memory
 
 
 def slow_check(index: Index, table: WindowTable, layout: BatchLayout, window_sab: np.ndarray) -> None:
@@ -96,39 +79,6 @@ def archives(draw: st.DrawFn) -> tuple[Index, int]:
         rain=draw(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=1, max_size=7)),
     )
     return index, draw(st.integers(1, window))
-
-
-@settings(max_examples=120, deadline=None)
-@given(
-    archives(),
-    st.sampled_from([0.0, 0.1, 0.5]),
-    st.integers(-1, 0),
-    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), max_size=2),
-)
-def test_selection_equals_slow_reference(
-    archive: tuple[Index, int], rain: float, target: int, spans: list[tuple[int, int]]
-) -> None:
-    index, window = archive
-    selection = Selection(
-        window=window,
-        min_rain_fraction=rain,
-        target_frame=target,
-        spans=tuple(
-            TimeSpan(start_s=FIRST_S + first * CADENCE_S, stop_s=FIRST_S + (first + count) * CADENCE_S)
-            for first, count in spans
-        ),
-    )
-    expected = slow_windows(index, selection)
-    if not expected:
-        with pytest.raises(DataError, match="no windows of"):
-            select_windows(index, selection)
-        return
-    table = select_windows(index, selection)
-    found = list(zip(table.sequence.tolist(), table.start.tolist(), strict=True))
-    assert sorted(found) == sorted(expected)
-    places = [(index.sequences[s].shard, index.sequences[s].offset, start) for s, start in found]
-    assert places == sorted(places)
-    assert table.name(0, index) == f"{index.sequences[found[0][0]].key}:{found[0][1]}"
 
 
 @settings(max_examples=150, deadline=None)
@@ -259,15 +209,6 @@ def test_selections_that_select_nothing(selection: dict[str, Any], message: str)
     index = index_in_memory([40], window=4, max_frames=20, num_shards=2)
     with pytest.raises(DataError, match=message):
         select_windows(index, Selection(**({"window": 4} | selection)))
-
-
-def test_selection_reads_the_target_frame() -> None:
-    index = index_in_memory([10], window=3, max_frames=10, num_shards=1)
-    entry = replace(index.sequences[0], rain_fraction=(0, 0, 0, 0, 0, 0.8, 0, 0, 0, 0))
-    index = replace(index, sequences=(entry,))
-    for target, start in ((-1, 3), (0, 5), (1, 4)):
-        table = select_windows(index, Selection(window=3, min_rain_fraction=0.5, target_frame=target))
-        assert table.start.tolist() == [start]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 7, 8, 64, 100])
