@@ -118,6 +118,7 @@ def read_job(argv: Sequence[str]) -> tuple[Job, Allocation]:
     own, words = split_words(argv)
     asked = options.parse_args(own)
     check_container(asked)
+    # The ranks run the scripts of this repository with the package of the environment: both have to be one tree.
     check_tree(asked.home)
 
     allocation = read_allocation(os.environ)
@@ -161,10 +162,12 @@ def srun_command(job: Job, allocation: Allocation) -> list[str]:
     gpus = ["--gpu-bind=none"] if allocation.gpus_per_node else []
     cpus = allocation.cpus_per_node // per_node
 
+    # One step for all ranks, which ends as a whole when one of them fails.
     layout = [f"--nodes={num_nodes}", f"--ntasks={num_nodes * per_node}", f"--ntasks-per-node={per_node}"]
     command = ["srun", *layout, f"--cpus-per-task={cpus}" if cpus else "--overcommit"]
     command += ["--kill-on-bad-exit=1", "--mpi=none", *gpus]
 
+    # In a container only the ranks run; srun itself may have the plugin that runs it.
     inside: list[str] = []
     here = str(Path.cwd())
     if job.container and job.runtime == "srun":
@@ -267,6 +270,7 @@ class Supervisor:
         environment = step_environment(os.environ, allocation.hosts[0], port)
         code, detail = run_step(command, environment, self.stops, self._forwarded, self._stopping)
 
+        # Noted before anything is decided: a kill of this process must not lose how the start ended.
         ended = self._ask_slurm(code, detail)
         outcome = outcome_of(ended)
         step = newest_step(self.folder)
@@ -363,6 +367,7 @@ class Supervisor:
             advice,
             self._run,
         )
+        # Exit codes of a stop would have Slurm or a script start it again.
         code = row[-1].get("code")
         return code if isinstance(code, int) and code not in (0, ExitCode.REQUEUE) else 1
 

@@ -81,6 +81,8 @@ def decide(ended: Ended, crashes: int, warned: int = 0) -> Verdict:
     outcome = outcome_of(ended)
     if outcome in ("done", "fault"):
         return "end"
+
+    # A job that was cancelled must not come back, and one that lost a node is requeued by Slurm.
     if not ended.running:
         return "leave"
     if (outcome == "crash" and crashes >= MAX_CRASHES) or (outcome == "stopped" and warned >= MAX_CRASHES):
@@ -111,6 +113,7 @@ class Launches:
     def _write(self, line: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
+            # A line that a kill has torn is ended, so that this one stands by itself.
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
             torn = file.read(1) not in (b"", b"\n")
@@ -176,6 +179,7 @@ def warned_in_a_row(entries: Sequence[dict[str, Any]], step: int) -> list[dict[s
     row: list[dict[str, Any]] = []
     for start in _without_progress(entries, step):
         left = start.get("left_s")
+        # Only the warning tells how much time was left.
         if start["outcome"] == "crash" or not isinstance(left, int | float):
             continue
         if not row or abs(left - row[-1]["left_s"]) <= _SAME_WARNING_S:
@@ -185,6 +189,7 @@ def warned_in_a_row(entries: Sequence[dict[str, Any]], step: int) -> list[dict[s
 
 def _without_progress(entries: Sequence[dict[str, Any]], step: int) -> list[dict[str, Any]]:
     """List a job's starts since the newest checkpoint, or since it was ended or given up; newest first."""
+    # Gather the lines of each start; without an end it has crashed, unless a signal came first.
     starts: dict[Any, dict[str, Any]] = {}
     order: list[dict[str, Any]] = []
     for entry in entries:
@@ -201,6 +206,7 @@ def _without_progress(entries: Sequence[dict[str, Any]], step: int) -> list[dict
             kept = ("event", "step", "detail") if "late" in starts[number] else ("event", "step")
             starts[number] |= {key: value for key, value in entry.items() if key not in kept}
 
+    # Back to the last start that ended the row: one that was followed by progress, or by a verdict that ends it.
     row: list[dict[str, Any]] = []
     for start in reversed(order):
         if start.get("verdict") in ("end", "give up"):

@@ -61,6 +61,7 @@ def extensions_folder(environment: Mapping[str, str]) -> Path:
     status = own.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise LaunchError(f"{own}: not a folder that only this user writes to; remove it, or set TORCH_EXTENSIONS_DIR")
+
     start = "-".join(environment.get(f"SLURM_{name}") or "0" for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
     # The folder may lie on a disk that the nodes share.
     folder = own / f"{start}-{os.uname().nodename}"
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except LaunchError as error:
         sys.stderr.write(f"launch: {error}\n")
         sys.exit(ExitCode.CONFIG)
+    # In place of this process: signals of srun reach the rank itself.
     os.execve(sys.executable, [sys.executable, *words], environment)
 
 

@@ -144,7 +144,7 @@ def seconds(text: str) -> float:
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if match is None:
         return math.inf
-    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+    days, hours, minutes, rest = (int(digits or 0) for digits in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
@@ -160,6 +160,7 @@ def requeue(job_id: str) -> bool:
 
 def nodes_out(hosts: Collection[str]) -> list[str]:
     """Name the nodes that are down or do not answer Slurm; none where Slurm itself does not answer."""
+    # One line a node and partition, all of the same state.
     try:
         lines = _ask(["sinfo", "--noheader", "--Node", "--nodes", ",".join(hosts), "--format", "%N %T"]).splitlines()
     except LaunchError as error:
@@ -180,6 +181,7 @@ def choose_port(job_id: str, attempt: int) -> int:
     Raises:
         LaunchError: There is none.
     """
+    # From the job's number and start, so that jobs that share a node do not meet on one port.
     taken = listening_ports(Path("/proc/net"))
     begin = zlib.crc32(f"{job_id}/{attempt}".encode())
     for step in range(NUM_PORTS):
@@ -199,6 +201,7 @@ def listening_ports(proc_net: Path) -> set[int]:
 
         for line in path.read_text(encoding="ascii").splitlines()[1:]:
             words = line.split()
+            # The local address is HEX:PORT, the state the fourth word.
             if len(words) > 3 and words[3] == _LISTENING:
                 ports.add(int(words[1].rpartition(":")[2], 16))
     return ports
@@ -227,6 +230,7 @@ def _ask(command: list[str]) -> str:
         if done.returncode == 0:
             return done.stdout
         problem = done.stderr.strip() or f"exit code {done.returncode}"
+        # Only what passes by itself is asked again.
         if not re.search(r"[Uu]nable to contact|[Cc]ommunication|[Tt]imed? ?out|[Tt]emporarily", problem):
             break
     raise LaunchError(f"{' '.join(command)}: {problem}")

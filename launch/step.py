@@ -98,6 +98,7 @@ def run_step(
 
         while process.poll() is None:
             if stops.names:
+                # Forwarded first: what is told of it may ask Slurm, which takes seconds of the warning.
                 is_first = not next_forward
                 if time.monotonic() >= next_forward:
                     next_forward = time.monotonic() + _AGAIN_S
@@ -110,6 +111,7 @@ def run_step(
 
         pump.join(timeout=_AGAIN_S)
 
+    # srun that a signal has ended counts as a shell would count it.
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     if code == 0:
         return 0, "all ranks ended"

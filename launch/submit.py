@@ -42,6 +42,7 @@ def read_minutes(text: str) -> int:
     assert first is not None
     if any(number is not None and number > 59 for number in (second, third)):
         raise LaunchError(f"--time is {text!r}; minutes and seconds go to 59")
+    # Two numbers without days are hours and minutes.
     if days is None and second is None:
         minutes = first
     else:
@@ -119,6 +120,7 @@ def job_words(asked: argparse.Namespace, words: Sequence[str]) -> list[str]:
 
 def parameters(asked: argparse.Namespace) -> dict[str, Any]:
     """Give the job's options in Submitit's words; the batch step is Python itself and runs srun."""
+    # A task a rank, as sbatch has to allocate CPUs for them; the batch step itself starts them by srun.
     ranks = asked.ranks_per_node or asked.gpus or 1
     setup = []
     if asked.modules:

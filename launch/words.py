@@ -62,6 +62,7 @@ def _refuse_options_of_others(words: Sequence[str]) -> None:
     """Refuse what every rank would: options that stand after the script, or after `--`, and belong before it."""
     for word in words:
         name = word.partition("=")[0]
+        # The training program itself has no option of one letter but -h.
         is_short = re.match("-[A-Za-z]", word) is not None and word != "-h"
         if is_short or (name.startswith("--") and name[2:] in _OF_SBATCH):
             raise LaunchError(
@@ -114,6 +115,7 @@ def setting(words: Sequence[str], key: str) -> str | None:
         if word not in (f"--{key}", "--config"):
             continue
 
+        # `--key VALUE`: the value is the next word.
         if not equals:
             if position == len(words):
                 raise LaunchError(f"{word} stands at the end without a value")
@@ -130,6 +132,8 @@ def _in_file(path: Path, key: str) -> str | None:
         raise LaunchError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise LaunchError(f"{path} is not YAML: {error}") from None
+
+    # Down the sections of the file; one that is not there has no such setting.
     for name in key.split("."):
         node = node.get(name) if isinstance(node, dict) else None
     return None if node is None else str(node)

@@ -67,9 +67,11 @@ class Encoder(nn.Module):
         net: Any = self.sp_cnn
         x = net.conv1(frames_bchw, layout, True)
         x = net.maxpool(net.act1(net.bn1(x)), layout)
-        maps, number = [], 0
+        maps = []
+        number = 0
         for stage in STAGES:
             for block in cast(nn.Sequential, getattr(net, stage)):
+                # Stochastic depth is drawn an image; all patches of it share the multiplier.
                 keep_n111 = None
                 if depth_keep_kb is not None:
                     keep_b = depth_keep_kb[number]
@@ -100,6 +102,7 @@ def build_encoder(name: str, in_chans: int, depth_drop: float = 0.0) -> Encoder:
         raise ValueError(f"encoder has {in_chans} input channels; expected at least 1")
     if not 0.0 <= depth_drop < 1.0:
         raise ValueError(f"stochastic depth rate is {depth_drop}; expected 0 <= rate < 1")
+    # Through timm's public feature API: channels, strides and names of weights are its own.
     network = timm.create_model(
         name, features_only=True, out_indices=(1, 2, 3, 4), in_chans=in_chans, norm_layer=BatchNorm2d
     )
@@ -138,8 +141,10 @@ def pack_network(network: nn.Module, name: str) -> None:
 
 
 def _uncovered(network: Any) -> str | None:
-    """What of a network the packed computation does not cover, or None."""
-    conv, pool = getattr(network, "conv1", None), getattr(network, "maxpool", None)
+    """Name what of a network the packed computation does not cover; None where it covers all."""
+    # The stem: patches take its rows of neighbours from the frames, and zeros around a patch must change nothing.
+    conv = getattr(network, "conv1", None)
+    pool = getattr(network, "maxpool", None)
     if type(conv) is not nn.Conv2d or (conv.kernel_size, conv.stride, conv.padding) != ((7, 7), (2, 2), (3, 3)):
         return f"its stem conv1 is {_kind(conv)}, not one 7x7 convolution of stride 2 (a deep stem?)"
     if type(getattr(network, "act1", None)) is not nn.ReLU:
@@ -148,9 +153,12 @@ def _uncovered(network: Any) -> str | None:
         )
     if type(pool) is not nn.MaxPool2d or (pool.kernel_size, pool.stride, pool.padding) != (3, 2, 1):
         return f"maxpool is {_kind(pool)}, not a 3x3 max pooling of stride 2 (anti-aliasing?)"
+
+    # Other normalisations would take the statistics of one rank, or those of the batch twice when recomputed.
     for key, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, BatchNorm2d):
             return f"{key} is a {_kind(module)}, not models.norm.BatchNorm2d"
+
     for stage in STAGES:
         if not isinstance(getattr(network, stage, None), nn.Sequential):
             return f"it has no stage {stage}"
@@ -162,21 +170,25 @@ def _uncovered(network: Any) -> str | None:
 
 
 def _uncovered_in_block(block: Any) -> str | None:
-    """What of a residual block the packed computation does not cover, or None."""
+    """Name what of a residual block the packed computation does not cover; None where it covers all."""
     if type(block) not in (BasicBlock, Bottleneck):
         return f"is a {_kind(block)}, not a BasicBlock or Bottleneck"
     if block.se is not None:
         return f"has channel attention ({_kind(block.se)}): squeeze-and-excitation is not covered"
     if block.drop_path is not None:
         return "has timm's DropPath, which draws from the global generator; give depth_drop instead"
-    for part in ("aa", "drop_block"):
-        if type(getattr(block, part)) is not nn.Identity:
-            return f"has {part} {_kind(getattr(block, part))}: anti-aliasing and DropBlock are not covered"
+    for name in ("aa", "drop_block"):
+        if type(getattr(block, name)) is not nn.Identity:
+            return f"has {name} {_kind(getattr(block, name))}: anti-aliasing and DropBlock are not covered"
+
+    # A 3x3 convolution of padding 1 needs one row of the neighbours, which is the halo that is attached.
     for key, module in block.named_children():
         if key.startswith("conv") and not _covered_conv(module):
             return f"has {key} {module}: expected a 1x1, or a 3x3 with padding 1, without dilation"
         if key.startswith("act") and type(module) is not nn.ReLU:
             return f"has {key} {_kind(module)}: expected ReLU"
+
+    # The shortcut: what a patch's pixels need of their neighbours there is nothing.
     if block.downsample is None:
         return None
     for module in block.downsample:

@@ -68,15 +68,18 @@ def ssim(
     height, width = target_bthw.shape[-2:]
     if min(height, width) < SSIM_WINDOW:
         raise ValueError(f"frames are {height} x {width} pixels; expected at least {SSIM_WINDOW} a side for SSIM")
+    # Equation 13: means, variances and the covariance of both frames under a Gaussian window.
     forecast, target = measured(forecast_bthw, target_bthw, valid_bthw)
     mean_f, mean_t = _blur(forecast), _blur(target)
     variance_f = _blur(forecast.square()) - mean_f.square()
     variance_t = _blur(target.square()) - mean_t.square()
     covariance = _blur(forecast * target) - mean_f * mean_t
+
     c1, c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
     above = (2.0 * mean_f * mean_t + c1) * (2.0 * covariance + c2)
     below = (mean_f.square() + mean_t.square() + c1) * (variance_f + variance_t + c2)
     similarity_bthw = above / below
+
     if valid_bthw is None:
         return similarity_bthw.mean((1, 2, 3))
     # A position counts where no pixel of its window is missing: the largest "missing" over the window is 0.
@@ -166,8 +169,8 @@ def _mean_over_valid(values_bthw: Tensor, valid_bthw: Tensor | None) -> Tensor:
 
 def _blur(field_bthw: Tensor) -> Tensor:
     """Gaussian mean over `SSIM_WINDOW` pixels where the window lies inside: (b, t, h - 10, w - 10)."""
-    place = torch.arange(SSIM_WINDOW, device=field_bthw.device, dtype=field_bthw.dtype) - SSIM_WINDOW // 2
-    kernel = torch.exp(-place.square() / (2.0 * SSIM_SIGMA**2))
+    offset = torch.arange(SSIM_WINDOW, device=field_bthw.device, dtype=field_bthw.dtype) - SSIM_WINDOW // 2
+    kernel = torch.exp(-offset.square() / (2.0 * SSIM_SIGMA**2))
     kernel = kernel / kernel.sum()
     frames = field_bthw.flatten(0, 1).unsqueeze(1)
     # A variance as a difference of means does not survive half precision.

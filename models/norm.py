@@ -38,6 +38,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             ValueError: in training, fewer than two values a channel over all ranks: they have no variance.
         """
         self._check_input_dim(input)
+
+        # With running statistics, or of one rank, torch's own batch normalisation does it, bit for bit.
         if not (self.training or self.running_mean is None):
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -46,6 +48,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         _check_count(input, world_size)
         if world_size == 1 and statistics is None:
             return super().forward(input)
+
         # torch's `momentum=None` (a plain average) is refused by `synchronise`; timm and the decoder use 0.1.
         momentum = cast(float, self.momentum)
         # Copies, so that torch itself computes the new values: the buffers come out the same, recomputed or not.
@@ -57,6 +60,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             output, *batch = self._over_ranks(input)
             for value, new in zip(running or (), batch, strict=running is not None):
                 value.mul_(1.0 - momentum).add_(new.to(value.dtype) * momentum)
+
         if running is not None and statistics is None:
             self.update_running(running)
         elif running is not None and statistics is not None:
@@ -102,11 +106,11 @@ def run_block(block: nn.Module, recompute: bool, *inputs: Tensor | object) -> Te
     def forward(*inputs: Tensor | object) -> tuple[Tensor, ...]:
         statistics: list[RunningStatistics] = []
         output = block(*inputs, statistics)
-        return output, *(part for running in statistics for part in running)
+        return output, *(value for running in statistics for value in running)
 
-    output, *parts = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+    output, *values = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
     norms = [module for module in block.modules() if isinstance(module, BatchNorm2d) and module.takes_in]
-    for norm, mean_c, var_c in zip(norms, parts[0::2], parts[1::2], strict=True):
+    for norm, mean_c, var_c in zip(norms, values[0::2], values[1::2], strict=True):
         norm.update_running((mean_c, var_c))
     return output
 
@@ -154,6 +158,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
     def forward(
         ctx: Any, x_nchw: Tensor, weight_c: Tensor, bias_c: Tensor, eps: float, group: dist.ProcessGroup
     ) -> tuple[Tensor, Tensor, Tensor]:
+        # This rank's mean and variance, averaged over the ranks as mean and mean square.
         world_size = dist.get_world_size(group)
         wide = torch.float64 if x_nchw.dtype == torch.float64 else torch.float32
         num_local = x_nchw.numel() // x_nchw.shape[1]
@@ -162,6 +167,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
         dist.all_reduce(averages, group=group)
         var_c = (averages[1] - averages[0].square()).clamp_min(0).to(wide)
         mean_c = averages[0].to(wide)
+
         num_total = num_local * world_size
         unbiased_c = var_c * (num_total / (num_total - 1))
         y_nchw = F.batch_norm(x_nchw, mean_c, var_c, weight_c, bias_c, False, 0.0, eps)
@@ -175,6 +181,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
     def backward(
         ctx: Any, grad_nchw: Tensor, *_: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        # The two sums over all ranks' positions, in one all-reduce.
         x_nchw, weight_c, mean_c, inverse_c = ctx.saved_tensors
         wide = mean_c.dtype
         grad = grad_nchw.to(wide)
@@ -183,6 +190,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
         grad_bias_c, grad_weight_c = sums[0].clone(), sums[1].clone()
         dist.all_reduce(sums, group=ctx.group)
         sums /= ctx.num_total
+
         scale_c = weight_c.to(wide) * inverse_c
         slope_c = scale_c * sums[1] * inverse_c
         grad_x = grad * scale_c[:, None, None] - centred * slope_c[:, None, None] - (scale_c * sums[0])[:, None, None]

@@ -96,6 +96,8 @@ class SparK(Autoencoder):
         grid_hw = self.grid_of(frames_bchw, visible_bv, valid_bchw)
         layout = PatchLayout.from_positions(visible_bv, grid_hw)
         packed = self.sparse_encoder.forward_packed(frames_bchw, layout, depth_keep_kb)
+
+        # Coarsest first, mask tokens in the gaps, as the decoder takes them.
         maps = []
         for level, features in enumerate(reversed(packed)):
             normalised = self.densify_norms[level](features)

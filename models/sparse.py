@@ -56,11 +56,15 @@ class PatchLayout:
                 f"visible positions have shape {tuple(visible_bv.shape)} and type {visible_bv.dtype}; expected int64 "
                 f"(images, 1 to {rows * cols}) for a grid of {rows} x {cols} patches"
             )
+
+        # The packed index of every patch, by its place in the grid.
         images, visible = visible_bv.shape
         count = images * visible
         order_bv = torch.arange(count, device=visible_bv.device).view(images, visible)
         slot_bl = torch.full((images, rows * cols), count, device=visible_bv.device, dtype=torch.int64)
         slot_bl = slot_bl.scatter(1, visible_bv, order_bv)
+
+        # The grid, framed by "outside" and shifted in eight directions, gives each patch its neighbours.
         framed = F.pad(slot_bl.view(images, rows, cols), (1, 1, 1, 1), value=count)
         shifted = [framed[:, 1 + dy : 1 + dy + rows, 1 + dx : 1 + dx + cols] for dy, dx in NEIGHBOURS]
         around_8bl = torch.stack(shifted).reshape(8, images, rows * cols)
@@ -96,10 +100,14 @@ class PatchLayout:
         rows, cols = self.grid_hw
         size_h, size_w = frames_bchw.shape[2] // rows, frames_bchw.shape[3] // cols
         images, channels = frames_bchw.shape[:2]
+
+        # Hide what is masked, with rows of channels together in memory.
         mask = self.visible_bhw().view(images, rows, 1, cols, 1, 1)
         frames = frames_bchw.permute(0, 2, 3, 1).reshape(images, rows, size_h, cols, size_w, channels)
         # `where`, not a product: what is masked must not reach the encoder, not even as NaN * 0.
         masked = torch.where(mask, frames, 0.0).reshape(images, rows * size_h, cols * size_w, channels)
+
+        # Windows that overlap by their surroundings; the visible ones are picked.
         framed = F.pad(masked, (0, 0, before, after, before, after))
         span = before + after
         windows = framed.unfold(1, size_h + span, size_h).unfold(2, size_w + span, size_w).permute(0, 1, 2, 4, 5, 3)
@@ -195,8 +203,10 @@ class PackedBlock(nn.Module):
             self.add_module(f"act{number}", block.get_submodule(f"act{number}"))
         self.downsample: nn.Sequential | None = None
         if isinstance(block.downsample, nn.Sequential):
-            parts = (PackedConv2d.holding(part) if isinstance(part, nn.Conv2d) else part for part in block.downsample)
-            self.downsample = nn.Sequential(*parts)
+            modules = [
+                PackedConv2d.holding(module) if isinstance(module, nn.Conv2d) else module for module in block.downsample
+            ]
+            self.downsample = nn.Sequential(*modules)
 
     def forward(
         self,
@@ -221,6 +231,7 @@ class PackedBlock(nn.Module):
                 x = getattr(self, f"act{number}")(x)
         if keep_n111 is not None:
             x = x * keep_n111.to(x.dtype)
+
         if self.downsample is not None:
             # Before them, in timm's "d" variants, a 2x2 average of even patches, which needs no neighbour.
             *pools, conv, norm = self.downsample

@@ -17,6 +17,7 @@ def check_batches(job: Job) -> Iterator[Finding]:
     sizes = [size for size in range(1, data.micro + 1) if data.micro % size == 0]
     listed = ", ".join(map(str, sizes))
 
+    # Every lane and every rank has to get equally many windows of a micro-batch.
     if data.micro % lanes:
         text = f"data.lanes {lanes} do not divide data.micro_batch {data.micro}"
         yield fail("batch", text, ExitCode.CONFIG, expected=f"one of {listed}", advice="change data.lanes")
@@ -34,6 +35,7 @@ def check_batches(job: Job) -> Iterator[Finding]:
     text = f"{number(data.global_batch, 'window')} a step = {steps} x {data.micro}; {windows} a forward {where}"
     yield ok("batch", f"{text}; numbers of ranks that work: {listed}")
 
+    # A lane reads its sequences in one piece: ranks that share it read each of them twice.
     if lanes % ranks == 0:
         text = f"{number(lanes, 'lane')}, {lanes // ranks} a rank: every sequence is read by one rank only"
         yield ok("lanes", text)

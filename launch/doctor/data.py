@@ -60,6 +60,7 @@ def check_sample(job: Job, windows: "Windows") -> Iterator[Finding]:
     if windows.storage.folder is not None:
         check_shard_sizes(windows.storage, windows.index)
 
+    # Evenly spread, so that damage in any part of the archive has its chance to be met.
     sequences = np.unique(windows.train.sequence).tolist()
     count = min(job.sample, len(sequences))
     began = time.monotonic()

@@ -51,6 +51,7 @@ def check_folder(job: Job) -> Iterator[Finding]:
         yield fail("run.dir", text, ExitCode.CONFIG, expected=expected, advice="choose another run.dir")
         return
 
+    # What a save does, in its order: a folder beside, files, fsync, a rename, fsync of the folder.
     try:
         with _trial(above) as trial:
             inside = trial / "saving"
@@ -87,8 +88,8 @@ def check_space(job: Job, checkpoint_bytes: int) -> Iterator[Finding]:
         yield ok("space", f"{folder}: {free / GIB:.2f} GiB free, {text}")
     else:
         advice = "free space, lower run.keep_last, raise run.keep_every, or choose another run.dir"
-        found = f"{folder}: {free / GIB:.2f} GiB free"
-        yield fail("space", found, ExitCode.CHECKPOINT, expected=text, advice=advice)
+        there = f"{folder}: {free / GIB:.2f} GiB free"
+        yield fail("space", there, ExitCode.CHECKPOINT, expected=text, advice=advice)
 
 
 def last_measured(folder: Path) -> dict[str, float]:
@@ -167,6 +168,7 @@ def check_lead_time(job: Job, checkpoint_bytes: int) -> Iterator[Finding]:
     longer = max(60, 2 * int(total_s + 1))
     advice = f"ask for a longer one (sbatch --signal=B:USR2@{longer}, rainspark submit --signal-s {longer})"
 
+    # Half of the warning is kept for a slower disk than today's, and for the signal's own delay.
     if total_s > job.lead_s:
         advice += ", or lower run.push_deadline_s" if push_s else ""
         expected = f"below {job.lead_s:g} s: {early}"

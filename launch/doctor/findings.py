@@ -117,9 +117,11 @@ def checked(
             try:
                 findings.extend(check(*arguments, **options))
             except Exception as error:
+                # The folder of the run is a finding of its own already.
                 if writes and isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
                     findings.append(warn(what, "not checked: run.dir cannot be written"))
                 else:
+                    # Errors of ours and of the system read as sentences; of others the kind says what they are about.
                     is_plain = isinstance(error, ValueError | OSError)
                     text = str(error) if is_plain else f"{type(error).__name__}: {error}"
                     findings.append(fail(what, redact(text), code))

@@ -28,6 +28,7 @@ def check_versions(distribution: str = "rainspark") -> Iterator[Finding]:
     all_fit, count = True, 0
     for line in importlib.metadata.requires(distribution) or ():
         requirement = Requirement(line)
+        # Extras, which nobody may have asked for, do not count.
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
 
@@ -109,6 +110,7 @@ def check_collective(host: str | None = None) -> Iterator[Finding]:
             seconds = time.monotonic() - began
             yield ok("collective", f"two processes met at {host} and summed, {seconds:.0f} s")
             return
+        # The last line of a traceback is its cause.
         lines = [line for line in errors.read_text().splitlines() if line.strip()] or ["no word"]
         text = f"two processes could not meet at {host}: {lines[-1]}"
         advice = "mend its entry in DNS or /etc/hosts, or set GLOO_SOCKET_IFNAME"

@@ -42,6 +42,7 @@ def model_size(job: Job) -> "ModelSize":
     from .memory_formula import size_of
 
     config = job.config
+    # On the meta device a model has shapes and no memory.
     with torch.device("meta"):
         if isinstance(config, FinetuneConfig):
             return size_of(build_nowcaster(config.model, model_space(config.model)))
@@ -90,6 +91,7 @@ def check_memory(
     )
     yield _describe(memory, num_windows)
 
+    # On the host lie frames and, while it is saved, a rank's share of the checkpoint; without a GPU the model too.
     host = host_bytes(job, windows) + checkpoint_bytes(job, size) // job.ranks_per_node
     has_gpu = torch.cuda.is_available() or job.device_memory_gb is not None
     if engine.device == "cuda" or (engine.device == "auto" and has_gpu):

@@ -21,6 +21,7 @@ def check_second_place(job: Job) -> Iterator[Finding]:
 
     storage = open_storage(run.checkpoint_url, deadline_s=run.push_deadline_s, to_write=True)
     try:
+        # A name of this try's own: two doctors may ask at the same time.
         name = f"doctor-{os.getpid()}-{time.time_ns()}"
         content = os.urandom(64)
         began = time.monotonic()

@@ -47,15 +47,20 @@ def event_loss(forecast_mmh_bthw: Tensor, target_mmh_bthw: Tensor, valid_bthw: T
     forecast_mmh, target_mmh = measured(forecast_mmh_bthw, target_mmh_bthw, valid_bthw)
     valid = torch.ones_like(target_mmh) if valid_bthw is None else valid_bthw.to(target_mmh.dtype)
     forecast, target = _logarithm(forecast_mmh), _logarithm(target_mmh)
+
+    # A soft table of hits, misses and false alarms for each threshold and frame.
     loss_b = torch.zeros_like(forecast[:, 0, 0, 0])
     for threshold, weight in zip(EVENTS_MMH, EVENT_WEIGHTS, strict=True):
         level = math.log1p(threshold / OFFSET_MMH)
-        said = torch.sigmoid((forecast - level) / SOFTNESS) * valid
-        seen = (target_mmh > threshold).to(forecast.dtype) * valid
-        said_bt, seen_bt, hits_bt = said.sum((2, 3)), seen.sum((2, 3)), (said * seen).sum((2, 3))
-        csi_bt = (hits_bt + SMOOTHING_PX) / (said_bt + seen_bt - hits_bt + SMOOTHING_PX)
-        bias_bt = ((said_bt + SMOOTHING_PX) / (seen_bt + SMOOTHING_PX)).log()
+        predicted = torch.sigmoid((forecast - level) / SOFTNESS) * valid
+        observed = (target_mmh > threshold).to(forecast.dtype) * valid
+        predicted_bt = predicted.sum((2, 3))
+        observed_bt = observed.sum((2, 3))
+        hits_bt = (predicted * observed).sum((2, 3))
+        csi_bt = (hits_bt + SMOOTHING_PX) / (predicted_bt + observed_bt - hits_bt + SMOOTHING_PX)
+        bias_bt = ((predicted_bt + SMOOTHING_PX) / (observed_bt + SMOOTHING_PX)).log()
         loss_b = loss_b + weight * (1 - csi_bt + AREA_WEIGHT * bias_bt.square()).mean(1)
+
     squares_b = ((forecast - target).square() * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3)).clamp(min=1)
     return loss_b / sum(EVENT_WEIGHTS) + SQUARES_WEIGHT * squares_b
 

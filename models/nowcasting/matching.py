@@ -34,24 +34,25 @@ def match_distribution(
         ValueError: shapes that do not fit each other.
     """
     batch, leads, rows, cols = forecast_mmh_bthw.shape
-    given = [reference_mmh_bthw, *([] if valid_bthw is None else [valid_bthw])]
-    if any(field.shape not in ((batch, 1, rows, cols), (batch, leads, rows, cols)) for field in given):
+    fields = [reference_mmh_bthw, *([] if valid_bthw is None else [valid_bthw])]
+    if any(field.shape not in ((batch, 1, rows, cols), (batch, leads, rows, cols)) for field in fields):
         raise ValueError(
             f"forecast has shape {tuple(forecast_mmh_bthw.shape)}, measured field and validity "
-            f"{[tuple(field.shape) for field in given]}; expected {(batch, 1, rows, cols)}, or the forecast's"
+            f"{[tuple(field.shape) for field in fields]}; expected {(batch, 1, rows, cols)}, or the forecast's"
         )
-    one_a_window = all(field.shape[1] == 1 for field in given)
+
+    # Frames that take from the same field are exchanged together.
+    one_a_window = all(field.shape[1] == 1 for field in fields)
+    groups = [slice(0, leads)] if one_a_window else [slice(lead, lead + 1) for lead in range(leads)]
     matched = forecast_mmh_bthw.clone()
     for window, frames_thw in enumerate(forecast_mmh_bthw):
         finite_t = torch.isfinite(frames_thw).all(2).all(1)
-        # Frames that take from the same field are exchanged together.
-        parts = [slice(0, leads)] if one_a_window else [slice(lead, lead + 1) for lead in range(leads)]
-        for part in parts:
+        for group in groups:
             reference_p, *valid_p = (
-                field[window, part.start if field.shape[1] > 1 else 0].flatten() for field in given
+                field[window, group.start if field.shape[1] > 1 else 0].flatten() for field in fields
             )
-            values_tp = frames_thw[part][finite_t[part]].flatten(1)
-            matched[window, part][finite_t[part]] = _matched(values_tp, reference_p, *valid_p).view(-1, rows, cols)
+            values_tp = frames_thw[group][finite_t[group]].flatten(1)
+            matched[window, group][finite_t[group]] = _matched(values_tp, reference_p, *valid_p).view(-1, rows, cols)
     return matched
 
 
@@ -73,11 +74,14 @@ def _exchanged(values_tn: Tensor, reference_n: Tensor) -> tuple[Tensor, Tensor, 
     reference_n = reference_n.to(values_tn.dtype).sort().values
     num = reference_n.numel()
     rank_n = torch.arange(num, device=reference_n.device)
+
     # Ranks of the first and the last value of each run of equal ones.
     differs = ordered_tn[:, 1:] != ordered_tn[:, :-1]
     first_tn, last_tn = torch.zeros_like(order_tn), torch.full_like(order_tn, num - 1)
     first_tn[:, 1:] = torch.where(differs, rank_n[1:], 0).cummax(1).values
     last_tn[:, :-1] = torch.where(differs, rank_n[1:], num).flip(1).cummin(1).values.flip(1) - 1
+
+    # The mean rate of each run of ranks, from sums of whole steps.
     steps_n = (reference_n.double() / SUM_STEP_MMH).round().to(torch.int64)
     sums = torch.cat([steps_n.new_zeros(1), steps_n.cumsum(0)])
     mean_tn = (sums[last_tn + 1] - sums[first_tn]).double() * SUM_STEP_MMH / (last_tn - first_tn + 1)

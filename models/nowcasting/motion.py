@@ -183,6 +183,8 @@ def carry(frames_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int, space
         rain_mmh = space.to_mmh(frames)
         motion = estimate_motion(rain_mmh, valid_bthw)
         steps = displacements(motion, max(frames_out, num_past - 1))
+
+        # Missing pixels first: carried along, they would spread.
         last_mmh = rain_mmh[:, -1:]
         if valid_bthw is not None:
             frames, last_mmh = fill_missing(frames, valid_bthw), fill_missing(last_mmh, valid_bthw[:, -1:])
@@ -234,14 +236,18 @@ def _beyond(field_b1hw: Tensor) -> Tensor:
 
 def _refine(motion: Tensor, frames: Tensor, valid: Tensor, window_px: float) -> Tensor:
     """One Gauss-Newton step of the windowed least squares, with the common motion as a prior; pixels of this level."""
+    # Where each frame would lie if its pixels had moved so far, and which pixels are known in both.
     num_pairs = frames.shape[1] - 1
     pairs = motion.repeat_interleave(num_pairs, dim=0)
     height, width = frames.shape[-2:]
     before = advect(frames[:, :-1].reshape(-1, 1, height, width), pairs).view_as(frames[:, 1:])
     known = advect(valid[:, :-1].reshape(-1, 1, height, width), pairs).view_as(frames[:, 1:])
     unknown = ~((known > 0.999) & (valid[:, 1:] > 0.999) & _inside(motion))
+
     # Slopes reach over a pixel's neighbours: those must be known too, and the frame's outermost pixels have none.
     weight = 1.0 - F.max_pool2d(F.pad(unknown.to(frames.dtype), (1, 1, 1, 1), value=1.0), 3, stride=1)
+
+    # Sums of the products of slopes and change: over the whole frame, and over each pixel's window.
     mean, change = (before + frames[:, 1:]) / 2, frames[:, 1:] - before
     slope_x = F.pad((mean[..., 2:] - mean[..., :-2]) / 2, (1, 1, 0, 0))
     slope_y = F.pad((mean[..., 2:, :] - mean[..., :-2, :]) / 2, (0, 0, 1, 1))
@@ -249,6 +255,8 @@ def _refine(motion: Tensor, frames: Tensor, valid: Tensor, window_px: float) -> 
     sums = torch.stack([(weight * product).sum(1) for product in products], dim=1)
     whole = sums.mean((2, 3), keepdim=True)
     local = _blur(sums, window_px)
+
+    # The motion of the frame as a whole: where a window has no slopes, the ridge pulls its pixels towards it.
     gradient = (whole[:, 0] + whole[:, 2]) / 2
     # Dry frames have no gradient at all.
     tiny = torch.finfo(frames.dtype).eps
@@ -256,13 +264,15 @@ def _refine(motion: Tensor, frames: Tensor, valid: Tensor, window_px: float) -> 
     common = motion.mean((2, 3), keepdim=True) + _solve(
         whole[:, 0] + least, whole[:, 1], whole[:, 2] + least, -whole[:, 3], -whole[:, 4]
     )
+
     ridge = RIDGE * gradient + tiny
     right_x = local[:, 0] * motion[:, 0] + local[:, 1] * motion[:, 1] - local[:, 3] + ridge * common[:, 0]
     right_y = local[:, 1] * motion[:, 0] + local[:, 2] * motion[:, 1] - local[:, 4] + ridge * common[:, 1]
-    found = _solve(local[:, 0] + ridge, local[:, 1], local[:, 2] + ridge, right_x, right_y)
+    refined = _solve(local[:, 0] + ridge, local[:, 1], local[:, 2] + ridge, right_x, right_y)
+
     # Nothing moves further than half the frame; noise in an almost dry frame could say so.
     limit = min(height, width) / 2
-    return found.clamp(-limit, limit)
+    return refined.clamp(-limit, limit)
 
 
 def _inside(motion: Tensor) -> Tensor:

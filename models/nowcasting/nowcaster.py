@@ -1,6 +1,6 @@
 """SpaT-SparK's forecaster: encoder of the past frames, translation to the future, decoder of the future frames."""
 
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,27 +17,6 @@ from .translation import IdentityTranslation, TranslationName, build_translation
 
 Head = Literal["patch", "direct", "residual", "advected"]
 Frozen = Literal["none", "encoder", "decoder", "both"]
-
-
-class ForecastModel(Protocol):
-    """What turns past frames into future ones, in model space."""
-
-    frames_in: int
-    frames_out: int
-
-    def __call__(
-        self,
-        frames_bthw: Tensor,
-        visible_bv: Tensor | None = None,
-        valid_bthw: Tensor | None = None,
-        depth_keep_kb: Tensor | None = None,
-    ) -> Tensor:
-        """See `Nowcaster.forward`."""
-        ...
-
-    def set_checkpoint_blocks(self, recompute: bool) -> None:
-        """Switch activation checkpointing."""
-        ...
 
 
 class Nowcaster(Autoencoder):
@@ -87,6 +66,8 @@ class Nowcaster(Autoencoder):
             raise ValueError(f"head is {head!r}; expected 'patch', 'direct', 'residual' or 'advected'")
         if head == "advected" and space is None:
             raise ValueError("head 'advected' finds motion from rain in mm/h; give the space of the frames")
+
+        # `advected` predicts two fields a lead time: what grows on the moving rain, and what comes in on the way.
         super().__init__(
             encoder,
             out_chans=2 * frames_out if head == "advected" else frames_out,
@@ -95,6 +76,7 @@ class Nowcaster(Autoencoder):
             patch=patch,
             target_eps=target_eps,
         )
+
         self.frames_in, self.frames_out = encoder.in_chans, frames_out
         self.head, self.masks, self.space = head, masks, space
         self.blend = Blend(frames_out) if head == "advected" else None
@@ -125,16 +107,21 @@ class Nowcaster(Autoencoder):
             ValueError: shapes that do not fit each other, or a mask although `masks` is off.
         """
         grid_hw = self.grid_of(frames_bthw, visible_bv, valid_bthw)
-        carried, seen_bthw = None, frames_bthw
+
+        # `advected`: the encoder sees the past as somebody sees it who moves with the rain.
+        carried = None
+        seen_bthw = frames_bthw
         if self.head == "advected":
             assert self.space is not None
             carried = carry(frames_bthw, valid_bthw, self.frames_out, self.space)
             seen_bthw = carried.past_bthw
+
         if visible_bv is None:
             features = self.sparse_encoder(seen_bthw, depth_keep_kb)[::-1]
             maps = [self._project(level, x) for level, x in enumerate(self.transition(features))]
         else:
             maps = self._maps_of_visible(seen_bthw, visible_bv, grid_hw, depth_keep_kb)
+
         decoded_bthw = self.dense_decoder(maps)
         if carried is not None:
             return self._advected(decoded_bthw, carried)
@@ -143,8 +130,8 @@ class Nowcaster(Autoencoder):
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; frozen parts stay in evaluation."""
         super().train(mode)
-        for part in self._frozen_parts():
-            part.eval()
+        for module in self._frozen_modules():
+            module.eval()
         return self
 
     def freeze(self, parts: Frozen) -> None:
@@ -158,8 +145,8 @@ class Nowcaster(Autoencoder):
         self.frozen = parts
         self.requires_grad_(True)
         self.mask_tokens.requires_grad_(self.masks)
-        for part in self._frozen_parts():
-            part.requires_grad_(False)
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
         self.train(self.training)
 
     def reset_projection(self) -> None:
@@ -177,13 +164,13 @@ class Nowcaster(Autoencoder):
         super().set_checkpoint_blocks(recompute)
         self.transition.checkpoint_blocks = recompute
 
-    def _frozen_parts(self) -> list[nn.Module]:
-        parts: list[nn.Module] = []
+    def _frozen_modules(self) -> list[nn.Module]:
+        modules: list[nn.Module] = []
         if self.frozen in ("encoder", "both"):
-            parts.append(self.sparse_encoder)
+            modules.append(self.sparse_encoder)
         if self.frozen in ("decoder", "both"):
-            parts += [self.dense_decoder, self.densify_norms, self.densify_projs, self.mask_tokens]
-        return parts
+            modules += [self.dense_decoder, self.densify_norms, self.densify_projs, self.mask_tokens]
+        return modules
 
     def _project(self, level: int, features_bchw: Tensor) -> Tensor:
         return self.densify_projs[level](self.densify_norms[level](features_bchw))

@@ -20,7 +20,7 @@ STRIDE = 16
 
 
 class SmaAtUNet(nn.Module):
-    """Past frames to future frames in model space; the call is that of `models.nowcasting.nowcaster.ForecastModel`.
+    """Past frames to future frames in model space; the call is that of `models.nowcasting.nowcaster.Nowcaster`.
 
     Args:
         frames_in: past frames.

@@ -72,6 +72,8 @@ def published_to_ours(raw: Mapping[str, Any], source: Path) -> tuple[dict[str, T
             dropped += [str(name) for name in raw if name != wrapper]
             raw = inner
             break
+
+    # One name of ours for every tensor, whichever layout it comes from.
     tensors: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
     bare_encoder = not any("." in str(name) and "sp_cnn." in str(name) for name in raw)
@@ -80,10 +82,12 @@ def published_to_ours(raw: Mapping[str, Any], source: Path) -> tuple[dict[str, T
         if name in DEAD_BUFFERS or not isinstance(value, Tensor) or name.startswith("fc."):
             dropped.append(str(key))
             continue
+
         if name.startswith("sp_cnn."):
             name = "sparse_encoder." + name
         elif bare_encoder and re.match(r"(conv1|bn1|layer[1-4])\.", name):
             name = ENCODER_PREFIX + name
+
         if name in tensors:
             raise CheckpointError(
                 f"{source}: {origins[name]} and {key} both stand for {name}; expected one of them: delete the other"
@@ -93,7 +97,7 @@ def published_to_ours(raw: Mapping[str, Any], source: Path) -> tuple[dict[str, T
 
 
 def _weights_file(source: Path) -> Path:
-    """The file that holds the weights of a run, a checkpoint or a file."""
+    """Find the file that holds the weights of a run or a checkpoint, or check that a file can hold some."""
     if not source.exists():
         raise CheckpointError(
             f"{source} does not exist; expected a run's folder, a checkpoint's folder, or a weights file"
@@ -102,6 +106,8 @@ def _weights_file(source: Path) -> Path:
         if source.suffix not in (".safetensors", ".pth", ".pt"):
             raise CheckpointError(f"{source}: expected a .safetensors, .pth or .pt file")
         return source
+
+    # A run's newest whole checkpoint, or a checkpoint itself, which has to be whole.
     if (source / "checkpoints").is_dir():
         newest = latest_verified(source / "checkpoints")
         if newest is None:
@@ -109,6 +115,7 @@ def _weights_file(source: Path) -> Path:
         source = newest
     elif (source / MODEL_FILE).is_file():
         verify_folder(source)
+
     path = source / MODEL_FILE
     if not path.is_file():
         raise CheckpointError(

@@ -58,6 +58,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         if not folder.is_dir():
             reason = "there is no such folder"
         raise CheckpointError(f"{folder}: not a whole checkpoint ({reason}); use another one") from error
+
     files = parse_manifest(path, raw)
     missing, extra = sorted(files.keys() - set(names)), sorted(set(names) - files.keys())
     if missing or extra:
@@ -65,11 +66,13 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
             f"{folder}: files missing: {', '.join(missing) or 'none'}; files that {MANIFEST_NAME} does not list: "
             f"{', '.join(extra) or 'none'}; expected exactly {', '.join(sorted(files))}; use another checkpoint"
         )
+
+    # Sizes alone: contents are read where they matter, by `verify_folder`.
     for name, entry in files.items():
-        found = (folder / name).stat().st_size
-        if found != entry["bytes"]:
+        num_bytes = (folder / name).stat().st_size
+        if num_bytes != entry["bytes"]:
             raise CheckpointError(
-                f"{folder / name}: {found} bytes, {MANIFEST_NAME} says {entry['bytes']}; use another checkpoint"
+                f"{folder / name}: {num_bytes} bytes, {MANIFEST_NAME} says {entry['bytes']}; use another checkpoint"
             )
     return files
 
@@ -192,6 +195,7 @@ def parse_manifest(path: Path | str, raw: bytes) -> dict[str, dict[str, Any]]:
             f"{path}: schema_version {document['schema_version']!r}, this version reads {SCHEMA_VERSION}; "
             "use the Rainspark that wrote it"
         )
+
     files = document["files"]
     if not isinstance(files, dict) or not files:
         raise CheckpointError(f"{path}: damaged: files: expected a list of files by name; use another checkpoint")
@@ -205,6 +209,7 @@ def parse_manifest(path: Path | str, raw: bytes) -> dict[str, dict[str, Any]]:
         )
         if not whole:
             raise CheckpointError(f"{path}: damaged: files.{name}: expected bytes and sha256; use another checkpoint")
+
     # Any other spelling of the same content means that a bit of the manifest itself changed.
     if _manifest_bytes(files) != raw:
         raise CheckpointError(f"{path}: damaged: not as it was written; use another checkpoint")

@@ -73,6 +73,7 @@ def init_from(model: nn.Module, source: Path, *, may_differ: tuple[str, ...] = (
         CheckpointError: other shapes that differ, nothing that matches, values that are not finite, or a file that
             cannot be read.
     """
+    # What the model knows by name, in its shape where that has to be.
     weights = read_weights(source)
     own = model.state_dict()
     shared = {
@@ -85,6 +86,7 @@ def init_from(model: nn.Module, source: Path, *, may_differ: tuple[str, ...] = (
             f"{weights.source}: none of its {len(weights.tensors)} tensors ({_some(weights.tensors)}) belongs to this "
             f"model ({_some(own)}); give a checkpoint of the same kind of model"
         )
+
     differing = [
         f"{name} is {tuple(tensor.shape)} in the file and {tuple(own[name].shape)} in the model"
         for name, tensor in shared.items()
@@ -95,6 +97,7 @@ def init_from(model: nn.Module, source: Path, *, may_differ: tuple[str, ...] = (
             f"{weights.source}: {len(differing)} tensors have another shape: {'; '.join(differing[:5])}; expected "
             "weights of the same encoder, input channels and decoder width"
         )
+
     check_finite(weights.source, shared)
     model.load_state_dict(shared, strict=False)
     return InitReport(
@@ -112,16 +115,16 @@ def encoder_for_timm(weights: Weights) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no encoder among them, or one that is not finite.
     """
-    found = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(ENCODER_PREFIX)}
-    if not found:
+    encoder = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(ENCODER_PREFIX)}
+    if not encoder:
         raise CheckpointError(
             f"{weights.source}: holds no encoder (names that begin with {ENCODER_PREFIX}); it holds "
             f"{_some(weights.tensors)}"
         )
-    check_finite(weights.source, found)
+    check_finite(weights.source, encoder)
     return {
         name.removeprefix(ENCODER_PREFIX): (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in found.items()
+        for name, tensor in encoder.items()
     }
 
 
@@ -132,6 +135,7 @@ def architecture_of(encoder: Mapping[str, Tensor], source: Path) -> str:
         CheckpointError: no covered encoder, or tensors that timm's network of that name could not load; the first is
             named.
     """
+    # The kind of block and how many a stage has tell one encoder from another.
     blocks = {match.groups() for name in encoder if (match := re.match(r"layer([1-4])\.(\d+)\.", name))}
     stages = Counter(stage for stage, _ in blocks)
     counts = (stages["1"], stages["2"], stages["3"], stages["4"])

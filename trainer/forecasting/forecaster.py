@@ -27,7 +27,7 @@ def forecast_whole(
     """Forecast frames of any size, in model space: extend them to whole patches by missing pixels, and cut the result.
 
     Args:
-        model: A `ForecastModel`, or what wraps one.
+        model: A `Nowcaster` or `SmaAtUNet`, or what wraps one.
         past_mmh_bthw: Rain in mm/h, 0 where missing.
         past_valid_bthw: False where missing; None: none is.
         space: The model's space.

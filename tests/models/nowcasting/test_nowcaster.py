@@ -13,7 +13,7 @@ from torch import Tensor
 from rainspark.models.encoder import build_encoder, depth_rates
 from rainspark.models.norm import BatchNorm2d
 from rainspark.models.nowcasting.motion import MARGIN_PX, Carried, advect, carry
-from rainspark.models.nowcasting.nowcaster import ForecastModel, Frozen, Head, Nowcaster
+from rainspark.models.nowcasting.nowcaster import Frozen, Head, Nowcaster
 from rainspark.models.nowcasting.translation import MixerTranslation, TranslationName
 from rainspark.models.patches import pack, patchify, unpatchify
 from rainspark.models.spark import SparK
@@ -244,7 +244,7 @@ def test_advected_head_shows_the_encoder_the_past_at_the_last_time() -> None:
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(("frames_in", "frames_out"), [(2, 1), (4, 2), (2, 5)])
 def test_any_lengths(head: Head, frames_in: int, frames_out: int) -> None:
-    model: ForecastModel = _model(head, frames_in=frames_in, frames_out=frames_out)
+    model = _model(head, frames_in=frames_in, frames_out=frames_out)
     assert (model.frames_in, model.frames_out) == (frames_in, frames_out)
     assert model(_rain(1, frames_in, 64, 32)).shape == (1, frames_out, 64, 32)
 

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rainspark.models.norm import BatchNorm2d
-from rainspark.models.nowcasting.nowcaster import ForecastModel
 from rainspark.models.nowcasting.smaat_unet import Attention, DoubleConv, SmaAtUNet
 from tests.models.drawing import draw, relative, shake
 
@@ -26,7 +25,7 @@ def test_as_many_parameters_as_published() -> None:
 
 
 def test_forecast_and_gradients() -> None:
-    model: ForecastModel = _model()
+    model = _model()
     frames = draw(2, 3, 48, 32)
     forecast = model(frames, None, torch.ones(2, 3, 48, 32, dtype=torch.bool), None)
     assert forecast.shape == (2, 5, 48, 32)
