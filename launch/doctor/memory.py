@@ -36,7 +36,7 @@ def model_size(job: Job) -> "ModelSize":
     """Count the model without building its weights."""
     import torch
 
-    from ...trainer.forecasting.build import build_nowcaster, model_space
+    from ...trainer.forecasting.build import build_nowcaster
     from ...trainer.settings.experiment import FinetuneConfig
     from ...trainer.training.pretrain_task import build_spark
     from .memory_formula import size_of
@@ -45,7 +45,7 @@ def model_size(job: Job) -> "ModelSize":
     # On the meta device a model has shapes and no memory.
     with torch.device("meta"):
         if isinstance(config, FinetuneConfig):
-            return size_of(build_nowcaster(config.model, model_space(config.model)))
+            return size_of(build_nowcaster(config.model))
         return size_of(build_spark(config))
 
 

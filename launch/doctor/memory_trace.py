@@ -115,7 +115,7 @@ def measure_activations(config: TrainingConfig, index: Index) -> Activations:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if isinstance(config, FinetuneConfig):
-            nowcaster = build_nowcaster(config.model, space)
+            nowcaster = build_nowcaster(config.model)
             model = nowcaster
             task = build_nowcast_task(config, nowcaster, space)
         else:

@@ -42,7 +42,7 @@ def forecast_of(kind: str, device: torch.device) -> Callable[[], None]:
         baseline = Advection() if kind == BASELINES[0] else Extrapolation()
         return lambda: _finish(baseline.forecast(rain_mmh_bthw, None, 12))
     config = RUNS[kind]
-    model = build_nowcaster(config, SPACE).to(device).eval()
+    model = build_nowcaster(config).to(device).eval()
 
     def run() -> None:
         with torch.no_grad():

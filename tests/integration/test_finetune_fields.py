@@ -35,7 +35,7 @@ def pretrained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(argv: list[str]) -> Any:
     with built_run(argv) as run:
         trained = [name for name, parameter in run.model.named_parameters() if parameter.requires_grad]
-        recomputed = [name for name, part in run.model.named_modules() if getattr(part, "checkpoint_blocks", False)]
+        recomputed = [name for name, module in run.model.named_modules() if getattr(module, "checkpoint_blocks", False)]
         return repr(run.model), trained, recomputed
 
 
@@ -104,20 +104,20 @@ def test_frames_in_and_out_decide_the_windows(shards: Path, tmp_path: Path) -> N
 
 
 def test_the_other_model_and_its_width(shards: Path, tmp_path: Path) -> None:
-    found = [built(arguments(shards, tmp_path, **SHORT))]
+    models = [built(arguments(shards, tmp_path, **SHORT))]
     for width in (4, 8):
         smaat = {"model__name": "smaat_unet", "model__smaat_width": width}
-        found.append(built(arguments(shards, tmp_path, **SHORT, **smaat)))
-    assert len({names for names, _, _ in found}) == 3
+        models.append(built(arguments(shards, tmp_path, **SHORT, **smaat)))
+    assert len({names for names, _, _ in models}) == 3
 
 
 def test_frozen_parts(shards: Path, pretrained: Path, tmp_path: Path) -> None:
-    found = [
+    trained = [
         built(arguments(shards, tmp_path, **SHORT, init_from=pretrained, model__freeze=freeze))[1]
         for freeze in ("none", "encoder", "decoder", "both")
     ]
-    assert len({tuple(names) for names in found}) == 4
-    assert found[3] == ["dense_decoder.proj.weight", "dense_decoder.proj.bias"]
+    assert len({tuple(names) for names in trained}) == 4
+    assert trained[3] == ["dense_decoder.proj.weight", "dense_decoder.proj.bias"]
 
 
 def test_recomputed_blocks_give_the_same_outcome(

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from rainspark.data.errors import ConfigError
 from rainspark.data.exit_codes import ExitCode
-from rainspark.data.units import ModelSpace
 from rainspark.models.weights.manifest import CheckpointError, latest_verified, step_folders
 from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.forecasting.build import build_nowcaster
@@ -153,7 +152,7 @@ def test_a_published_checkpoint_trains_and_forecasts(
     like = {"model__frames_out": 4, "model__translation": "linear", "run__steps": 1, "run__evaluate_every": 1}
     like |= {"model__mask_ratio": 0.5, "model__freeze": "both", "model__head": head, "optim__warmup_steps": 0}
     config = parse_config(arguments(shards, tmp_path, **{**like, "model__head": "patch"}), FinetuneConfig, prog="test")
-    published = build_nowcaster(config.model, ModelSpace(kind="log", scale_mmh=1.0))
+    published = build_nowcaster(config.model)
     write_published(published, load_inputs(shared_dir), 64, tmp_path / "published.pth")
     saved = torch.load(tmp_path / "published.pth", weights_only=True)["module"]
     argv = arguments(shards, tmp_path / "run", **like, init_from=tmp_path / "published.pth")

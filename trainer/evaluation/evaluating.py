@@ -28,14 +28,13 @@ from ..processes.agreement import on_all_ranks, settle
 from ..processes.entry import set_up_logging, start_other_processes
 from ..settings.evaluation import EvaluateConfig
 from ..verification.rows import Rows, merge, score_window
-from .cases import case_of, choose_cases
+from .cases import Chosen, case_of, choose_cases
 from .contestants import (
     Entry,
     WindowRain,
     build_baseline,
     describe,
     fit_baselines,
-    frames_of,
     read_entries,
     windows_of,
 )
@@ -88,7 +87,7 @@ class Evaluating:
         return {name: load_forecaster(folder, name=name, device=device) for name, folder in runs.items()}
 
     def _make_plan(self) -> Plan:
-        return make_plan(self.config, self.entries, self.runs, frames_of(self.entries, self.runs, self.config))
+        return make_plan(self.config, self.entries, self.runs)
 
     def _build(self) -> dict[str, Forecaster]:
         """Build the models in the user's order; every rank fits what is fitted for itself, to the same numbers."""
@@ -127,7 +126,7 @@ class Evaluating:
             plan.storage,
             plan.index,
             plan.table,
-            micro_batch=config.micro_batch or MICRO_A_PROCESS * engine.world_size,
+            micro_batch=MICRO_A_PROCESS * engine.world_size,
             rank=engine.rank,
             world_size=engine.world_size,
             limit=config.limit,
@@ -180,15 +179,9 @@ class Evaluating:
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
 
-    def interrupted(self) -> str:
-        """Report what Ctrl-C has left behind."""
-        if self.is_writing:
-            return f"the scoring was done, but not all of it was written: do not mix what {self.out} holds; start again"
-        return f"nothing was written, and what {self.out} held before is unchanged"
-
-    def _draw(self, number: int) -> Case:
+    def _draw(self, chosen: Chosen) -> Case:
         """Forecast a chosen window again, for its picture."""
-        plan, chosen = self.plan, self.cases[number]
+        plan = self.plan
         row = slice(chosen.row, chosen.row + 1)
         table = replace(plan.table, sequence=plan.table.sequence[row], start=plan.table.start[row])
         batches = evaluation_batches(plan.storage, plan.index, table, micro_batch=1)
@@ -239,7 +232,11 @@ def run(config: EvaluateConfig, argv: Sequence[str]) -> ExitCode:
         clean = True
         return code
     except KeyboardInterrupt:
-        left = f"nothing was written to {config.out}" if evaluating is None else evaluating.interrupted()
+        left = f"nothing was written, and what {config.out} held before is unchanged"
+        if evaluating is not None and evaluating.is_writing:
+            left = (
+                f"the scoring was done, but not all of it was written: do not mix what {config.out} holds; start again"
+            )
         if engine.is_main:
             sys.stderr.write(f"interrupted: {left}\n")
         raise SystemExit(INTERRUPTED) from None

@@ -16,17 +16,18 @@ from ...data.errors import ConfigError
 from ...data.store.storage import open_storage
 from ..pictures.animation import write_animation
 from ..pictures.forecasts import Case, forecast_beside_radar
+from ..pictures.panels import png_bytes
 from ..pictures.scores import (
     Lines,
     bias_against_lead,
     csi_against_lead,
     fss_against_scale,
-    png_bytes,
     rain_rate_distribution,
     squared_error_against_lead,
 )
 from ..settings.evaluation import EvaluateConfig
 from ..verification.contingency import RAIN_EDGES_MMH
+from .cases import Chosen
 from .contestants import FITTED
 from .files import CSV_NAME, JSON_NAME, MARKDOWN_NAME, scores_csv, scores_json
 from .page import write_page
@@ -58,12 +59,12 @@ def check_folders(config: EvaluateConfig) -> None:
             raise ConfigError(f"{option} {folder}: {nearest} cannot be written to; check its permissions")
 
 
-def write_outputs(evaluation: Evaluation, draw: Callable[[int], Case]) -> str:
+def write_outputs(evaluation: Evaluation, draw: Callable[[Chosen], Case]) -> str:
     """Write everything, scores first, and remove what an earlier evaluation in the folder left besides.
 
     Args:
         evaluation: The scores.
-        draw: Gives the case of a number in `cases`.
+        draw: Forecasts a chosen window for its picture.
 
     Returns:
         What to report to the user: a table, and where the files are.
@@ -88,7 +89,7 @@ def write_outputs(evaluation: Evaluation, draw: Callable[[int], Case]) -> str:
         storage.write(name, text.encode("utf-8", errors="replace"))
 
     _draw_scores(evaluation)
-    _draw_cases(evaluation, [draw(number) for number in range(len(evaluation.cases))])
+    _draw_cases(evaluation, draw)
     for name in sorted(earlier - set(files)):
         storage.delete(name)
     pictures = open_storage(out / PICTURES_FOLDER)
@@ -182,11 +183,12 @@ def _exceeded(histogram: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return above / counts.sum() if counts.sum() else np.full(len(above), math.nan)
 
 
-def _draw_cases(evaluation: Evaluation, cases: Sequence[Case]) -> None:
+def _draw_cases(evaluation: Evaluation, draw: Callable[[Chosen], Case]) -> None:
     """Draw the cases at a few lead times, and the first one moving."""
     folder = Path(evaluation.config.out) / PICTURES_FOLDER
     source = evaluation.plan.index.source
-    for number, (chosen, case) in enumerate(zip(evaluation.cases, cases, strict=True)):
+    for number, chosen in enumerate(evaluation.cases):
+        case = draw(chosen)
         # Lead times evenly spread, the last one among them.
         spread = np.linspace(case.num_leads / _NUM_SHOWN_LEADS, case.num_leads, _NUM_SHOWN_LEADS)
         leads = np.unique(spread.round().clip(min=1).astype(int)).tolist()

@@ -23,7 +23,7 @@ from ..settings.data import ArchiveConfig
 from ..settings.evaluation import EvaluateConfig
 from ..training.windows import open_archive, split_archive, window_times
 from ..verification.rows import Settings, WindowId
-from .contestants import FITTED, Entry, TrainingPart
+from .contestants import FITTED, Entry, TrainingPart, frames_of
 from .overlap import check_overlaps, frames_seen
 
 ADVECTION_PIXELS = 2 * LEVELS[0]
@@ -65,28 +65,26 @@ class Plan:
         return WindowId(int(self.issue_s[row]), self.table.name(row, self.index))
 
 
-def make_plan(
-    config: EvaluateConfig, entries: Sequence[Entry], runs: Mapping[str, RunForecaster], frames: tuple[int, int]
-) -> Plan:
+def make_plan(config: EvaluateConfig, entries: Sequence[Entry], runs: Mapping[str, RunForecaster]) -> Plan:
     """Choose the windows and refuse those that a run has seen.
 
     Args:
         config: The evaluation.
         entries: All models.
         runs: Those that are runs.
-        frames: Past and future frames of a window.
 
     Raises:
         ConfigError: A split that contradicts the runs', that there is none of, or windows that a run was trained on.
         DataError: The archive does not verify, does not fit a run, or has no window in the split.
     """
+    frames_in, frames_out = frames_of(entries, runs, config)
     storage, index = open_archive(config.data, config.data.threads + 1)
     _check_one_place(storage, index)
 
     # The windows of the split that the runs recorded, or that the settings state.
     parts = _split(config, index, runs)
     spans = () if config.split == "all" else parts[config.split]
-    window = sum(frames)
+    window = frames_in + frames_out
     try:
         table = select_windows(index, config.data.selection(window, spans))
     except DataError as error:
@@ -103,8 +101,8 @@ def make_plan(
     caveats = []
     for run in runs.values():
         caveats += _grid_caveats(run, index)
-        if run.frames_out != frames[1]:
-            caveats.append(f"{run.name} forecasts {run.frames_out} frames; the first {frames[1]} are scored.")
+        if run.frames_out != frames_out:
+            caveats.append(f"{run.name} forecasts {run.frames_out} frames; the first {frames_out} are scored.")
     times = window_times(index, table)
     for run in runs.values():
         caveats += check_overlaps(config, run, times, index.source)
@@ -113,15 +111,15 @@ def make_plan(
         LOG.warning("%s", line)
 
     # A frame is named by its end: the first lead time is one cadence after the last past frame.
-    leads_min = tuple(index.cadence_s * (lead + 1) / 60 for lead in range(frames[1]))
+    leads_min = tuple(index.cadence_s * (lead + 1) / 60 for lead in range(frames_out))
     return Plan(
         storage=storage,
         index=index,
         table=table,
         row_n=evaluation_plan(table, 1, config.limit).ravel(),
-        issue_s=times.first_s + (frames[0] - 1) * index.cadence_s,
-        frames_in=frames[0],
-        frames_out=frames[1],
+        issue_s=times.first_s + (frames_in - 1) * index.cadence_s,
+        frames_in=frames_in,
+        frames_out=frames_out,
         settings=Settings(leads_min=leads_min, thresholds_mmh=config.thresholds, scales_px=config.scales),
         spans=spans,
         training=_training_part(config, entries, runs, parts, window, storage, index),

@@ -10,18 +10,8 @@ if TYPE_CHECKING:
     from ...models.nowcasting.nowcaster import Nowcaster
 
 
-def model_space(config: NowcastConfig) -> ModelSpace:
-    """Give the space that the settings describe."""
-    return ModelSpace(**vars(config.space))
-
-
-def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> "Nowcaster | SmaAtUNet":
-    """Build the model that the settings describe, with fresh weights from torch's generator.
-
-    Args:
-        config: The model's section.
-        space: The model's space.
-    """
+def build_nowcaster(config: NowcastConfig) -> "Nowcaster | SmaAtUNet":
+    """Build the model that the settings describe, with fresh weights from torch's generator."""
     if config.name == "smaat_unet":
         smaat_unet = SmaAtUNet(config.frames_in, config.frames_out, width=config.smaat_width)
         smaat_unet.set_checkpoint_blocks(config.checkpoint_blocks)
@@ -39,7 +29,7 @@ def build_nowcaster(config: NowcastConfig, space: ModelSpace) -> "Nowcaster | Sm
         translation=config.translation,
         head=config.head,
         masks=config.mask_ratio > 0,
-        space=space,
+        space=ModelSpace(**vars(config.space)),
     )
     model.freeze(config.freeze)
     if config.head != "patch":

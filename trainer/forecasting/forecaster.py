@@ -18,7 +18,7 @@ from ...models.weights.manifest import CheckpointError
 from ..checkpoint.folder import best_checkpoint, load
 from ..settings.experiment import FinetuneConfig
 from ..settings.parse import from_dict
-from .build import build_nowcaster, model_space
+from .build import build_nowcaster
 
 
 def forecast_whole(
@@ -111,7 +111,7 @@ class RunForecaster:
     @property
     def space(self) -> ModelSpace:
         """Give the model's space."""
-        return model_space(self.config.model)
+        return ModelSpace(**vars(self.config.model.space))
 
     @property
     def grid(self) -> Grid:
@@ -178,7 +178,7 @@ def load_forecaster(folder: Path, *, name: str | None = None, device: str = "cpu
         ) from error
 
     # Compared before they are loaded, so that the message names what differs.
-    model = build_nowcaster(config.model, model_space(config.model))
+    model = build_nowcaster(config.model)
     weights = saved.average or saved.model
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     stored = {key: tuple(tensor.shape) for key, tensor in weights.items()}

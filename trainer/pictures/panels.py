@@ -188,9 +188,14 @@ def rain_legend(figure: Figure, neutral: Sequence[Patch]) -> None:
         figure.legend(handles=list(neutral), loc="center right", bbox_to_anchor=anchor, **style)
 
 
+def png_bytes(figure: Figure) -> bytes:
+    """Write a figure as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi="figure")
+    return buffer.getvalue()
+
+
 def write_png(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG that appears whole or not at all; raises OSError."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, buffer.getbuffer())
+    write_whole(path, png_bytes(figure))

@@ -5,7 +5,6 @@ Okabe and Ito (2008), Color universal design, https://jfly.uni-koeln.de/color/; 
 no line is told by its colour alone.
 """
 
-import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -224,13 +223,6 @@ def rain_rate_distribution(radar_share: Array, lines: Lines, *, levels_mmh: Sequ
     return figure
 
 
-def png_bytes(figure: Figure) -> bytes:
-    """Write a figure as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
-    return buffer.getvalue()
-
-
 def _above_zero(values: Array) -> Array:
     return np.where(values > 0, values, np.nan)
 
@@ -253,58 +245,39 @@ def _panels_by_threshold(
 def _panels(
     heads: Sequence[str], title: str, lines: Lines, *, height_inches: float = _PANEL_INCHES, with_radar: bool = False
 ) -> tuple[Figure, list[_Panel]]:
-    """Lay out a title, a legend and panels two in a row, with margins in inches."""
+    """Lay out a title, panels two in a row, and a legend below them, where no line can cross it."""
     labels = [shortened(name, 30) for name in lines.curves]
     entries = [Line2D([], [], **style) for style in lines.styles().values()]
     if with_radar:
         labels.insert(0, "Radar")
         entries.insert(0, Line2D([], [], color=RADAR_COLOUR, linewidth=2.6))
     legend_columns = 1 if max(map(len, labels)) > 24 else 2
-
-    # Margins and gaps; panels without a head of their own need a wider one at the left, for larger numbers.
     across = min(2, len(heads))
-    left, gap_down = (0.5, 0.27) if heads[0] else (0.72, 0.1)
-    right, gap_across, foot = 0.12, 0.2, 0.5
-    top = 0.36 + 0.15 * -(-len(entries) // legend_columns) + 0.06
-    height = top + -(-len(heads) // across) * (height_inches + gap_down) + foot
-    width = (_WIDTH_INCHES - left - right - (across - 1) * gap_across) / across
+    down = -(-len(heads) // across)
 
-    figure = Figure(figsize=(_WIDTH_INCHES, height), facecolor="white", dpi=_DOTS_PER_INCH)
+    # The width is that of a phone; a line of panels or of the legend makes the picture higher.
+    height = down * (height_inches + 0.27) + 0.17 * -(-len(entries) // legend_columns) + 0.7
+    figure = Figure(figsize=(_WIDTH_INCHES, height), facecolor="white", dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     points = min(10.5, 72 * 0.96 * _WIDTH_INCHES / (0.58 * len(title)))
-    figure.text(0.025, 1 - 0.19 / height, title, fontsize=points, fontweight="bold", color=INK, va="center")
-    # The legend stands above the panels, where no line can cross it.
-    legend = figure.legend(
-        handles=entries,
-        labels=["."] * len(entries),
-        loc="upper left",
-        bbox_to_anchor=(0.018, 1 - 0.33 / height),
-        ncols=legend_columns,
-        fontsize=8,
-        frameon=False,
-        labelcolor=INK,
-        handlelength=2.6,
-        borderaxespad=0,
-        labelspacing=0.3,
-    )
+    figure.suptitle(title, x=0.025, ha="left", fontsize=points, fontweight="bold", color=INK)
+    style: dict[str, Any] = {"fontsize": 8, "labelcolor": INK, "frameon": False, "handlelength": 2.6}
+    legend = figure.legend(entries, ["."] * len(entries), loc="outside lower left", ncols=legend_columns, **style)
     # Set afterwards: a legend leaves out labels that begin with an underscore.
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_parse_math(False)
         text.set_text(label)
 
-    # From top to bottom, two in a row; axes are placed in shares of the figure.
+    # One scale for all: its numbers stand at the left, and at the foot of each column.
+    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
+    for axis in grid[len(heads) :]:
+        axis.remove()
     panels = []
-    for number, head in enumerate(heads):
-        row, column = divmod(number, across)
-        bottom = height - top - (row + 1) * (height_inches + gap_down)
-        x = left + column * (width + gap_across)
-        box = (x / _WIDTH_INCHES, bottom / height, width / _WIDTH_INCHES, height_inches / height)
-        axis = figure.add_axes(box)
+    for number, (axis, head) in enumerate(zip(grid, heads, strict=False)):
         _plain_axis(axis)
         axis.set_title(head, fontsize=8.5, color=INK, loc="left", pad=3)
-        # One scale for all: its numbers stand at the left and at the foot.
         is_last_row = number + across >= len(heads)
-        axis.tick_params(labelleft=column == 0, labelbottom=is_last_row)
+        axis.tick_params(labelbottom=is_last_row)
         panels.append(_Panel(axis=axis, is_last_row=is_last_row))
     return figure, panels
 

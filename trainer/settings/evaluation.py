@@ -36,7 +36,6 @@ class EvaluateConfig:
         limit: Score only so many windows, evenly spread. Null: all.
         frames_in: Past frames of a window. Null: as many as the model that takes most.
         frames_out: Lead times. Null: as many as the run that gives fewest, 12 without runs.
-        micro_batch: Windows read at a time, over all processes. Null: 4 a process. Scores do not depend on it.
         fit_windows: Training windows, evenly spread, that `training_mean` and `damped_extrapolation` are fitted on.
         cases: Times (UTC) of the last radar frame of forecasts to draw. Null: the wettest, the one that changes most
             and a middling one.
@@ -58,7 +57,6 @@ class EvaluateConfig:
     limit: int | None = None
     frames_in: int | None = None
     frames_out: int | None = None
-    micro_batch: int | None = None
     fit_windows: int = 256
     cases: tuple[str, ...] | None = None
     allow_overlap: bool = False
@@ -70,7 +68,7 @@ class EvaluateConfig:
         """Check what needs no data."""
         if not self.models:
             raise ConfigError("models is empty; name runs and baselines, such as --models RUN persistence")
-        for name in ("limit", "frames_in", "frames_out", "micro_batch", "fit_windows"):
+        for name in ("limit", "frames_in", "frames_out", "fit_windows"):
             check_number(name, getattr(self, name), least=1)
         check_rising("thresholds", self.thresholds, "mm/h")
         check_rising("scales", self.scales, "pixels")

@@ -58,7 +58,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
 
     def build_model(self) -> Nowcaster | SmaAtUNet:
         """Build the nowcaster."""
-        return build_nowcaster(self.config.model, self.space)
+        return build_nowcaster(self.config.model)
 
     def build_task(self) -> NowcastTask:
         """Build the forecast's loss."""

@@ -5,9 +5,8 @@ scores are the same for any number of processes, any batch size, and any order o
 """
 
 import io
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from ...data.store.storage import open_storage
 from ...data.units import INTERVALS_AN_HOUR
 from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH
-from .contingency import RAIN_EDGES_MMH, SCORE_AXES, count_lead, scores_of_sums
+from .contingency import SCORE_AXES, count_lead, scores_of_sums
 from .fss import FloatArray
 
 IntArray = npt.NDArray[np.int64]
@@ -64,22 +63,6 @@ class Settings:
     def to_json(self) -> dict[str, list[float]]:
         """Give the lists as plain values."""
         return {name: list(getattr(self, name)) for name in _LISTS}
-
-    def num(self, axis: str) -> int:
-        """Count what lies along an axis of Rows: l(ead times), t(hresholds), s(cales), c(lasses of rain)."""
-        sizes = {"l": self.leads_min, "t": self.thresholds_mmh, "s": self.scales_px, "c": (*RAIN_EDGES_MMH, math.inf)}
-        return len(sizes[axis])
-
-
-FIELDS: Final[Mapping[str, tuple[type[np.number[Any]], str]]] = {
-    **dict.fromkeys(("num_valid", "num_nonfinite"), (np.int64, "l")),
-    **dict.fromkeys(("sum_error", "sum_squared_error", "sum_absolute_error"), (np.float64, "l")),
-    **dict.fromkeys(("sum_forecast", "sum_observed"), (np.float64, "l")),
-    **dict.fromkeys(("hits", "misses", "false_alarms", "correct_negatives"), (np.int64, "lt")),
-    **dict.fromkeys(("fss_numerator", "fss_denominator"), (np.float64, "lts")),
-    **dict.fromkeys(("forecast_histogram", "observed_histogram"), (np.int64, "lc")),
-}
-"""Numbers of a window: their type, and their axes as Settings.num names them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,7 +114,7 @@ class Rows:
 
     def __post_init__(self) -> None:
         """Protect the arrays: models, intervals and tables share them."""
-        for field in ("issue_s", "name", *FIELDS):
+        for field in (*ID_FIELDS, *FIELDS):
             getattr(self, field).flags.writeable = False
 
     def __len__(self) -> int:
@@ -151,10 +134,15 @@ class Rows:
     def save(self, path: Path) -> None:
         """Write an .npz of plain arrays by their names here, with the settings; it appears whole or not at all."""
         contents: dict[str, Any] = {"schema": np.int64(_SCHEMA), **self.settings.to_json()}
-        contents |= {field: getattr(self, field) for field in ("issue_s", "name", *FIELDS)}
+        contents |= {field: getattr(self, field) for field in (*ID_FIELDS, *FIELDS)}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **contents)
         open_storage(path.parent).write(path.name, buffer.getvalue())
+
+
+ID_FIELDS: Final = ("issue_s", "name")
+FIELDS: Final = tuple(field.name for field in fields(Rows) if field.name not in ("settings", *ID_FIELDS))
+"""Numbers of a window."""
 
 
 def score_window(
@@ -191,15 +179,13 @@ def score_window(
         if not np.isfinite(observed_hw if valid_hw is None else observed_hw[valid_hw]).all():
             raise ValueError(f"{window}: observed rain is not finite at lead time {settings.leads_min[lead]:g} min")
         leads.append(count_lead(forecast_hw, observed_hw, valid_hw, settings.thresholds_mmh, settings.scales_px))
-    arrays = {field: np.array([[lead[field] for lead in leads]], dtype=kind) for field, (kind, _) in FIELDS.items()}
+    arrays = {field: np.array([[lead[field] for lead in leads]]) for field in FIELDS}
     return Rows(settings=settings, issue_s=np.array([window.issue_s]), name=np.array([window.name]), **arrays)
 
 
 def merge(*pieces: Rows) -> Rows:
     """Unite pieces scored with the same settings, whatever their order; each window stands in one of them."""
-    joined = {
-        field: np.concatenate([getattr(piece, field) for piece in pieces]) for field in ("issue_s", "name", *FIELDS)
-    }
+    joined = {field: np.concatenate([getattr(piece, field) for piece in pieces]) for field in (*ID_FIELDS, *FIELDS)}
     # Sums go in the order of windows, so that they are the same to the last bit however the windows were dealt out.
     order = np.lexsort((joined["name"], joined["issue_s"]))
     return Rows(settings=pieces[0].settings, **{field: array[order] for field, array in joined.items()})

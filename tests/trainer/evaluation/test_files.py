@@ -82,11 +82,3 @@ def test_mean_squared_error_is_called_skill_only_below_both_references() -> None
     assert contents["models"]["broken"]["num_nonfinite"] == 4
     assert (records["broken", 15]["mse"], records["broken", 15]["skill"]) == (None, None)
     assert {record["skill"] for record in json_of(evaluation_of(MODELS))["mse_comparison"]} == {None}
-
-
-def test_a_single_day_has_no_interval() -> None:
-    evaluation = evaluation_of({"a": rows_of(0.9, num_days=1), "b": rows_of(0.3, num_days=1)}, compare_to="b")
-    note = "no interval: the only window is of one day, 2020-09-14"
-    assert json_of(evaluation)["models"]["a"]["intervals"]["note"].startswith(note)
-    lines = csv.DictReader(io.StringIO(scores_csv(evaluation.scored)))
-    assert {(line["low"], line["high"]) for line in lines} == {("", "")}

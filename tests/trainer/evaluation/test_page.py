@@ -8,9 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from rainspark.data.errors import DataError
@@ -106,19 +103,10 @@ def test_everything_that_a_user_names_is_escaped(tmp_path: Path, plan: Plan, pic
     text = page_of(tmp_path, plan, pictures, ATTACK)
     assert "<script" not in text.lower()
     page = ParsedPage(text)
-    assert not page.all("script")
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "form", "video", "a", "svg"}
     # Title (twice), caveat, radar and licence, the model with three words of its own, 3 captions of pictures, command,
     # the list of models, and a row in each of 3 x 3 score tables, 3 of squared errors, and one of intervals.
     assert page.text.count(ATTACK) >= 3 + 2 + 4 + 1 + 2 + 9 + 3 + 1
-
-
-@hypothesis_settings(max_examples=25)
-@given(text=st.text(max_size=60))
-def test_any_text_stands_in_the_page_as_it_is(
-    tmp_path_factory: pytest.TempPathFactory, plan: Plan, pictures: Path, text: str
-) -> None:
-    page = ParsedPage(page_of(tmp_path_factory.mktemp("page"), plan, pictures, text))
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "form", "video", "a", "svg"}
 
 
 def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path, plan: Plan, pictures: Path) -> None:

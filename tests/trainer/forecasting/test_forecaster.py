@@ -285,6 +285,6 @@ def test_matching_to_a_dry_past(match: str) -> None:
 def test_checkpointed_blocks_are_those_of_the_settings(name: Any, recompute: bool) -> None:
     small: dict[str, Any] = {"smaat_width": 4} if name == "smaat_unet" else {"encoder": "resnet18", "decoder_width": 32}
     config = NowcastConfig(name=name, checkpoint_blocks=recompute, space=SpaceConfig(), **small)
-    model = build_nowcaster(config, ModelSpace(kind="log", scale_mmh=1.0))
+    model = build_nowcaster(config)
     encoder = model if name == "smaat_unet" else model.get_submodule("sparse_encoder")
     assert bool(encoder.checkpoint_blocks) == recompute

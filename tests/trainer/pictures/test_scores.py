@@ -9,13 +9,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rainspark.trainer.pictures.panels import png_bytes
 from rainspark.trainer.pictures.scores import (
     USEFUL_BIAS,
     Lines,
     bias_against_lead,
     csi_against_lead,
     fss_against_scale,
-    png_bytes,
     rain_rate_distribution,
     squared_error_against_lead,
 )
