@@ -1,15 +1,13 @@
-"""What whole runs share: archives of synthetic storms, observed baselines, and ranks that can be made to fail."""
+"""What whole runs share: archives of synthetic storms, and ranks that can be made to fail."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.fault_server import FaultServer, fault_server
 from tests.integration.runs import make_shards
 
-Observe = Callable[[list[str]], Any]
 DEFAULT_HOURS = 4
 
 
@@ -30,22 +28,6 @@ def pack_storms(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 def shards(request: pytest.FixtureRequest, pack_storms: Callable[..., Path]) -> Path:
     """Give the shards of as many hours of storms as the module states as HOURS; nobody changes them."""
     return pack_storms(getattr(request.module, "HOURS", DEFAULT_HOURS))
-
-
-@pytest.fixture(scope="module")
-def baselines(
-    request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Observe], Any]:
-    """What each way to observe a run shows of the module's unchanged one: `arguments` with `SHORT`, once for each."""
-    known: dict[Observe, Any] = {}
-
-    def baseline(observe: Observe) -> Any:
-        if observe not in known:
-            folder = tmp_path_factory.mktemp("baseline")
-            known[observe] = observe(request.module.arguments(shards, folder, **request.module.SHORT))
-        return known[observe]
-
-    return baseline
 
 
 @pytest.fixture(scope="session")

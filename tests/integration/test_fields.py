@@ -1,20 +1,38 @@
-"""Every setting has an effect: each one is changed, and something that is built from it, or done by it, changes."""
+"""Every setting has an effect: each one is changed, and something that is built from it, or done by it, changes.
 
-from collections.abc import Callable
+Of fine-tuning's settings those are changed that pretraining lacks, or does something else with.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.engine.optimizers import decay_at, rate_at
-from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
 from rainspark.trainer.settings.parse import dotted_keys, parse_config
+from rainspark.trainer.training.finetuning import Finetuning
 from rainspark.trainer.training.windows import open_stream, open_windows
 from tests.conftest import REPOSITORY
-from tests.integration.runs import arguments, built, digest, learned, metrics, tensors, train
+from tests.integration.runs import (
+    arguments,
+    built,
+    digest,
+    learned,
+    metrics,
+    nowcast_arguments,
+    stored,
+    tensors,
+    train,
+)
 
+Observe = Callable[[list[str]], Any]
 SHORT = {"run__steps": 3, "run__evaluate_every": 3, "optim__warmup_steps": 1, "data__lanes": 1}
+NOWCAST_SHORT: dict[str, object] = {"run__steps": 2, "run__evaluate_every": 2, "data__lanes": 1}
 
 
 def schedule(argv: list[str]) -> Any:
@@ -63,7 +81,27 @@ def progress(argv: list[str]) -> Any:
     return "step/s" in shown.getvalue() or "s/step" in shown.getvalue()
 
 
-CHANGES: dict[str, tuple[object, Callable[[list[str]], Any]]] = {
+def logged(argv: list[str]) -> Any:
+    """Losses alone: lead times are trained on, and a longer past has other windows."""
+    return learned(argv)[0]
+
+
+def nowcaster(argv: list[str]) -> Any:
+    with built(argv) as run:
+        trained = [name for name, parameter in run.model.named_parameters() if parameter.requires_grad]
+        recomputed = [name for name, module in run.model.named_modules() if getattr(module, "checkpoint_blocks", False)]
+        return repr(run.model), trained, recomputed
+
+
+def chosen(argv: list[str]) -> Any:
+    """Metrics, every stored tensor, and what was chosen as the best."""
+    seen: list[Finetuning] = []
+    train(argv, change=seen.append)
+    run = Path(argv[argv.index("--run.dir") + 1])
+    return metrics(run), digest(stored(run)), seen[0].best
+
+
+CHANGES: dict[str, tuple[object, Observe]] = {
     "run.steps": (4, outcome),
     "run.log_every": (2, outcome),
     "run.evaluate_every": (1, outcome),
@@ -130,31 +168,101 @@ ELSEWHERE = {
 BELOW = "data.train_times data.validation_times data.test_times run.allow_plan_change init_from optim.momentum"
 
 
+NOWCAST_CHANGES: dict[str, tuple[object, Observe]] = {
+    "run.choose_by": ("mse", chosen),
+    "data.crop": (32, learned),
+    "data.augment": ("false", learned),
+    "model.frames_in": (5, logged),
+    "model.frames_out": (2, logged),
+    "model.encoder": ("resnet26", nowcaster),
+    "model.decoder_width": (64, nowcaster),
+    "model.decoder_activation": ("relu6", nowcaster),
+    "model.translation": ("linear", nowcaster),
+    "model.head": ("direct", learned),
+    "model.mask_ratio": (0.5, learned),
+    "model.loss": ("csi", learned),
+    "model.match": ("last_frame", chosen),
+    "model.depth_drop": (0.5, learned),
+    "model.checkpoint_blocks": ("true", nowcaster),
+    "model.space.kind": ("linear", learned),
+    "model.space.scale_mmh": (3.0, learned),
+    "model.space.clip_mmh": (0.5, learned),
+    "seed": (1, learned),
+}
+NOWCAST_BELOW = {"model.name", "model.smaat_width", "model.freeze", "init_from"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of training.
+
+    Attributes:
+        arguments: Builds the command line of its smallest run.
+        short: Settings of the run that changed ones are compared with.
+        changes: A changed value for each setting, and what shows the change.
+    """
+
+    arguments: Callable[..., list[str]]
+    short: Mapping[str, object]
+    changes: Mapping[str, tuple[object, Observe]]
+
+
+KINDS = {
+    "pretraining": Kind(arguments, SHORT, CHANGES),
+    "fine-tuning": Kind(nowcast_arguments, NOWCAST_SHORT, NOWCAST_CHANGES),
+}
+
+
+@pytest.fixture(scope="module")
+def baselines(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind, Observe], Any]:
+    """Give what each way to observe a run shows of the unchanged one; each runs once."""
+    known: dict[tuple[int, Observe], Any] = {}
+
+    def baseline(kind: Kind, observe: Observe) -> Any:
+        if (id(kind), observe) not in known:
+            argv = kind.arguments(shards, tmp_path_factory.mktemp("baseline"), **kind.short)
+            known[id(kind), observe] = observe(argv)
+        return known[id(kind), observe]
+
+    return baseline
+
+
 def test_no_setting_is_left_out() -> None:
     elsewhere = [key for keys in ELSEWHERE.values() for key in keys.split()]
-    assert sorted([*CHANGES, *elsewhere, *BELOW.split()]) == sorted(dotted_keys(PretrainConfig))
+    shared = [*CHANGES, *elsewhere, *BELOW.split()]
+    assert sorted(shared) == sorted(dotted_keys(PretrainConfig))
     for path, keys in {**ELSEWHERE, "integration/test_fields.py": BELOW}.items():
         text = (REPOSITORY / "tests" / path).read_text(encoding="utf-8")
         assert not [key for key in keys.split() if key.rpartition(".")[2] not in text], path
 
+    nowcast = {*NOWCAST_CHANGES, *NOWCAST_BELOW}
+    known = set(dotted_keys(FinetuneConfig))
+    assert nowcast <= known <= nowcast.union(shared)
+    assert not [key for key in known - nowcast if key.startswith("model.")], "the models are not the same"
 
-@pytest.mark.parametrize("key", CHANGES)
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind in KINDS for key in KINDS[kind].changes])
 def test_a_changed_setting_changes_what_comes_of_it(
-    key: str, shards: Path, tmp_path: Path, baselines: Callable[[Callable[[list[str]], Any]], Any]
+    kind: str, key: str, shards: Path, tmp_path: Path, baselines: Callable[[Kind, Observe], Any]
 ) -> None:
-    value, observe = CHANGES[key]
-    changed = arguments(shards, tmp_path, **{**SHORT, key.replace(".", "__"): value})
+    own = KINDS[kind]
+    value, observe = own.changes[key]
+    changed = own.arguments(shards, tmp_path, **{**own.short, key.replace(".", "__"): value})
     if key == "data.global_batch":
         changed += ["--data.micro_batch", "4"]
-    assert observe(changed) != baselines(observe)
+    assert observe(changed) != baselines(own, observe)
 
 
+@pytest.mark.parametrize(
+    ("kind", "observe"),
+    [("pretraining", learned), ("pretraining", outcome), ("fine-tuning", learned), ("fine-tuning", chosen)],
+)
 def test_the_same_settings_give_the_same_outcome(
-    shards: Path, tmp_path: Path, baselines: Callable[[Callable[[list[str]], Any]], Any]
+    kind: str, observe: Observe, shards: Path, tmp_path: Path, baselines: Callable[[Kind, Observe], Any]
 ) -> None:
     """Without this, the test above could pass on noise."""
-    for observe in (learned, outcome):
-        assert observe(arguments(shards, tmp_path, **SHORT)) == baselines(observe)
+    own = KINDS[kind]
+    assert observe(own.arguments(shards, tmp_path, **own.short)) == baselines(own, observe)
 
 
 def test_stated_times(shards: Path, tmp_path: Path) -> None:
@@ -195,3 +303,30 @@ def test_init_from_and_allowed_plan_change(shards: Path, tmp_path: Path) -> None
     assert metrics(tmp_path / "first")[-1]["step"] == 5
     weights = tensors(tmp_path / "first")
     assert all(bool(torch.isfinite(value).all()) for value in weights.values())
+
+
+def test_the_other_model_and_its_width(shards: Path, tmp_path: Path) -> None:
+    models = [nowcaster(nowcast_arguments(shards, tmp_path, **NOWCAST_SHORT))]
+    for width in (4, 8):
+        smaat = {"model__name": "smaat_unet", "model__smaat_width": width}
+        models.append(nowcaster(nowcast_arguments(shards, tmp_path, **NOWCAST_SHORT, **smaat)))
+    assert len({names for names, _, _ in models}) == 3
+
+
+def test_frozen_parts(shards: Path, tmp_path: Path) -> None:
+    pretrained = tmp_path / "pretrained"
+    short = {"run__steps": 1, "run__evaluate_every": 9, "optim__warmup_steps": 0}
+    assert train(arguments(shards, pretrained, **short)) == ExitCode.DONE
+    trained = [
+        nowcaster(nowcast_arguments(shards, tmp_path, **NOWCAST_SHORT, init_from=pretrained, model__freeze=freeze))[1]
+        for freeze in ("none", "encoder", "decoder", "both")
+    ]
+    assert len({tuple(names) for names in trained}) == 4
+    assert trained[3] == ["dense_decoder.proj.weight", "dense_decoder.proj.bias"]
+
+
+def test_recomputed_blocks_give_the_same_outcome(
+    shards: Path, tmp_path: Path, baselines: Callable[[Kind, Observe], Any]
+) -> None:
+    recomputing = nowcast_arguments(shards, tmp_path, **NOWCAST_SHORT, model__checkpoint_blocks="true")
+    assert learned(recomputing) == baselines(KINDS["fine-tuning"], learned)
