@@ -19,7 +19,8 @@ from rainspark.launch.doctor.memory_trace import mark, traced
 from rainspark.models.encoder import build_encoder
 from rainspark.models.masking import visible_positions
 from rainspark.models.spark import SparK
-from rainspark.trainer.engine.engine import Engine, EngineConfig
+from rainspark.trainer.engine.engine import Engine
+from rainspark.trainer.settings.engine import EngineConfig
 from rainspark.trainer.settings.optim import OptimConfig
 from tests.distributed import run_ranks
 

@@ -29,8 +29,10 @@ from rainspark.trainer.checkpoint.folder import Loaded, save
 from rainspark.trainer.checkpoint.share import share
 from rainspark.trainer.checkpoint.state import TrainState
 from rainspark.trainer.checkpoint.transfer import pull_latest, push
-from rainspark.trainer.engine.engine import Engine, EngineConfig, UpdateResult
+from rainspark.trainer.engine.engine import Engine
+from rainspark.trainer.engine.replicated import UpdateResult
 from rainspark.trainer.processes.entry import run_entry, run_process, set_up_logging
+from rainspark.trainer.settings.engine import EngineConfig
 from rainspark.trainer.training.pretraining import Pretraining
 from rainspark.trainer.training.run import TrainingRun
 from rainspark.trainer.training.task import PreparedBatch, StepOutput

@@ -12,7 +12,7 @@ import pytest
 
 from rainspark.launch.rank import extensions_folder, rank_environment
 from rainspark.launch.slurm import LaunchError
-from rainspark.trainer.engine.processes import Place, read_place
+from rainspark.trainer.engine.processes import Identity, read_identity
 from tests.conftest import REPOSITORY
 
 TASK = {
@@ -44,7 +44,7 @@ def test_a_task_becomes_the_program_with_a_launchers_environment(tmp_path: Path)
     assert done.returncode == 75, done.stderr
     found = json.loads(done.stdout)
     assert found["argv"] == words
-    assert read_place(found) == Place(rank=5, world_size=7, local_rank=1)
+    assert read_identity(found) == Identity(rank=5, world_size=7, local_rank=1)
     assert (found["LOCAL_WORLD_SIZE"], found["OMP_NUM_THREADS"]) == ("2", "6")
     folder = Path(found["TORCH_EXTENSIONS_DIR"])
     assert folder.is_dir()

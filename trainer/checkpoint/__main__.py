@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _look_in_folder(command: str, path: Path) -> int:
     if command == "show":
         return _show(path)
+    # One checkpoint, also under another name, or all of a run.
     is_single = (path / MANIFEST_NAME).exists() or step_of(path.name) is not None
     folders = [path] if is_single else [folder for _, folder in step_folders(checkpoints_of(path))]
     rows = [(folder.name, _time_of(folder / MANIFEST_NAME), partial(_size_of, folder)) for folder in folders]
@@ -113,6 +114,7 @@ def _tabulate(
             f"{place}: no checkpoint there; expected a run's folder, a checkpoint's, or an address that a run's "
             "run.checkpoint_url named"
         )
+    # A row a checkpoint, as it is checked: large ones take their time.
     problems = []
     sys.stdout.write(f"{'checkpoint':<16} {'written (UTC)':<20} {'bytes':>14}  verified\n")
     for name, written, check in rows:

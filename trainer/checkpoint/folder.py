@@ -158,9 +158,9 @@ def load(folder: Path) -> Loaded:
         raise CheckpointError(f"{path}: holds step {state.step}, not the step of its name; give it its right name")
 
     tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for part, name in {"model": MODEL_FILE, "optimizer": OPTIMIZER_FILE, "average": AVERAGE_FILE}.items():
+    for kind, name in {"model": MODEL_FILE, "optimizer": OPTIMIZER_FILE, "average": AVERAGE_FILE}.items():
         with checkpoint_errors(path / name, "read as safetensors"):
-            tensors[part] = safetensors.torch.load(contents.pop(name)) if name in contents else {}
+            tensors[kind] = safetensors.torch.load(contents.pop(name)) if name in contents else {}
     return Loaded(state=state, path=path, **tensors)
 
 

@@ -91,6 +91,7 @@ class Saver:
             except (CheckpointError, OSError) as error:
                 return str(error)
 
+            # The copy comes after the save is whole: what it costs is a figure of its own.
             written_s = time.perf_counter()
             figures = {"save/write_s": written_s - start_s, "save/bytes": float(num_bytes)}
             if self._store is not None:
@@ -99,6 +100,7 @@ class Saver:
                 figures["save/push_s"] = time.perf_counter() - written_s
             return path, figures
 
+        # A failed write comes back as its reason, for all ranks count failures alike.
         outcome = on_main(self._engine, write)
         if isinstance(outcome, str):
             self._note_failure(state.step, outcome)

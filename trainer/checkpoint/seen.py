@@ -67,7 +67,7 @@ class SeenFrames:
     def read(cls, data: Mapping[str, Any]) -> Self | None:
         """Read what a checkpoint's state records of the data; None where it records no times."""
         try:
-            spans = {part: tuple(TimeSpan(**span) for span in data["spans"][part]) for part in PARTS}
+            spans = {split: tuple(TimeSpan(**span) for span in data["spans"][split]) for split in PARTS}
         except (KeyError, TypeError):
             return None
         # Checkpoints from before sources were mixed name the only one.

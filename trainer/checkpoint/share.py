@@ -6,7 +6,7 @@ import torch.distributed as dist
 from ..engine.engine import Engine, EngineState
 from .folder import Loaded
 
-_PARTS = ("model", "optimizer", "average")
+_SECTIONS = ("model", "optimizer", "average")
 
 
 def share(engine: Engine, loaded: Loaded | None) -> Loaded | None:
@@ -24,7 +24,9 @@ def share(engine: Engine, loaded: Loaded | None) -> Loaded | None:
     # First what tensors there are, so that the other ranks make room for them.
     head = None
     if loaded is not None:
-        kinds = {part: {name: (t.shape, t.dtype) for name, t in vars(loaded)[part].items()} for part in _PARTS}
+        kinds = {
+            section: {name: (t.shape, t.dtype) for name, t in vars(loaded)[section].items()} for section in _SECTIONS
+        }
         head = loaded.state, loaded.path, kinds
     head = engine.broadcast_object(head)
     if head is None:
@@ -33,9 +35,9 @@ def share(engine: Engine, loaded: Loaded | None) -> Loaded | None:
     state, path, kinds = head
     # Then their bytes, one tensor after another, in the order that all ranks know.
     tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for part, named in kinds.items():
-        sources = {} if loaded is None else vars(loaded)[part]
-        tensors[part] = {name: _send(engine, sources.get(name), *kind) for name, kind in named.items()}
+    for section, named in kinds.items():
+        sources = {} if loaded is None else vars(loaded)[section]
+        tensors[section] = {name: _send(engine, sources.get(name), *kind) for name, kind in named.items()}
     return Loaded(state=state, path=path, **tensors)
 
 

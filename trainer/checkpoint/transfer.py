@@ -30,7 +30,6 @@ from .retention import LEAST_KEPT, steps_to_remove
 from .whole_folder import checkpoint_errors, writing_folder
 
 _BLOCK_BYTES: Final = 64 << 20
-_FETCHES: Final = 3
 _logger = logging.getLogger(__name__)
 
 
@@ -89,6 +88,7 @@ def pull_latest(storage: Storage, folder: Path, *, newer_than: int | None = None
     Raises:
         CheckpointError: There are finished ones and none is whole, the store fails, or the disk does.
     """
+    # From the newest on: the first one that is whole is taken.
     problems: list[str] = []
     with checkpoint_errors(folder, "fetched"):
         for step, name, is_finished in _steps(storage):
@@ -109,7 +109,7 @@ def pull_latest(storage: Storage, folder: Path, *, newer_than: int | None = None
 
 
 def pull(storage: Storage, name: str, checkpoints: Path) -> Path:
-    """Fetch one checkpoint; what was damaged on the way is fetched again, and all is verified before it gets its name.
+    """Fetch one checkpoint, which gets its name when all of it is verified.
 
     Args:
         storage: Holds a run's checkpoints below `checkpoints/`.
@@ -125,12 +125,8 @@ def pull(storage: Storage, name: str, checkpoints: Path) -> Path:
     with writing_folder(checkpoints / name) as folder:
         for file, entry in files.items():
             path = f"{CHECKPOINTS_FOLDER}/{name}/{file}"
-            # Damaged on the way, or in the store? A second look shows.
-            for _ in range(_FETCHES):
-                with (folder / file).open("wb") as target:
-                    sha256 = _read(storage, path, entry, target.write)
-                if sha256 == entry["sha256"]:
-                    break
+            with (folder / file).open("wb") as target:
+                sha256 = _read(storage, path, entry, target.write)
             check_digest(f"{storage.url}/{path}", entry, entry["bytes"], sha256)
         (folder / MANIFEST_NAME).write_bytes(manifest)
         verify_folder(folder)
@@ -180,6 +176,7 @@ def _steps(storage: Storage) -> list[tuple[int, str, bool]]:
 
 def _read_manifest(storage: Storage, name: str) -> tuple[bytes, dict[str, dict[str, Any]]]:
     """Read a checkpoint's manifest, and compare names and sizes with what is there."""
+    # Names and sizes tell an unfinished copy without reading it.
     prefix = f"{CHECKPOINTS_FOLDER}/{name}"
     names = storage.names(f"{prefix}/")
     if f"{prefix}/{MANIFEST_NAME}" not in names:
@@ -256,6 +253,7 @@ def _prune(storage: Storage, new: int, *, keep_last: int, keep_every: int | None
 
 def _read(storage: Storage, name: str, entry: dict[str, Any], write: Callable[[bytes], object] = lambda _: None) -> str:
     """Read a file in parts that fit in memory, hand each one on, and give the SHA-256 of all."""
+    # Block by block: a checkpoint may be larger than the memory that is left.
     hasher = hashlib.sha256()
     for start in range(0, entry["bytes"], _BLOCK_BYTES):
         block = storage.read(name, start, min(start + _BLOCK_BYTES, entry["bytes"]))

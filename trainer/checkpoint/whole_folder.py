@@ -55,6 +55,7 @@ def writing_folder(final: Path) -> Iterator[Path]:
         final.parent.mkdir(parents=True)
         make_durable(final.parent.parent)
 
+    # A name of its own beside it: a rename inside one folder is atomic.
     temporary = final.with_name(f"{_SAVING}{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -74,6 +74,7 @@ class Average:
     def swapped_in(self) -> Iterator[None]:
         """Give the model the averages while inside, and its own weights back afterwards, bit for bit."""
         with torch.no_grad():
+            # A copy, for the averages are written over the live storage.
             own = {name: tensor.clone() for name, tensor in self._live().items()}
             self._write(self.values)
             try:

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...data.errors import ConfigError
 from ...models.norm import synchronise
 from ...models.weights.manifest import CheckpointError
 from ..settings.engine import EngineConfig
@@ -22,8 +21,6 @@ from .lamb import PartitionedLamb
 from .optimizers import build_optimizer, counts_steps, fresh_state, moment_names, parameter_groups
 from .processes import AUTOCAST_DTYPES, Processes, check_clipping
 from .replicated import Backend, Forward, LossScale, Replicated, UpdateResult, settle_buckets
-
-__all__ = ["ConfigError", "Engine", "EngineConfig", "EngineState", "UpdateResult"]
 
 _Object = TypeVar("_Object")
 
@@ -85,10 +82,10 @@ class Engine:
     def __init__(self, config: EngineConfig, stop_asked: Callable[[], bool] = lambda: False) -> None:
         self.started_s = time.monotonic()
         self.config = config
-        self._processes = Processes(config, None if config.zero_stage is None else _make_plugin, stop_asked)
+        self._processes = Processes(config, stop_asked)
         self.heartbeat = self._processes.heartbeat
-        self.rank = self._processes.place.rank
-        self.world_size = self._processes.place.world_size
+        self.rank = self._processes.identity.rank
+        self.world_size = self._processes.identity.world_size
         self.device = self._processes.device
         self.is_main = self.rank == 0
         self.group = self._processes.group
@@ -156,7 +153,7 @@ class Engine:
             from .zero import Partitioned, start_deepspeed
 
             model = deepspeed = start_deepspeed(
-                self._processes,
+                self._processes.accelerator,
                 self.config,
                 forward,
                 optimizer,
@@ -225,6 +222,7 @@ class Engine:
         """Give all ranks rank 0's small object (pickled between our own processes only)."""
         if self.world_size == 1:
             return value
+        # Torch fills a list in place.
         box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
@@ -325,13 +323,6 @@ class Engine:
     def _persistent_buffers(self) -> dict[str, Tensor]:
         names = self.bare_model.state_dict().keys()
         return {name: buffer for name, buffer in self.bare_model.named_buffers() if name in names}
-
-
-def _make_plugin(config: EngineConfig, device_type: str) -> Any:
-    # DeepSpeed takes seconds to import; who does not use it does not wait.
-    from .zero import make_plugin
-
-    return make_plugin(config, device_type)
 
 
 def _whole_shape(parameter: nn.Parameter) -> torch.Size:

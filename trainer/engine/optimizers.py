@@ -30,6 +30,7 @@ def rate_at(config: OptimConfig, step: int, total_steps: int, global_batch: int)
         total_steps: Steps of the run.
         global_batch: Windows an update.
     """
+    # The peak for this batch size, then warm-up, then the cosine.
     exponent = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}[config.lr_scaling]
     peak = config.lr * (global_batch / BATCH_OF_LR) ** exponent
     if step < config.warmup_steps:
@@ -69,6 +70,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         Groups for torch's optimizers, in the order of `named_parameters`, decaying ones first, each with `names`
         beside `params`, and with `decays` and `rate_share`, which `set_schedule` reads.
     """
+    # Frozen blocks count as well: freezing some leaves the rates of the others.
     depths = _block_depths(name for name, _ in model.named_parameters())
     last = max(depths.values(), default=0) + 1
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
@@ -97,6 +99,7 @@ def _block_depths(names: Iterable[str]) -> dict[str, int]:
             blocks[name] = (int(block.group(1)), int(block.group(2)))
         elif ENCODER_STEM.search(name) is not None:
             blocks[name] = (0, 0)
+    # Stages and blocks in the order of the forward pass.
     order = {block: depth for depth, block in enumerate(sorted(set(blocks.values())))}
     return {name: order[block] for name, block in blocks.items()}
 

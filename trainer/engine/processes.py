@@ -91,7 +91,7 @@ def _refuse(name: str, theirs: str | None, ours: str) -> NoReturn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Identity:
     """Which process of the run this is.
 
     Attributes:
@@ -105,7 +105,7 @@ class Place:
     local_rank: int
 
 
-def read_place(environment: Mapping[str, str]) -> Place:
+def read_identity(environment: Mapping[str, str]) -> Identity:
     """Read RANK, WORLD_SIZE and LOCAL_RANK as torchrun, `accelerate launch` and our Slurm scripts set them.
 
     Raises:
@@ -120,7 +120,7 @@ def read_place(environment: Mapping[str, str]) -> Place:
                 "accelerate launch was asked for several processes, but without a GPU it starts only one; add "
                 "--multi_gpu to its options, which starts them all on the CPU too"
             )
-        return Place(rank=0, world_size=1, local_rank=0)
+        return Identity(rank=0, world_size=1, local_rank=0)
 
     if absent := [name for name in names if name not in values]:
         raise ConfigError(
@@ -128,14 +128,14 @@ def read_place(environment: Mapping[str, str]) -> Place:
             "process"
         )
     try:
-        place = Place(**{name.lower(): int(value) for name, value in values.items()})
+        own = Identity(**{name.lower(): int(value) for name, value in values.items()})
     except ValueError as error:
         raise ConfigError(f"RANK, WORLD_SIZE, LOCAL_RANK are {values}; whole numbers are expected") from error
-    if not 0 <= place.rank < place.world_size or place.local_rank < 0:
-        raise ConfigError(f"RANK={place.rank}, LOCAL_RANK={place.local_rank} do not fit WORLD_SIZE={place.world_size}")
-    if place.world_size > 1 and (absent := [n for n in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(n)]):
-        raise ConfigError(f"WORLD_SIZE is {place.world_size}, but {', '.join(absent)} is not set: ranks cannot meet")
-    return place
+    if not 0 <= own.rank < own.world_size or own.local_rank < 0:
+        raise ConfigError(f"RANK={own.rank}, LOCAL_RANK={own.local_rank} do not fit WORLD_SIZE={own.world_size}")
+    if own.world_size > 1 and (absent := [n for n in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(n)]):
+        raise ConfigError(f"WORLD_SIZE is {own.world_size}, but {', '.join(absent)} is not set: ranks cannot meet")
+    return own
 
 
 class Processes:
@@ -143,11 +143,10 @@ class Processes:
 
     Args:
         config: The engine's configuration.
-        make_plugin: Makes Accelerate's DeepSpeed plugin from (configuration, device type), where DeepSpeed is used.
         stop_asked: Returns whether this process was asked to stop while it waits for the others.
 
     Attributes:
-        place: Which process this is.
+        identity: Which process this is.
         device: Where it computes.
         heartbeat: What it does, published to all.
 
@@ -158,56 +157,62 @@ class Processes:
 
     heartbeat: Heartbeat
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        make_plugin: Callable[[EngineConfig, str], Any] | None,
-        stop_asked: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, config: EngineConfig, stop_asked: Callable[[], bool]) -> None:
         check_launcher(config, os.environ)
-        self.place = read_place(os.environ)
-        self.device = _device(config, self.place)
+        self.identity = read_identity(os.environ)
+        self.device = _device(config, self.identity)
         self._saved = {name: os.environ.get(name) for name in _OURS}
         self._owns_group = False
-        deepspeed_plugin = None if make_plugin is None else make_plugin(config, self.device.type)
-        self._start_group(config, stop_asked, needed=deepspeed_plugin is not None)
-        self.accelerator = self._start_accelerate(deepspeed_plugin)
+
+        plugin = None
+        if config.zero_stage is not None:
+            # DeepSpeed takes seconds to import; who does not use it does not wait.
+            from .zero import make_plugin
+
+            plugin = make_plugin(config, self.device.type)
+        self._start_group(config, stop_asked)
+        self.accelerator = self._start_accelerate(plugin)
         self._verify(config)
 
     @property
     def group(self) -> dist.ProcessGroup | None:
         """The group of all ranks, None where there is one process."""
-        return dist.group.WORLD if self.place.world_size > 1 else None
+        return dist.group.WORLD if self.identity.world_size > 1 else None
 
-    def _start_group(self, config: EngineConfig, stop_asked: Callable[[], bool], *, needed: bool) -> None:
+    def _start_group(self, config: EngineConfig, stop_asked: Callable[[], bool]) -> None:
         """Make the process group, and this rank's heartbeat."""
-        place = self.place
+        own = self.identity
         make_heartbeat = partial(
-            Heartbeat, place.rank, place.world_size, timeout_s=config.timeout_s, start_timeout_s=config.start_timeout_s
+            Heartbeat,
+            own.rank,
+            own.world_size,
+            timeout_s=config.timeout_s,
+            start_timeout_s=config.start_timeout_s,
         )
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
         # Accelerate makes a group wherever it sees LOCAL_RANK, with a timeout of its own.
-        if dist.is_initialized() or not (needed or place.world_size > 1 or os.environ.get("LOCAL_RANK")):
+        needs_group = own.world_size > 1 or config.zero_stage is not None or os.environ.get("LOCAL_RANK")
+        if dist.is_initialized() or not needs_group:
             self.heartbeat = make_heartbeat()
             return
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         self._owns_group = True
 
         # DeepSpeed wants a group of one process too; this one needs no port.
-        if place.world_size == 1:
+        if own.world_size == 1:
             self.heartbeat = make_heartbeat()
-            own = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=own, rank=0, world_size=1)
+            alone = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=alone, rank=0, world_size=1)
             return
 
-        address = Address.read(place.rank, place.world_size, os.environ)
+        address = Address.read(own.rank, own.world_size, os.environ)
         store = meet(address, config.start_timeout_s, stop_asked)
         self.heartbeat = make_heartbeat(
             connect=lambda: address.connect(config.start_timeout_s, may_host=False),
             holder=address.holder,
-            hosts_store=place.rank == 0 and not address.launchers,
+            hosts_store=own.rank == 0 and not address.launchers,
         )
         # The watch speaks first: it knows which rank is late, and a collective does not.
         timeout = timedelta(seconds=max(config.timeout_s, config.start_timeout_s) + 60)
@@ -215,8 +220,8 @@ class Processes:
         dist.init_process_group(
             backend,
             store=PrefixStore("group", store),
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=own.rank,
+            world_size=own.world_size,
             timeout=timeout,
             device_id=self.device if self.device.type == "cuda" else None,
         )
@@ -230,9 +235,9 @@ class Processes:
         if deepspeed_plugin is not None:
             # Asked for a CPU, Accelerate takes DDP silently: with DeepSpeed it must not know that this is one.
             os.environ["ACCELERATE_USE_CPU"] = "false"
-            os.environ.setdefault("RANK", str(self.place.rank))
-            os.environ.setdefault("WORLD_SIZE", str(self.place.world_size))
-            os.environ.setdefault("LOCAL_RANK", str(self.place.local_rank))
+            os.environ.setdefault("RANK", str(self.identity.rank))
+            os.environ.setdefault("WORLD_SIZE", str(self.identity.world_size))
+            os.environ.setdefault("LOCAL_RANK", str(self.identity.local_rank))
         return Accelerator(
             cpu=on_cpu and deepspeed_plugin is None,
             mixed_precision="no",
@@ -248,7 +253,7 @@ class Processes:
         """
         accelerator = self.accelerator
         started = (accelerator.num_processes, accelerator.process_index, accelerator.device.type)
-        expected = (self.place.world_size, self.place.rank, self.device.type)
+        expected = (self.identity.world_size, self.identity.rank, self.device.type)
         if started != expected:
             raise ConfigError(
                 f"Accelerate started as (processes, rank, device) {started}, expected {expected} from the environment; "
@@ -292,15 +297,15 @@ class Processes:
             dist.destroy_process_group()
 
 
-def _device(config: EngineConfig, place: Place) -> torch.device:
+def _device(config: EngineConfig, identity: Identity) -> torch.device:
     forced_cpu = os.environ.get("ACCELERATE_USE_CPU", "").strip().lower() in ("true", "1")
     if config.device == "cpu" or forced_cpu or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError("engine.device=cuda, but torch finds no CUDA device; use engine.device=auto or cpu")
-    if place.local_rank >= torch.cuda.device_count():
+    if identity.local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"LOCAL_RANK {place.local_rank}, but this machine shows {torch.cuda.device_count()} GPUs; start one "
+            f"LOCAL_RANK {identity.local_rank}, but this machine shows {torch.cuda.device_count()} GPUs; start one "
             "process a GPU, or use engine.device=cpu"
         )
-    return torch.device("cuda", place.local_rank)
+    return torch.device("cuda", identity.local_rank)

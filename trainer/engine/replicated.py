@@ -49,6 +49,7 @@ class LossScale:
             judged: Whether the step says anything about the scale, bool scalar: the loss is computed without it, so
                 one that is not finite, or has no terms, leaves scale and count as they are.
         """
+        # All of it on the device: the host does not know whether a gradient overflowed.
         good = torch.where(overflowed, 0.0, self._good_steps + 1)
         grow = good >= self.INTERVAL
         factor = torch.where(overflowed, self.BACKOFF, torch.where(grow, self.GROWTH, 1.0))
@@ -160,6 +161,7 @@ class Replicated:
 
     def backward(self, loss: Tensor) -> None:
         """See `Backend`: both wrappers average over ranks, which the factor undoes."""
+        # Factors on the loss go through to the gradients; the scale is taken off again before clipping.
         loss = loss * self._world_size
         if self._scale is not None:
             loss = loss * self._scale.value
@@ -186,6 +188,7 @@ class Replicated:
         if self._scale is not None:
             self._scale.update(overflowed, judged)
 
+        # Step: the optimizer leaves everything as it was where `found_inf` is set.
         set_schedule(self.optimizer, rate, decay)
         self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         if self._deepspeed is not None:
@@ -248,6 +251,7 @@ class Forward(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model; with None touch every trained parameter instead, the last one first in the backward."""
+        # For `settle_buckets`: each gradient has to come once, whatever the model computes.
         if len(args) == 1 and args[0] is None:
             return sum((parameter * 0.0).sum() for parameter in self.parameters() if parameter.requires_grad)
         if self._channels_last:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import DeepSpeedPlugin
+from accelerate import Accelerator, DeepSpeedPlugin
 from torch import Tensor, nn
 
 from ...data.errors import ConfigError
@@ -16,7 +16,6 @@ from ..settings.engine import EngineConfig
 from .averaging import Parts
 from .lamb import PartitionedLamb
 from .optimizers import counts_steps, fresh_state, set_schedule
-from .processes import Processes
 from .replicated import LossScale, UpdateResult
 
 # Elements of a reduction: DeepSpeed's default of 5e8 sets 2 GB aside before the first step.
@@ -52,7 +51,7 @@ def make_plugin(config: EngineConfig, device_type: str) -> Any:
 
 
 def start_deepspeed(
-    processes: Processes,
+    accelerator: Accelerator,
     config: EngineConfig,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -72,14 +71,15 @@ def start_deepspeed(
     # DeepSpeed warns of optimizers that are not its own, and of skipped steps, which the loop reports.
     deepspeed.utils.logger.setLevel(logging.ERROR)
 
-    settings = processes.accelerator.state.deepspeed_plugin.deepspeed_config
+    # The plugin was made before batch and clipping were known.
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config
     settings["train_micro_batch_size_per_gpu"] = micro_batch_per_rank
     settings["gradient_clipping"] = clip_norm if clip_norm is not None and config.zero_stage else 0.0
     settings["zero_optimization"]["reduce_bucket_size"] = min(
         BUCKET_ELEMENTS, sum(parameter.numel() for parameter in model.parameters())
     )
 
-    wrapped, _ = processes.accelerator.prepare(model, optimizer)
+    wrapped, _ = accelerator.prepare(model, optimizer)
     if wrapped.zero_optimization_stage() != config.zero_stage:
         raise ConfigError(
             f"DeepSpeed started with ZeRO stage {wrapped.zero_optimization_stage()}, expected "
@@ -98,11 +98,12 @@ class FlatParts:
 
     def own(self, parameter: Any) -> Tensor:
         """See `Parts`."""
-        part: Tensor = parameter.ds_tensor.detach()
-        return part
+        flat: Tensor = parameter.ds_tensor.detach()
+        return flat
 
     def whole(self, parameter: Any, part: Tensor) -> Tensor:
         """See `Parts`."""
+        # Flat pieces of equal length, the last one filled up: cut the filling off.
         parts = [torch.empty_like(part) for _ in range(self._world_size)]
         dist.all_gather(parts, part.contiguous())
         return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)

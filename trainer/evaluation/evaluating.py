@@ -21,11 +21,12 @@ from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 from ...data.stream.stream import evaluation_batches
 from ...models.nowcasting.baselines import Forecaster
-from ..engine.engine import Engine, EngineConfig
+from ..engine.engine import Engine
 from ..forecasting.forecaster import RunForecaster, load_forecaster
 from ..pictures.forecasts import Case
 from ..processes.agreement import on_all_ranks, settle
 from ..processes.entry import set_up_logging, start_other_processes
+from ..settings.engine import EngineConfig
 from ..settings.evaluation import EvaluateConfig
 from ..verification.rows import Rows, merge, score_window
 from .cases import Chosen, case_of, choose_cases

@@ -56,6 +56,7 @@ def on_all_ranks(engine: Ranks, work: Callable[[], _Result]) -> _Result:
     try:
         result = work()
     except Exception as error:
+        # A cause that nobody foresaw keeps its traceback, and the heartbeat tells the others.
         known = [number for number, (kind, _) in enumerate(CAUSES) if isinstance(error, kind)]
         if not known:
             raise

@@ -116,11 +116,13 @@ def meet(address: Address, timeout_s: float, stop_asked: Callable[[], bool]) -> 
     Raises:
         RankEndedError: Ranks are missing after that time (they are named), or a rank was asked to stop.
     """
+    # Say that this rank is here, under a key that the others can ask for by number.
     deadline_s = time.monotonic() + timeout_s
     store = _connect_in_thread(address, timeout_s, stop_asked)
     store.set(_presence(address.rank), os.uname().nodename)
     num_arrived = store.add(_ARRIVED, 1)
 
+    # Ask quickly at first: most ranks come at the same time.
     pause_s = 0.02
     while num_arrived < address.world_size:
         if (verdict := read_verdict(store)) is not None:
@@ -147,6 +149,7 @@ def _connect_in_thread(address: Address, timeout_s: float, stop_asked: Callable[
         except Exception as error:
             failures.append(error)
 
+    # Looked after from here, where signals arrive.
     thread = threading.Thread(target=connect, name="meeting", daemon=True)
     thread.start()
     while thread.is_alive():
@@ -159,6 +162,7 @@ def _connect_in_thread(address: Address, timeout_s: float, stop_asked: Callable[
     (failure,) = failures
     if not isinstance(failure, DistNetworkError):
         raise failure
+    # Torch has one error for both, and only its text tells them apart.
     if "EADDRINUSE" in str(failure):
         text = (
             f"rank 0 cannot open port {address.port} of MASTER_PORT: it is in use on this machine; choose a free one "
@@ -181,6 +185,7 @@ def _leave(store: Store, address: Address, text: str, code: int) -> None:
 
 
 def _name_missing(store: Store, address: Address, timeout_s: float) -> str:
+    # Asked of the store: a rank that came has left its name there.
     missing = [rank for rank in range(address.world_size) if not store.check([_presence(rank)])]
     return (
         f"{len(missing)} of {address.world_size} ranks did not come within {timeout_s:g} s (engine.start_timeout_s): "

@@ -57,6 +57,7 @@ class Seen:
     @classmethod
     def read(cls, rank: int, record: dict[str, Any]) -> Self:
         """Read what a rank has just published, see `publication`."""
+        # Ages travel, for clocks differ: turned back into times of this process.
         now_s = time.monotonic()
         age_s = record.pop("age_s")
         host, published = record.pop("host"), record.pop("published")
@@ -98,6 +99,7 @@ def name_late(table: Sequence[Seen], silent: Sequence[Seen], now_s: float) -> st
         silent: Those of them that are silent.
         now_s: This process' monotonic clock.
     """
+    # Silence explains lateness: who is late besides only waits for the silent ones.
     late = list(silent)
     if not silent:
         earliest = min(seen.beat.order for seen in table)

@@ -26,7 +26,6 @@ class RunFacts:
         device: What a process computes on.
         processes: How many there are.
         started_s: When this attempt began, on this process' monotonic clock.
-        window: Frames a window.
         num_windows: Windows to train on.
         num_held_out: Windows to evaluate on.
         steps_per_epoch: Updates in which each window is read about once.
@@ -38,7 +37,6 @@ class RunFacts:
     device: str
     processes: int
     started_s: float
-    window: int
     num_windows: int
     num_held_out: int
     steps_per_epoch: int
@@ -53,7 +51,7 @@ def announce_run(config: TrainingConfig, facts: RunFacts) -> None:
         f"process(es), {stage}{config.engine.precision}"
     )
     LOG.info(
-        f"{facts.num_windows} windows of {facts.window} frames to train on, {facts.num_held_out} held out; global "
+        f"{facts.num_windows} windows of {config.window} frames to train on, {facts.num_held_out} held out; global "
         f"batch {config.data.global_batch}, {facts.steps_per_epoch} steps an epoch; writing to {config.run.dir}"
     )
 
@@ -71,6 +69,7 @@ def announce_sources(shares: Sequence[SourceShare], absent: Sequence[str]) -> No
         )
     if len(shares) > 1:
         LOG.info("sources: %s", "; ".join(map(str, shares)))
+        # Lanes are whole: what was asked for may not divide into them.
         changed = [share for share in shares if abs(share.share - share.asked) > 1e-6]
         if changed:
             LOG.warning(

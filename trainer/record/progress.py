@@ -40,6 +40,7 @@ class Progress:
         if not (self.enabled and wants_bar):
             yield
             return
+        # Log lines go above the bar while it stands.
         self._bar = tqdm(total=self.run.steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05)
         try:
             with logging_redirect_tqdm():
@@ -66,6 +67,7 @@ class Progress:
             self._bar.set_postfix(figures, refresh=False)
             self._bar.update(finished - self._bar.n)
             return
+        # Without a bar: a line, with the time left at the speed of this attempt.
         spent_s = time.perf_counter() - self._start_s
         left_s = spent_s / max(finished - self._first_step, 1) * (self.run.steps - finished)
         text = "  ".join(f"{name} {value}" for name, value in figures.items())

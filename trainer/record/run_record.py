@@ -45,14 +45,7 @@ class RunRecord:
         self._lock = hold(self.folder)
         with writing(self.folder):
             (self.folder / "config.yaml").write_text(as_yaml(self.config), encoding="utf-8")
-        facts = self.facts
-        self.usage = Usage(
-            self.folder,
-            processes=facts.processes,
-            device=facts.device,
-            first_step=self._first_step,
-            started_s=facts.started_s,
-        )
+        self.usage = Usage(self.folder, self.facts, first_step=self._first_step)
 
     def open_trackers(self) -> None:
         """Open where the metrics go."""
@@ -63,6 +56,7 @@ class RunRecord:
     def log(self, finished: int, metrics: dict[str, float]) -> None:
         """Show, track and count the figures of a finished step."""
         self._last_step = max(self._last_step, finished)
+        # Of the figures by step the summary keeps the last; times and memory are of no use there.
         self._latest |= {name: value for name, value in metrics.items() if "/" not in name}
         if self.usage is not None:
             self.usage.note_alive(finished)
@@ -93,6 +87,7 @@ class RunRecord:
 
     def announce_end(self, *, skipped_steps: int, versions: dict[str, str], places: Mapping[str, str]) -> None:
         """Write the summary of a finished run, unless nothing was left to do, and print it with the places to look."""
+        # A run that was asked for fewer steps than it has done keeps those.
         steps = max(self._first_step, self.config.run.steps)
         lines: dict[str, str] = {}
         if self.usage is not None:

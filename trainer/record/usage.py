@@ -12,6 +12,7 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from ...data.whole_file import write_whole
+from .announcements import RunFacts
 
 LOG = logging.getLogger(__name__)
 
@@ -56,22 +57,21 @@ class Usage:
 
     Args:
         folder: Of the run.
-        processes: Of this attempt.
-        device: What they compute on.
+        facts: What runs, on which devices, and since when.
         first_step: Steps that are done.
-        started_s: When the attempt began, on this process' monotonic clock.
     """
 
-    def __init__(self, folder: Path, *, processes: int, device: str, first_step: int, started_s: float) -> None:
+    def __init__(self, folder: Path, facts: RunFacts, *, first_step: int) -> None:
         self._path = folder / USAGE_FILE
-        self._started_s = started_s
+        self._started_s = facts.started_s
         self._written_s = -float("inf")
         now_s = time.time()
+        # It began when this process started to wait for the others, before there was a run.
         self._now = Attempt(
-            started_utc=_utc(now_s - (time.monotonic() - started_s)),
+            started_utc=_utc(now_s - (time.monotonic() - facts.started_s)),
             ended_utc=_utc(now_s),
-            processes=processes,
-            device=device,
+            processes=facts.processes,
+            device=facts.device,
             device_hours=0.0,
             first_step=first_step,
             last_step=first_step,
@@ -123,19 +123,14 @@ class Usage:
 
 
 def _read(path: Path) -> list[Attempt]:
-    """Read the attempts so far; a file that is damaged is kept beside, and counting starts anew."""
+    """Read the attempts so far; where a file is damaged, counting starts anew."""
     if not path.exists():
         return []
     try:
         return _ATTEMPTS.validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        aside = path.with_name(f"{path.name}.damaged")
-        LOG.warning("%s cannot be read (%s): kept as %s; device hours count from here", path, error, aside.name)
-    try:
-        path.replace(aside)
-    except OSError as error:
-        LOG.warning("%s cannot be moved: %s", path, error)
-    return []
+        LOG.warning("%s cannot be read (%s): device hours count from here", path, error)
+        return []
 
 
 def write_json(path: Path, content: object) -> None:

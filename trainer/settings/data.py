@@ -73,6 +73,7 @@ class ArchiveConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        # Counts, sizes and shares.
         for name in ("threads", "readers"):
             check_number(f"data.{name}", getattr(self, name), least=1)
         for name in ("decoded_mb", "prefetch_mb", "deadline_s", "cache_gb"):
@@ -139,6 +140,7 @@ class ArchiveConfig:
         for name in ("validation_times", "test_times"):
             if getattr(self, name) is not None and self.train_times is None:
                 raise ConfigError(f"data.{name} is set and data.train_times is not; state the times of training too")
+        # A recipe may state the default share; only another one contradicts stated times.
         for name, default in (("validation_share", VALIDATION_SHARE), ("test_share", 0.0)):
             if self.train_times is not None and getattr(self, name) not in (None, 0, default):
                 raise ConfigError(
@@ -158,21 +160,21 @@ class ArchiveConfig:
             return None
 
         spans: dict[str, tuple[TimeSpan, ...]] = {}
-        for part in ("train", "validation", "test"):
-            texts = getattr(self, f"{part}_times") or ()
-            spans[part] = tuple(parse_span(f"data.{part}_times", text) for text in texts)
+        for split in ("train", "validation", "test"):
+            texts = getattr(self, f"{split}_times") or ()
+            spans[split] = tuple(parse_span(f"data.{split}_times", text) for text in texts)
         if not spans["train"]:
             raise ConfigError("data.train_times holds no span; expected at least one START/STOP")
 
         # Spans of different parts keep the guard's distance, each pair compared once.
         guard_s = round(self.split_guard_h * 3600)
-        named = [(part, span) for part, spans_of_part in spans.items() for span in spans_of_part]
-        for position, (part, span) in enumerate(named):
-            for other_part, other in named[:position]:
+        named = [(split, span) for split, split_spans in spans.items() for span in split_spans]
+        for position, (split, span) in enumerate(named):
+            for other_split, other in named[:position]:
                 is_near = span.start_s < other.stop_s + guard_s and other.start_s < span.stop_s + guard_s
-                if other_part != part and is_near:
+                if other_split != split and is_near:
                     raise ConfigError(
-                        f"data.{other_part}_times {other} and data.{part}_times {span} overlap or are nearer to each "
+                        f"data.{other_split}_times {other} and data.{split}_times {span} overlap or are nearer to each "
                         f"other than data.guard_h {self.split_guard_h:g} hours; move them apart, or shorten the guard"
                     )
         return spans

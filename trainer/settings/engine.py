@@ -37,6 +37,7 @@ class EngineConfig:
         """Check what needs neither processes nor a device."""
         check_number("engine.timeout_s", self.timeout_s, above=0)
         check_number("engine.start_timeout_s", self.start_timeout_s, above=0)
+        # What DeepSpeed cannot do is refused before processes start.
         if self.zero_stage is not None and self.precision == "fp64":
             raise ConfigError(
                 f"engine.precision=fp64 with engine.zero_stage={self.zero_stage}: DeepSpeed keeps fp32 master weights; "

@@ -79,6 +79,7 @@ class EvaluateConfig:
                 f"protocol is published, which is about rain above {PUBLISHED_THRESHOLD_MMH:g} mm/h, and thresholds is "
                 f"{stated}; add {PUBLISHED_THRESHOLD_MMH:g}"
             )
+        # Read once here, so that a slip ends the command before any data is opened.
         _ = self.case_times_s
 
     @property

@@ -109,6 +109,7 @@ def _check_together(config: SharedConfig) -> None:
             raise ConfigError(f"{key} is {value}; it must be a finite number")
 
     data = config.data
+    # Every micro-batch is whole: its windows share their batch statistics.
     if data.global_batch % data.micro:
         sizes = [size for size in range(1, data.global_batch + 1) if data.global_batch % size == 0]
         raise ConfigError(

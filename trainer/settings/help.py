@@ -137,6 +137,7 @@ def _default(item: "dataclasses.Field[Any]") -> str | None:
 
 def _overview(cls: type, prog: str, groups: Sequence[Group], lists: Sequence[str]) -> str:
     """Write what must be given, then every group in a paragraph of names and defaults."""
+    # The usage line holds what must be given, and nothing else.
     required = [item.key for group in groups for item in group.settings if item.default is None]
     words = " ".join(f"--{key} VALUE{' ...' if key in lists else ''}" for key in required)
     usage = f"usage: {prog} [--config FILE_OR_RECIPE] {words} [--GROUP.SETTING VALUE ...]"

@@ -112,6 +112,7 @@ class NowcastConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         self._check_effects()
+        # Motion is found between two frames: one is too few.
         advects = self.name == "spat_spark" and self.head == "advected"
         finds_motion = advects or self.match in ("extrapolated", "floor")
         check_number("model.frames_in", self.frames_in, least=2 if finds_motion else 1)
@@ -126,6 +127,7 @@ class NowcastConfig:
 
     def _check_effects(self) -> None:
         """Refuse what was set for the other kind of model: it would have no effect."""
+        # Compared with the defaults: a setting that was left alone is no contradiction.
         others = _SPAT_SPARK_ONLY if self.name == "smaat_unet" else _SMAAT_ONLY
         defaults = {item.name: item.default for item in fields(NowcastConfig)}
         changed = [f"model.{name} {getattr(self, name)}" for name in others if getattr(self, name) != defaults[name]]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,7 +78,8 @@ def _build(cls: type[_Parsed], parser: ArgumentParser, read: Callable[[], Namesp
 
 def as_dict(config: TrainingConfig) -> dict[str, Any]:
     """Return the resolved configuration as plain YAML and JSON values."""
-    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
+    # Tuples become lists, which YAML and JSON have.
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
 
@@ -111,6 +113,7 @@ def dotted_keys(cls: type, prefix: str = "") -> list[str]:
 
 def _with_lists(argv: Sequence[str], lists: Sequence[str], cls: type) -> list[str]:
     """Write `--models a b` as `--models=["a", "b"]`, which the parser takes; other words stay as they are."""
+    # Words of text are quoted for YAML, and numbers are not.
     of_text = {item.name for item in dataclasses.fields(cls) if "text" in type_words(item.type)}
     words: list[str] = []
     name: str | None = None
@@ -140,6 +143,7 @@ def _list_text(values: Sequence[str], *, quoted: bool) -> str:
 
 def _with_files(words: Sequence[str], cls: type) -> list[str]:
     """Put the path of a recipe in its name's place, and check every file of settings."""
+    # Files are checked before the parser reads them: its own errors do not name the line.
     sections = {key.rpartition(".")[0] for key in dotted_keys(cls)} - {""}
     complete: list[str] = []
     for position, word in enumerate(words):
@@ -176,6 +180,7 @@ def _cause(error: Exception) -> str:
 
 def _with_nearest(message: str, keys: Sequence[str]) -> str:
     """Add the valid key that an unknown one, as the parser quotes it, is nearest to."""
+    # Nearest as it was written, else by its last word alone.
     leaf_keys = {key.rpartition(".")[2]: key for key in keys}
     for asked in re.findall(r"(?:--|')([\w.]+)", message):
         if asked in keys:
@@ -208,12 +213,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)
-
-
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists, which YAML has."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

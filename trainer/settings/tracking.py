@@ -41,6 +41,7 @@ class TrackingConfig:
         if len(set(self.services)) < len(self.services):
             raise ConfigError(f"tracking.services names one twice: {', '.join(self.services)}; name each once")
 
+        # The strictest of the services decides for all of them.
         for key, text in (("project", self.project), ("run_name", self.run_name)):
             if text is not None and _NAME.fullmatch(text) is None:
                 allowed = "up to 100 letters, digits, spaces, '.', '_' and '-', the first a letter or a digit"

@@ -46,6 +46,7 @@ def check_yaml_file(path: Path, sections: Iterable[str]) -> None:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
 
+    # A section without settings (`model:`) reads as null, which is none.
     for section in sorted(sections):
         values = settings
         for name in section.split("."):

@@ -36,6 +36,7 @@ class RunIds:
         self._path = folder / IDS_FILE
         self._lock = threading.Lock()
         self._ids: dict[str, str] = {}
+        # A new run in an old folder is another run for the services too.
         if resumed:
             try:
                 kept = json.loads(self._path.read_text(encoding="utf-8"))
@@ -49,6 +50,7 @@ class RunIds:
 
     def keep(self, key: str, run_id: str) -> str:
         """Write an id down, and give it back; raises OSError where the file cannot be written."""
+        # Each service keeps its id from a thread of its own.
         with self._lock:
             self._ids[key] = run_id
             write_whole(self._path, (json.dumps(self._ids, indent=1, sort_keys=True) + "\n").encode())

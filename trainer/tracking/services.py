@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 from ...data.credentials import looks_secret, redact
+from ...data.errors import ConfigError
 from ...data.fetch.web import knock
 from .ids import ServiceRun
 from .queued import Tracker, describe
@@ -37,10 +38,6 @@ WANDB_ANSWER_S: Final = 5.0
 WANDB_INIT_S: Final = 30.0
 
 _logger = logging.getLogger(__name__)
-
-
-class TrackerError(RuntimeError):
-    """What the user has to change before a service can be used."""
 
 
 class Service(Tracker):
@@ -98,7 +95,7 @@ class WandbService(Service):
         mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_key_is_there() else "offline")
         if mode == "online" and not _wandb_key_is_there():
             # The library would ask on the terminal.
-            raise TrackerError("WANDB_MODE is online, but there is no key: set WANDB_API_KEY or run `wandb login`")
+            raise ConfigError("WANDB_MODE is online, but there is no key: set WANDB_API_KEY or run `wandb login`")
 
         try:
             if mode == "online":
@@ -301,14 +298,14 @@ def prepare(name: str, run: ServiceRun) -> Callable[[], Tracker]:
     def start() -> Tracker:
         for variable in kind.addresses:
             if looks_secret(os.environ.get(variable, ""), any_query=False):
-                raise TrackerError(
+                raise ConfigError(
                     f"{variable} holds a user, a password or a key, which libraries show; give the plain address, and "
                     "the credential in the service's own variable for it"
                 )
         try:
             return kind(run)
         except ModuleNotFoundError as error:
-            raise TrackerError(f"{error}; install it: pip install -e '.[{kind.extra}]'") from error
+            raise ConfigError(f"{error}; install it: pip install -e '.[{kind.extra}]'") from error
 
     return start
 

@@ -64,6 +64,7 @@ class JsonlTracker:
             self._file.close()
 
     def _append(self, step: int, kind: str, content: dict[str, Any]) -> None:
+        # A line in one write: a kill leaves whole lines and at most one torn.
         record = {"step": step, "time_s": round(time.time(), 3), kind: content}
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
         # A disk that fills takes part of a line without an error; the next write would glue another to it.
@@ -213,6 +214,7 @@ def open_trackers(
 
 def _cut_after(path: Path, step: int | None) -> None:
     """Rewrite the file with the lines up to a step; a torn or foreign line goes too."""
+    # Steps after the checkpoint are computed again, and would stand twice.
     lines = path.read_bytes().splitlines(keepends=True)
     steps = [_step_of(line) for line in lines]
     if num_foreign := steps.count(None):

@@ -10,6 +10,7 @@ from ..engine.engine import Engine
 
 def sum_figures(engine: Engine, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sum float64 tensors of any shape over ranks; names and order are the same on all of them."""
+    # One collective for all figures: each call costs a round trip, however small the tensor.
     flat = engine.sum_over_ranks(torch.cat([figure.flatten() for figure in figures.values()]))
     totals = torch.split(flat, [figure.numel() for figure in figures.values()])
     return {name: total.view(figures[name].shape) for name, total in zip(figures, totals, strict=True)}
@@ -30,6 +31,7 @@ class HostCopy:
         self._values = torch.stack(list(figures.values()))
         self.arrived: torch.cuda.Event | None = None
         if self._values.device.type == "cuda":
+            # Only a copy into page-locked memory goes on while the host does something else.
             pinned = torch.empty(self._values.shape, dtype=self._values.dtype, pin_memory=True)
             pinned.copy_(self._values, non_blocking=True)
             self._values = pinned

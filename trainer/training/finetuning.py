@@ -19,10 +19,8 @@ from ...models.weights.transfer import InitReport, init_from
 from ..checkpoint.folder import BEST_FOLDER, Loaded, load, save
 from ..checkpoint.seen import SeenFrames, state_beside
 from ..checkpoint.state import TrainState
-from ..engine.engine import Engine
 from ..forecasting.build import build_nowcaster
 from ..processes.agreement import on_main
-from ..processes.entry import StopSignal
 from ..record.folder import EVALUATED
 from ..settings.experiment import FinetuneConfig
 from ..settings.parse import as_dict
@@ -51,10 +49,8 @@ class Finetuning(TrainingRun[FinetuneConfig]):
 
     model: Nowcaster | SmaAtUNet
     task: NowcastTask
-
-    def __init__(self, config: FinetuneConfig, engine: Engine, stop: StopSignal) -> None:
-        self.best: tuple[int, float] | None = None
-        super().__init__(config, engine, stop)
+    best: tuple[int, float] | None = None
+    """Step and value of the best checkpoint so far."""
 
     def build_model(self) -> Nowcaster | SmaAtUNet:
         """Build the nowcaster."""
@@ -128,17 +124,18 @@ class Finetuning(TrainingRun[FinetuneConfig]):
                     f"features stand for other values; set model.{key} alike unless that is meant"
                 )
 
+        # Times of different radar products say nothing about shared frames.
         if origin.data.get("source") != self.windows.index.source:
             return
         seen = SeenFrames.read(origin.data)
-        for part, table in (("validation", self.windows.held_out), ("test", self.windows.test)):
+        for split, table in (("validation", self.windows.held_out), ("test", self.windows.test)):
             if seen is None or table is None:
                 continue
             shared = seen.shared("train", window_times(self.windows.index, table), str(source))
             if shared is None:
                 continue
-            finding = f"init_from: in the {part} part of this run {shared}"
-            if part == "test":
+            finding = f"init_from: in the {split} part of this run {shared}"
+            if split == "test":
                 raise ConfigError(
                     f"{finding}: a score there would say how well it remembers. Start from a run that held it out (the "
                     "same data.test_share, validation_share and guard_h), or state another data.test_times"
@@ -148,10 +145,11 @@ class Finetuning(TrainingRun[FinetuneConfig]):
     def _check_frozen(self, report: InitReport) -> None:
         """Refuse to freeze what the checkpoint does not give."""
         config = self.config.model
+        # What is frozen is set by names; the densify layers and mask tokens go with the decoder that they feed.
         prefixes = {"encoder": ("sparse_encoder.",), "decoder": ("dense_decoder.", "densify_")}
         if config.mask_ratio > 0:
             prefixes["decoder"] += ("mask_tokens.",)
-        frozen = tuple(prefix for part in prefixes if config.freeze in (part, "both") for prefix in prefixes[part])
+        frozen = tuple(name for half in prefixes if config.freeze in (half, "both") for name in prefixes[half])
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         unset = [
             name
@@ -200,6 +198,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
                 f"{chosen[0]}: does not record {name}, by which it was chosen; remove {self.folder / BEST_FOLDER} to "
                 "go on without it"
             )
+        # A score of other windows is another quantity, and the run would compare the two from here on.
         before = state.config["data"]["evaluation_windows"]
         now = self.config.data.evaluation_windows
         if before != now:
@@ -223,6 +222,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         """Keep the evaluated weights where they are the best so far on the validation part."""
         name, sign = CHOICES[self.config.run.choose_by]
         value = metrics.get(name, math.nan)
+        # A model that forecasts no numbers somewhere is never the best, whatever its scores elsewhere.
         if metrics.get(NONFINITE):
             LOG.warning("step %d: %d forecast values are no number; not the best", finished, metrics[NONFINITE])
             return

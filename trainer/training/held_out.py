@@ -71,6 +71,7 @@ class HeldOut(ABC):
     def evaluate(self, picture: Path, *, step: int) -> dict[str, float]:
         """Compute the held-out figures on all ranks and draw on the main one; the model is in evaluation mode."""
         with torch.no_grad():
+            # All ranks compute, as sharded weights need; one of them draws.
             metrics = {} if self.table is None else self._score(self.table)
             batch = on_all_ranks(self.engine, self._read_shown)
             draw = self.drawing(batch, step)
@@ -81,6 +82,7 @@ class HeldOut(ABC):
 
     def _score(self, table: WindowTable) -> dict[str, float]:
         """Compute the held-out figures on all ranks: the same for any world size."""
+        # Sums stay on the device until all batches are through: one copy to the host an evaluation.
         sums: dict[str, Tensor] = {}
         for batch in self._batches(table):
             num_read = float((batch.window_b >= 0).sum())
@@ -105,6 +107,7 @@ class HeldOut(ABC):
         A rank that cannot read gives padding to the end, and fails together with those that wait for it.
         """
         self._failure = None
+        # Every rank goes through the same number of batches, so that their collectives meet.
         num_batches = -(-min(len(table), self.data.evaluation_windows) // self.data.micro)
         reading = evaluation_batches(
             self.windows.storage,

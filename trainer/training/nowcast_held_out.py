@@ -63,6 +63,7 @@ class NowcastHeldOut(HeldOut):
             skills.append(_ratio(hits, forecast + observed - hits))
             metrics[f"held_out_csi_{threshold:g}"] = skills[-1]
             metrics[f"held_out_bias_{threshold:g}"] = _ratio(forecast, observed)
+        # A threshold that no window reaches has no score; the mean is over those that have one.
         defined = [skill for skill in skills if not math.isnan(skill)]
         metrics["held_out_csi"] = sum(defined) / len(defined) if defined else math.nan
         return metrics
@@ -75,6 +76,7 @@ class NowcastHeldOut(HeldOut):
         if valid_bthw is None:
             valid_bthw = torch.ones_like(future_mmh_bthw, dtype=torch.bool)
 
+        # Missing pixels are neither an error nor an event.
         squares = torch.where(valid_bthw, (rain_mmh_bthw - future_mmh_bthw).double().square(), 0.0).sum()
         sums = {
             "loss": self.task.losses(forecast_bthw, frames).double().sum(),

@@ -19,7 +19,7 @@ from ...models.nowcasting.nowcaster import Nowcaster
 from ...models.nowcasting.smaat_unet import SmaAtUNet
 from ...models.patches import PATCH
 from ..settings.experiment import FinetuneConfig
-from .task import Places, PreparedBatch, StepOutput, Task, mark_padding_missing, places_of
+from .task import DrawKeys, PreparedBatch, StepOutput, Task, draw_keys, mark_padding_missing
 
 Loss = Literal["mse", "mse_ssim", "weighted", "spectral", "csi"]
 
@@ -63,21 +63,22 @@ class NowcastTask(Task):
 
     def prepare(self, batch: Batch) -> NowcastBatch:
         """Draw crop, turn, mask and depth from (seed, purpose, global step, index in the global batch)."""
-        places = places_of(batch)
-        counts_bthw = self._cropped(batch.counts_bthw, places)
+        keys_b = draw_keys(batch)
+        counts_bthw = self._cropped(batch.counts_bthw, keys_b)
         rows, cols = counts_bthw.shape[-2:]
+        # Without a mask the model takes its dense path.
         visible_bv = None
         if self.mask_ratio > 0:
-            visible_bv = torch.from_numpy(self.draw_visible("mask", places, (rows // PATCH, cols // PATCH)))
-        turn_b = self.draw_turns(places, (rows, cols))
-        return self._batch(batch, counts_bthw, visible_bv, turn_b, self.draw_depth(places))
+            visible_bv = torch.from_numpy(self.draw_visible("mask", keys_b, (rows // PATCH, cols // PATCH)))
+        turn_b = self.draw_turns(keys_b, (rows, cols))
+        return self._batch(batch, counts_bthw, visible_bv, turn_b, self.draw_depth(keys_b))
 
     def prepare_held_out(self, batch: Batch) -> NowcastBatch:
         """Take a window as it is: an evaluation draws nothing, and padding has no terms."""
         real_b = mark_padding_missing(batch)
         return self._batch(batch, batch.counts_bthw, None, None, None, always_missing=not real_b.all())
 
-    def _cropped(self, counts_bthw: Tensor, places: Places) -> Tensor:
+    def _cropped(self, counts_bthw: Tensor, keys_b: DrawKeys) -> Tensor:
         rows, cols = counts_bthw.shape[-2:]
         if self.crop is None or (rows, cols) == (self.crop, self.crop):
             return counts_bthw
@@ -85,8 +86,8 @@ class NowcastTask(Task):
         # Of a uint16 tensor torch on the CPU stacks and copies, but little more: numpy does the cutting.
         counts: npt.NDArray[np.uint16] = counts_bthw.numpy()
         cropped = np.empty((*counts.shape[:2], self.crop, self.crop), np.uint16)
-        for number, place in enumerate(places):
-            draws = generator(self.seed, "crop", *place)
+        for number, keys in enumerate(keys_b):
+            draws = generator(self.seed, "crop", *keys)
             row, col = (int(draws.integers(size - self.crop + 1)) for size in (rows, cols))
             cropped[number] = counts[number, :, row : row + self.crop, col : col + self.crop]
         return torch.from_numpy(cropped)
@@ -130,6 +131,7 @@ class NowcastTask(Task):
 
     def losses(self, forecast_bthw: Tensor, frames: Frames) -> Tensor:
         """Give each window's loss, (b,): forecast in model space, rain in mm/h."""
+        # Losses are computed in model space, but for events, which are thresholds in mm/h.
         target_bthw = self.space.from_mmh(frames.future_mmh_bthw)
         valid_bthw = frames.future_valid_bthw
         if self.loss == "mse":

@@ -57,6 +57,7 @@ class PretrainHeldOut(HeldOut):
         def draw(path: Path) -> None:
             visible_l = np.zeros(math.prod(task.grid_hw), dtype=bool)
             visible_l[prepared.visible_bv[0].cpu().numpy()] = True
+            # A few frames of the window, its first and last among them.
             shown = np.unique(np.linspace(0, self.shown.window - 1, NUM_SHOWN_FRAMES).round().astype(int))
             reconstruction_picture(
                 path,

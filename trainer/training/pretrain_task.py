@@ -14,7 +14,7 @@ from ...models.encoder import build_encoder, depth_rates
 from ...models.patches import PATCH
 from ...models.spark import SparK, SparKOutput, counted_patches, num_terms
 from ..settings.experiment import PretrainConfig
-from .task import Places, PreparedBatch, StepOutput, Task, mark_padding_missing, places_of, turn
+from .task import DrawKeys, PreparedBatch, StepOutput, Task, draw_keys, mark_padding_missing, turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,19 @@ class PretrainTask(Task):
 
     def prepare(self, batch: Batch) -> PretrainBatch:
         """Draw masks, turns and depth from (seed, purpose, global step, index in the global batch)."""
-        places = places_of(batch)
-        return self._prepared(batch, "mask", places, self.draw_turns(places, self.grid_hw), self.draw_depth(places))
+        keys_b = draw_keys(batch)
+        return self._prepared(batch, "mask", keys_b, self.draw_turns(keys_b, self.grid_hw), self.draw_depth(keys_b))
 
     def prepare_held_out(self, batch: Batch) -> PretrainBatch:
         """Draw fixed masks from (seed, purpose, window): equal for every evaluation of a run, world size or place."""
         return self._prepared(batch, "held-out mask", [(int(window),) for window in batch.window_b], None, None)
 
     def _prepared(
-        self, batch: Batch, purpose: str, places: Places, turn_b: Tensor | None, depth_keep_kb: Tensor | None
+        self, batch: Batch, purpose: str, keys_b: DrawKeys, turn_b: Tensor | None, depth_keep_kb: Tensor | None
     ) -> PretrainBatch:
         real_b = mark_padding_missing(batch)
         num_patches = self.grid_hw[0] * self.grid_hw[1]
-        visible_bv = self.draw_visible(purpose, places, self.grid_hw)
+        visible_bv = self.draw_visible(purpose, keys_b, self.grid_hw)
 
         # Of a patch with a missing pixel the loss has no term.
         counted_bl = None
@@ -90,6 +90,7 @@ class PretrainTask(Task):
         """Compute the sum of the loss' terms: SparK, Tian et al. 2023, https://arxiv.org/abs/2301.03580, section 3."""
         frames_bthw, valid_bthw = self.frames(batch)
         output = model(frames_bthw, batch.visible_bv, valid_bthw, batch.depth_keep_kb)
+        # What is trained on and what is not: the error of visible patches shows copying, not understanding.
         masked_bl = output.counted_bl & ~output.visible_bl
         metrics = {
             "masked_error": _sum_and_count(output.error_bl, masked_bl),

@@ -65,6 +65,7 @@ class TrainingRun(ABC, Generic[_Config]):
             self.model: nn.Module = on_all_ranks(engine, self.build_model)
         self.task: Task = self.build_task()
 
+        # Weights and optimizer: from a checkpoint, from other weights, or as they were drawn.
         self.saver = Saver(config.run, engine)
         self._skipped_before = 0
         self.first_step = self._resume()
@@ -149,6 +150,7 @@ class TrainingRun(ABC, Generic[_Config]):
         if engine.is_main:
             announce_sources(self.stream.shares, absent_sources(self.windows))
 
+        # A run that is ended from its watching thread still writes out its figures.
         engine.heartbeat.at_end = record.close_stalled
         outcome = "crash"
         try:
@@ -192,7 +194,6 @@ class TrainingRun(ABC, Generic[_Config]):
             device=device_name(self.engine.device),
             processes=self.engine.world_size,
             started_s=self.engine.started_s,
-            window=self.config.window,
             num_windows=len(windows.train),
             num_held_out=len(windows.held_out or ()),
             steps_per_epoch=self.stream.steps_per_epoch,
@@ -225,6 +226,7 @@ class TrainingRun(ABC, Generic[_Config]):
             self.resumed(None)
             return 0
 
+        # Strict: what would change the result is refused before the engine is prepared.
         state = saved.state
         changes = check_resume(
             state, as_dict(config), self.stream.fingerprint(), allow_plan_change=config.run.allow_plan_change
@@ -265,6 +267,7 @@ class TrainingRun(ABC, Generic[_Config]):
 
     def _save(self, finished: int) -> None:
         """Gather on all ranks, write on one."""
+        # Gather: under ZeRO every rank holds a part of the state.
         start_s = time.perf_counter()
         self.engine.heartbeat.beat("gather state", finished)
         exported = self.engine.export_state()
@@ -280,6 +283,7 @@ class TrainingRun(ABC, Generic[_Config]):
             self.record.log(finished, {"save/gather_s": gathered_s, **figures})
 
     def _evaluate(self, finished: int) -> dict[str, float]:
+        # The averaged weights stand in the model here, see `Loop`.
         name = self.held_out.picture
         picture = self.folder / PICTURES_FOLDER / f"{name}-{finished:08d}.png"
         metrics = self.held_out.evaluate(picture, step=finished)

@@ -78,6 +78,7 @@ class SkippedSteps:
             )
 
     def _warn(self, finished: int, reason: str, batches: Sequence[Batch]) -> None:
+        # Rows below 0 are windows that were lost, and have no name.
         rows = np.concatenate([batch.window_b for batch in batches])
         num_lost = int((rows < 0).sum())
         lost = [f"{num_lost} lost to data.quarantine"] if num_lost else []

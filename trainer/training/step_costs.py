@@ -38,6 +38,7 @@ class StepTimes:
     def mark(self) -> None:
         """End a part and begin the next: before the first forward, after the last backward pass, around the update."""
         if self.device.type == "cuda":
+            # An event is recorded without waiting; its time is read when the figures have arrived.
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self._events.append(event)
@@ -85,6 +86,7 @@ class Speed:
         """
         num_steps = finished - self._step
         spent_s = clock_s - self._start_s
+        # Read before the counters begin anew.
         parts_s = (self._data_s, self._forward_backward_s, self._update_s)
         self.start(finished, clock_s)
         if spent_s <= 0 or num_steps <= 0:
@@ -124,6 +126,7 @@ def memory_tables(rank: int, world_size: int, device: torch.device) -> dict[str,
     own_mb = {"memory/cpu_mb": psutil.Process().memory_info().rss / MEGABYTE}
     if device.type == "cuda":
         own_mb["memory/gpu_peak_mb"] = torch.cuda.max_memory_allocated(device) / MEGABYTE
+    # A row of zeros with one entry a rank: a sum over ranks puts the table together.
     tables = {name: torch.zeros(world_size, dtype=torch.float64, device=device) for name in own_mb}
     for name, value in own_mb.items():
         tables[name][rank].fill_(value)

@@ -15,7 +15,7 @@ from ...data.stream.stream import Batch
 from ...data.units import MISSING_COUNT, ModelSpace
 from ...models.masking import visible_positions
 
-Places = Sequence[tuple[int, ...]]
+DrawKeys = Sequence[tuple[int, ...]]
 """What decides the draws of each window: (global step, index in the global batch), or (row of the window table,)."""
 
 
@@ -58,6 +58,7 @@ class PreparedBatch:
         """Copy the tensors to a device, without waiting where the memory is pinned."""
         if device.type == "cpu":
             return self
+        # Pinned memory makes the copy asynchronous, and what is not pinned yet becomes so here.
         tensors: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -68,6 +69,7 @@ class PreparedBatch:
 
     def rain(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Turn counts into rain, turned as drawn: (mm/h, 0 where missing; valid, or None where nothing is missing)."""
+        # Turned before they are scaled: the mark of a missing pixel is a count.
         counts_bthw = self.counts_bthw.to(dtype)
         if self.turn_b is not None:
             counts_bthw = turn(counts_bthw, self.turn_b)
@@ -106,20 +108,21 @@ class Task(ABC):
     def step(self, model: Callable[..., Any], batch: Any) -> StepOutput:
         """Compute the sum of the loss' terms of a prepared batch on the model's device."""
 
-    def draw_visible(self, purpose: str, places: Places, grid_hw: tuple[int, int]) -> npt.NDArray[np.int64]:
+    def draw_visible(self, purpose: str, keys_b: DrawKeys, grid_hw: tuple[int, int]) -> npt.NDArray[np.int64]:
         """Draw the positions of each window's visible patches, (b, v), sorted."""
-        generators = (generator(self.seed, purpose, *place) for place in places)
+        generators = (generator(self.seed, purpose, *keys) for keys in keys_b)
         return np.stack([visible_positions(grid_hw, self.mask_ratio, draws) for draws in generators])
 
-    def draw_turns(self, places: Places, size_hw: tuple[int, int]) -> Tensor | None:
+    def draw_turns(self, keys_b: DrawKeys, size_hw: tuple[int, int]) -> Tensor | None:
         """Draw a code of `turn` for each window, (b,): all eight for square frames, the four flips for others."""
         if not self.augment:
             return None
+        # A frame that is not square keeps its shape under flips only.
         num_codes = 8 if size_hw[0] == size_hw[1] else 4
-        codes = [int(generator(self.seed, "turn", *place).integers(num_codes)) for place in places]
+        codes = [int(generator(self.seed, "turn", *keys).integers(num_codes)) for keys in keys_b]
         return torch.tensor(codes, dtype=torch.int64)
 
-    def draw_depth(self, places: Places) -> Tensor | None:
+    def draw_depth(self, keys_b: DrawKeys) -> Tensor | None:
         """Draw which residual branches each window keeps, (k, b): 0 or 1 / (1 - rate); None where all are kept.
 
         Stochastic depth, Huang et al. 2016, https://arxiv.org/abs/1603.09382, scaled while training so that the mean
@@ -128,7 +131,8 @@ class Task(ABC):
         rates_k = np.asarray(self.depth_rates, dtype=np.float64)
         if not rates_k.any():
             return None
-        draws_bk = [generator(self.seed, "depth", *place).random(rates_k.size) for place in places]
+        # One stream a window: a window draws the same, whatever shares its batch.
+        draws_bk = [generator(self.seed, "depth", *keys).random(rates_k.size) for keys in keys_b]
         keep_bk = [(draws_k >= rates_k) / (1 - rates_k) for draws_k in draws_bk]
         return torch.from_numpy(np.stack(keep_bk, axis=1)).to(self.dtype)
 
@@ -139,6 +143,7 @@ def turn(frames_bhw: Tensor, turn_b: Tensor) -> Tensor:
     Codes as in `PreparedBatch.turn_b`; all eight are the symmetries of the square (dihedral group of order 8).
     """
     shape = (-1,) + (1,) * (frames_bhw.dim() - 1)
+    # One bit each; all images go through the same operations, and `where` picks.
     columns, rows, transposed = ((turn_b >> bit & 1).bool().view(shape) for bit in range(3))
     turned = torch.where(columns, frames_bhw.flip(-1), frames_bhw)
     turned = torch.where(rows, turned.flip(-2), turned)
@@ -147,7 +152,7 @@ def turn(frames_bhw: Tensor, turn_b: Tensor) -> Tensor:
     return turned
 
 
-def places_of(batch: Batch) -> Places:
+def draw_keys(batch: Batch) -> DrawKeys:
     """Give what decides the draws of a training batch's windows, whatever rank holds them."""
     return [(batch.step, int(index)) for index in batch.index_b]
 

@@ -122,8 +122,6 @@ def open_archive(config: ArchiveConfig, shards_at_once: int) -> tuple[Storage, I
             index = of_source(index, config.source)
         except DataError as error:
             raise DataError(f"{storage.url}: data.source: {error}") from error
-        if not index.sequences:
-            raise DataError(f"{storage.url}: data.source: the archive holds no frame of {config.source!r}")
     return _cached(storage, index, config, shards_at_once), index
 
 
@@ -136,6 +134,7 @@ def _cached(storage: Storage, index: Index, config: ArchiveConfig, shards_at_onc
             f"data.cache_dir is set, and data.shards, {storage.url}, is a folder on this machine already: no effect; "
             "leave it out"
         )
+    # The shards that are read at one time have to fit in together.
     limit_bytes = round(config.cache_gb * GIGABYTE)
     largest = sorted((shard.num_bytes for shard in index.shards), reverse=True)[:shards_at_once]
     if sum(largest) > limit_bytes:
@@ -205,6 +204,7 @@ def open_stream(windows: Windows, config: WindowsConfig, *, seed: int, rank: int
     Raises:
         ConfigError: The batch sizes, lanes and the world size do not fit one another; the text names those that do.
     """
+    # What is not stated follows from the batch sizes.
     lanes = config.lanes or default_lanes(config.micro)
     block_bytes = default_block_bytes(config.global_batch, lanes)
     if config.block_mb is not None:
@@ -262,6 +262,7 @@ def absent_sources(windows: Windows) -> list[str]:
 
 def wettest(index: Index, table: WindowTable) -> WindowTable:
     """Take the window with the most rain, the one worth a picture."""
+    # Rain of every window of a sequence at once: a running sum over its frames.
     totals = {
         int(number): np.convolve(index.sequences[int(number)].rain_fraction, np.ones(table.window), "valid")
         for number in np.unique(table.sequence)

@@ -10,8 +10,9 @@ from torch import nn
 
 from rainspark.launch.doctor.memory_formula import ModelSize, rank_memory, size_of
 from rainspark.launch.doctor.memory_trace import mark, traced
-from rainspark.trainer.engine.engine import Engine, EngineConfig
+from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.engine.zero import BUCKET_ELEMENTS
+from rainspark.trainer.settings.engine import EngineConfig
 from rainspark.trainer.settings.optim import OptimConfig
 from tests.distributed import run_ranks
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -172,45 +171,25 @@ def test_files_follow_the_umask_and_none_is_a_pickle(tmp_path: Path) -> None:
     assert json.loads((path / "state.json").read_bytes())["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
-def _refused_and_previous_used(run: Path, damaged: Path) -> None:
-    """Check that the damaged newest checkpoint is refused by the file's name, and the one before it is used."""
-    with pytest.raises(CheckpointError, match=re.escape(damaged.name)):
-        load(damaged.parent)
-    assert load(run).state.step == 1
-
-
-@pytest.mark.parametrize(("damage", "trials"), [("flip", 500), ("cut", 100)])
-def test_damage_is_refused_by_file_name(tmp_path: Path, damage: str, trials: int) -> None:
-    """Bit flips and truncations of every file, averaged weights among them."""
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "extra"])
+def test_damage_to_any_file_is_refused_by_its_name_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
+    """That every single bit counts is shown of the manifest, which all of them are read by."""
     _save(tmp_path, 1)
-    files = sorted(_save(tmp_path, 2, average=_tensors(9)).iterdir())
-    random = np.random.default_rng(0)
-    for trial in range(trials):
-        path = files[trial % len(files)]
-        whole = path.read_bytes()
-        damaged = bytearray(whole)
-        place = random.integers(len(whole))
-        if damage == "flip":
-            damaged[place] ^= 1 << int(random.integers(8))
-        else:
-            del damaged[place:]
-        path.write_bytes(damaged)
-        _refused_and_previous_used(tmp_path, path)
+    newest = _save(tmp_path, 2, average=_tensors(9))
+    for path in [newest / "stray.bin"] if damage == "extra" else sorted(newest.iterdir()):
+        whole = path.read_bytes() if path.exists() else b""
+        half = len(whole) // 2
+        match damage:
+            case "flip":
+                path.write_bytes(whole[:half] + bytes([whole[half] ^ 4]) + whole[half + 1 :])
+            case "cut" | "extra":
+                path.write_bytes(whole[:half])
+            case "missing":
+                path.unlink()
+        with pytest.raises(CheckpointError, match=re.escape(path.name)):
+            load(newest)
+        assert load(tmp_path).state.step == 1
         path.write_bytes(whole)
-    assert load(tmp_path).state.step == 2
-
-
-def test_missing_and_extra_files_are_refused_by_name(tmp_path: Path) -> None:
-    _save(tmp_path, 1)
-    newest = _save(tmp_path, 2)
-    for path in sorted(newest.iterdir()):
-        whole = path.read_bytes()
-        path.unlink()
-        _refused_and_previous_used(tmp_path, path)
-        path.write_bytes(whole)
-    stray = newest / "ema.safetensors"
-    stray.write_bytes(b"")
-    _refused_and_previous_used(tmp_path, stray)
 
 
 def test_whole_files_of_wrong_content_are_refused(tmp_path: Path) -> None:

@@ -206,15 +206,6 @@ def test_two_runs_with_one_address_are_told_apart(tmp_path: Path) -> None:
         push(make_checkpoint(tmp_path / "a", 1), store, keep_last=2)
 
 
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("ftp://host/x", "ftp:// is not known"),
-        ("s3://bucket/x", "AWS_ACCESS_KEY_ID"),
-        ("https://host/x", r"https://host/x: a web server is only read; expected a folder, s3://"),
-    ],
-)
-def test_a_wrong_address_is_refused(monkeypatch: pytest.MonkeyPatch, url: str, message: str) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
-    with pytest.raises(CheckpointError, match=message):
-        CheckpointStore(url)
+def test_a_wrong_address_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"https://host/x: a web server is only read; expected a folder, s3://"):
+        CheckpointStore("https://host/x")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rainspark.models.norm import BatchNorm2d
-from rainspark.trainer.engine.engine import Engine, EngineConfig, EngineState
+from rainspark.trainer.engine.engine import Engine, EngineState
+from rainspark.trainer.settings.engine import EngineConfig
 from rainspark.trainer.settings.optim import OptimConfig
 
 BATCH = 8
@@ -66,7 +67,6 @@ def train_step(
     rate: float = 1e-2,
     decay: float = 0.02,
     micro_steps: int = 1,
-    backwards: bool = False,
     poison: str | None = None,
     average_decay: float = 0.0,
 ) -> tuple[float, float, bool]:
@@ -76,8 +76,6 @@ def train_step(
     """
     dtype = torch.float64 if engine.config.precision == "fp64" else torch.float32
     frames = batch_of(step, dtype)
-    if backwards:
-        frames = frames.flip(0)
     if poison == "input":
         frames[-1, 0, 0, 0] = torch.nan
     engine.start_step()
@@ -107,9 +105,9 @@ def take_over(engine: Engine, state: EngineState) -> None:
     engine.import_state(engine.broadcast_object(state))
 
 
-def run_steps(engine: Engine, optim: OptimConfig, *, steps: int = STEPS, backwards: bool = False) -> dict[str, Any]:
+def run_steps(engine: Engine, optim: OptimConfig) -> dict[str, Any]:
     rate = 1e-2 if optim.name == "sgd" else 1e-3
-    figures = [train_step(engine, step, rate=rate, backwards=backwards) for step in range(steps)]
+    figures = [train_step(engine, step, rate=rate) for step in range(STEPS)]
     return {
         "losses": [figure[0] for figure in figures],
         "norms": [figure[1] for figure in figures],
@@ -126,25 +124,21 @@ def fp64_run() -> dict[str, Any]:
 
 
 def equality(stage: Any) -> dict[str, Any]:
-    """Gradients from one state, and 20 steps of SGD and AdamW; without ZeRO also with the batch backwards."""
-    found: dict[str, Any] = {}
+    """Gradients from one state, and 20 steps of SGD and AdamW."""
+    results: dict[str, Any] = {}
     engine = make_engine(stage, PLAIN_SGD)
     before = flat(engine.export_state())
-    _, found["norm"], _ = train_step(engine, 0, rate=1024.0, decay=0.0)
+    _, results["norm"], _ = train_step(engine, 0, rate=1024.0, decay=0.0)
     after = flat(engine.export_state())
     # w1 = w0 - 1024 g: the gradient of every engine, read the same way.
     names = [name for name, _ in engine.bare_model.named_parameters()]
-    found["gradient"] = {name: (before[name] - after[name]) / 1024 for name in names if name in before}
+    results["gradient"] = {name: (before[name] - after[name]) / 1024 for name in names if name in before}
     engine.shutdown(clean=True)
     for optim in (SGD, ADAMW):
         engine = make_engine(stage, optim)
-        start = engine.export_state()
-        found[optim.name] = run_steps(engine, optim)
-        if stage is None:
-            take_over(engine, start)
-            found[f"{optim.name} backwards"] = run_steps(engine, optim, backwards=True)
+        results[optim.name] = run_steps(engine, optim)
         engine.shutdown(clean=True)
-    return found
+    return results
 
 
 def accumulation(stage: Any) -> dict[str, Any]:
@@ -167,20 +161,20 @@ def skipping(stage: Any, optim: OptimConfig) -> dict[str, Any]:
     clean = [train_step(engine, step)[0] for step in range(3)]
     without = flat(engine.export_state())
     take_over(engine, start)
-    found: dict[str, Any] = {"clean losses": clean, "without": without, "skipped": [], "unchanged": True}
+    results: dict[str, Any] = {"clean losses": clean, "without": without, "skipped": [], "unchanged": True}
     losses = []
     for step, poisons in ((0, ("input", "flag")), (1, ("flag", "input", "input")), (2, ())):
         for poison in poisons:
             before = flat(engine.export_state())
-            found["skipped"].append(train_step(engine, 90, poison=poison, micro_steps=2)[2])
-            found["unchanged"] &= equal(before, flat(engine.export_state()))
+            results["skipped"].append(train_step(engine, 90, poison=poison, micro_steps=2)[2])
+            results["unchanged"] &= equal(before, flat(engine.export_state()))
         loss, _, skipped = train_step(engine, step)
         losses.append(loss)
-        found["skipped"].append(skipped)
-    found["losses"] = losses
-    found["with"] = flat(engine.export_state())
+        results["skipped"].append(skipped)
+    results["losses"] = losses
+    results["with"] = flat(engine.export_state())
     engine.shutdown(clean=True)
-    return found
+    return results
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -310,17 +304,17 @@ def buffers_of_ranks() -> tuple[bool, dict[str, Any]]:
 
 def everything(rank: int) -> dict[str, Any]:
     """All that two ranks are asked, in one start of the processes."""
-    found: dict[str, Any] = {"fp64": fp64_run()}
-    found["settled"], found["buffers"] = buffers_of_ranks()
+    results: dict[str, Any] = {"fp64": fp64_run()}
+    results["settled"], results["buffers"] = buffers_of_ranks()
     for stage in STAGES:
-        found[f"equality {stage}"] = equality(stage)
-        found[f"accumulation {stage}"] = accumulation(stage)
+        results[f"equality {stage}"] = equality(stage)
+        results[f"accumulation {stage}"] = accumulation(stage)
         for optim in (SGD, ADAMW):
-            found[f"skipping {stage} {optim.name}"] = skipping(stage, optim)
+            results[f"skipping {stage} {optim.name}"] = skipping(stage, optim)
         for precision in ("fp32", "bf16", "fp16"):
-            found[f"resuming {stage} {precision}"] = resuming(stage, precision)
-        found[f"overflowing {stage}"] = overflowing(stage)
-        found[f"averaging {stage}"] = averaging(stage)
-    found["crossing"] = crossing()
-    found["rank"] = rank
-    return found
+            results[f"resuming {stage} {precision}"] = resuming(stage, precision)
+        results[f"overflowing {stage}"] = overflowing(stage)
+        results[f"averaging {stage}"] = averaging(stage)
+    results["crossing"] = crossing()
+    results["rank"] = rank
+    return results

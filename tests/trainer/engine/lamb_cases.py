@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rainspark.trainer.engine.engine import Engine, EngineConfig, EngineState
+from rainspark.trainer.engine.engine import Engine, EngineState
+from rainspark.trainer.settings.engine import EngineConfig
 from rainspark.trainer.settings.optim import OptimConfig
 from tests.trainer.engine.cases import STAGES, equal, flat, skipping
 

@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -13,7 +11,6 @@ from rainspark.data.exit_codes import ExitCode
 from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.processes.agreement import NonFiniteError, describe
 from rainspark.trainer.processes.entry import STOP_SIGNALS, StopSignal, run_entry, start_other_processes
-from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -80,12 +77,3 @@ def test_other_processes_are_not_started_where_a_launcher_did(monkeypatch: pytes
     start_other_processes({"MASTER_PORT": "1", "RANK": "0"})
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     start_other_processes({"MASTER_PORT": "1", "RANK": "0"})
-
-
-def test_a_mistyped_setting_of_the_real_command_ends_with_code_3_before_anything_starts() -> None:
-    command = [sys.executable, "trainer/pretrain.py", "--run.dirr", "x"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == ExitCode.CONFIG
-    assert "run.dirr" in done.stderr
-    assert "nearest valid key is run.dir" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -161,6 +161,8 @@ def test_a_stop_ends_the_wait_of_all() -> None:
     port, asked = free_port(), threading.Event()
     with ThreadPoolExecutor(2) as pool:
         ends = [pool.submit(met, rank, 3, port, asked.is_set if rank else lambda: False) for rank in (0, 1)]
+        # Both have come by then: who is stopped before cannot tell the others.
+        time.sleep(1)
         asked.set()
         errors = [end.exception() for end in ends]
     assert [getattr(error, "code", None) for error in errors] == [75, 75]

@@ -6,13 +6,24 @@ from pathlib import Path
 
 import pytest
 
+from rainspark.trainer.record.announcements import RunFacts
 from rainspark.trainer.record.summary import SUMMARY_FILE, Summary, finite_or_text, summary_lines
 from rainspark.trainer.record.usage import Usage, write_json
 
 
 def started(folder: Path, *, first_step: int = 0, ago_s: float = 0.0, processes: int = 4) -> Usage:
-    started_s = time.monotonic() - ago_s
-    return Usage(folder, processes=processes, device="cpu", first_step=first_step, started_s=started_s)
+    facts = RunFacts(
+        model="resnet18",
+        num_parameters=1,
+        device="cpu",
+        processes=processes,
+        started_s=time.monotonic() - ago_s,
+        num_windows=1,
+        num_held_out=0,
+        steps_per_epoch=1,
+        data={},
+    )
+    return Usage(folder, facts, first_step=first_step)
 
 
 def test_hours_of_all_attempts_are_added_up(tmp_path: Path) -> None:
@@ -31,11 +42,10 @@ def test_hours_of_all_attempts_are_added_up(tmp_path: Path) -> None:
     assert "in 3 attempts (now 4 x cpu)" in last.describe()
 
 
-def test_a_damaged_record_is_kept_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_record_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for content in ("{", '[{"outcome": "done"}]', '["x"]', "7", '[{"started_utc": 1}]'):
         (tmp_path / "usage.json").write_text(content)
         assert len(started(tmp_path).attempts) == 1
-        assert (tmp_path / "usage.json.damaged").read_text() == content
     assert "device hours count from here" in caplog.text
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,15 +120,6 @@ def test_a_failing_sink_is_switched_off_alone_with_one_warning(caplog: pytest.Lo
     assert good.calls == [*((s, {"loss": 1.0 / s}) for s in range(1, 5)), (4, "picture", Path("a.png")), "closed"]
 
 
-def test_an_interrupt_is_not_a_failing_sink() -> None:
-    class Interrupted(Remembers):
-        def log(self, step: int, metrics: Mapping[str, float]) -> None:
-            raise KeyboardInterrupt(step, metrics)
-
-    with pytest.raises(KeyboardInterrupt):
-        Trackers([Interrupted("interrupted")]).log(1, {})
-
-
 @contextmanager
 def _file_size_limit(num_bytes: int) -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -151,18 +142,6 @@ def test_a_disk_that_fills_does_not_stop_the_run(tmp_path: Path, caplog: pytest.
     whole.log(11, {})
     whole.close()
     assert len(_lines(tmp_path / "metrics.jsonl")) >= 3, "the torn line is gone, those before it are there"
-
-
-@pytest.mark.parametrize("tensorboard", [True, False])
-def test_the_setting_chooses_the_sinks(tmp_path: Path, tensorboard: bool) -> None:
-    trackers = open_trackers(tmp_path, TrackingConfig(tensorboard=tensorboard), resume_step=None)
-    trackers.log(1, {"loss": 1.0})
-    trackers.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "metrics.jsonl",
-        *(["tensorboard"] if tensorboard else []),
-    ]
-    assert trackers.problems == []
 
 
 def test_sinks_that_cannot_be_opened_are_named_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from rainspark.data.randomness import generator
 from rainspark.data.stream.stream import Batch
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.models.encoder import build_encoder
@@ -164,11 +163,3 @@ def test_held_out_draws_depend_on_the_window_alone_and_padding_has_no_terms() ->
     assert not bool(valid[2].any())
     output = model(frames, first.visible_bv, valid, None)
     assert not bool(output.counted_bl[2].any())
-
-
-def test_generators_of_different_purposes_and_keys_differ() -> None:
-    def draw(seed: int, purpose: str, *keys: int) -> tuple[int, ...]:
-        return tuple(generator(seed, purpose, *keys).integers(2**60, size=3).tolist())
-
-    assert len({draw(0, "a"), draw(1, "a"), draw(0, "b"), draw(0, "a", 0), draw(0, "a", 1)}) == 5
-    assert draw(0, "a", 1) == draw(0, "a", 1)

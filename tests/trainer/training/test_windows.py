@@ -1,7 +1,6 @@
 """The archive of a run, split in time: which windows belong to which part, and what is said where one has none."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import pytest
 
 from rainspark.data.errors import DataError
 from rainspark.data.sequences import TimeSpan
-from rainspark.data.shards.index import Index, dump_index, load_index, signed
-from rainspark.data.store.storage import open_storage
+from rainspark.data.shards.index import Index
 from rainspark.data.windows.selection import WindowTable
 from rainspark.trainer.record.announcements import announce_sources
 from rainspark.trainer.settings.data import NowcastDataConfig, WindowsConfig
@@ -171,12 +169,3 @@ def test_a_source_that_a_part_has_no_window_of_is_named(mixed: Path, caplog: pyt
 def test_parts_without_windows_of_a_mixed_archive_advise_stated_times(mixed: Path) -> None:
     with pytest.raises(DataError, match=r"has no window.*sources are of different years, state data.train_times"):
         open_windows(WindowsConfig(shards=str(mixed), validation_share=0.05, guard_h=0), WINDOW)
-
-
-def test_a_source_without_frames_is_refused(mixed: Path, tmp_path: Path) -> None:
-    """Packing writes no such archive."""
-    index = load_index(open_storage(mixed))
-    other = replace(index.origins[0], source="None")
-    open_storage(tmp_path).write("index.json", dump_index(signed(replace(index, origins=(*index.origins, other)))))
-    with pytest.raises(DataError, match=r"data.source: the archive holds no frame of 'None'"):
-        open_windows(WindowsConfig(shards=str(tmp_path), source="None"), WINDOW)
