@@ -76,8 +76,7 @@ def find_runs(end_times_s: Sequence[int], cadence_s: int) -> Runs:
         cadence_s: Seconds from frame to frame.
 
     Raises:
-        DataError: No frames, times that do not rise, times off the grid of the cadence, or a cadence that no two
-            neighbouring frames have.
+        DataError: No frames, times off the grid of the cadence, or a cadence that no two neighbouring frames have.
     """
     if cadence_s < 1:
         raise DataError(f"a cadence of {cadence_s} s; expected at least 1 s")
@@ -85,12 +84,6 @@ def find_runs(end_times_s: Sequence[int], cadence_s: int) -> Runs:
         raise DataError("no frames; expected at least one")
 
     steps = [after - before for before, after in pairwise(end_times_s)]
-    for i, step in enumerate(steps):
-        if step <= 0:
-            raise DataError(
-                f"frame times do not rise: {iso_time(end_times_s[i + 1])} follows {iso_time(end_times_s[i])}"
-            )
-
     # A wrong cadence is reported before single frames: files 10 minutes apart are no 5-minute archive full of gaps.
     if steps and min(steps) != cadence_s:
         raise DataError(

@@ -328,7 +328,6 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of `rainspark verify`."""
     parser = CommandParser(prog="rainspark verify", description=__doc__)
     parser.add_argument("shards", metavar="SHARDS", help="folder or address of a packed archive")
-    parser.add_argument("--threads", type=int, help="shards at once (as many as cores, four at most)")
     return parser
 
 
@@ -337,9 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
 
     def work() -> int:
-        if arguments.threads is not None and arguments.threads < 1:
-            raise DataError(f"--threads {arguments.threads}: expected at least 1")
-        report = verify(arguments.shards, threads=arguments.threads)
+        report = verify(arguments.shards)
         sys.stdout.write("".join(f"problem  {problem}\n" for problem in report.problems))
         verdict = f"{len(report.problems)} problems" if report.problems else "sound"
         sys.stdout.write(

@@ -26,8 +26,6 @@ from .web import AnswerError, Web
 
 PARTS_FOLDER: Final = ".fetching"
 MAX_FAILED_FILES: Final = 5
-QUOTA_PER_HOUR: Final = 1000
-"""Requests of a registered key (https://developer.dataplatform.knmi.nl/open-data-api)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +82,10 @@ def fetch_knmi(options: FetchOptions, key: str, *, pause_s: float = 1.0) -> tupl
         # What is there in its listed length is kept.
         missing = _missing(storage, files, options.parallel)
         num_bytes = sum(file.num_bytes for file in missing)
-        hours = len(missing) / QUOTA_PER_HOUR
         sys.stderr.write(
             f"{api.dataset}: {len(files)} files, {files[0].name} to {files[-1].name}\n"
             f"{len(files) - len(missing)} of {len(files)} files are there already, {len(missing)} to download "
-            f"({num_bytes / 1e6:,.1f} MB; {hours:.1f} h at {QUOTA_PER_HOUR} requests an hour)\n"
+            f"({num_bytes / 1e6:,.1f} MB)\n"
         )
 
         if missing and not options.dry_run:

@@ -164,7 +164,6 @@ class SmaatSource:
         if not whole:
             raise DataError(f"none of {len(windows)} ready windows is at the cadence; nothing to pack")
 
-        # Windows overlap, so their frames' times repeat; those of their first frames must not.
         # Windows overlap, so only their first frames' times have to differ.
         firsts = in_time_order(list(whole))
         length = lengths[0]

@@ -128,8 +128,6 @@ def in_time_order(refs: Sequence[Ref]) -> tuple[Ref, ...]:
     """Sort frames by their times; raises DataError for two of one time, both named."""
     ordered = sorted(refs, key=lambda ref: (ref.end_time_s, str(ref)))
     for before, after in pairwise(ordered):
-        if str(before) == str(after):
-            raise DataError(f"{before} is there twice; expected one: make the archive anew with one of them")
         if before.end_time_s == after.end_time_s:
             raise DataError(f"two frames of one time: {before} and {after}; expected one, remove the other")
     return tuple(ordered)

@@ -78,10 +78,42 @@ def open_access(url: str, limits: TimeLimits) -> Access:
             in the environment.
     """
     address = _split(url)
-    if address.scheme in {"http", "https"}:
-        return _open_web(address, limits)
+    read_only = address.scheme in {"http", "https"}
+    kind: Any = HTTPStore
+    if read_only:
+        shown = _check_web(address)
+        place: dict[str, Any] = {"url": shown}
+        allow_http = address.scheme == "http"
+    else:
+        kind = _KINDS[address.scheme]
+        shown, prefix = _check_bucket(address)
+        # One DELETE an object: not every store of this kind knows the request for many.
+        config = {"disable_bulk_delete": True} if address.scheme == "s3" else None
+        place = {"bucket": address.netloc, "prefix": prefix or None, "config": config}
+        allow_http = _endpoint(address.scheme).startswith("http://") or _emulated(address)
 
-    # The address: a bucket, and a prefix for all names.
+    def connect(limits: TimeLimits, retries: int) -> Client:
+        options = _client_options(limits, allow_http=allow_http)
+        return kind(**place, client_options=options, retry_config=_retry_config(retries, limits))
+
+    # While a body is sent, no byte comes back.
+    patient = replace(limits, read_s=limits.request_s)
+    try:
+        return Access(
+            url=shown,
+            client=connect(limits, 0),
+            writer=connect(patient, 0),
+            uploader=connect(patient, _UPLOAD_RETRIES),
+            read_only=read_only,
+            endpoint="" if read_only else redact(_endpoint(address.scheme)),
+        )
+    except (BaseError, ValueError, OSError) as error:
+        # The page of Rust's debug output below the first line names settings.
+        raise DataError(f"{shown}: the store cannot be opened: {redact(str(error).partition(chr(10))[0])}") from None
+
+
+def _check_bucket(address: SplitResult) -> tuple[str, str]:
+    """Check bucket, prefix, endpoint and credentials of a store; gives its address for messages, and the prefix."""
     bucket = address.netloc
     prefix = address.path.strip("/")
     shown = f"{address.scheme}://{bucket}" + (f"/{prefix}" if prefix else "")
@@ -89,34 +121,9 @@ def open_access(url: str, limits: TimeLimits) -> Access:
         raise DataError(f"{shown}: {bucket!r} is no bucket's name; expected {address.scheme}://BUCKET/PREFIX")
     if prefix:
         check_name(shown, prefix)
-
-    # The environment: endpoint and credentials.
     _check_endpoint(address.scheme, shown)
     check_credentials(address.scheme, shown)
-    allow_http = _endpoint(address.scheme).startswith("http://") or _emulated(address)
-    patient = replace(limits, read_s=limits.request_s)
-
-    kind: Any = _KINDS[address.scheme]
-    # One DELETE an object: not every store of this kind knows the request for many.
-    config = {"disable_bulk_delete": True} if address.scheme == "s3" else None
-
-    def connect(limits: TimeLimits, retries: int) -> Client:
-        options = _client_options(limits, allow_http=allow_http)
-        retry = _retry_config(retries, limits)
-        return kind(bucket, prefix=prefix or None, config=config, client_options=options, retry_config=retry)
-
-    try:
-        return Access(
-            url=shown,
-            client=connect(limits, 0),
-            writer=connect(patient, 0),
-            uploader=connect(patient, _UPLOAD_RETRIES),
-            read_only=False,
-            endpoint=redact(_endpoint(address.scheme)),
-        )
-    except (BaseError, ValueError, OSError) as error:
-        # The page of Rust's debug output below the first line names settings.
-        raise DataError(f"{shown}: the store cannot be opened: {redact(str(error).partition(chr(10))[0])}") from None
+    return shown, prefix
 
 
 def _split(url: str) -> SplitResult:
@@ -135,22 +142,17 @@ def _split(url: str) -> SplitResult:
     return address
 
 
-def _open_web(address: SplitResult, limits: TimeLimits) -> Access:
+def _check_web(address: SplitResult) -> str:
+    """Check the address of a web server; gives it for messages."""
     url = address.geturl().rstrip("/")
     if not address.hostname:
         raise DataError(f"{url}: names no host; expected https://HOST/PATH")
-    plain = address.scheme == "http"
-    if plain and address.hostname not in _LOCAL_HOSTS and not is_on("RAINSPARK_ALLOW_HTTP"):
+    if address.scheme == "http" and address.hostname not in _LOCAL_HOSTS and not is_on("RAINSPARK_ALLOW_HTTP"):
         raise DataError(
             f"{url}: http:// is open to whoever listens or changes; expected https://, or set RAINSPARK_ALLOW_HTTP=1 "
             "for a network of your own"
         )
-    options = _client_options(limits, allow_http=plain)
-    try:
-        client = HTTPStore(url, client_options=options, retry_config=_retry_config(0, limits))
-    except (BaseError, ValueError, OSError) as error:
-        raise DataError(f"{url}: cannot be opened: {redact(str(error).partition(chr(10))[0])}") from None
-    return Access(url=url, client=client, writer=client, uploader=client, read_only=True)
+    return url
 
 
 def _client_options(limits: TimeLimits, *, allow_http: bool) -> "ClientConfig":

@@ -39,7 +39,7 @@ _DAMAGED_READS: Final = 3
 
 
 def open_store(
-    url: str, *, deadline_s: float, connections: int, read_timeout_s: float | None = None
+    url: str, *, deadline_s: float, connections: int = 16, read_timeout_s: float | None = None
 ) -> "ObjectStorage":
     """Open an object store or files on a web server.
 
@@ -53,8 +53,8 @@ def open_store(
     Raises:
         DataError: See data/store/access.py.
     """
-    if not (0 < deadline_s < math.inf) or connections < 1:
-        raise DataError(f"{url}: deadline {deadline_s} s, {connections} connections; expected both above 0")
+    if not 0 < deadline_s < math.inf:
+        raise DataError(f"{url}: a deadline of {deadline_s} s; expected one above 0")
     try_s = min(60.0, deadline_s / 4)
     read_s = min(30.0, try_s / 2) if read_timeout_s is None else min(read_timeout_s, try_s)
     access = open_access(url, TimeLimits(connect_s=min(10.0, try_s / 2), read_s=read_s, request_s=try_s))
@@ -127,7 +127,6 @@ class ObjectStorage:
 
     def exists(self, name: str) -> bool:
         """Check whether there is such an object."""
-        check_name(self.url, name)
 
         def attempt(_: int) -> bool:
             try:
@@ -140,12 +139,10 @@ class ObjectStorage:
 
     def size(self, name: str) -> int:
         """Give an object's length in bytes."""
-        check_name(self.url, name)
         return self._run(self._address(name), "read", lambda _: int(obstore.head(self._client, name)["size"]))
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """Read bytes start to stop - 1, or to the end, all of one version of the object."""
-        check_name(self.url, name)
         where = self._address(name)
         check_range(where, start, stop)
         if start == stop:
@@ -239,18 +236,18 @@ class ObjectStorage:
         """Do nothing: what was not finished never had a name here."""
 
     def _address(self, name: str) -> str:
+        """Give the address of a name; raises DataError for one that is not allowed."""
+        check_name(self.url, name)
         return f"{self.url}/{name}"
 
     def _writable(self, name: str) -> str:
         """Check a name to be written or removed; returns its address."""
-        check_name(self.url, name)
+        where = self._address(name)
         if self._access.read_only:
-            raise DataError(
-                f"{self._address(name)}: a web server is only read; expected a folder, s3://, gs:// or az://"
-            )
+            raise DataError(f"{where}: a web server is only read; expected a folder, s3://, gs:// or az://")
         if name.endswith(PARTIAL_SUFFIX):
-            raise DataError(f"{self._address(name)}: names that end in {PARTIAL_SUFFIX} are hidden; choose another")
-        return self._address(name)
+            raise DataError(f"{where}: names that end in {PARTIAL_SUFFIX} are hidden; choose another")
+        return where
 
     def _run(self, where: str, action: str, attempt: Callable[[int], _Result], *, more_s: float = 0.0) -> _Result:
         """Send a request until it succeeds, with obstore's errors judged."""

@@ -1,8 +1,7 @@
-"""Send a failed request again: full-jitter back-off, a budget of retries, a deadline.
+"""Send a failed request again: full-jitter back-off until a deadline.
 
 Back-off: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: waits drawn from 0 to the doubled bound keep
-many clients from coming back together. Budget: retries are paid from a bucket that successes refill, as in the standard
-mode of the AWS SDKs, but an empty bucket slows them down instead of ending them: a minute's outage must not end a run.
+many clients from coming back together.
 """
 
 import logging
@@ -47,9 +46,6 @@ class RetryPolicy:
         first_wait_s: Bound of the first wait; it doubles with every further one.
         slow_down_factor: What the waits grow by after 429 or 503.
         longest_wait_s: Bound of every wait.
-        burst: Retries that may follow each other without a success.
-        per_success: Retries that a success pays for: above 1, a store that fails half the time is still worked through.
-        per_s: Retries a second that time pays for: what a dead store gets in all.
         quiet_s: Seconds that an operation may fail before a warning says that it is tried again.
         silent_s: Seconds from one warning of a storage to the next.
     """
@@ -59,46 +55,8 @@ class RetryPolicy:
     first_wait_s: float = 0.1
     slow_down_factor: float = 4.0
     longest_wait_s: float = 10.0
-    burst: float = 50.0
-    per_success: float = 1.5
-    per_s: float = 1.0
     quiet_s: float = 5.0
     silent_s: float = 30.0
-
-
-class RetryBudget:
-    """A bucket of retries, shared by all operations of a storage; safe for threads.
-
-    Args:
-        policy: How it is filled.
-        clock: Gives monotonic seconds.
-    """
-
-    def __init__(self, policy: RetryPolicy, clock: Callable[[], float] = time.monotonic) -> None:
-        self._policy = policy
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._tokens = policy.burst
-        self._filled_at = clock()
-
-    def succeeded(self) -> None:
-        """Fill in what a success pays for."""
-        with self._lock:
-            self._fill()
-            self._tokens = min(self._policy.burst, self._tokens + self._policy.per_success)
-
-    def take(self) -> float:
-        """Take one retry; returns the seconds until it is paid for, 0 while the bucket holds some."""
-        # The bucket may owe: whoever takes next waits for longer.
-        with self._lock:
-            self._fill()
-            self._tokens -= 1
-            return max(0.0, -self._tokens / self._policy.per_s)
-
-    def _fill(self) -> None:
-        now = self._clock()
-        self._tokens = min(self._policy.burst, self._tokens + (now - self._filled_at) * self._policy.per_s)
-        self._filled_at = now
 
 
 class Retries:
@@ -108,7 +66,7 @@ class Retries:
     and whoever comes later after one try, until a request succeeds. So many operations end as soon as one.
 
     Args:
-        policy: Waits, budget, deadline.
+        policy: Waits and deadline.
         traffic: Counts requests, retries and waits.
         connections: Requests that may be under way at once.
         endpoint: Where the store is asked, for messages; "" where its address says so.
@@ -121,7 +79,6 @@ class Retries:
         self._warned_at = -math.inf
         self._traffic = traffic
         self._slots = threading.BoundedSemaphore(connections)
-        self._budget = RetryBudget(policy)
         self._succeeded_at = -math.inf
         self._is_dead = threading.Event()
         # The system's random bits: what they decide is when, never what.
@@ -133,7 +90,6 @@ class Retries:
         def request(failures: int) -> _Result:
             with self.request(where):
                 result = attempt(failures)
-            self._budget.succeeded()
             self._succeeded_at = time.monotonic()
             self._is_dead.clear()
             return result
@@ -196,7 +152,7 @@ class Retries:
         # 2**60 is beyond every bound; larger powers leave the floats.
         bound_s = policy.first_wait_s * 2.0 ** min(failures - 1, 60)
         bound_s = min(policy.longest_wait_s, bound_s * (policy.slow_down_factor if error.slow_down else 1.0))
-        return max(self._jitter.uniform(0.0, bound_s), self._budget.take())
+        return self._jitter.uniform(0.0, bound_s)
 
     def _warn(self, where: str, error: TransientError, left_s: float) -> None:
         """Warn that something fails and is tried again: once for the many operations that may wait for a store."""

@@ -76,9 +76,7 @@ class Storage(Protocol):
         """Let go of connections; nothing may be asked afterwards."""
 
 
-def open_storage(
-    url: str | Path, *, deadline_s: float = 300.0, connections: int = 16, to_write: bool = False
-) -> Storage:
+def open_storage(url: str | Path, *, deadline_s: float = 300.0, to_write: bool = False) -> Storage:
     """Open a folder, an object store, or files on a web server.
 
     Credentials and endpoint of a store come from the usual environment variables, see data/store/object_store.py.
@@ -87,7 +85,6 @@ def open_storage(
         url: A path, or an address: file://, s3://, gs://, az://, https:// (read only, cannot be listed). http:// is
             taken for this machine, or with RAINSPARK_ALLOW_HTTP=1.
         deadline_s: Seconds after which an operation on a store that still fails is given up.
-        connections: Requests that may be under way to a store at once.
         to_write: Whether files shall be written there, which a web server takes from nobody.
 
     Raises:
@@ -109,7 +106,7 @@ def open_storage(
     # Imported late: reading a folder needs no network library.
     from .object_store import open_store
 
-    return open_store(text, deadline_s=deadline_s, connections=connections)
+    return open_store(text, deadline_s=deadline_s)
 
 
 class LocalStorage:

@@ -21,7 +21,7 @@ from .cutting import StepArrays, StepFiller
 from .frame_cache import FrameCache
 from .options import ReadOptions
 from .quarantine import LostSequence, Quarantine
-from .reading import RANGE_BYTES, STORE_READERS, SequenceReader
+from .reading import STORE_READERS, SequenceReader
 
 PEAKS: Final = ("decoded_bytes_peak", "held_bytes_peak", "ahead_bytes_peak")
 
@@ -169,8 +169,6 @@ class Feed:
             self._index,
             readers=self._options.readers or (self._options.threads if in_folder else STORE_READERS),
             ahead_bytes=int(self._options.prefetch_mb * 2**20),
-            # A folder has no latency that a longer range would save.
-            range_bytes=0 if in_folder else RANGE_BYTES,
         )
 
     def _batches_of(self, arrays: StepArrays, step: int) -> list[Batch]:

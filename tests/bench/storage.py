@@ -28,7 +28,7 @@ from obstore.store import S3Store
 from rainspark.data.shards.index import Index
 from rainspark.data.store.storage import Storage, open_storage
 from rainspark.data.stream.options import ReadOptions
-from rainspark.data.stream.reading import RANGE_BYTES, STORE_READERS, SequenceReader
+from rainspark.data.stream.reading import STORE_READERS, SequenceReader
 from rainspark.data.stream.stream import Stream
 from rainspark.data.windows.mixing import BatchLayout
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
@@ -38,7 +38,6 @@ from tests.s3_server import ACCESS_KEY, SECRET_KEY, free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MB, MIB = 1e6, 2**20
-RANGES_MIB = (0, 4, 8, 16)
 ROUNDS = 3
 # Few and short: an archive that is read in seconds has to hold many blocks a lane, as a real one does.
 LANES, BLOCK_BYTES = 4, 6 * MIB
@@ -165,11 +164,11 @@ class Noted:
         return self._storage.read_checked(name, start, stop, check)
 
 
-def read_verified(storage: Any, index: Index, range_bytes: int) -> float:
+def read_verified(storage: Any, index: Index) -> float:
     """Read and verify every sequence in the order of a lane, without decoding; give the seconds."""
     order = sorted(range(len(index.sequences)), key=lambda i: (index.sequences[i].shard, index.sequences[i].offset))
     began = time.perf_counter()
-    reader = SequenceReader(storage, index, readers=STORE_READERS, ahead_bytes=512 * MIB, range_bytes=range_bytes)
+    reader = SequenceReader(storage, index, readers=STORE_READERS, ahead_bytes=512 * MIB)
     try:
         reader.request([(sequence, place) for place, sequence in enumerate(order)])
         for sequence in order:
@@ -185,24 +184,19 @@ def print_shares(storage: Storage, index: Index) -> float:
 
     The share is of the best of each, the median that of the turns' ratios.
     """
-    print(f"{'ranges':14}{'requests':>9}{'MB each':>9}{'client MB/s':>13}{'ours MB/s':>11}{'share':>7}{'median':>8}")
-    rate = 0.0
-    for range_mib in RANGES_MIB:
-        raw, ours, noted = [], [], Noted(storage)
-        for _ in range(ROUNDS):
-            noted = Noted(storage)
-            ours.append(read_verified(noted, index, range_mib * MIB))
-            raw.append(read_raw(noted.ranges, STORE_READERS))
-        total = sum(stop - start for _, start, stop in noted.ranges)
-        name = f"{range_mib} MiB" if range_mib else "a sequence"
-        best, client = total / min(ours), total / min(raw)
-        print(
-            f"{name:14}{len(noted.ranges):9}{total / len(noted.ranges) / MB:9.1f}{client / MB:13.1f}{best / MB:11.1f}"
-            f"{best / client:7.2f}{median(there / here for here, there in zip(ours, raw, strict=True)):8.2f}"
-        )
-        if range_mib * MIB == RANGE_BYTES:
-            rate = best
-    return rate
+    print(f"{'requests':>9}{'MB each':>9}{'client MB/s':>13}{'ours MB/s':>11}{'share':>7}{'median':>8}")
+    raw, ours, noted = [], [], Noted(storage)
+    for _ in range(ROUNDS):
+        noted = Noted(storage)
+        ours.append(read_verified(noted, index))
+        raw.append(read_raw(noted.ranges, STORE_READERS))
+    total = sum(stop - start for _, start, stop in noted.ranges)
+    best, client = total / min(ours), total / min(raw)
+    print(
+        f"{len(noted.ranges):9}{total / len(noted.ranges) / MB:9.1f}{client / MB:13.1f}{best / MB:11.1f}"
+        f"{best / client:7.2f}{median(there / here for here, there in zip(ours, raw, strict=True)):8.2f}"
+    )
+    return best
 
 
 def windows_per_s(

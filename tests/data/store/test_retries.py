@@ -11,7 +11,7 @@ import pytest
 
 from rainspark.data.errors import DataError
 from rainspark.data.store.names import Traffic
-from rainspark.data.store.retries import Retries, RetryBudget, RetryPolicy, TransientError
+from rainspark.data.store.retries import Retries, RetryPolicy, TransientError
 
 QUICK = RetryPolicy(deadline_s=1.0, try_s=0.1, first_wait_s=0.001, longest_wait_s=0.01)
 
@@ -119,8 +119,7 @@ def test_an_operation_that_fails_alone_ends_no_other() -> None:
 
 
 def test_what_fails_for_a_while_is_warned_of_once_for_all(caplog: pytest.LogCaptureFixture) -> None:
-    # A full bucket of retries: an empty one would end the waits before the deadline.
-    policy = replace(QUICK, deadline_s=1.5, quiet_s=0.1, silent_s=0.5, burst=1e6)
+    policy = replace(QUICK, deadline_s=1.5, quiet_s=0.1, silent_s=0.5)
     retries = Retries(policy, Traffic(), connections=4, endpoint="http://user:CANARYCANARY@host:1")
 
     def fail(_: int) -> None:
@@ -173,17 +172,3 @@ def test_a_connection_that_never_becomes_free_is_an_error() -> None:
     retries = Retries(RetryPolicy(deadline_s=0.2, try_s=0.1), Traffic(), connections=1)
     with retries.request("a"), pytest.raises(DataError, match=r"b: none of the connections became free"):
         retries.run("b", "read", lambda _: None)
-
-
-def test_half_failing_is_worked_through_and_a_dead_store_is_not_hammered() -> None:
-    now = 0.0
-    budget = RetryBudget(RetryPolicy(), lambda: now)
-    for _ in range(10_000):
-        assert budget.take() == 0
-        budget.succeeded()
-    sent = 0
-    while now < 300:
-        now += max(budget.take(), 0.001)
-        sent += 1
-    # The burst, and one a second.
-    assert sent <= 50 + 300 + 1
