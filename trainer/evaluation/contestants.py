@@ -102,6 +102,7 @@ def _entry(word: str) -> Entry:
     if model in BASELINES:
         return Entry(name=name or model, kind=model)
 
+    # What is no baseline has to be a run's folder, or else a mistyped baseline.
     folder = Path(model)
     if not folder.is_dir():
         message = f"models: {model!r} is neither the folder of a run nor a baseline ({', '.join(BASELINES)})"
@@ -271,6 +272,8 @@ def describe(kind: str, forecaster: Forecaster) -> dict[str, Any]:
             "source": forecaster.data.get("source"),
             "spans": forecaster.data.get("spans"),
         }
+
+    # Of baselines what was fitted is worth a line.
     about: dict[str, Any] = {"kind": kind}
     if isinstance(forecaster, TrainingMean | DampedExtrapolation):
         about["mean_mmh"] = forecaster.mean_mmh

@@ -64,6 +64,7 @@ def _model_json(model: ModelScores) -> dict[str, Any]:
         for lead, lead_min in enumerate(settings.leads_min)
         for threshold, threshold_mmh in enumerate(settings.thresholds_mmh)
     ]
+
     protocol = None
     if published is not None:
         protocol = {"label": published.label, "lead_min": published.lead_min, **published.values}
@@ -111,6 +112,7 @@ def score_records(settings: Settings, interval: Interval) -> Iterator[dict[str, 
     Keys: score, lead_min (minutes or "all"), threshold_mmh, scale_px, value, low, high, above_zero (share of draws).
     What a score has not (a threshold, a scale) and what does not exist (NaN) is None.
     """
+    # One record for every place in the arrays; a list of lead times ends with all of them pooled.
     figures = {"value": interval.value, "low": interval.low, "high": interval.high, "above_zero": interval.above_zero}
     for score, axes in SCORE_AXES.items():
         for at in np.ndindex(interval.value[score].shape):

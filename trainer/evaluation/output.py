@@ -164,6 +164,8 @@ def _draw_scores(evaluation: Evaluation) -> None:
     rates = Lines(curves={model.name: _exceeded(model.rows.forecast_histogram) for model in scored}, baselines=grey)
     radar = _exceeded(scored[0].rows.observed_histogram)
     scales_km = [scale * pixel_km for scale in settings.scales_px]
+
+    # Named as SCORE_PICTURES lists them.
     figures = {
         "csi": csi_against_lead(against_lead("csi"), lead_min=leads, thresholds_mmh=thresholds),
         "bias": bias_against_lead(against_lead("bias"), lead_min=leads, thresholds_mmh=thresholds),
@@ -179,6 +181,7 @@ def _draw_scores(evaluation: Evaluation) -> None:
 def _exceeded(histogram: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Compute the share of pixels above each of RAIN_EDGES_MMH, over all windows and lead times."""
     counts = histogram.sum(axis=(0, 1))
+    # Summed from the top: what lies in a class or in a higher one.
     above = counts[::-1].cumsum()[::-1][1:]
     return above / counts.sum() if counts.sum() else np.full(len(above), math.nan)
 

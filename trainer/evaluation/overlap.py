@@ -58,6 +58,7 @@ def check_overlaps(config: EvaluateConfig, run: RunForecaster, windows: WindowTi
 
 def _inherited(config: EvaluateConfig, run: RunForecaster, windows: WindowTimes, source: str) -> Iterator[str]:
     """Compare the windows with what the runs have seen that a run's weights come from."""
+    # Back from run to run, to weights of which nothing is known.
     for origin, state in starting_states(run.config.init_from):
         seen = None if state is None else SeenFrames.read(state.data)
         if state is None or seen is None:

@@ -200,6 +200,7 @@ def _grid_caveats(run: RunForecaster, index: Index) -> list[str]:
             "that it was trained on"
         )
 
+    # A run of several grids is bound to no place; others are compared by place and product.
     if own is None:
         return [f"{run.name} was trained on several radars or parts of a grid ({source}), and this is {index.source}."]
     caveats = []
@@ -249,6 +250,7 @@ def _training_part(
             "was fitted on; leave it out, or score another part"
         )
 
+    # The first run's part stands for all: their splits are the same.
     whose = f"{next(iter(runs))}'s" if runs else "data.*"
     # The run may have learned from another archive than the one that is scored.
     own = _archive_of(next(iter(runs.values())), index) if runs else None

@@ -211,6 +211,7 @@ class Evaluation:
 
     def _skill_sentence(self) -> str:
         """Report whose squared error is skill; nothing where that is not known."""
+        # All lead times pooled decide: one lead time may be luck.
         pooled = [error for error in self.squared_errors if error.lead_min == "all"]
         if all(error.skill is None for error in pooled):
             return ""

@@ -140,6 +140,7 @@ def build_tables(evaluation: Evaluation) -> ScoreTables:
 def _score_table(scored: Sequence[ModelScores], threshold_mmh: float, lead_min: float | None) -> Table:
     columns = [_text_column("Model", [model.name for model in scored])]
     for score in _COLUMNS:
+        # A column a score; FSS has one a scale, and the squared error knows no threshold.
         axes = SCORE_AXES[score]
         for scale in scored[0].rows.settings.scales_px if "s" in axes else (None,):
             # FSS at one pixel is a count of misses and false alarms, which other scores show better.
@@ -170,6 +171,7 @@ def _certainty_sections(scored: Sequence[ModelScores], compare_to: str | None) -
 
 
 def _interval_table(thresholds_mmh: Sequence[float], intervals: Mapping[str, Interval], *, with_share: bool) -> Table:
+    # Computed a model, shown a threshold a column.
     rows = [_interval_cells(interval, with_share=with_share) for interval in intervals.values()]
     columns = [
         Column(title=f"> {threshold:g} mm/h", cells=cells)
@@ -180,6 +182,7 @@ def _interval_table(thresholds_mmh: Sequence[float], intervals: Mapping[str, Int
 
 def _interval_cells(interval: Interval, *, with_share: bool) -> list[Cell]:
     """Write the CSI of every threshold, over all lead times, with its interval and the share of draws above 0."""
+    # The last place of the first axis is all lead times.
     figures = (interval.value, interval.low, interval.high, interval.above_zero)
     cells = []
     for value, low, high, above_zero in zip(*(figure["csi"][-1].tolist() for figure in figures), strict=True):
@@ -202,6 +205,7 @@ def _squared_error_section(evaluation: Evaluation, shown: Sequence[float | None]
         for error in evaluation.squared_errors
         if error.lead_min in shown or error.lead_min == "all"
     ]
+    # No figure is marked as the best: the lowest one may be no skill.
     columns = [_text_column(title, texts) for title, texts in zip(titles, zip(*rows, strict=True), strict=True)]
     text = "It is called skill only where it is below both references: blur alone lowers it."
     names = [model.name for model in evaluation.scored]
@@ -244,6 +248,7 @@ def _score_column(score: str, values: Sequence[float], detail: str = "") -> Colu
 def _worth(value: float, aim: str) -> float:
     """Give a number that is higher for a better value."""
     if aim == "→1":
+        # Half and double are equally far from 1.
         return -abs(math.log(max(value, 1e-9)))
     return value if aim == "↑" else -value
 
@@ -275,6 +280,7 @@ def section_markdown(section: Section) -> str:
     for table in section.tables:
         if table.caption:
             parts.append(f"### {table.caption}")
+        # The first column names the models; figures stand at the right.
         titles = [column.title for column in table.columns]
         ruler = ["---", *["---:"] * (len(titles) - 1)]
         rows = [[" ".join([cell.text, *cell.details]) for cell in row] for row in table.rows]

@@ -33,6 +33,7 @@ def forecast_whole(
         space: The model's space.
     """
     height, width = past_mmh_bthw.shape[-2:]
+    # Right and below: the pixels keep their places.
     border = (0, -width % PATCH, 0, -height % PATCH)
     past, valid = past_mmh_bthw, past_valid_bthw
     if any(border):
@@ -179,6 +180,7 @@ def load_forecaster(folder: Path, *, name: str | None = None, device: str = "cpu
 
     # Compared before they are loaded, so that the message names what differs.
     model = build_nowcaster(config.model)
+    # Averaged weights are what the run's own scores were made with, where it keeps them.
     weights = saved.average or saved.model
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     stored = {key: tuple(tensor.shape) for key, tensor in weights.items()}

@@ -76,6 +76,7 @@ def read_latest(paths: Iterable[Path], *, grid: Grid, cadence_s: int, frames_in:
             "expected radar data in every frame: wait for a complete hour, or give other files"
         )
 
+    # The newest file's product is the forecast's; its name and licence go into the output.
     last = frames[-1]
     for ref, frame in zip(refs, frames, strict=True):
         if frame.source != last.source:

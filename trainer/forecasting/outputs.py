@@ -107,6 +107,7 @@ def write_outputs(
     Raises:
         DataError: Something cannot be written.
     """
+    # Files are named by the last radar frame: the next forecast does not replace this one.
     stamp = datetime.fromtimestamp(forecast.reference_time_s, UTC).strftime("%Y%m%d%H%M")
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     netcdf = out / f"forecast_{stamp}.nc"
@@ -143,6 +144,7 @@ def _draw(forecast: Forecast, out: Path, stamp: str, pixel_km: float) -> list[Pa
         cadence_s=forecast.cadence_s,
         pixel_km=pixel_km,
     )
+    # A still picture a lead time for whoever needs one, and all of them in motion.
     title = f"{forecast.model}: forecast from {case.clock(0)}"
 
     storage = open_storage(out / FRAMES_FOLDER)
@@ -168,6 +170,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: this machine has no CUDA device that torch can use; leave the option out")
 
+    # Settings have been checked: what fails from here on is the run, the radar files, or the disk.
     forecaster = load_forecaster(options.run, name=options.name, device=options.device)
     forecast = make_forecast(forecaster, options.input)
     written = write_outputs(

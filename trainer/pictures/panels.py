@@ -123,6 +123,7 @@ def write_line(figure: Figure, text: str, from_top: float, points: float, *, let
         points: Size of the font.
         letter: Width of a letter as a share of that.
     """
+    # As large as asked for, unless the letters would not fit into the width.
     width, height = figure.get_size_inches()
     size = min(points, 72 * 0.96 * width / (letter * max(len(text), 1)))
     y = 1 - from_top / height

@@ -103,6 +103,7 @@ class _Panel:
             self.axis.set_xlabel(text, fontsize=8.5, color=INK)
 
     def lead_axis(self, lead_min: Sequence[float]) -> None:
+        # Five intervals at most: a narrow panel holds no more numbers.
         last = max(lead_min)
         step = next((step for step in (5, 10, 15, 20, 30, 60, 120, 180) if last / step <= 5), 360)
         self.axis.set_xlim(0, 1.03 * last)
@@ -293,6 +294,7 @@ def _plain_axis(axis: Axes) -> None:
 
 def _plain_ticks(axis: Any, values: Sequence[float], words: Sequence[str] | None = None, most: int = 12) -> None:
     """Put ticks at chosen values of a logarithmic axis, and no others."""
+    # Where there are too many for the panel every second or third is left.
     chosen = list(values)[:: -(-len(values) // most)]
     axis.set_major_locator(FixedLocator(chosen))
     axis.set_minor_locator(NullLocator())

@@ -39,6 +39,7 @@ def count_lead(
     Returns:
         The numbers that trainer.verification.Rows lists, for this window and lead time.
     """
+    # One set of classes serves the thresholds and the histograms: each pixel is sorted once.
     edges = np.unique([*thresholds_mmh, *RAIN_EDGES_MMH])
     finite_hw = np.isfinite(forecast_hw)
     measured_hw = np.ones_like(finite_hw) if valid_hw is None else valid_hw
@@ -59,6 +60,7 @@ def count_lead(
     hits = joint[event, event]
     misses = joint[0, event] - hits + failed[event]
     false_alarms = joint[event, 0] - hits + num_failed - failed[event]
+    # Above each bound less above the next one is what lies between them.
     rain = np.searchsorted(edges, RAIN_EDGES_MMH) + 1
     counts = {
         "num_valid": num_valid,
@@ -71,12 +73,14 @@ def count_lead(
         "observed_histogram": -np.diff([num_valid, *(joint[0] + failed)[rain], 0]),
     }
 
+    # A failed pixel has no error that could be summed: of its lead time there are no errors and no FSS.
     observed = observed_hw if valid_hw is None else observed_hw[valid_hw]
     sums: dict[str, Any] = {"sum_observed": observed.sum()}
     if num_failed:
         failing = ("sum_error", "sum_squared_error", "sum_absolute_error", "sum_forecast")
         fss = np.full((len(thresholds_mmh), len(scales_px)), math.nan)
         return counts | sums | dict.fromkeys(failing, math.nan) | {"fss_numerator": fss, "fss_denominator": fss}
+
     forecast = forecast_hw if valid_hw is None else forecast_hw[valid_hw]
     error = forecast - observed
     sums |= {"sum_error": error.sum(), "sum_squared_error": np.square(error).sum()}
@@ -105,6 +109,7 @@ def scores_of_sums(sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     Returns:
         By the names of SCORE_AXES, (n, lead times + 1, ...).
     """
+    # All lead times pooled are one more lead time.
     pooled = {field: np.concatenate([each, each.sum(axis=1, keepdims=True)], axis=1) for field, each in sums.items()}
     mse = ratio(pooled["sum_squared_error"], pooled["num_valid"])
     return {

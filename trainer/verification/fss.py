@@ -41,6 +41,7 @@ def fss_sums(
     denominator = np.zeros((num_thresholds, len(scales_px)))
 
     for k in range(num_thresholds):
+        # A field without an event adds nothing to any sum.
         fields = [events_hw for events_hw in (forecast_khw[k], observed_khw[k]) if events_hw.any()]
         integrals = [_integral(events_hw, margin) for events_hw in fields]
 
@@ -79,6 +80,7 @@ def _integral(events_hw: BoolArray, margin: int) -> CountArray:
     inner = integral[margin + 1 : margin + 1 + rows, margin + 1 : margin + 1 + cols]
     np.cumsum(events_hw, axis=0, dtype=np.int32, out=inner)
     np.cumsum(inner, axis=1, out=inner)
+    # To the right of the domain and below it nothing is added.
     integral[:, margin + 1 + cols :] = integral[:, margin + cols, None]
     integral[margin + 1 + rows :] = integral[margin + rows]
     return integral

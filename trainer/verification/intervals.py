@@ -75,6 +75,8 @@ class Resampled:
         days = np.unique(self.rows.day)
         num_days = len(days)
         values = self.scores.values
+
+        # With a single day there is nothing to draw from: the note explains why there is no interval.
         if self.draws is None:
             num_draws = 0
             which = "the only window is" if len(self.rows) == 1 else f"all {len(self.rows)} windows are"

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.units import ModelSpace
+from rainspark.models.nowcasting.matching import match_distribution
 from rainspark.models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
 from rainspark.models.weights.manifest import CheckpointError, step_folders, write_manifest
 from rainspark.trainer.checkpoint.folder import load
@@ -209,37 +210,19 @@ def carried(past: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
     return torch.cat([advect(last, step) for step in steps], dim=1)
 
 
-def test_matching_gives_the_rates_of_the_last_frame() -> None:
-    past, _ = moving_band(False)
-    matched = rain_of(SPACE.from_mmh(make_rain()[:, :FRAMES_OUT]), past, None, space=SPACE, match="last_frame")
-    # Equal forecasts share the mean of their ranks' rates, which leaves the sum as it is.
-    expected = past[:, -1:].mean((2, 3)).expand(-1, FRAMES_OUT)
-    torch.testing.assert_close(matched.mean((2, 3)), expected, rtol=1e-4, atol=0)
-    assert bool((matched.amax((2, 3)) <= past[:, -1:].amax((2, 3)) * 1.0001).all())
-
-
 @pytest.mark.parametrize("missing", [False, True])
-def test_matching_takes_the_rates_of_the_extrapolated_frame_or_those_that_are_higher(missing: bool) -> None:
-    """Rank by rank, in a plain loop; also where the last frame is missing; the floor takes nothing away."""
+def test_matching_takes_the_rates_of_the_last_frame_as_it_is_or_carried_on(missing: bool) -> None:
+    """Also where the last frame is missing; the floor takes nothing away."""
     past, valid = moving_band(missing)
-    wet = make_rain()[:, :FRAMES_OUT] + 0.01
-    forecast = SPACE.from_mmh(wet)
-    matched = rain_of(forecast, past, valid, space=SPACE, match="extrapolated")
-    floor = rain_of(forecast, past, valid, space=SPACE, match="floor")
+    forecast = SPACE.from_mmh(make_rain()[:, :FRAMES_OUT] + 0.01)
     own = SPACE.to_mmh(forecast)
-    reference = carried(past, valid)
-    for window in range(2):
-        for lead in range(FRAMES_OUT):
-            values, rates = own[window, lead].flatten(), reference[window, lead].flatten().sort().values
-            expected = torch.empty_like(values)
-            for value in set(values.tolist()):
-                equal_ones = values == value
-                first = int((values < value).sum())
-                expected[equal_ones] = rates[first : first + int(equal_ones.sum())].mean()
-            torch.testing.assert_close(matched[window, lead].flatten(), expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(floor, torch.maximum(own, matched))
+    kinds = ("last_frame", "extrapolated", "floor")
+    last, extrapolated, floor = (rain_of(forecast, past, valid, space=SPACE, match=kind) for kind in kinds)
+    assert torch.equal(last, match_distribution(own, past[:, -1:], None if valid is None else valid[:, -1:]))
+    assert torch.equal(extrapolated, match_distribution(own, carried(past, valid), None))
+    assert torch.equal(floor, torch.maximum(own, extrapolated))
     assert not torch.equal(floor, own)
-    assert not torch.equal(floor, matched)
+    assert not torch.equal(floor, extrapolated)
 
 
 @pytest.mark.parametrize("match", ["last_frame", "extrapolated", "floor"])

@@ -261,17 +261,6 @@ def test_windows_of_one_time_and_of_one_name_are_told_apart() -> None:
     assert merge(*(score_window(SMALL, one, *fields) for one in ids)).windows == sorted(ids)
 
 
-def test_windows_that_cannot_be_scored() -> None:
-    good = rain(0, 2, 4, 4)
-    for arguments, message in (
-        ((good, good[:, :3], None), r"observed rain has shape \(2, 3, 4\); expected the forecast's, \(2, 4, 4\)"),
-        ((good, good, np.ones((2, 4, 3), bool)), r"valid has shape \(2, 4, 3\)"),
-        ((good, np.full_like(good, math.nan), None), "observed rain is not finite at lead time 5 min"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            score_window(SMALL, window(0), *arguments)
-
-
 def test_a_file_of_rows_is_read_by_numpy(tmp_path: Path) -> None:
     rows = merge(*(scored(i) for i in range(3)))
     path = tmp_path / "rows" / "model.npz"
