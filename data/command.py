@@ -59,6 +59,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def _shorten_usage(self) -> None:
         """Name what must be given, and leave the options to the list below."""
+        # argparse formats the usage for every help and every error: once is enough.
         if self.usage is not None:
             return
         words = ["%(prog)s"]
@@ -96,6 +97,7 @@ class _HelpLines(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=100)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
+        # argparse fills all paragraphs into one.
         filled = [super(_HelpLines, self)._fill_text(paragraph, width, indent) for paragraph in text.split("\n\n")]
         return "\n\n".join(filled)
 

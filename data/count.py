@@ -3,8 +3,6 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Final
 
 import numpy as np
 
@@ -15,9 +13,6 @@ from .shards.timeline import ready_origins
 from .store.storage import open_storage
 from .windows.selection import PUBLISHED_TARGET, Selection, candidate_windows, choose, lost_to_gaps
 
-THRESHOLDS: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Least rain fractions of the table that is printed where none is chosen."""
-
 
 def count_windows(index: Index, selection: Selection) -> int:
     """Count the windows of a selection; none at all are no error here."""
@@ -25,25 +20,11 @@ def count_windows(index: Index, selection: Selection) -> int:
     return int(np.count_nonzero(candidates.inside & candidates.enough))
 
 
-def report(index: Index, selection: Selection, *, table: bool) -> Iterator[str]:
-    """List the lines that the command prints.
-
-    Args:
-        index: The archive's index, of the sources that are asked about.
-        selection: What is counted.
-        table: Count for a row of thresholds instead of the selection's own.
-    """
+def report(index: Index, selection: Selection) -> Iterator[str]:
+    """List the lines that the command prints, for an index of the sources that are asked about."""
     yield f"windows       of {selection.window} frames every {index.cadence_s / 60:g} min"
     of_sources = [(shown(source), of_source(index, source)) for source in index.sources]
     width = max(len(name) for name, _ in of_sources)
-    if table:
-        yield f"rain fraction of {_target(selection)}, windows that have at least:"
-        yield " ".join([" " * width, *(f"{share:>9.0%}" for share in THRESHOLDS)])
-        for name, of_one in of_sources:
-            counts = (count_windows(of_one, replace(selection, min_rain_fraction=share)) for share in THRESHOLDS)
-            yield " ".join([f"{name:<{width}}", *(f"{count:>9,}" for count in counts)])
-        return
-
     # Windows of the published selection may lie across gaps: these are counted apart.
     yield f"rule          {_rule(selection)}"
     published = selection.rule == "smaat_compat"
@@ -67,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         index = load_index(open_storage(arguments.shards))
         if arguments.source is not None:
             index = of_source(index, arguments.source)
+
+        # Without options every window is counted.
         selection = choose(
             window=index.window if arguments.window is None else arguments.window,
             select=arguments.select,
@@ -75,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             target_frame=arguments.target_frame,
             spelt=lambda name: "--rule" if name == "select_rule" else "--" + name.replace("_", "-"),
         )
-        table = arguments.select is None and arguments.min_rain_fraction is None
-        sys.stdout.write("".join(f"{line}\n" for line in report(index, selection, table=table)))
+        sys.stdout.write("".join(f"{line}\n" for line in report(index, selection)))
         return 0
 
     return run_command(work)

@@ -53,6 +53,7 @@ def requantise(
     Raises:
         DataError: A rate that is negative beyond half a count, or infinite.
     """
+    # What rounds to 0 from below is 0; what lies lower is no rain rate.
     missing = np.isnan(rain_mmh)
     wrong = (rain_mmh < -QUANTUM_MMH / 2) | np.isinf(rain_mmh)
     if wrong.any():

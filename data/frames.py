@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .errors import DataError
 from .json_checks import JsonRecord, read_json
 
+# Nine digits hold every pixel there is, and no number that takes long to compute with.
 CROP_TEXT: Final = re.compile(r"(\d{1,9}):(\d{1,9}),(\d{1,9}):(\d{1,9})", re.ASCII)
 
 
@@ -41,6 +42,7 @@ class Grid(JsonRecord):
         Raises:
             DataError: The crop reaches outside the grid.
         """
+        # Row 0 lies in the north: northings fall by every row that is left out.
         crop.check_inside(self.rows, self.cols)
         return Grid(
             rows=crop.rows,
@@ -59,6 +61,7 @@ class Grid(JsonRecord):
     def from_json(cls, values: Any) -> Self:
         """Read the fields back; raises DataError for a missing, unknown or mistyped one, or a grid without pixels."""
         try:
+            # Through JSON, so that types are judged as strictly as in an index.
             grid = read_json(cls, json.dumps(values).encode())
         except DataError as error:
             raise DataError(f"grid: {error}") from error
@@ -142,6 +145,7 @@ def parse_crop(text: str) -> Crop:
 
 def printable(text: str) -> str:
     """Spell out the characters of a message that would steer a terminal; line ends stay."""
+    # Inside the quotes of ascii() stands the escape in plain letters.
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 

@@ -40,6 +40,7 @@ def reshard(urls: Sequence[str], out: str, options: ReshardOptions, *, restart: 
         DataError: About the archives (they do not fit together, a frame stands in two, a sequence is damaged) or OUT;
             OUT holds no index then.
     """
+    # However this ends, what was opened is closed.
     with ExitStack() as stack:
         opened = []
         for url in urls:
@@ -60,6 +61,7 @@ def reshard(urls: Sequence[str], out: str, options: ReshardOptions, *, restart: 
 def _check_outside(target: Storage, sources: Sequence[Storage]) -> None:
     """Refuse to write below an archive that is read: its own files and the new ones would be one heap."""
     for storage in sources:
+        # Folders are compared where they really lie: a link may lead into an archive.
         if storage.folder is None or target.folder is None:
             inside = f"{target.url}/".startswith(f"{storage.url}/") and target.url != storage.url
         else:

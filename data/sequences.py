@@ -93,6 +93,7 @@ def find_runs(end_times_s: Sequence[int], cadence_s: int) -> Runs:
             "belong"
         )
 
+    # Off the first frame's cadence, a frame belongs to no run.
     for time_s in end_times_s:
         if (time_s - end_times_s[0]) % cadence_s:
             raise DataError(
@@ -114,6 +115,7 @@ def split_at_gaps(end_times_s: Sequence[int], cadence_s: int) -> Runs:
         )
         for i in breaks
     )
+    # A run reaches from one break to the next.
     edges = [0, *breaks, len(end_times_s)]
     return Runs(runs=tuple(Run(first=a, num_frames=b - a) for a, b in pairwise(edges)), gaps=gaps)
 
@@ -150,6 +152,7 @@ def rain_fraction(counts: npt.NDArray[np.uint16]) -> float:
     Args:
         counts: uint16, any shape; 65535 is missing.
     """
+    # The missing code counts as above zero, and is taken off again.
     num_valid = int(np.count_nonzero(counts != MISSING_COUNT))
     num_wet = int(np.count_nonzero(counts)) - (counts.size - num_valid)
     return num_wet / num_valid if num_valid else 0.0

@@ -72,6 +72,7 @@ def fetch_knmi(options: FetchOptions, key: str, *, pause_s: float = 1.0) -> tupl
     """
     web = Web(options.api, key, patience_s=options.patience_min * 60, pause_s=pause_s)
     api = KnmiApi(web, options.api, options.dataset, options.version)
+    # The list first: nothing is made or locked for what the service does not have.
     span = TimeSpan(start_s=options.start_s, stop_s=options.stop_s)
     storage = open_storage(options.out, to_write=True)
     try:
@@ -126,6 +127,7 @@ def _download(downloader: Downloader, storage: Storage, files: Sequence[RemoteFi
     failed: dict[str, Exception] = {}
 
     def fetch(file: RemoteFile) -> None:
+        # Whatever failed so far decides whether another file is worth a try.
         is_refused = any(isinstance(error, AnswerError) for error in failed.values())
         if is_refused or len(failed) == MAX_FAILED_FILES:
             return
@@ -168,6 +170,7 @@ def _first(text: str) -> int:
 
 def _last(text: str) -> int:
     """Read the last day, which is wanted whole, or time; returns the second behind it."""
+    # A time is wanted itself; a day up to where the next one begins.
     return _first(text) + (1 if "T" in text else 86_400)
 
 

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
 
         storage = open_storage(command.out, to_write=True)
+        # Asked before packing: afterwards there is an index in any case.
         outcome = "was complete already: " if storage.exists(INDEX_NAME) else "packed        "
         first, *more = command.inputs
         index = pack(first.paths, command.out, command.options, source=first.source, more=more, restart=command.restart)
@@ -46,6 +47,7 @@ def _inspect(command: Command) -> None:
     check_shard_sizes(storage, index)
     sys.stdout.write(summarise(index))
 
+    # Beside a folder; of a store, into the current folder.
     name = storage.url if storage.folder is not None else storage.url.rstrip("/").rpartition("/")[2]
     picture = Path(command.picture or f"{name}.png").absolute()
     open_storage(picture.parent).write(picture.name, draw_contact_sheet(storage, index))

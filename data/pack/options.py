@@ -55,6 +55,7 @@ def parse_command(argv: Sequence[str], description: str) -> Command:
         return Command(out=arguments.shards, inspect=True, picture=arguments.out)
 
     # Behind a + stand the files and the area of one more source, and no options of the archive.
+    # They are parsed after the first, whose cadence they share.
     parser = make_parser(description, archive=False)
     options = _options(arguments)
     inputs = [_input(source, options) for source in (arguments, *map(parser.parse_args, others))]
@@ -139,6 +140,7 @@ def _argument(text: str) -> tuple[str, str | float]:
     if not between or not name.isidentifier():
         raise DataError(f"--argument {text!r}: expected NAME=VALUE, such as qty=DBZH")
     try:
+        # Importers compute with what is a number.
         return name, float(value)
     except ValueError:
         return name, value

@@ -123,6 +123,7 @@ def plan_reshard(opened: Sequence[tuple[Storage, Index]], options: ReshardOption
 
     cuts = [cut for number in range(len(origins)) for cut in _cuts(archives, origins, number, window, max_frames)]
     cuts.sort(key=lambda cut: (cut.planned.start_s, cut.planned.origin))
+    # As many shards as their size asks for, but enough for the usual number of readers.
     num_bytes = sum(_stored_bytes(archives, cut.segments) for cut in cuts)
     num_shards = min(max(-(-num_bytes // options.shard_bytes), MIN_SHARDS), len(cuts))
 
@@ -233,6 +234,7 @@ def _check_distinct(
     cadence_s: int,
 ) -> None:
     """Raise DataError where two sequences own a frame of one time, or frames closer than the cadence."""
+    # In time order, frames that come twice stand beside each other.
     steps_s = np.diff(owned["time_s"])
     for at in np.flatnonzero(steps_s < cadence_s)[:1].tolist():
         first, second = (archives[owners[owner][0]].storage.url for owner in owned["owner"][at : at + 2])

@@ -102,6 +102,7 @@ def record_name(number: int) -> str:
 
 def dump_record(written: WrittenShard) -> bytes:
     """Write the record of a finished shard."""
+    # With its own digest, a record that was edited is found out although it is still JSON.
     return canonical(_Record(record=written, sha256=hashlib.sha256(canonical(written)).hexdigest()))
 
 
@@ -135,6 +136,7 @@ def _parse_record(data: bytes) -> WrittenShard | None:
         written = read_json(_Record, data).record
     except DataError:
         return None
+    # Written again it has to be the same text: nothing was added or left out.
     return written if dump_record(written) == data else None
 
 

@@ -277,6 +277,7 @@ def _check_fit(supplies: Sequence[Supply]) -> None:
     """Check that the sources can stand in one archive."""
     first = supplies[0].crops[0]
     for number, supply in enumerate(supplies):
+        # Each source is compared with those before it, and all frames with the first one's.
         for other in supplies[:number]:
             _check_same_source(other, supply)
         crop = supply.crops[0]
@@ -312,6 +313,7 @@ def _check_same_source(first: Supply, second: Supply) -> None:
 
 def _window(scanned: Sequence[Found], options: PackOptions) -> int:
     """Settle the longest window: that of ready windows, or what was asked for."""
+    # Ready windows cannot be cut, so their length is the archive's.
     lengths = {frames.windows[0].num_frames for frames in scanned if frames.windows is not None}
     if not lengths:
         return options.window or WINDOW
@@ -346,6 +348,7 @@ def _plan(
     draft = draft_index(
         origins, cadence_s=options.cadence_s, window=window, max_frames=options.max_frames, packed_from=digest
     )
+    # Dealt one by one, every shard holds frames of all times.
     return ArchivePlan(
         draft=draft,
         sequences=tuple(
@@ -357,4 +360,5 @@ def _plan(
 
 def supply_of(supplies: Sequence[Supply], planned: PlannedSequence) -> Supply:
     """Find what a sequence comes from."""
+    # First origins rise from supply to supply.
     return next(supply for supply in reversed(supplies) if supply.first_origin <= planned.origin)

@@ -30,6 +30,7 @@ def cut_tiles(grid: Grid, crop: Crop | None, tile: int | None, stride: int | Non
         DataError: The crop reaches outside the grid, or no tile fits into it.
     """
     whole = crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
+    # A tile lies in the area as a whole, or it is none.
     whole.check_inside(grid.rows, grid.cols)
     if tile is None:
         return (whole,)
@@ -102,6 +103,7 @@ def cut_sequences(
 
 def time_key(start_s: int) -> str:
     """Name a sequence by the end time of its first frame."""
+    # Without the characters that end a name in WebDataset or on a disk.
     return iso_time(start_s).replace("-", "").replace(":", "")
 
 

@@ -65,6 +65,7 @@ def write_or_keep(storage: Storage, plan: ArchivePlan, frames_of: FramesOf, *, r
 def _finished(storage: Storage, draft: Index) -> Index:
     """Accept the archive that is there if it is the planned one."""
     index = load_index(storage)
+    # Equal digests of input and options mean equal bytes.
     if index.packed_from != draft.packed_from:
         raise DataError(
             f"{storage.url} holds an archive packed from other files or with other options (frames of {index.source}, "
@@ -88,6 +89,7 @@ def write_archive(storage: Storage, plan: ArchivePlan, frames_of: FramesOf) -> I
                 shard = write_shard(storage, shard_name(number), number, sequences, plan.draft, frames)
                 storage.write(record_name(number), dump_record(shard))
             else:
+                # Kept from an earlier pack: done already.
                 bar.update(sum(planned.num_frames for planned in sequences))
             written.append(shard)
 

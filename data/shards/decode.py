@@ -34,6 +34,7 @@ def read_sequence(storage: Storage, index: Index, entry: SequenceEntry) -> memor
         DataError: The storage fails.
     """
     name = index.shards[entry.shard].name
+    # What fails the check is read again where the way may have damaged it.
     stop = entry.offset + entry.num_bytes
     data = storage.read_checked(name, entry.offset, stop, lambda data: check_sequence(index, entry, data))
     return entry.frames_of(data)
@@ -79,6 +80,7 @@ def decode_frame(
     Raises:
         DataError: As `checked_frame`, or for a buffer that Blosc2 cannot decode.
     """
+    # Blosc2's own errors name neither shard nor frame.
     buffer = checked_frame(index, entry, frames, frame)
     try:
         blosc2.decompress2(buffer, dst=counts_hw, nthreads=1)

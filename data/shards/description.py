@@ -61,6 +61,7 @@ def wrong_in_json(index: Index, entry: SequenceEntry, data: bytes) -> list[str]:
         data: Its bytes, both members.
     """
     name = f"{entry.key}.json"
+    # Read as strictly as the index: the member may be anything.
     begin = entry.json_offset - entry.offset
     try:
         stored = read_json(Description, data[begin : begin + entry.json_bytes])

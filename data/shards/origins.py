@@ -77,6 +77,7 @@ def common(origins: Sequence[Origin], name: str) -> Any:
     if other == first:
         return first
 
+    # Several sources: one can be chosen. Tiles of one: it has to be packed for this.
     sources = sources_of(origins)
     if len(sources) > 1:
         advice = "choose one of its sources (data.source, or --source on the command line): " + "; ".join(sources)

@@ -52,6 +52,7 @@ def rain_of(index: Index, source: str) -> RainTotals:
 def count_windows(index: Index, length: int, min_rain_fraction: float) -> int:
     """Count the windows of `length` frames whose last frame has at least this rain fraction."""
     sequence, start = owned_windows(index, range(len(index.sequences)), length)
+    # From the number of a window's last frame among all frames of the archive.
     last = rain_fractions(index)[frame_bases(index)[sequence] + start + length - 1]
     return int(np.count_nonzero(last >= min_rain_fraction))
 
@@ -119,6 +120,7 @@ def _gap_lines(index: Index) -> Iterator[str]:
     if len(series.gaps) > GAPS_LISTED:
         yield f"              ... and {len(series.gaps) - GAPS_LISTED} more"
 
+    # Packed for shorter windows: none of the longest ones fits.
     short = [run.num_frames for run in series.runs if run.num_frames < index.window]
     frames = f" ({sum(short)} frames, packed for shorter windows)" if short else ""
     count = f"{len(short)} of {len(series.runs)}"

@@ -67,6 +67,7 @@ class RainTotals:
 
     def plus(self, other: "RainTotals") -> "RainTotals":
         """Add two sums."""
+        # None for sources of counts: what was never rounded stays unstated.
         roundings = [totals.rounding for totals in (self, other) if totals.rounding is not None]
         return RainTotals(
             frames=self.frames + other.frames,

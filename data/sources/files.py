@@ -68,6 +68,7 @@ def find(paths: Iterable[Path], endings: Sequence[str]) -> list[RadarFile]:
         DataError: A path that is not there, a folder or link that cannot be followed, an archive that cannot be read
             in place or holds what is no plain file, a radar file that is compressed.
     """
+    # Radar files that are compressed one by one are refused as well: their bytes cannot be read in place.
     compressed = tuple(ending + compression for ending in endings for compression in COMPRESSIONS)
     unreadable = (*COMPRESSED_ENDINGS, *compressed)
     radar_files: dict[tuple[Path, int], RadarFile] = {}

@@ -67,7 +67,7 @@ class ZR:
 def parse_zr(text: str) -> ZR:
     """Read a Z-R relation such as "200,1.6"; raises DataError for what is none."""
     try:
-        a, b = (float(part) for part in text.split(","))
+        a, b = (float(number) for number in text.split(","))
     except ValueError:
         a = b = math.nan
     if not (1 <= a <= 10_000 and 0.5 <= b <= 5):

@@ -92,6 +92,7 @@ class SmaatSource:
         groups = GROUPS if self.group == "both" else (self.group,)
         runs = [run for path in files for group in groups for run in self._runs_of(path, group)]
 
+        # A group holds single frames or windows; an archive holds one kind.
         frames = [run[0] for run in runs if run[0].inner < 0]
         windows = [run for run in runs if run[0].inner >= 0]
         if frames and windows:
@@ -135,6 +136,7 @@ class SmaatSource:
         reader = BlockReader(path, f"{group}/images", KIND)
         self._readers[path, group] = reader
 
+        # One time a frame: of images (frames, ...) or (windows, frames, ...).
         times_s = _times_of(path, group, reader.shape[:-2])
         first_inner = 0 if times_s.ndim == 2 else -1
         return [
@@ -188,6 +190,7 @@ def parse_time(text: str) -> int:
     if PRODUCT_TIME.fullmatch(text.upper()):
         return parse_product_time(text)
     if DIGITS.fullmatch(text):
+        # Seconds may be missing.
         time = datetime.strptime(text.ljust(14, "0"), "%Y%m%d%H%M%S")
     else:
         time = datetime.fromisoformat(text)

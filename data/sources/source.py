@@ -126,6 +126,7 @@ class Source(Protocol):
 
 def in_time_order(refs: Sequence[Ref]) -> tuple[Ref, ...]:
     """Sort frames by their times; raises DataError for two of one time, both named."""
+    # By name where times are equal: the same two are named in whatever order the files came.
     ordered = sorted(refs, key=lambda ref: (ref.end_time_s, str(ref)))
     for before, after in pairwise(ordered):
         if before.end_time_s == after.end_time_s:
@@ -147,6 +148,7 @@ def find_composites(
     Raises:
         DataError: There is none, or there are two of one time, or as `data.sources.files.find`.
     """
+    # Times come first: they tell a wrong file before any is read.
     refs = [FileRef(file=file, end_time_s=time_of(file)) for file in find(paths, endings)]
     if not refs:
         raise DataError(f"no radar files in {', '.join(map(str, paths)) or 'nothing'}; expected {expected}")

@@ -82,19 +82,19 @@ def open_access(url: str, limits: TimeLimits) -> Access:
     kind: Any = HTTPStore
     if read_only:
         shown = _check_web(address)
-        place: dict[str, Any] = {"url": shown}
+        where: dict[str, Any] = {"url": shown}
         allow_http = address.scheme == "http"
     else:
         kind = _KINDS[address.scheme]
         shown, prefix = _check_bucket(address)
         # One DELETE an object: not every store of this kind knows the request for many.
         config = {"disable_bulk_delete": True} if address.scheme == "s3" else None
-        place = {"bucket": address.netloc, "prefix": prefix or None, "config": config}
+        where = {"bucket": address.netloc, "prefix": prefix or None, "config": config}
         allow_http = _endpoint(address.scheme).startswith("http://") or _emulated(address)
 
     def connect(limits: TimeLimits, retries: int) -> Client:
         options = _client_options(limits, allow_http=allow_http)
-        return kind(**place, client_options=options, retry_config=_retry_config(retries, limits))
+        return kind(**where, client_options=options, retry_config=_retry_config(retries, limits))
 
     # While a body is sent, no byte comes back.
     patient = replace(limits, read_s=limits.request_s)
@@ -178,6 +178,7 @@ def _endpoint(scheme: str) -> str:
 
 
 def _check_endpoint(scheme: str, shown: str) -> None:
+    # What obstore makes of a malformed endpoint names neither the variable nor the value.
     endpoint = _endpoint(scheme)
     if not endpoint:
         return

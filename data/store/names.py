@@ -38,8 +38,9 @@ def check_name(url: str, name: str) -> tuple[str, ...]:
     Raises:
         DataError: An absolute name, or one that leads out of the root by its text.
     """
+    # The same rules for folders and stores: an index may name its files to either.
     parts = tuple(name.split("/"))
-    if not name or _REFUSED.search(name) or any(part in ("", ".", "..") for part in parts):
+    if not name or _REFUSED.search(name) or any(step in ("", ".", "..") for step in parts):
         raise DataError(f"{url}: the name {name!r} is not allowed; expected one relative path inside the folder")
     return parts
 

@@ -69,6 +69,7 @@ class RangeReader:
         wanted = _Range(start, stop, version)
 
         def attempt(failures: int) -> None:
+            # Counted also where the request breaks off: what came is kept.
             before = wanted.received
             try:
                 self._receive(name, where, wanted, clip=clip, is_first_try=failures == 0)

@@ -41,6 +41,7 @@ class Block:
 
     def sequences(self) -> list[tuple[int, int, int]]:
         """List (sequence, step of its first window, number of its last window in the block), first needed first."""
+        # The first use of each comes from np.unique, the last one from the reversed order.
         used = np.flatnonzero(self.sequence_n >= 0)
         sequences, first = np.unique(self.sequence_n[used], return_index=True)
         last = len(used) - 1 - np.unique(self.sequence_n[used][::-1], return_index=True)[1]
@@ -59,6 +60,7 @@ class BlockMaker:
     def __init__(self, index: Index, table: WindowTable) -> None:
         self._table = table
         self._base = frame_bases(index)
+        # Running counts: a window lacks pixels where the count rises between its ends.
         has_missing = np.concatenate([np.asarray(entry.missing, np.int64) > 0 for entry in index.sequences])
         self._missing_before = np.concatenate([[0], np.cumsum(has_missing)])
         scale_mmh_o = np.array([origin.scale_mmh for origin in index.origins], np.float64)
@@ -88,6 +90,7 @@ class BlockMaker:
         bounds = [*np.flatnonzero(np.diff(block_n, prepend=-1)).tolist(), len(block_n)]
         for low, high in pairwise(bounds):
             row = row_n[low:high]
+            # Row -1 is padding: it stands for no sequence and reads nothing.
             real = row >= 0
             sequence = np.where(real, self._table.sequence[row], -1).astype(np.int64)
             start = np.where(real, self._table.start[row], 0).astype(np.int64)

@@ -150,6 +150,7 @@ class StepFiller:
         try:
             future.set_result(self._fill(lane, step, arrays))
         except BaseException as error:
+            # Raised by `take`, at the step that it concerns.
             future.set_exception(error)
         with self._lock:
             lane.asked.popleft()
@@ -168,6 +169,7 @@ class StepFiller:
             if block.step_n[number] != step:
                 break
 
+            # Every window has a place of its own: lanes never write into each other's.
             where = int(block.micro_step_n[number]), int(block.column_n[number])
             error = self._cut(lane, block, arrays.counts_mbthw[where])
             if error is None:
@@ -185,6 +187,7 @@ class StepFiller:
 
     def _cut(self, lane: _Lane, block: Block, counts_thw: npt.NDArray[np.uint16]) -> DamagedError | None:
         """Cut the lane's next window, or give what keeps it from being cut; errors of the store as a whole pass."""
+        # A sequence that is damaged or gone loses this window; a store that fails as a whole raises.
         sequence = int(block.sequence_n[lane.position])
         try:
             if sequence >= 0:
@@ -204,6 +207,7 @@ class StepFiller:
             return False
         lane.current, _ = lane.upcoming.popleft()
         lane.cache.open_block(lane.current)
+        # A sequence is let go with the last window of the block that needs it.
         for sequence, _, last in lane.current.sequences():
             lane.last_use.setdefault(last, []).append(sequence)
         self._read_ahead(lane)
@@ -218,5 +222,6 @@ class StepFiller:
             block = next(lane.blocks, None)
             if block is None:
                 return
+            # Soonest needed first: steps tell the reader what to fetch before what.
             num_bytes = self._reader.request([(sequence, step) for sequence, step, _ in block.sequences()])
             lane.upcoming.append((block, num_bytes))

@@ -108,6 +108,7 @@ class Feed:
             DataError: The store failed as a whole, at the step that needs what it was asked for.
         """
         blosc2.set_releasegil(True)
+        # Each iterator has threads and caches of its own, which end with it.
         reader = self._new_reader()
         caches = [FrameCache(self._index, self._window, self._max_frames // len(lanes)) for _ in lanes]
         filler = StepFiller(
@@ -149,6 +150,7 @@ class Feed:
         (`retries`, `wait_s`, a cache's hits) under their own names.
         """
         totals: dict[str, float] = {}
+        # Counts add up over iterators; of peaks the highest counts.
         for of_iterator in self._counts:
             for name in {name for counts in of_iterator for name in counts}:
                 count = sum(counts.get(name, 0) for counts in of_iterator)

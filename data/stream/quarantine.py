@@ -46,6 +46,7 @@ class Quarantine:
         Raises:
             DamagedError: More sequences are lost than may be; it lists those lost before.
         """
+        # Further windows of a sequence that is counted already cost nothing.
         if sequence not in self._lost:
             if len(self._lost) >= self._budget:
                 raise self._refusal(error) from error
@@ -67,6 +68,7 @@ class Quarantine:
     def _refusal(self, error: DamagedError) -> DamagedError:
         if not self._lost:
             return error
+        # The one that is too many, and those before it: all that has to be repaired.
         listed = "".join(f"\n  {lost.reason}" for lost in self._lost.values())
         return DamagedError(
             f"{error}\nthis is sequence {len(self._lost) + 1} lost by this process, and data.quarantine allows "

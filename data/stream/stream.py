@@ -61,14 +61,16 @@ class Stream:
         world_size: int = 1,
         options: ReadOptions | None = None,
     ) -> None:
+        # What does not fit together is refused before a thread starts.
         layout.check(len(table), rank, world_size)
         self._index, self._table, self._layout = index, table, layout
         self.shares = mix_sources(index, table, layout)
         self.steps_per_epoch = len(table) // layout.global_batch
 
         # A rank has a contiguous part of every micro-batch.
-        part = layout.micro_batch // world_size
-        self._first, self._stop = rank * part, (rank + 1) * part
+        per_rank = layout.micro_batch // world_size
+        self._first = rank * per_rank
+        self._stop = self._first + per_rank
         self._feed = Feed(
             storage,
             index,
@@ -193,8 +195,9 @@ def evaluation_batches(
     one_lane = BatchLayout(seed=0, global_batch=micro_batch, micro_batch=micro_batch, lanes=1, block_bytes=1)
     one_lane.check(micro_batch, rank, world_size)
 
-    part = micro_batch // world_size
-    own = slice(rank * part, (rank + 1) * part)
+    per_rank = micro_batch // world_size
+    own = slice(rank * per_rank, (rank + 1) * per_rank)
+    # Each rank takes its contiguous part of every step, as in training.
     row_sb = evaluation_plan(table, micro_batch, limit)[:, own]
     feed = Feed(
         storage,
@@ -206,7 +209,7 @@ def evaluation_batches(
     )
     lanes = [
         _column_blocks(index, table, feed.maker, row_sb, columns)
-        for columns in np.array_split(np.arange(part), min(options.threads, part))
+        for columns in np.array_split(np.arange(per_rank), min(options.threads, per_rank))
     ]
     return _only_micro_batch(feed.batches(lanes, 0, len(row_sb)))
 
@@ -227,6 +230,7 @@ def _column_blocks(
     columns: npt.NDArray[np.int64],
 ) -> Iterator[Block]:
     """Give the windows of some columns of an evaluation plan in order, in blocks bounded as the plan's are."""
+    # Step by step, and in a step column by column.
     row = row_sb[:, columns].ravel()
     step, column = np.repeat(np.arange(len(row_sb)), len(columns)), np.tile(columns, len(row_sb))
     sequence = np.where(row >= 0, table.sequence[row], -1).astype(np.int64)

@@ -100,6 +100,7 @@ class BatchLayout:
             if value < 1:
                 raise ConfigError(f"the {name} is {value}; expected at least 1")
 
+        # A step is a whole number of micro-batches.
         if global_batch % micro_batch:
             below = global_batch - global_batch % micro_batch
             near = [size for size in (below, below + micro_batch) if size]
@@ -108,6 +109,7 @@ class BatchLayout:
                 f"nearest global batches that are: {_listed(near)}"
             )
 
+        # A micro-batch is divided evenly among lanes, and among processes.
         if micro_batch % self.lanes:
             raise ConfigError(
                 f"the micro-batch of {micro_batch} windows cannot be laid out on {self.lanes} lanes; "
@@ -135,12 +137,14 @@ def mix_sources(index: Index, table: WindowTable, layout: BatchLayout) -> tuple[
     Raises:
         ConfigError: Weights of other sources, or fewer lanes than sources, with the numbers that work.
     """
+    # The windows of each source, as rows of the table.
     number_of = {name: number for number, name in enumerate(index.sources)}
     source_o = np.array([number_of[origin.source] for origin in index.origins], np.int64)
     source_n = source_o[[entry.origin for entry in index.sequences]][table.sequence]
     rows = {name: np.flatnonzero(source_n == number) for name, number in number_of.items()}
     present = [name for name in number_of if len(rows[name])]
 
+    # What each is to have: its weight, or as many windows as it holds.
     asked = {name: float(len(rows[name])) for name in present}
     if layout.weights is not None:
         _check_weights(layout.weights, index.sources, present)

@@ -144,6 +144,7 @@ def choose(
             f"{spelt('select')} {select} means a rain fraction of {PUBLISHED_SHARES[select]:g}, and "
             f"{spelt('min_rain_fraction')} is {min_rain_fraction:g}: leave one of them out"
         )
+    # A published selection states its own share, and the frame that it is about.
     share = min_rain_fraction if select is None else PUBLISHED_SHARES[select]
 
     if rule == "smaat_compat":
@@ -165,6 +166,7 @@ def choose(
             )
         target_frame = PUBLISHED_TARGET
 
+    # Else the last frame decides.
     target_frame = -1 if target_frame is None else target_frame
     return Selection(window=window, min_rain_fraction=share, target_frame=target_frame, rule=rule)
 
@@ -182,6 +184,7 @@ def candidate_windows(index: Index, selection: Selection) -> Candidates:
             f"{index.window} frames; pack again, or rainspark reshard, with --window {window}, or ask for shorter ones"
         )
 
+    # In the order in which they lie in the shards: neighbours are read together.
     origins = set(_selected_origins(index, selection))
     order = [number for number, entry in enumerate(sequences) if entry.origin in origins]
     order.sort(key=lambda number: (sequences[number].shard, sequences[number].offset))
@@ -211,6 +214,7 @@ def select_windows(index: Index, selection: Selection) -> WindowTable:
 
 def _describe_wettest(index: Index, selection: Selection, candidates: Candidates) -> str:
     """Describe how near the windows came to what was asked for."""
+    # From the outside in: times first, then rain, then what the rule cannot know.
     if not candidates.inside.any():
         return "none of them inside the time spans"
     highest = candidates.rain[candidates.inside].max()
@@ -242,6 +246,7 @@ def lost_to_gaps(index: Index, selection: Selection) -> dict[str, int]:
                 inside = (frames.times_s >= span.start_s) & (frames.times_s < span.stop_s)
             times_s, num_wet = frames.times_s[inside], frames.num_wet[inside]
 
+            # Frame i of the list judges the frames before it; those at another distance lie across a gap.
             wet = num_wet[selection.window :] >= num_pixels * selection.min_rain_fraction
             first_s, last_s = times_s[: len(wet)], times_s[selection.window - 1 : -1][: len(wet)]
             lost[index.origins[number].source] += int(np.count_nonzero(wet & (last_s - first_s != length_s)))
@@ -263,6 +268,7 @@ def _judge(
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
     """Judge candidate windows: whether each lies inside the spans, is wet enough, and the rain fraction that counts."""
     window, cadence_s, num_pixels = selection.window, index.cadence_s, index.rows * index.cols
+    # When each window begins, and when its last frame ends.
     first_s = np.array([entry.start_s for entry in index.sequences], np.int64)[sequence] + start * cadence_s
     last_s = first_s + (window - 1) * cadence_s
     base = frame_bases(index)
@@ -275,6 +281,7 @@ def _judge(
         # The comparison of the published loop, to the last bit: a number of pixels with a share of them.
         enough = np.rint(rain * num_pixels) >= num_pixels * selection.min_rain_fraction
 
+    # A window belongs to a span with all of its frames; several spans are one choice.
     inside = np.ones(len(sequence), bool)
     if selection.spans:
         inside[:] = False
@@ -291,6 +298,7 @@ def _frame_after(
     It is the sequence's own next one, number `frame` at `time_s`, or the one that the index knows to come after it.
     """
     num_pixels = index.rows * index.cols
+    # The sequence's own next frame, where it has one behind the window.
     num_frames = np.array([entry.num_frames for entry in index.sequences], np.int64)[sequence]
     wet = wet_counts(index.sequences, num_pixels)
     share = wet[frame_bases(index)[sequence] + np.minimum(frame, num_frames - 1)] / num_pixels

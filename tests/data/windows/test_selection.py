@@ -226,11 +226,9 @@ def test_the_command_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main([shards, "--window", "2", "--min-rain-fraction", "0.125"]) == 0
     assert "at least 12.5% of the valid pixels" in capsys.readouterr().out
     assert main([shards, "--window", "2", "--target-frame", "0"]) == 0
-    assert "rain fraction of frame 0 (counted from 0), windows that have at least:" in capsys.readouterr().out
+    assert "at least 0% of the valid pixels of frame 0 (counted from 0) are wet" in capsys.readouterr().out
     assert main([shards, "--window", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-2].split() == ["Radar", "A", *["88"] * 3, *["45"] * 5, "0", "0", "0"]
-    assert lines[-1].split() == ["B", *["49"] * 5, *["16"] * 6]
+    assert re.search(r"^Radar A +88 windows\nB +49 windows$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
