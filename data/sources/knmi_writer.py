@@ -59,8 +59,8 @@ def _fill(file: Any, counts: npt.NDArray[np.uint16], end_time_s: int) -> None:
 
     overview = file.create_group("overview")
     _set(overview, hdftag_version_number="3.5", number_image_groups=1, number_radar_groups=0)
-    _set(overview, product_datetime_start=_product_time(end_time_s - CADENCE_S))
-    _set(overview, product_datetime_end=_product_time(end_time_s))
+    _set(overview, product_datetime_start=product_time(end_time_s - CADENCE_S))
+    _set(overview, product_datetime_end=product_time(end_time_s))
     _set(overview, product_group_name=SYNTHETIC_GROUP, products_missing="NA")
 
 
@@ -78,7 +78,8 @@ def _set(item: Any, **attributes: str | int | float) -> None:
             item.attrs[name] = np.array([value], dtype=np.int32 if isinstance(value, int) else np.float32)
 
 
-def _product_time(time_s: int) -> str:
+def product_time(time_s: int) -> str:
+    """Write a time as KNMI does, "26-AUG-2010;00:05:00.000"."""
     # Month names by hand: strftime's follow the user's language.
     time = datetime.fromtimestamp(time_s, UTC)
     return f"{time:%d}-{MONTHS[time.month - 1]}-{time:%Y;%H:%M:%S}.000"

@@ -21,7 +21,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tests.data.radar_files import FIRST_S, product_time, write_archive
+from rainspark.data.sources.knmi_writer import product_time
+from tests.data.radar_files import FIRST_S, write_archive
 
 CENTRE = "284:572,225:513"
 

@@ -21,6 +21,8 @@ from rainspark.data.windows.selection import WindowTable
 DAY_S = 86400
 CADENCE_S = 300
 FIRST_S = 1262304000
+GAP_FRAMES = 7
+"""Frames lost between two runs."""
 
 
 def whole_origin(rows: int, cols: int, source: str = "test", scale_mmh: float = 0.12) -> Origin:
@@ -42,7 +44,6 @@ def index_in_memory(
     num_shards: int,
     frame_bytes: int = 1000,
     rain: Sequence[float] = (0.5,),
-    gap_frames: int = 7,
 ) -> Index:
     """Make the index of an archive with runs of so many frames, dealt round-robin to the shards as pack does.
 
@@ -53,7 +54,6 @@ def index_in_memory(
         num_shards: Shards.
         frame_bytes: Compressed bytes a frame.
         rain: Rain fractions, repeated over the frames.
-        gap_frames: Frames lost between two runs.
     """
     sequences: list[SequenceEntry] = []
     filled = [0] * num_shards
@@ -87,7 +87,7 @@ def index_in_memory(
             )
             filled[shard] += num_bytes
         seen += num_run_frames
-        time_s += (num_run_frames + gap_frames) * CADENCE_S
+        time_s += (num_run_frames + GAP_FRAMES) * CADENCE_S
     draft = draft_index([whole_origin(32, 32)], cadence_s=CADENCE_S, window=window, max_frames=max_frames)
     shards = tuple(
         ShardEntry(name=f"shard-{i:05d}.tar", num_bytes=filled[i] + 1024, sha256="0" * 64) for i in range(num_shards)
@@ -154,7 +154,6 @@ def pack_archive(
     window: int,
     max_frames: int,
     num_shards: int,
-    gap_frames: int = 7,
     keep_counts: bool = True,
 ) -> PackedArchive:
     """Pack runs of frames, uint16 (t, rows, cols), as pack does: cut into sequences, dealt round-robin to shards."""
@@ -167,7 +166,7 @@ def pack_archive(
     for run_thw in runs:
         first = len(times_s)
         rows, cols = run_thw.shape[1:]
-        begin_s = times_s[-1] + (1 + gap_frames) * CADENCE_S if times_s else FIRST_S
+        begin_s = times_s[-1] + (1 + GAP_FRAMES) * CADENCE_S if times_s else FIRST_S
         times_s += [begin_s + i * CADENCE_S for i in range(len(run_thw))]
         for counts_hw in run_thw:
             digest = hashlib.sha256(counts_hw.tobytes()).digest()

@@ -20,8 +20,8 @@ import pyproj
 
 from rainspark.data.frames import Crop
 from rainspark.data.pack.survey import PackOptions
-from rainspark.data.sources.knmi import MONTHS, KnmiSource
-from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
+from rainspark.data.sources.knmi import KnmiSource
+from rainspark.data.sources.knmi_writer import file_name, product_time, write_knmi_file
 from rainspark.data.sources.source import Header
 from rainspark.data.sources.synthetic import Event, iterate_storms
 
@@ -212,7 +212,6 @@ def write_odim_file(
     quantity: str = "RATE",
     levels: tuple[float, float, float, float] = (1.0, 0.0, -9999000.0, -8888000.0),
     period_s: int = 300,
-    edit: Callable[[Any], None] | None = None,
     **storage: Any,
 ) -> None:
     """Write a composite as ODIM_H5 says, of 2 km pixels.
@@ -224,7 +223,6 @@ def write_odim_file(
         quantity: What they are.
         levels: Gain, offset, nodata, undetect.
         period_s: From the start of the data to their end.
-        edit: Changes the file at last.
         storage: How h5py stores the values.
     """
     rows, cols = raw_hw.shape
@@ -248,8 +246,6 @@ def write_odim_file(
             quantity=np.bytes_(quantity), gain=gain, offset=offset, nodata=nodata, undetect=undetect
         )
         file.create_dataset("dataset1/data1/data", data=raw_hw, **storage)
-        if edit:
-            edit(file)
 
 
 def rates(number: int, rows: int, cols: int) -> npt.NDArray[np.float64]:
@@ -270,12 +266,6 @@ def write_odim_series(folder: Path, numbers: Iterable[int], *, size: tuple[int, 
         paths.append(folder / odim_name(time_s))
         write_odim_file(paths[-1], rates(number, *size), time_s, chunks=(7, 9), compression="gzip")
     return paths
-
-
-def product_time(time_s: int) -> str:
-    """Write a time as KNMI does."""
-    time = datetime.fromtimestamp(time_s, UTC)
-    return f"{time:%d}-{MONTHS[time.month - 1]}-{time:%Y;%H:%M:%S}.000"
 
 
 def write_collected(

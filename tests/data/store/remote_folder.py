@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rainspark.data.errors import DataError
@@ -27,13 +27,6 @@ class Damage:
     times: int = -1
 
 
-@dataclass
-class Reads:
-    """Which ranges were read: (file, first byte, one past the last)."""
-
-    ranges: list[tuple[str, int, int]] = field(default_factory=list)
-
-
 class RemoteFolder(LocalStorage):
     """A storage without a folder of its own.
 
@@ -46,7 +39,8 @@ class RemoteFolder(LocalStorage):
     def __init__(self, root: Path, *, latency_s: float = 0.0, damage: Sequence[Damage] = ()) -> None:
         super().__init__(root)
         self.latency_s, self.damage = latency_s, damage
-        self.reads = Reads()
+        # (file, first byte, one past the last) of every read.
+        self.ranges: list[tuple[str, int, int]] = []
         self.is_dead = False
         self.in_flight_peak = self._in_flight = 0
         self._lock = threading.Lock()
@@ -87,7 +81,7 @@ class RemoteFolder(LocalStorage):
 
     def _damaged(self, name: str, start: int, data: bytes) -> bytes:
         with self._lock:
-            self.reads.ranges.append((name, start, start + len(data)))
+            self.ranges.append((name, start, start + len(data)))
             for damage in self.damage:
                 if damage.name == name and start <= damage.place < start + len(data) and damage.times:
                     damage.times -= damage.times > 0

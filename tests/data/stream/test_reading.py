@@ -65,7 +65,7 @@ def test_a_store_delivers_what_the_folder_does(
         stats = stream.stats()
         assert stats["ahead_bytes_peak"] <= prefetch_mb * MIB
         assert stats["quarantined"] == stats["windows_lost"] == 0
-    assert stats["store_requests"] == len(remote.reads.ranges)
+    assert stats["store_requests"] == len(remote.ranges)
     assert remote.in_flight_peak <= readers
 
 
@@ -101,7 +101,7 @@ def test_what_the_first_step_needs_of_every_lane_is_read_first(archive: PackedAr
     needed = [archive.index.sequences[n] for n in set(table_of(archive.index).sequence[batch.window_b].tolist())]
     is_needed = [
         any(archive.index.shards[entry.shard].name == name and start <= entry.offset < stop for entry in needed)
-        for name, start, stop in remote.reads.ranges
+        for name, start, stop in remote.ranges
     ]
     assert is_needed.count(True) >= LAYOUT.lanes - 1
     # A reader takes what is there: the other ones may be at work before the last lane has asked.
@@ -120,7 +120,7 @@ def test_a_sequence_that_was_damaged_on_the_way_is_read_again(archive: PackedArc
     else:
         with pytest.raises(DataError, match=rf"shard {shard}, key {bad.key}: SHA-256 .* expected {bad.sha256}"):
             read_epochs(stream)
-    again = remote.reads.ranges.count((shard, bad.offset, bad.offset + bad.num_bytes))
+    again = remote.ranges.count((shard, bad.offset, bad.offset + bad.num_bytes))
     assert again == (times + 1 if times > 0 else 4)
 
 
