@@ -17,7 +17,8 @@ from rainspark.data.sources.synthetic import main as write_storms
 from rainspark.models.weights.manifest import latest_verified, step_folders
 from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.evaluation.evaluating import run as run_evaluation
-from rainspark.trainer.processes.entry import STOP_SIGNALS, StopSignal
+from rainspark.trainer.processes.ending import STOP_SIGNALS
+from rainspark.trainer.processes.entry import StopSignal
 from rainspark.trainer.settings.evaluation import parse_evaluation
 from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
 from rainspark.trainer.settings.parse import parse_config

@@ -36,7 +36,7 @@ from ...models.weights.manifest import (
     verify_folder,
     write_manifest,
 )
-from .retention import LEAST_KEPT, steps_to_remove
+from .retention import steps_to_remove
 from .state import TrainState, parse_state, state_bytes
 from .whole_folder import checkpoint_errors, checkpoints_of, discard, sweep, writing_folder
 
@@ -94,8 +94,6 @@ def save(
         CheckpointError: a value cannot be stored, or the disk is full or read-only: the temporary folder is gone and
             the older checkpoints are untouched.
     """
-    if keep_last < LEAST_KEPT:
-        raise CheckpointError(f"run.keep_last is {keep_last}; it must be {LEAST_KEPT} or more")
     checkpoints = checkpoints_of(folder)
     final = checkpoints / f"step-{state.step:08d}"
     state_json = state_bytes(state)

@@ -18,11 +18,9 @@ from typing import Any, Final
 from ...data.errors import DataError
 from ...data.store.storage import open_storage
 from ...models.weights.manifest import CheckpointError
-from ..processes.ending import end_with_parent
+from ..processes.ending import STOP_SIGNALS, end_with_parent
 from .transfer import push
 
-_FOR_THE_RUN: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
-"""Signals that a scheduler sends to all processes of a job: the run saves then, and waits for the copy."""
 _LAST_WORDS_S: Final = 2.0
 """A killed process that has not ended by then is stuck in the kernel, as on a dead network disk."""
 
@@ -86,7 +84,7 @@ def _start() -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     # -P: a folder of the user's that is called like a module is none.
     command = [sys.executable, "-P", "-m", "rainspark.trainer.checkpoint.push"]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     finally:
@@ -108,9 +106,10 @@ class _Reporter(logging.Handler):
 
 def main() -> int:
     """Copy as the order on standard input says; 0 when all of it was done."""
-    for number in _FOR_THE_RUN:
+    # They are meant for the run, which saves then and waits for this copy.
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_RUN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     # Without its parent nobody waits for the copy.
     order: dict[str, Any] = json.load(sys.stdin)

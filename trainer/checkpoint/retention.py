@@ -1,10 +1,6 @@
 """Which checkpoints stay: the newest ones, milestones for ever, and always two that are whole."""
 
 from collections.abc import Callable, Iterable
-from typing import Final
-
-LEAST_KEPT: Final = 2
-"""With one checkpoint kept, damage to it on the disk would cost the run."""
 
 
 def steps_to_remove(
@@ -13,7 +9,8 @@ def steps_to_remove(
     """Decide which checkpoints go once a new one is whole.
 
     The `keep_last` newest stay, the new one among them wherever it lies; so do the multiples of `keep_every`; and so
-    does the newest other whole one, however many damaged ones are newer.
+    does the newest other whole one, however many damaged ones are newer: with one checkpoint kept, damage to it on the
+    disk would cost the run.
 
     Args:
         steps: Steps of the checkpoints that are there.

@@ -26,7 +26,7 @@ from ...models.weights.manifest import (
     step_of,
     verify_folder,
 )
-from .retention import LEAST_KEPT, steps_to_remove
+from .retention import steps_to_remove
 from .whole_folder import checkpoint_errors, writing_folder
 
 _BLOCK_BYTES: Final = 64 << 20
@@ -65,7 +65,7 @@ def push(
             for path in (storage.folder / CHECKPOINTS_FOLDER).glob(f"step-*/.*{PARTIAL_SUFFIX}"):
                 path.unlink(missing_ok=True)
         _copy(folder, storage, notify)
-        _prune(storage, new, keep_last=max(keep_last, LEAST_KEPT), keep_every=keep_every)
+        _prune(storage, new, keep_last=keep_last, keep_every=keep_every)
 
         # Milestones that the store missed while it failed.
         finished = finished_in(storage)

@@ -16,6 +16,10 @@ from ...data.frames import printable
 THREAD_NAME: Final = "tracker "
 """Beginning of the names of threads that a process leaves behind without waiting: those that serve trackers."""
 
+# A closed terminal (SIGHUP) is no reason to lose the steps since the last save.
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+"""Signals that ask a run to save and stop; a scheduler sends them to all processes of a job."""
+
 LEAVE_S: Final = 10.0
 """Seconds that libraries' threads and exit hooks have after everything of ours is done."""
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h

@@ -16,11 +16,9 @@ from typing import Final, NoReturn
 from ...data.credentials import RedactingFormatter
 from ...data.exit_codes import ExitCode
 from .agreement import code_of
-from .ending import end_process, end_with_parent, flush_output, report_thread_error, write_error
+from .ending import STOP_SIGNALS, end_process, end_with_parent, flush_output, report_thread_error, write_error
 from .heartbeat import ENDED_WITH
 
-# A closed terminal (SIGHUP) is no reason to lose the steps since the last save.
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 _CAUSE_WORDS: Final = {
     ExitCode.CONFIG: "settings",
     ExitCode.DATA: "data",

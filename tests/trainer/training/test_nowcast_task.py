@@ -9,15 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainspark.data.stream.stream import Batch
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.models.encoder import build_encoder, depth_rates
 from rainspark.models.nowcasting.nowcaster import Nowcaster
 from rainspark.trainer.training.nowcast_task import NowcastTask
+from tests.trainer.training.cases import SCALE_MMH, batch_of, drawn
 
 SPACE = ModelSpace(kind="log", scale_mmh=0.5, clip_mmh=None)
 FRAMES_IN, FRAMES_OUT = 3, 2
-SCALE_MMH = 0.12
 
 
 def make_task(**changes: Any) -> NowcastTask:
@@ -33,22 +32,6 @@ def make_task(**changes: Any) -> NowcastTask:
         "dtype": torch.float64,
     }
     return NowcastTask(space=SPACE, **(arguments | changes))
-
-
-def make_batch(
-    counts: npt.NDArray[np.uint16], *, first: int = 0, step: int = 3, windows: list[int] | None = None
-) -> Batch:
-    rows = np.arange(len(counts)) + first if windows is None else np.array(windows)
-    return Batch(
-        counts_bthw=torch.from_numpy(counts.copy()),
-        scale_mmh_b=torch.full((len(counts),), SCALE_MMH, dtype=torch.float64),
-        has_missing=bool((counts == MISSING_COUNT).any()),
-        window_b=rows,
-        index_b=np.arange(len(counts)) + first,
-        step=step,
-        micro_step=0,
-        epoch=0,
-    )
 
 
 def make_counts(windows: int = 4, *, rows: int = 64, cols: int = 96, missing: bool = True) -> npt.NDArray[np.uint16]:
@@ -73,27 +56,21 @@ def test_draws_depend_on_step_and_index_alone() -> None:
     """A rank that holds the last two windows draws for them what one rank draws for all four."""
     counts = make_counts()
     task = make_task(**(DRAWS | {"crop": 64}))
-    whole, part = task.prepare(make_batch(counts)), task.prepare(make_batch(counts[2:], first=2))
-    assert whole.visible_bv is not None
-    assert part.visible_bv is not None
-    assert whole.turn_b is not None
-    assert part.turn_b is not None
-    assert whole.depth_keep_kb is not None
-    assert part.depth_keep_kb is not None
-    np.testing.assert_array_equal(part.counts_bthw.numpy(), whole.counts_bthw[2:].numpy())
-    assert torch.equal(part.visible_bv, whole.visible_bv[2:])
-    assert torch.equal(part.turn_b, whole.turn_b[2:])
-    assert torch.equal(part.depth_keep_kb, whole.depth_keep_kb[:, 2:])
-    again = make_task(**(DRAWS | {"crop": 64})).prepare(make_batch(counts))
+    whole, rest = task.prepare(batch_of(counts)), task.prepare(batch_of(counts[2:], first=2))
+    np.testing.assert_array_equal(rest.counts_bthw.numpy(), whole.counts_bthw[2:].numpy())
+    assert torch.equal(drawn(rest.visible_bv), drawn(whole.visible_bv)[2:])
+    assert torch.equal(drawn(rest.turn_b), drawn(whole.turn_b)[2:])
+    assert torch.equal(drawn(rest.depth_keep_kb), drawn(whole.depth_keep_kb)[:, 2:])
+    again = make_task(**(DRAWS | {"crop": 64})).prepare(batch_of(counts))
     assert torch.equal(again.counts_bthw.view(torch.int16), whole.counts_bthw.view(torch.int16))
 
 
 @pytest.mark.parametrize("change", ["step", "seed", "index"])
 def test_another_step_seed_or_place_draws_something_else(change: str) -> None:
     counts = np.broadcast_to(make_counts(1, missing=False), (12, FRAMES_IN + FRAMES_OUT, 64, 96)).copy()
-    first = make_task(**DRAWS).prepare(make_batch(counts))
+    first = make_task(**DRAWS).prepare(batch_of(counts))
     other = make_task(**(DRAWS | ({"seed": 6} if change == "seed" else {}))).prepare(
-        make_batch(counts, step=4 if change == "step" else 3, first=100 if change == "index" else 0)
+        batch_of(counts, step=4 if change == "step" else 3, first=100 if change == "index" else 0)
     )
     assert not torch.equal(first.counts_bthw.view(torch.int16), other.counts_bthw.view(torch.int16))
     for name in ("turn_b", "depth_keep_kb"):
@@ -103,9 +80,9 @@ def test_another_step_seed_or_place_draws_something_else(change: str) -> None:
 def test_different_things_are_drawn_independently() -> None:
     """Switching one draw on leaves the others as they were."""
     counts = make_counts(missing=False)
-    everything = make_task(**DRAWS).prepare(make_batch(counts))
+    everything = make_task(**DRAWS).prepare(batch_of(counts))
     for name, field in (("augment", "turn_b"), ("mask_ratio", "visible_bv"), ("depth_rates", "depth_keep_kb")):
-        alone = make_task(crop=32, **{name: DRAWS[name]}).prepare(make_batch(counts))
+        alone = make_task(crop=32, **{name: DRAWS[name]}).prepare(batch_of(counts))
         assert torch.equal(alone.counts_bthw.view(torch.int16), everything.counts_bthw.view(torch.int16))
         # With a crop the frames are square with and without the other draws, so the same eight turns are open.
         assert torch.equal(getattr(alone, field), getattr(everything, field))
@@ -114,7 +91,7 @@ def test_different_things_are_drawn_independently() -> None:
 def test_a_crop_is_a_part_of_its_own_window_at_every_place_and_the_same_in_all_frames() -> None:
     counts = np.empty((40, FRAMES_IN + FRAMES_OUT, 64, 96), np.uint16)
     counts[:] = np.arange(64 * 96).reshape(64, 96)
-    parts = make_task(crop=32).prepare(make_batch(counts)).counts_bthw.numpy()
+    parts = make_task(crop=32).prepare(batch_of(counts)).counts_bthw.numpy()
     corners = parts[:, 0, 0, 0]
     rows, cols = corners // 96, corners % 96
     for part, row, col in zip(parts, rows.tolist(), cols.tolist(), strict=True):
@@ -128,13 +105,13 @@ def test_a_crop_is_a_part_of_its_own_window_at_every_place_and_the_same_in_all_f
 
 def test_a_crop_of_the_whole_frame_is_the_frame() -> None:
     counts = make_counts(rows=64, cols=64)
-    np.testing.assert_array_equal(make_task(crop=64).prepare(make_batch(counts)).counts_bthw.numpy(), counts)
+    np.testing.assert_array_equal(make_task(crop=64).prepare(batch_of(counts)).counts_bthw.numpy(), counts)
 
 
 def test_past_and_future_turn_together_and_missing_pixels_are_zero_and_masked() -> None:
     counts = make_counts(rows=64, cols=64)
     task = make_task(augment=True)
-    prepared = task.prepare(make_batch(counts))
+    prepared = task.prepare(batch_of(counts))
     assert prepared.turn_b is not None
     frames = task.frames(prepared)
     assert frames.past_valid_bthw is not None
@@ -165,7 +142,7 @@ def test_terms_are_the_windows_with_a_measured_future_pixel_after_the_crop(
             if rng.random() < 0.7:
                 counts[window, FRAMES_IN:, :20, :20] = kept
     task = make_task(crop=crop, augment=augment, seed=seed)
-    prepared = task.prepare(make_batch(counts))
+    prepared = task.prepare(batch_of(counts))
     frames = task.frames(prepared)
     valid = frames.future_valid_bthw
     expected = 6 if valid is None else int(valid.flatten(1).any(1).sum())
@@ -179,7 +156,7 @@ def test_terms_are_the_windows_with_a_measured_future_pixel_after_the_crop(
 def test_the_mse_is_that_of_plain_loops(missing: bool) -> None:
     counts = make_counts(missing=missing)
     task = make_task()
-    loss = float(task.step(last_frame, task.prepare(make_batch(counts))).loss)
+    loss = float(task.step(last_frame, task.prepare(batch_of(counts))).loss)
     total = 0.0
     space = np.log1p(np.where(counts == MISSING_COUNT, 0, counts).astype(np.float64) * SCALE_MMH / 0.5)
     for window in range(len(counts)):
@@ -211,7 +188,7 @@ def test_two_ranks_losses_and_gradients_sum_to_one_ranks(loss: str) -> None:
         model.zero_grad()
         loss_sum, terms = 0.0, 0
         for low, high in parts:
-            output = task.step(model, task.prepare(make_batch(counts[low:high], first=low)))
+            output = task.step(model, task.prepare(batch_of(counts[low:high], first=low)))
             output.loss.backward()  # type: ignore[no-untyped-call]
             loss_sum, terms = loss_sum + float(output.loss.detach()), terms + output.num_valid
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -226,7 +203,7 @@ def test_two_ranks_losses_and_gradients_sum_to_one_ranks(loss: str) -> None:
 def test_what_a_missing_pixel_forecasts_does_not_matter(loss: str) -> None:
     counts = make_counts()
     task = make_task(loss=loss)
-    prepared = task.prepare(make_batch(counts))
+    prepared = task.prepare(batch_of(counts))
     frames = task.frames(prepared)
     assert frames.future_valid_bthw is not None
     forecast = torch.rand(frames.future_mmh_bthw.shape, generator=torch.Generator().manual_seed(0)).double()
@@ -241,7 +218,7 @@ def test_held_out_windows_are_taken_whole_and_padding_has_no_terms(loss: str) ->
     counts = make_counts(missing=False)
     counts[3] = 0
     task = make_task(**DRAWS, loss=loss)
-    batch = make_batch(counts, windows=[4, 9, 2, -1])
+    batch = batch_of(counts, windows=(4, 9, 2, -1))
     prepared = task.prepare_held_out(batch)
     assert (prepared.turn_b, prepared.visible_bv, prepared.depth_keep_kb) == (None, None, None)
     np.testing.assert_array_equal(prepared.counts_bthw[:3].numpy(), counts[:3])
@@ -250,6 +227,6 @@ def test_held_out_windows_are_taken_whole_and_padding_has_no_terms(loss: str) ->
     forecast = torch.zeros_like(frames.future_mmh_bthw)
     loss_b = task.losses(forecast, frames)
     assert float(loss_b[3]) == 0
-    alone = make_task(**DRAWS, loss=loss).prepare_held_out(make_batch(counts[:3]))
+    alone = make_task(**DRAWS, loss=loss).prepare_held_out(batch_of(counts[:3]))
     expected = task.losses(forecast[:3], task.frames(alone))
     torch.testing.assert_close(loss_b[:3], expected, rtol=1e-12, atol=1e-15)

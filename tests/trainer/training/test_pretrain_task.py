@@ -1,5 +1,7 @@
 """What a step computes, against slow references: turns, model space with missing pixels, terms, draws."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from rainspark.models.encoder import build_encoder
 from rainspark.models.spark import SparK
 from rainspark.trainer.training.pretrain_task import PretrainTask
 from rainspark.trainer.training.task import turn
+from tests.trainer.training.cases import SCALE_MMH, batch_of, drawn
 
 LOG_SPACE = ModelSpace(kind="log", scale_mmh=1.0, clip_mmh=None)
 
@@ -36,16 +39,7 @@ def make_batch(*, missing: bool, step: int = 3, windows: tuple[int, ...] = (7, 1
     if missing:
         counts[0, :, :32, :20] = MISSING_COUNT
         counts[1, 1, 40:, 40:] = MISSING_COUNT
-    return Batch(
-        counts_bthw=torch.from_numpy(counts),
-        scale_mmh_b=torch.full((len(counts),), 0.12),
-        has_missing=missing,
-        window_b=np.array(windows),
-        index_b=np.arange(len(windows)) + 2,
-        step=step,
-        micro_step=0,
-        epoch=0,
-    )
+    return batch_of(counts, first=2, step=step, windows=windows)
 
 
 def test_turns_are_the_eight_symmetries_of_the_square() -> None:
@@ -73,7 +67,7 @@ def test_missing_pixels_are_zero_and_masked_everything_else_is_the_logarithm_of_
     counts = batch.counts_bthw.numpy()
     assert valid is not None
     np.testing.assert_array_equal(valid.numpy(), counts != MISSING_COUNT)
-    expected = np.where(counts == MISSING_COUNT, 0, np.log1p(counts.astype(np.float64) * np.float64(np.float32(0.12))))
+    expected = np.where(counts == MISSING_COUNT, 0, np.log1p(counts.astype(np.float64) * SCALE_MMH))
     np.testing.assert_allclose(frames.numpy(), expected, rtol=1e-12)
 
 
@@ -116,31 +110,15 @@ def test_lost_windows_have_no_terms_and_change_no_others(loss: str, lost: tuple[
 
 def test_draws_depend_on_step_and_index_alone() -> None:
     task, _ = make_task(depth=0.4)
-    whole = task.prepare(make_batch(missing=False))
     batch = make_batch(missing=False)
-    part = task.prepare(
-        Batch(
-            counts_bthw=batch.counts_bthw[1:],
-            scale_mmh_b=batch.scale_mmh_b[1:],
-            has_missing=False,
-            window_b=batch.window_b[1:],
-            index_b=batch.index_b[1:],
-            step=batch.step,
-            micro_step=9,
-            epoch=2,
-        )
-    )
-    assert whole.turn_b is not None
-    assert part.turn_b is not None
-    assert whole.depth_keep_kb is not None
-    assert part.depth_keep_kb is not None
-    assert torch.equal(part.visible_bv, whole.visible_bv[1:])
-    assert torch.equal(part.turn_b, whole.turn_b[1:])
-    assert torch.equal(part.depth_keep_kb, whole.depth_keep_kb[:, 1:])
+    arrays = {name: getattr(batch, name)[1:] for name in ("counts_bthw", "scale_mmh_b", "window_b", "index_b")}
+    whole, rest = task.prepare(batch), task.prepare(replace(batch, micro_step=9, epoch=2, **arrays))
+    assert torch.equal(rest.visible_bv, whole.visible_bv[1:])
+    assert torch.equal(drawn(rest.turn_b), drawn(whole.turn_b)[1:])
+    assert torch.equal(drawn(rest.depth_keep_kb), drawn(whole.depth_keep_kb)[:, 1:])
     other = task.prepare(make_batch(missing=False, step=4))
-    assert other.depth_keep_kb is not None
-    same = torch.equal(other.visible_bv, whole.visible_bv) and torch.equal(other.depth_keep_kb, whole.depth_keep_kb)
-    assert not same
+    assert not torch.equal(other.visible_bv, whole.visible_bv)
+    assert not torch.equal(drawn(other.depth_keep_kb), drawn(whole.depth_keep_kb))
 
 
 def test_depth_multipliers_keep_the_mean() -> None:

@@ -12,7 +12,7 @@ from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index
 from rainspark.data.windows.selection import WindowTable
 from rainspark.trainer.record.announcements import announce_sources
-from rainspark.trainer.settings.data import NowcastDataConfig, WindowsConfig
+from rainspark.trainer.settings.data import WindowsConfig
 from rainspark.trainer.training.windows import Windows, absent_sources, open_stream, open_windows, wettest
 from tests.data.mixed import pack_mixed
 from tests.integration.runs import make_shards
@@ -103,14 +103,6 @@ def test_a_part_without_windows_is_named_with_the_settings_that_made_it(
 ) -> None:
     with pytest.raises(DataError, match=message):
         split(shards, **settings)
-
-
-def test_windows_longer_than_the_packed_ones_are_told_as_such(shards: Path) -> None:
-    config = NowcastDataConfig(shards=str(shards), guard_h=0.25)
-    with pytest.raises(
-        DataError, match=r"^windows of 30 frames were asked for, .*1 to 24 frames; pack again, .*with --wi"
-    ):
-        open_windows(config, 30)
 
 
 def test_no_guard_is_said(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
