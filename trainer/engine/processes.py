@@ -261,11 +261,10 @@ class Processes:
             )
         plugin = accelerator.state.deepspeed_plugin
         stage = None if plugin is None else plugin.zero_stage
-        kind = accelerator.distributed_type.value
-        if (kind == "DEEPSPEED") != (config.zero_stage is not None) or stage != config.zero_stage:
+        if stage != config.zero_stage:
             raise ConfigError(
-                f"Accelerate started as {kind} with ZeRO stage {stage}, expected engine.zero_stage="
-                f"{config.zero_stage}; check the launch command"
+                f"Accelerate started with ZeRO stage {stage}, expected engine.zero_stage={config.zero_stage}; check "
+                "the launch command"
             )
 
     def stop(self, *, clean: bool) -> None:

@@ -80,10 +80,7 @@ class RunRecord:
 
     def close_stalled(self, code: int) -> None:
         """Write out what can be, from a thread that ends this process in a moment."""
-        if self.usage is not None:
-            self.usage.end(ExitCode(code).name.lower())
-        if self._trackers is not None:
-            self._trackers.close()
+        self.close(ExitCode(code).name.lower())
 
     def announce_end(self, *, skipped_steps: int, versions: dict[str, str], places: Mapping[str, str]) -> None:
         """Write the summary of a finished run, unless nothing was left to do, and print it with the places to look."""

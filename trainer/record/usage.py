@@ -88,9 +88,9 @@ class Usage:
         if time.monotonic() - self._written_s >= REWRITE_S:
             self._note(step, RUNNING)
 
-    def end(self, outcome: str, step: int | None = None) -> None:
-        """Note how this attempt ends."""
-        self._note(self._now.last_step if step is None else step, outcome)
+    def end(self, outcome: str, step: int) -> None:
+        """Note how this attempt ends, and after how many steps."""
+        self._note(step, outcome)
 
     @property
     def attempts(self) -> Sequence[Attempt]:

@@ -229,6 +229,11 @@ class WindowsConfig(ArchiveConfig):
             raise ConfigError("data.weights has no effect beside data.source, which reads one source; leave one out")
 
     @property
+    def reading(self) -> ReadOptions:
+        """Give the threads, the memory and the tolerated losses that training allows a rank."""
+        return replace(self.one_pass, prefetch_steps=self.prefetch_steps, quarantine=self.quarantine)
+
+    @property
     def micro(self) -> int:
         """Windows of one forward pass over all ranks."""
         return self.micro_batch or self.global_batch

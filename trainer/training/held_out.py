@@ -46,13 +46,8 @@ class HeldOut(ABC):
         self.windows = windows
         self.table = windows.held_out
         self.shown = wettest(windows.index, windows.train if self.table is None else self.table)
-        self._options = replace(
-            ONE_PASS,
-            threads=data.threads,
-            readers=data.readers,
-            prefetch_mb=data.prefetch_mb,
-            quarantine=data.quarantine,
-        )
+        # Few frames are held: the stream of training has its own beside these.
+        self._options = replace(data.one_pass, decoded_mb=ONE_PASS.decoded_mb, quarantine=data.quarantine)
         self._failure: DataError | None = None
 
     @abstractmethod

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 MEGABYTE: Final = 1_000_000
-_TRAFFIC: Final = ("bytes_read", "requests", "store_bytes_read", "store_requests", "retries", "wait_s", "stall_s")
-_CACHE_AND_LOSSES: Final = ("cache_hits", "cache_misses", "cache_evictions", "quarantined", "windows_lost")
-READ_COUNTS: Final = _TRAFFIC + _CACHE_AND_LOSSES
+READ_COUNTS: Final = (
+    # Traffic, of files and of a store, and what it took.
+    *("bytes_read", "requests", "store_bytes_read", "store_requests", "retries", "wait_s", "stall_s"),
+    # The cache before a store, and what was lost to damage.
+    *("cache_hits", "cache_misses", "cache_evictions", "quarantined", "windows_lost"),
+)
 """What `Stream.stats` counts and the metrics report for every epoch, as data/epoch_*."""
 READ_PEAKS: Final = ("held_bytes_peak", "decoded_bytes_peak")
 """The most that was held at once since the process started, which the metrics report as data/*."""

@@ -13,7 +13,6 @@ from ...data.sequences import TimeSpan, split_spans
 from ...data.shards.index import Index, load_index, of_source
 from ...data.store.cache import CachedStorage
 from ...data.store.storage import Storage, open_storage
-from ...data.stream.options import ReadOptions
 from ...data.stream.stream import Stream
 from ...data.windows.mixing import BatchLayout, default_block_bytes, default_lanes
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
@@ -224,20 +223,7 @@ def open_stream(windows: Windows, config: WindowsConfig, *, seed: int, rank: int
         layout,
         rank=rank,
         world_size=world_size,
-        options=read_options(config, pin=pin),
-    )
-
-
-def read_options(config: WindowsConfig, *, pin: bool = False) -> ReadOptions:
-    """Give the threads, the memory and the tolerated losses that the settings allow one rank."""
-    return ReadOptions(
-        threads=config.threads,
-        readers=config.readers,
-        decoded_mb=config.decoded_mb,
-        prefetch_mb=config.prefetch_mb,
-        prefetch_steps=config.prefetch_steps,
-        quarantine=config.quarantine,
-        pin_memory=pin,
+        options=replace(config.reading, pin_memory=pin),
     )
 
 
