@@ -233,11 +233,9 @@ def _refuse_damaged(bad: Sequence[str], max_bad: int, error: DataError) -> NoRet
     """Refuse more damaged files than may be: all that was found wrong up to here, and what helps."""
     if not max_bad:
         raise DataError(f"{error} ({MAX_BAD_HINT})") from error
-    files = "file is" if max_bad == 1 else "files are"
     listed = "".join(f"\n  {line}" for line in bad)
     raise DataError(
-        f"more than {max_bad} {files} damaged; expected at most --max-bad {max_bad}: fetch them again, or allow more"
-        f"{listed}"
+        f"more damaged files than --max-bad {max_bad} lets be left out: fetch them again, or allow more{listed}"
     ) from error
 
 

@@ -90,7 +90,8 @@ def open_access(url: str, limits: TimeLimits) -> Access:
         # One DELETE an object: not every store of this kind knows the request for many.
         config = {"disable_bulk_delete": True} if address.scheme == "s3" else None
         where = {"bucket": address.netloc, "prefix": prefix or None, "config": config}
-        allow_http = _endpoint(address.scheme).startswith("http://") or _emulated(address)
+        emulated = address.scheme == "az" and is_on("AZURE_STORAGE_USE_EMULATOR")
+        allow_http = emulated or _endpoint(address.scheme).startswith("http://")
 
     def connect(limits: TimeLimits, retries: int) -> Client:
         options = _client_options(limits, allow_http=allow_http)
@@ -192,7 +193,3 @@ def _check_endpoint(scheme: str, shown: str) -> None:
             f"{shown}: the endpoint in {' or '.join(_ENDPOINTS[scheme])} is {redact(endpoint)!r}; expected "
             "https://HOST or https://HOST:PORT (http:// is taken as it is meant)"
         )
-
-
-def _emulated(address: SplitResult) -> bool:
-    return address.scheme == "az" and is_on("AZURE_STORAGE_USE_EMULATOR")

@@ -289,6 +289,5 @@ def _failure(action: str, path: Path, error: OSError) -> DataError:
         errno.ENOENT: "; check the path",
         errno.EACCES: "; check the permissions",
         errno.EPERM: "; check the permissions",
-        errno.ENAMETOOLONG: "; choose a shorter path",
     }.get(error.errno or 0, "")
     return DataError(f"{path}: could not {action}: {error.strerror or error}{advice}")

@@ -109,7 +109,13 @@ class Feed:
         """
         blosc2.set_releasegil(True)
         # Each iterator has threads and caches of its own, which end with it.
-        reader = self._new_reader()
+        in_folder = self._storage.folder is not None
+        reader = SequenceReader(
+            self._storage,
+            self._index,
+            readers=self._options.readers or (self._options.threads if in_folder else STORE_READERS),
+            ahead_bytes=int(self._options.prefetch_mb * 2**20),
+        )
         caches = [FrameCache(self._index, self._window, self._max_frames // len(lanes)) for _ in lanes]
         filler = StepFiller(
             reader,
@@ -163,15 +169,6 @@ class Feed:
     def lost(self) -> tuple[LostSequence, ...]:
         """List the sequences that were lost so far."""
         return self._quarantine.lost()
-
-    def _new_reader(self) -> SequenceReader:
-        in_folder = self._storage.folder is not None
-        return SequenceReader(
-            self._storage,
-            self._index,
-            readers=self._options.readers or (self._options.threads if in_folder else STORE_READERS),
-            ahead_bytes=int(self._options.prefetch_mb * 2**20),
-        )
 
     def _batches_of(self, arrays: StepArrays, step: int) -> list[Batch]:
         return [

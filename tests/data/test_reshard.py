@@ -14,7 +14,7 @@ from rainspark.data.exit_codes import ExitCode
 from rainspark.data.pack.recut import ReshardOptions
 from rainspark.data.reshard import main, reshard
 from rainspark.data.sequences import cut_run
-from rainspark.data.shards.index import Index, dump_index, load_index, of_source, signed
+from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.shards.origins import Origin
 from rainspark.data.shards.timeline import ready_origins
 from rainspark.data.store.storage import open_storage
@@ -301,14 +301,3 @@ def test_a_folder_inside_an_archive_that_is_read_is_refused(tmp_path: Path) -> N
             reshard([str(tmp_path / "a")], str(out), SAME)
     assert sorted(path.name for path in (tmp_path / "a").iterdir())[0] == "index.json"
     assert not list((tmp_path / "a").rglob("*new*"))
-
-
-def test_one_source_of_a_merged_archive_is_what_it_was(tmp_path: Path) -> None:
-    """What reads one source of a mixed archive plans with this part of the index."""
-    small_archive(tmp_path / "a", source="one")
-    small_archive(tmp_path / "b", source="two", seed=1)
-    both = again([tmp_path / "a", tmp_path / "b"], tmp_path / "both", ReshardOptions(max_frames=7))
-    for name, source in (("a", "one"), ("b", "two")):
-        for window in (1, 3, 4):
-            windows = windows_of(open_storage(tmp_path / "both"), of_source(both, source), window)
-            assert windows == all_windows(tmp_path / name, window)

@@ -185,13 +185,6 @@ def test_frames_of_another_kind_are_not_decoded(tmp_path: Path) -> None:
     assert "expected no lazy, special or dictionary chunk" in problem
 
 
-def test_verifying_changes_nothing(tmp_path: Path) -> None:
-    small_archive(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    verify(str(tmp_path), threads=3)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
 def test_a_window_that_two_sequences_own_is_found(tmp_path: Path) -> None:
     origin = whole_origin(6, 8)
     pieces = {origin: [(0, 8, 8), (5, 7, 7)]}

@@ -233,11 +233,6 @@ def test_wrong_options_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_inspecting_what_is_no_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(tmp_path)]) == 4
-    assert "index.json is missing" in capsys.readouterr().err
-
-
 def test_real_files_pack_to_a_fifth_of_their_bytes(shared_dir: Path, tmp_path: Path) -> None:
     options = PackOptions(crop=Crop(row0=284, row1=572, col0=225, col1=513))
     index: Index = pack([shared_dir / "data" / "knmi"], tmp_path / "out", options)

@@ -39,16 +39,6 @@ def test_a_file_in_a_closed_folder_is_named(capsys: pytest.CaptureFixture[str]) 
     assert f"error: {closed / 'arch' / 'index.json'}: could not read: Permission denied" in errors
 
 
-def test_names_that_are_too_long_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    long = tmp_path / ("x" * 300)
-    assert main(["knmi", str(long), "--out", str(tmp_path / "out")]) == 4
-    assert main(["inspect", str(long)]) == 4
-    write_series(tmp_path / "radar", [0, 1])
-    assert main(["knmi", str(tmp_path / "radar"), "--window", "1", "--out", str(long)]) == 4
-    errors = capsys.readouterr().err.splitlines()
-    assert len([line for line in errors if line.startswith(f"error: {long}") and "File name too long" in line]) == 3
-
-
 def test_linked_folders_are_searched_and_loops_end(tmp_path: Path) -> None:
     outside = write_series(tmp_path / "archive" / "2020", [5, 6])
     inside = write_series(tmp_path / "radar", [1])
