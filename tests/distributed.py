@@ -1,5 +1,6 @@
 """Run a function on several CPU ranks (gloo) of this machine, as real processes."""
 
+import multiprocessing.forkserver
 import os
 import sys
 import tempfile
@@ -7,12 +8,14 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from tests.programs import free_port
 
@@ -26,15 +29,16 @@ class RankError(RuntimeError):
 def run_ranks(
     function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0, init_group: bool = True
 ) -> list[Any]:
-    """Call `function(rank, *args)` on `world_size` spawned processes and return what each rank returned.
+    """Call `function(rank, *args)` on `world_size` processes and return what each rank returned.
 
-    Every process has one thread, the environment variables of a launcher (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
-    ...) and, with `init_group`, a gloo process group made through a file.
+    They are forked from a process that has imported torch and the training rooms. Every one has one thread, the
+    environment variables of a launcher (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...) and, with `init_group`, a gloo
+    process group made through a file.
 
     Args:
-        function: importable by name (defined at the top of a module), as `spawn` needs.
+        function: importable by name (defined at the top of a module), as another process finds it.
         world_size: number of processes.
-        args: passed on; must survive a spawn.
+        args: passed on; must survive pickling.
         timeout_s: after that the processes are killed.
         init_group: make the default process group; switch it off for code that makes its own.
 
@@ -48,8 +52,11 @@ def run_ranks(
     if REPOSITORY not in sys.path:
         sys.path.insert(0, REPOSITORY)
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        call = (function, world_size, folder, free_port(), timeout_s, init_group, args)
-        context = spawn(_rank_main, args=call, nprocs=world_size, join=False)  # type: ignore[no-untyped-call]
+        _start_server()
+        call = (function, world_size, folder, free_port(), timeout_s, init_group, dict(os.environ), args)
+        context = start_processes(  # type: ignore[no-untyped-call]
+            _rank_main, args=call, nprocs=world_size, join=False, start_method="forkserver"
+        )
         assert context is not None
         deadline = time.monotonic() + timeout_s
         try:
@@ -67,6 +74,17 @@ def run_ranks(
         return [torch.load(Path(folder) / f"result-{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
+@cache
+def _start_server() -> None:
+    """Start the process that all ranks of this one are forked from; it ends when this one does."""
+    multiprocessing.forkserver.set_forkserver_preload(["tests.forked"])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("OMP_NUM_THREADS", "1"), ("OPENBLAS_NUM_THREADS", "1"), ("NUMEXPR_MAX_THREADS", "1")):
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", REPOSITORY)
+        multiprocessing.forkserver.ensure_running()
+
+
 def _rank_main(
     rank: int,
     function: Callable[..., Any],
@@ -75,9 +93,13 @@ def _rank_main(
     port: int,
     timeout_s: float,
     init_group: bool,
+    environment: dict[str, str],
     args: tuple[Any, ...],
 ) -> None:
     """Set one process up as a rank, call the function, leave its result in a file."""
+    # What it inherits is the environment of the moment at which the first ranks were started.
+    os.environ.clear()
+    os.environ.update(environment)
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world_size),

@@ -33,11 +33,10 @@ from rainspark.trainer.engine.engine import Engine
 from rainspark.trainer.engine.replicated import UpdateResult
 from rainspark.trainer.processes.entry import run_entry, run_process, set_up_logging
 from rainspark.trainer.settings.engine import EngineConfig
-from rainspark.trainer.training.pretraining import Pretraining
 from rainspark.trainer.training.run import TrainingRun
 from rainspark.trainer.training.task import PreparedBatch, StepOutput
 from tests.fault_server import Fault, disarm
-from tests.integration.runs import pretrain, train
+from tests.integration.runs import finetune, train
 
 SLEEP_S = 3600.0
 
@@ -104,7 +103,7 @@ def train_with_deed(rank: int, argv: list[str], plan: dict[str, Any]) -> int:
         else:
             _lie_in_wait(plan)
     try:
-        run_process(lambda: pretrain(argv))
+        run_process(lambda: finetune(argv))
     except SystemExit as end:
         return int(end.code or 0)
 
@@ -119,11 +118,11 @@ def _stop_later() -> None:
 
 
 def _lie_in_wait(plan: dict[str, Any]) -> None:
-    original = Pretraining.run
+    original = TrainingRun.run
     act = DEEDS.get(plan["deed"], _die)
     step: int = plan.get("step", 0)
 
-    def run(self: Pretraining) -> ExitCode:
+    def run(self: TrainingRun[Any]) -> ExitCode:
         match plan["where"]:
             case "open":
                 act()
@@ -136,7 +135,7 @@ def _lie_in_wait(plan: dict[str, Any]) -> None:
                 vars(self.saver)["save"] = partial(_save, self.saver.save, step, act)
         return original(self)
 
-    Pretraining.run = run  # type: ignore[method-assign, assignment]
+    TrainingRun.run = run  # type: ignore[method-assign]
 
 
 def _read(

@@ -23,6 +23,7 @@ from rainspark.trainer.settings.evaluation import parse_evaluation
 from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
 from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.finetuning import Finetuning
+from rainspark.trainer.training.finetuning import run as run_finetuning
 from rainspark.trainer.training.pretraining import Pretraining
 from rainspark.trainer.training.pretraining import run as run_pretraining
 
@@ -150,6 +151,11 @@ def evaluate(argv: list[str]) -> ExitCode:
 def pretrain(argv: list[str]) -> ExitCode:
     """Run what `rainspark pretrain` does, but for its end of the process."""
     return run_pretraining(parse_config(argv, PretrainConfig, prog="rainspark pretrain"))
+
+
+def finetune(argv: list[str]) -> ExitCode:
+    """Run what `rainspark finetune` does, but for its end of the process."""
+    return run_finetuning(parse_config(argv, FinetuneConfig, prog="rainspark finetune"))
 
 
 def train_many(_rank: int, runs: list[tuple[list[str], int | None]]) -> list[int]:

@@ -147,7 +147,7 @@ def check_empty_steps_are_skipped(run: Path) -> None:
     assert not all(end.equal(tensors[name.replace("00005", "00001")]) for name, end in tensors.items())
 
 
-@pytest.mark.parametrize("loss", ["masked", "all"])
+@pytest.mark.parametrize("loss", ["masked", pytest.param("all", marks=pytest.mark.slow)])
 def test_a_step_without_a_valid_pixel_changes_nothing(
     short: Path, tmp_path: Path, loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,7 +170,7 @@ def test_no_engine_learns_from_a_step_without_a_valid_pixel(short: Path, tmp_pat
         check_empty_steps_are_skipped(tmp_path / f"{stage}")
 
 
-@pytest.mark.parametrize("steps", [3, 9])
+@pytest.mark.parametrize("steps", [3, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_run_without_a_valid_pixel_ends_with_the_datas_code(
     short: Path,
     damaged: Damaged,

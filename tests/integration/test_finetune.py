@@ -154,12 +154,12 @@ def finished(short_run: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_what_may_not_change_on_resume_is_refused_by_name(
-    shards: Path, finished: Path, overrides: dict[str, object], message: str
+    shards: Path, short_run: Path, overrides: dict[str, object], message: str
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in short_run.rglob("*")}
     with pytest.raises(CheckpointError, match=message):
-        train(arguments(shards, finished, **{"run__steps": 4, **overrides}))
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+        train(arguments(shards, short_run, **{"run__steps": 4, **overrides}))
+    assert {path: path.stat().st_mtime_ns for path in short_run.rglob("*")} == before
 
 
 def test_what_may_change_on_resume_is_taken(shards: Path, finished: Path) -> None:

@@ -51,7 +51,7 @@ def started(argv: list[str]) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("head", ["patch", "direct", "residual", "advected"])
+@pytest.mark.parametrize("head", ["patch", "advected"])
 def test_a_pretrained_decoders_last_layer_starts_anew_unless_it_is_the_published_head(
     shards: Path, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, head: str
 ) -> None:
@@ -78,7 +78,7 @@ def test_a_nowcaster_goes_on_from_the_best_checkpoint_of_another(
     """The same head keeps its last layer, another head and other lead times do not."""
     caplog.set_level(logging.INFO)
     first = tmp_path / "first"
-    argv = arguments(shards, first, run__steps=4, run__choose_by="mse", optim__ema_decay=0.5)
+    argv = arguments(shards, first, run__steps=2, run__choose_by="mse", optim__ema_decay=0.5)
     assert train(argv) == ExitCode.DONE
     best = step_folders(first / "best" / "checkpoints")[0][1]
     weights = load_file(best / "model.safetensors")
@@ -88,7 +88,7 @@ def test_a_nowcaster_goes_on_from_the_best_checkpoint_of_another(
     name = "dense_decoder.proj.weight"
     file = best / "model.safetensors"
     assert torch.equal(started(arguments(shards, tmp_path / "second", init_from=file))[name], weights[name])
-    for other in ({"model__head": "direct"}, {"model__head": "patch"}, {"model__frames_out": 2}):
+    for other in ({"model__head": "direct"}, {"model__frames_out": 2}):
         found = started(arguments(shards, tmp_path / "second", init_from=first, **other))
         fresh = started(arguments(shards, tmp_path / "second", **other))
         assert torch.equal(found[name], fresh[name])
@@ -113,7 +113,7 @@ def test_a_smaat_unet_starts_from_a_smaat_unet_only(shards: Path, pretrained: Pa
         train(arguments(shards, tmp_path / "again", init_from=tmp_path / "smaat"))
 
 
-@pytest.mark.parametrize("freeze", ["encoder", "decoder", "both"])
+@pytest.mark.parametrize("freeze", ["decoder", pytest.param("encoder", marks=pytest.mark.slow), "both"])
 def test_frozen_parts_stay_bit_for_bit_and_the_rest_learns(
     shards: Path, pretrained: Path, tmp_path: Path, freeze: str
 ) -> None:

@@ -13,8 +13,10 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from rainspark.__main__ import main as rainspark
+from rainspark.models.weights.__main__ import main as weights
 from tests.conftest import REPOSITORY
-from tests.integration.runs import arguments
+from tests.integration.runs import arguments, smallest_arguments
 from tests.programs import environment
 
 TIMEOUT_S = 300
@@ -23,10 +25,10 @@ TIMEOUT_S = 300
 HOURS = 3
 
 
-def launch(words: list[str], argv: list[str]) -> list[str]:
+def launch(num_processes: str, argv: list[str], script: str = "pretrain") -> list[str]:
     tool = str(Path(sys.executable).parent / "accelerate")
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [tool, "launch", *fixed, *words, "trainer/pretrain.py", *argv]
+    return [tool, "launch", *fixed, "--num_processes", num_processes, f"trainer/{script}.py", *argv]
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -70,16 +72,23 @@ def stop_when_running(command: list[str], folder: Path, number: signal.Signals) 
 
 @pytest.mark.parametrize(
     ("num_processes", "number"),
-    [("1", signal.SIGTERM), ("2", signal.SIGINT), pytest.param("2", signal.SIGTERM, marks=pytest.mark.slow)],
+    [
+        ("2", signal.SIGINT),
+        pytest.param("1", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("2", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(
     shards: Path, tmp_path: Path, num_processes: str, number: signal.Signals
 ) -> None:
     folder = tmp_path / "run"
-    first = launch(
-        ["--num_processes", num_processes], arguments(shards, folder, run__steps=100_000, run__evaluate_every=100_000)
-    )
-    text = stop_when_running(first, folder, number)
+    settings = {"run__evaluate_every": 100_000, "run__save_every": 100_000, "data__validation_share": 0.25}
+
+    def command(steps: int) -> list[str]:
+        argv = smallest_arguments(shards, folder, **settings, run__steps=steps)
+        return launch(num_processes, argv, "finetune")
+
+    text = stop_when_running(command(100_000), folder, number)
     assert "finishing this step, then saving a checkpoint" in text, text
     saved = sorted((folder / "checkpoints").glob("step-*"))
     assert saved, text
@@ -87,13 +96,10 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(
     state = json.loads((saved[-1] / "state.json").read_text())
     assert state["step"] == stopped_at == last_step(folder)
     more = stopped_at + 2
-    again = launch(
-        ["--num_processes", num_processes], arguments(shards, folder, run__steps=more, run__evaluate_every=100_000)
-    )
-    done = run(again)
+    done = run(command(more))
     assert done.returncode == 0, done.stderr
     assert f"{stopped_at} of {more} steps are done" in done.stderr
-    assert (folder / "pictures" / f"reconstruction-{more:08d}.png").exists()
+    assert (folder / "pictures" / f"forecast-{more:08d}.png").exists()
     assert last_step(folder) == more
     for name in ("weights", "metrics", "picture"):
         assert name in done.stdout
@@ -111,24 +117,26 @@ def test_zero_2_on_two_processes_and_export_to_timm(shards: Path, tmp_path: Path
         data__validation_share=0,
         tracking__tensorboard="true",
     )
-    done = run(launch(["--num_processes", "2"], argv))
+    done = run(launch("2", argv))
     assert done.returncode == 0, done.stderr
     assert "TensorBoard" in done.stdout
     assert list((folder / "tensorboard").iterdir())
-    exported = run([sys.executable, "-m", "rainspark.models.weights", "export", str(folder), "--out", str(out)])
-    assert exported.returncode == 0, exported.stderr
+    assert weights(["export", str(folder), "--out", str(out)]) == 0
     encoder = timm.create_model("resnet18", in_chans=12, num_classes=0)
     encoder.load_state_dict(load_file(out), strict=True)
     encoder.eval()
     assert bool(encoder(torch.rand(1, 12, 64, 64)).isfinite().all())
 
 
-def test_print_config_shows_every_setting_and_can_be_given_back(shards: Path, tmp_path: Path) -> None:
-    argv = arguments(shards, tmp_path / "run")
-    shown = run([sys.executable, "trainer/pretrain.py", *argv, "--print_config"])
-    assert shown.returncode == 0, shown.stderr
+def test_print_config_shows_every_setting_and_can_be_given_back(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(argv: list[str]) -> str:
+        with pytest.raises(SystemExit, match="0"):
+            rainspark(["pretrain", *argv, "--print_config"])
+        return capsys.readouterr().out
+
     path = tmp_path / "all.yaml"
-    path.write_text(shown.stdout)
-    again = run([sys.executable, "trainer/pretrain.py", "--config", str(path), "--print_config"])
-    assert again.stdout == shown.stdout
-    assert "min_lr_share" in shown.stdout
+    path.write_text(printed(arguments(shards, tmp_path / "run")))
+    assert "min_lr_share" in path.read_text()
+    assert printed(["--config", str(path)]) == path.read_text()

@@ -116,7 +116,8 @@ def test_what_cannot_be_read_says_why(
 def tuned(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("tuned") / "run"
     settings: dict[str, object] = {"data__weights": HALVES, "data__validation_share": 0.3, "data__guard_h": 0}
-    assert train(nowcast_arguments(mixed, run, **settings, run__steps=2)) == ExitCode.DONE
+    small = {"model__name": "smaat_unet", "model__smaat_width": 2, "run__steps": 2}
+    assert train(nowcast_arguments(mixed, run, **settings, **small)) == ExitCode.DONE
     return run
 
 

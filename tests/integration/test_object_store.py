@@ -9,15 +9,19 @@ import pytest
 from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.store.storage import LocalStorage, open_storage
-from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.experiment import FinetuneConfig
 from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.windows import Windows, open_windows
-from tests.integration.runs import arguments, equal, metrics, tensors, train
+from tests.integration.runs import equal, metrics, smallest_arguments, tensors, train
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 
 HOURS = 3
 CHECKPOINTS = ["step-00000002", "step-00000004"]
-SHORT = {"run__steps": 3, "run__evaluate_every": 3, "optim__warmup_steps": 1}
+
+
+def arguments(shards: Path | str, run: Path, **settings: object) -> list[str]:
+    """Build the command line of the smallest run, which may wait for a store."""
+    return smallest_arguments(shards, run, **{"engine__timeout_s": 1800, **settings})
 
 
 def pushed(url: str) -> list[str]:
@@ -29,7 +33,7 @@ def check_run_goes_on_from(
 ) -> None:
     """Train two steps, lose the run's folder, and go on with the same command; an undisturbed run tells the truth."""
     run, whole = folder / "run", folder / "whole"
-    settings = {"run__steps": 4, "run__save_every": 2, "run__evaluate_every": 4, "optim__warmup_steps": 1}
+    settings = {"run__save_every": 2}
     argv = arguments(shards, run, run__checkpoint_url=url, **settings)
     assert train(argv, stop_in_step=2) == ExitCode.REQUEUE
     assert pushed(url) == CHECKPOINTS[:1]
@@ -76,14 +80,14 @@ def address(shards: Path, s3: S3) -> str:  # noqa: F811
 
 
 def opened(address: str, **settings: object) -> Windows:
-    config = parse_config(arguments(address, Path("run"), **settings), PretrainConfig, prog="test")
-    return open_windows(config.data, config.data.window)
+    config = parse_config(arguments(address, Path("run"), **settings), FinetuneConfig, prog="test")
+    return open_windows(config.data, config.window)
 
 
 def test_a_run_from_a_store_is_the_run_from_a_folder(shards: Path, address: str, tmp_path: Path) -> None:
     cached = {"data__cache_dir": tmp_path / "cache", "data__cache_gb": 0.1}
     for name, archive, more in (("local", shards, {}), ("store", address, {}), ("cached", address, cached)):
-        assert train(arguments(archive, tmp_path / name, **{**SHORT, **more})) == ExitCode.DONE
+        assert train(arguments(archive, tmp_path / name, **more)) == ExitCode.DONE
 
     def losses(name: str) -> list[float]:
         return [line["loss"] for line in metrics(tmp_path / name) if "loss" in line]

@@ -11,7 +11,7 @@ import pytest
 from rainspark.data.exit_codes import ExitCode
 from tests.fault_server import Ended, FaultServer
 from tests.integration.faults import train_with_deed
-from tests.integration.runs import arguments, records
+from tests.integration.runs import records, smallest_arguments
 
 CRASH, STALLED, REQUEUE, KILLED = int(ExitCode.CRASH), int(ExitCode.STALLED), int(ExitCode.REQUEUE), -9
 TIMEOUT_S = 10
@@ -27,7 +27,8 @@ def start(
     sizes = {2: "8 4 2", 3: "6 6 3"}.get(ranks, "8 4 2").split()
     batches = dict(zip(("data__global_batch", "data__micro_batch", "data__lanes"), sizes, strict=True))
     times = {"engine__timeout_s": TIMEOUT_S, "engine__start_timeout_s": 90}
-    argv = arguments(shards, run, **{"run__steps": 6, "run__evaluate_every": 6, **batches, **times, **changes})
+    saves = {"run__steps": 6, "run__save_every": 100}
+    argv = smallest_arguments(shards, run, **{**saves, **batches, **times, **changes})
     ended = server.run(train_with_deed, argv, plan, ranks=ranks, timeout_s=240)
     assert not ended.hung, ended.texts
     return ended
@@ -168,7 +169,7 @@ def test_a_stop_before_the_first_step_or_in_a_save_trains_and_saves_no_more(
 
 
 def test_a_killed_attempt_counts_in_the_cost(server: FaultServer, shards: Path, tmp_path: Path) -> None:
-    run, settings = tmp_path / "run", {"run__save_every": 2, "run__steps": 3, "run__evaluate_every": 3}
+    run, settings = tmp_path / "run", {"run__save_every": 2, "run__steps": 3}
     plan = {"rank": 0, "deed": "die", "where": "forward", "step": 3}
     killed = start(server, shards, run, plan, ranks=2, **settings)
     assert killed.codes == [KILLED, CRASH]

@@ -1,6 +1,5 @@
 """What a user can get wrong when starting a run: a clear text, its own exit code, and nothing lost."""
 
-import fcntl
 import json
 import logging
 import shutil
@@ -76,16 +75,6 @@ def test_settings_that_do_not_fit_the_data(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_world_size_that_does_not_divide_the_micro_batch_names_those_that_do(
-    server: FaultServer, shards: Path, tmp_path: Path
-) -> None:
-    argv = arguments(shards, tmp_path / "run", data__micro_batch=1, data__lanes=1)
-    ended = server.run(train_apart, [argv, argv], None, ranks=2)
-    assert ended.codes == [ExitCode.CONFIG] * 2
-    for text in ended.texts:
-        assert "micro-batch of 1 windows cannot be divided among 2 processes" in text
-
-
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "index"])
 def test_damaged_shards_stop_the_run_and_are_named(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
@@ -124,27 +113,6 @@ def test_a_picture_that_fails_does_not_stop_the_run(
     assert train(arguments(shards, run, run__steps=2, run__evaluate_every=2, optim__warmup_steps=0)) == ExitCode.DONE
     assert "was not drawn" in caplog.text
     assert metrics(run)[-1]["held_out_loss"] > 0
-
-
-def test_two_runs_cannot_share_a_folder(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    with (run / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        expect(capsys, arguments(shards, run), ExitCode.CHECKPOINT, "another run is at work")
-    assert not (run / "metrics.jsonl").exists()
-
-
-def test_another_model_in_the_runs_folder_is_refused(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    short = {"run__steps": 2, "run__evaluate_every": 100, "optim__warmup_steps": 0}
-    assert start(arguments(shards, run, **short)) == ExitCode.DONE
-    before = tensors(run)
-    argv = arguments(shards, run, **short, model__decoder_width=64, data__micro_batch=8)
-    expect(capsys, argv, ExitCode.CHECKPOINT, "model.decoder_width: saved 32, asked 64", "data.micro_batch")
-    assert equal(before, tensors(run))
 
 
 def test_a_loss_that_stays_nan_stops_the_run_and_keeps_the_last_good_checkpoint(

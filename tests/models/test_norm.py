@@ -172,7 +172,7 @@ def test_statistics_given_out_leave_the_running_ones_until_taken_in() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["", "bn1", "bn2", "downsample.1"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_recomputed_buffers_are_bit_equal_with_some_frozen(frozen: str, dtype: torch.dtype) -> None:
     """Several steps; a frozen normalisation stays what it was, and the others get their own statistics."""
     torch.manual_seed(0)

@@ -148,7 +148,8 @@ def test_a_micro_batch_with_one_visible_patch_trains_with_frozen_norms_only() ->
     assert model.eval()(frames, visible_bv).error_bl.isfinite().all()
 
 
-@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_forward_and_backward_are_the_eager_ones(recompute: bool) -> None:
     """Through AOT autograd: functionalised buffers, and the custom functions' backward as a graph."""
     usual = _model()
