@@ -78,6 +78,7 @@ def test_a_kill_between_evaluation_and_checkpoint_leaves_no_best_of_an_abandoned
 ) -> None:
     """Killed after several new bests and no checkpoint; what was the best at the checkpoint is there still."""
     often = {"run__steps": 6, "run__evaluate_every": 1, "run__save_every": 3, "run__choose_by": "loss"}
+    often |= {"model__name": "smaat_unet", "model__smaat_width": 2}
 
     def falling(finetuning: Finetuning) -> None:
         def evaluated(picture: Path, *, step: int) -> dict[str, float]:

@@ -13,7 +13,7 @@ from rainspark.data.exit_codes import ExitCode
 from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.forecasting.forecaster import load_forecaster
 from tests.data.mixed import pack_mixed
-from tests.integration.runs import arguments, evaluate, metrics, nowcast_arguments, train
+from tests.integration.runs import arguments, command_line, evaluate, metrics, nowcast_arguments, train
 from tests.integration.test_fields import plan
 
 HALVES = '{"Fine": 0.5, "KNMI": 0.5}'
@@ -121,29 +121,23 @@ def tuned(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+def score(shards: Path, out: Path, run: Path, baseline: str, *more: str) -> dict[str, Any]:
+    """Score a run and a baseline; return what the scores say of how they came about."""
+    settings = {"data.shards": shards, "out": out, "scales": 1, "thresholds": 0.5, "device": "cpu"}
+    assert evaluate([*command_line(settings), "--models", str(run), baseline, *more]) == ExitCode.DONE
+    about: dict[str, Any] = json.loads((out / "scores.json").read_text())["about"]
+    return about
+
+
+ON_KNMI = ("--data.source", "KNMI", "--split", "validation")
+
+
 def test_a_nowcaster_of_two_radars_is_scored_on_one(mixed: Path, tuned: Path, tmp_path: Path) -> None:
-    argv = [
-        "--data.shards",
-        str(mixed),
-        "--models",
-        str(tuned),
-        "persistence",
-        "--split",
-        "validation",
-        "--thresholds",
-        "0.5",
-        "1.0",
-        "--scales",
-        "1",
-        "--device",
-        "cpu",
-    ]
     with pytest.raises(
         DataError, match=r"scores are made of one radar and place; .*choose one of its sources \(data.so"
     ):
-        evaluate([*argv, "--out", str(tmp_path / "both")])
-    assert evaluate([*argv, "--out", str(tmp_path / "one"), "--data.source", "KNMI"]) == ExitCode.DONE
-    about = json.loads((tmp_path / "one" / "scores.json").read_text())["about"]
+        score(mixed, tmp_path / "both", tuned, "persistence", "--split", "validation")
+    about = score(mixed, tmp_path / "one", tuned, "persistence", *ON_KNMI)
     assert about["archive"]["source"] == "KNMI"
     assert "was trained on several radars or parts of a grid (Fine, KNMI), and this is KNMI" in json.dumps(about)
 
@@ -151,34 +145,11 @@ def test_a_nowcaster_of_two_radars_is_scored_on_one(mixed: Path, tuned: Path, tm
 def test_baselines_are_fitted_on_what_is_scored_of_a_mix(mixed: Path, tuned: Path, tmp_path: Path) -> None:
     """Also where the archive that is scored is another one than the run's: the run's own holds its training part."""
     alone = tmp_path / "alone"
-    pack_mixed(
-        alone, {"KNMI": drifting_squares()["KNMI"][-30:]}, scales_mmh=(0.12,), window=24, max_frames=48, num_shards=1
-    )
-    means = []
-    for shards, more in (
-        (mixed, ["--data.source", "KNMI", "--split", "validation"]),
-        (alone, ["--split", "all", "--allow_overlap", "true"]),
-    ):
-        out = tmp_path / shards.name / "scores"
-        argv = [
-            "--data.shards",
-            str(shards),
-            "--models",
-            str(tuned),
-            "training_mean",
-            "--out",
-            str(out),
-            "--thresholds",
-            "0.5",
-            "--scales",
-            "1",
-            "--device",
-            "cpu",
-            *more,
-        ]
-        assert evaluate(argv) == ExitCode.DONE
-        about = json.loads((out / "scores.json").read_text())["about"]
-        means.append(about["models"]["training_mean"]["mean_mmh"])
+    last = {"KNMI": drifting_squares()["KNMI"][-30:]}
+    pack_mixed(alone, last, scales_mmh=(0.12,), window=24, max_frames=48, num_shards=1)
+    of_mix = score(mixed, tmp_path / "mix", tuned, "training_mean", *ON_KNMI)
+    of_alone = score(alone, tmp_path / "scores", tuned, "training_mean", "--split", "all", "--allow_overlap", "true")
+    means = [about["models"]["training_mean"]["mean_mmh"] for about in (of_mix, of_alone)]
     assert means[0] == means[1]
 
 

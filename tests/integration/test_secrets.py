@@ -13,7 +13,7 @@ import pytest
 from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
 from tests.conftest import REPOSITORY
-from tests.integration.runs import arguments, pretrain, settings
+from tests.integration.runs import arguments, pretrain, settings, smallest_arguments
 from tests.programs import environment, free_port
 
 NAMES = (
@@ -30,15 +30,13 @@ CANARIES = (*SECRETS.values(), *IN_ADDRESSES)
 
 CRASHING = '''
 import sys
-from collections.abc import Sequence
-from rainspark.trainer.settings.experiment import PretrainConfig
-from rainspark.data.exit_codes import ExitCode
+from rainspark.trainer.settings.experiment import FinetuneConfig
 from rainspark.trainer.processes.entry import run_process
 from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.run import run_training
-from rainspark.trainer.training.pretraining import Pretraining
+from rainspark.trainer.training.finetuning import Finetuning
 
-class Crashing(Pretraining):
+class Crashing(Finetuning):
     """Fails in the middle, as a library would that quotes what it was asked for."""
 
     def evaluated(self, finished, metrics):
@@ -57,7 +55,7 @@ def fail(text):
     raise ValueError(text)
 
 ADDRESS = sys.stdin.readline().strip()
-run_process(lambda: run_training(Crashing, parse_config(sys.argv[1:], PretrainConfig, prog="crashing")))
+run_process(lambda: run_training(Crashing, parse_config(sys.argv[1:], FinetuneConfig, prog="crashing")))
 '''
 
 
@@ -125,9 +123,9 @@ def test_a_run_that_crashes_in_a_library(shards: Path, tmp_path: Path) -> None:
     """Log, checkpoints, metrics, tracebacks of the program and of a thread, W&B's files, process list."""
     short = settings(
         'run.steps=3 run.evaluate_every=2 run.save_every=1 optim.warmup_steps=1 tracking.services=["wandb"]',
-        "tracking.tensorboard=true tracking.close_s=5",
+        "tracking.tensorboard=true tracking.close_s=5 data.validation_share=0.25",
     )
-    argv = arguments(shards, tmp_path / "run", **short)
+    argv = smallest_arguments(shards, tmp_path / "run", **short)
     with _process_list() as seen:
         ended = subprocess.run(
             [sys.executable, "-c", CRASHING, *argv],
