@@ -22,6 +22,7 @@ from rainspark.trainer.forecasting.build import build_nowcaster
 from rainspark.trainer.forecasting.forecaster import rain_of
 from rainspark.trainer.settings.model import NowcastConfig
 from tests.data.radar_files import storms
+from tests.peak_memory import added_bytes
 
 SPACE = ModelSpace(kind="log", scale_mmh=1.0)
 RUNS = {
@@ -78,25 +79,6 @@ def peak_mb(kind: str, device: str, threads: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout.split()[-1])
 
 
-def _memory(kind: str, device: torch.device) -> None:
-    call = forecast_of(kind, device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        sys.stdout.write(f"{torch.cuda.max_memory_allocated() / 1e6:.1f}\n")
-        return
-    # Importing takes more memory for a moment than a forecast does: the kernel's mark of the peak is set back.
-    Path("/proc/self/clear_refs").write_text("5")
-    before_kb = _status_kb("VmRSS")
-    call()
-    sys.stdout.write(f"{(_status_kb('VmHWM') - before_kb) / 1e3:.1f}\n")
-
-
-def _status_kb(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
-
-
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description="Latency and memory of a forecast.")
@@ -109,7 +91,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     if arguments.memory_of:
-        _memory(arguments.memory_of, device)
+        added = added_bytes(forecast_of(arguments.memory_of, device), arguments.device)
+        sys.stdout.write(f"{added / 1e6:.1f}\n")
         return
     kinds = [kind for kind in KINDS if not arguments.quick or "width 768" not in kind]
     if device.type == "cuda":

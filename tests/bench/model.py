@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from rainspark.models.masking import visible_positions
 from rainspark.models.spark import SparK
 from rainspark.models.sparse import PatchLayout
 from tests.models.masked_dense import MaskedDense
+from tests.peak_memory import added_bytes
 
 GRID = (9, 9)
 KINDS = ("packed", "gather", "multiply", "plain")
@@ -139,23 +139,12 @@ def report_peak(what: str, kind: str, name: str, ratio: str, batch: str, device:
     """The child's side of `peak_mb`."""
     frames, positions = inputs(float(ratio), int(batch), device)
     run = (encoder_run if what == "encoder" else step_run)(kind, name, frames, positions)
-    if device == "cuda":
+
+    def twice() -> None:
         run()
         run()
-        print(torch.cuda.max_memory_allocated() / 2**20)
-        return
-    # Imports once held more than the model does: the kernel's mark of the peak is set back to what is held now.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident_peak_mb()
-    run()
-    run()
-    print(resident_peak_mb() - before)
 
-
-def resident_peak_mb() -> float:
-    """Peak resident memory since the mark was set back (proc(5), VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(text.split()[1]) for text in lines if text.startswith("VmHWM")) / 1024
+    print(added_bytes(twice, device) / 2**20)
 
 
 def line(label: str, values: dict[str, float], unit: str) -> None:

@@ -33,6 +33,7 @@ from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.settings.experiment import PretrainConfig
 from rainspark.trainer.settings.parse import parse_config
+from tests.peak_memory import forget_peak, peak_bytes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS_A_SAMPLE = 40
@@ -156,18 +157,6 @@ READERS: dict[str, Callable[[Path], object]] = {
     "checkpoint": load,
 }
 REFUSALS = (DataError, ConfigError, CheckpointError)
-
-
-def peak_bytes() -> int:
-    """Give the most memory that was resident since `forget_peak`."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-
-def forget_peak() -> int:
-    """Begin to measure memory anew (proc(5), clear_refs); gives what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return peak_bytes()
 
 
 def judge(sample: dict[str, str], watch: Watch) -> dict[str, Any]:

@@ -136,15 +136,13 @@ def test_windows_are_cut_out_of_batches_as_rain() -> None:
     padded = Batch(**{**vars(batch), "window_b": np.array([5, -1, 7])})
     windows = list(windows_of(iter([batch, padded]), 3))
     assert [window.row for window in windows] == [5, 6, 7, 5, 7]
-    first, second, third = windows[:3]
-    assert first.past_valid_bthw is None
-    assert first.future_valid_bthw is None
-    torch.testing.assert_close(first.past_mmh_bthw, counts[:1, :3] * 0.12)
-    torch.testing.assert_close(first.future_mmh_bthw, counts[:1, 3:] * 0.12)
-    assert second.past_valid_bthw is not None
-    assert second.past_valid_bthw.logical_not().nonzero().tolist() == [[0, 0, 0, 0]]
-    assert second.past_mmh_bthw[0, 0, 0, 0] == 0
-    assert second.future_valid_bthw is None
-    torch.testing.assert_close(third.past_mmh_bthw, counts[2:, :3] * 0.25)
-    assert third.future_valid_bthw is not None
-    assert third.future_valid_bthw.logical_not().nonzero().tolist() == [[0, 0, 1, 1]]
+    assert [window.past_valid_bthw is None for window in windows[:3]] == [True, False, True]
+    assert [window.future_valid_bthw is None for window in windows[:3]] == [True, True, False]
+
+    measured = counts != 65535
+    rain = torch.where(measured, counts * batch.scale_mmh_b.view(3, 1, 1, 1), 0.0)
+    for number, window in enumerate(windows[:3]):
+        torch.testing.assert_close(window.past_mmh_bthw[0], rain[number, :3])
+        torch.testing.assert_close(window.future_mmh_bthw[0], rain[number, 3:])
+    torch.testing.assert_close(windows[1].past_valid_bthw, measured[1:2, :3])
+    torch.testing.assert_close(windows[2].future_valid_bthw, measured[2:3, 3:])
