@@ -184,7 +184,7 @@ def test_a_run_without_a_valid_pixel_ends_with_the_datas_code(
     assert run_entry(lambda: train(argv)) == ExitCode.DATA
     text = capsys.readouterr().err
     assert f"data: no window of {min(steps, 5)} steps in a row, up to step {min(steps, 5)}, held a valid" in text
-    assert "damaged sequences to data.quarantine" in text
+    assert "repair it where sequences are damaged (rainspark verify names all damage)" in text
     assert "windows of this rank: 8 lost to data.quarantine" in caplog.text
     assert not list((run / "checkpoints").glob("*"))
 

@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -60,7 +59,7 @@ def _look_in_folder(command: str, path: Path) -> int:
     # One checkpoint, also under another name, or all of a run.
     is_single = (path / MANIFEST_NAME).exists() or step_of(path.name) is not None
     folders = [path] if is_single else [folder for _, folder in step_folders(checkpoints_of(path))]
-    rows = [(folder.name, _time_of(folder / MANIFEST_NAME), partial(_size_of, folder)) for folder in folders]
+    rows = [(folder.name, partial(_size_of, folder)) for folder in folders]
     return _tabulate(str(path), rows, reasons=command == "verify")
 
 
@@ -68,12 +67,6 @@ def _size_of(folder: Path) -> int:
     """Verify a checkpoint's folder, and give its size in bytes."""
     verify_folder(folder)
     return sum(file.stat().st_size for file in folder.iterdir())
-
-
-def _time_of(manifest: Path) -> str:
-    if not manifest.is_file():
-        return "-"
-    return datetime.fromtimestamp(manifest.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _look_in_store(command: str, url: str) -> int:
@@ -85,7 +78,7 @@ def _look_in_store(command: str, url: str) -> int:
     with closing(open_storage(root, deadline_s=_DEADLINE_S)) as storage:
         names = [name for name in finished_in(storage) if step in (None, name)]
         if command != "show" or not names:
-            rows = [(name, "-", partial(_size_in, storage, name, by_size=command == "list")) for name in names]
+            rows = [(name, partial(_size_in, storage, name, by_size=command == "list")) for name in names]
             return _tabulate(url, rows, reasons=command == "verify", whole="sizes" if command == "list" else "yes")
         with tempfile.TemporaryDirectory(prefix="rainspark-") as folder:
             path = pull_latest(storage, Path(folder)) if step is None else pull(storage, step, Path(folder))
@@ -98,14 +91,12 @@ def _size_in(storage: Storage, name: str, *, by_size: bool) -> int:
     return sum(entry["bytes"] for entry in verify_in(storage, name, by_size=by_size).values())
 
 
-def _tabulate(
-    place: str, rows: Sequence[tuple[str, str, Callable[[], int]]], *, reasons: bool, whole: str = "yes"
-) -> int:
+def _tabulate(place: str, rows: Sequence[tuple[str, Callable[[], int]]], *, reasons: bool, whole: str = "yes") -> int:
     """Check checkpoints and print a line for each.
 
     Args:
         place: Where they lie.
-        rows: (name, when it was written, what verifies it and gives its size)
+        rows: (name, what verifies it and gives its size)
         reasons: Also print why one is not whole.
         whole: The word for one that is.
     """
@@ -116,8 +107,8 @@ def _tabulate(
         )
     # A row a checkpoint, as it is checked: large ones take their time.
     problems = []
-    sys.stdout.write(f"{'checkpoint':<16} {'written (UTC)':<20} {'bytes':>14}  verified\n")
-    for name, written, check in rows:
+    sys.stdout.write(f"{'checkpoint':<16} {'bytes':>14}  verified\n")
+    for name, check in rows:
         verdict = whole
         try:
             size = f"{check():,}"
@@ -125,7 +116,7 @@ def _tabulate(
             problems.append(str(error))
             size = "-"
             verdict = "NO"
-        sys.stdout.write(f"{name:<16} {written:<20} {size:>14}  {verdict}\n")
+        sys.stdout.write(f"{name:<16} {size:>14}  {verdict}\n")
 
     for problem in problems if reasons else ():
         sys.stderr.write(printable(redact(f"{problem}\n")))

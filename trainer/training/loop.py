@@ -99,9 +99,7 @@ class Loop:
         self.optim = config.optim
         self.global_batch = config.data.global_batch
         self.hooks = hooks
-        self.skipped = SkippedSteps(
-            self.run, total=skipped_steps, name_windows=hooks.name_windows, stats=lambda: self.stream.stats()
-        )
+        self.skipped = SkippedSteps(self.run, total=skipped_steps, name_windows=hooks.name_windows)
         self._beat = engine.heartbeat.beat
 
         # What is on its way, agreed on, and done.

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,8 +58,10 @@ class PretrainTask(Task):
         # Of a patch with a missing pixel the loss has no term.
         counted_bl = None
         if batch.has_missing and real_b.any():
-            real = torch.from_numpy(real_b)
-            counted_bl = self._counted(batch.counts_bthw[real], None if turn_b is None else turn_b[real])
+            valid_bthw = torch.from_numpy(batch.counts_bthw.numpy()[real_b] != MISSING_COUNT)
+            if turn_b is not None:
+                valid_bthw = turn(valid_bthw, turn_b[torch.from_numpy(real_b)])
+            counted_bl = counted_patches(valid_bthw.numpy())
         return PretrainBatch(
             counts_bthw=batch.counts_bthw,
             visible_bv=torch.from_numpy(visible_bv),
@@ -70,13 +71,6 @@ class PretrainTask(Task):
             has_missing=batch.has_missing or not bool(real_b.all()),
             num_valid=num_terms(self.model.loss, visible_bv[real_b], counted_bl, int(real_b.sum()), num_patches),
         )
-
-    def _counted(self, counts_bthw: Tensor, turn_b: Tensor | None) -> np.ndarray:
-        valid_bthw = torch.from_numpy(counts_bthw.numpy() != MISSING_COUNT)
-        if turn_b is not None:
-            valid_bthw = turn(valid_bthw, turn_b)
-        counted_bl: np.ndarray = counted_patches(valid_bthw.numpy())
-        return counted_bl
 
     def frames(self, batch: PretrainBatch) -> tuple[Tensor, Tensor | None]:
         """Turn counts into the model's space: (frames_bthw, valid_bthw or None where nothing is missing).

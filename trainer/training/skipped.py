@@ -21,24 +21,15 @@ class SkippedSteps:
         run: How many in a row end the run.
         total: Those that the run's earlier attempts left out.
         name_windows: Names windows by their rows in the table.
-        stats: Returns what the stream has counted so far.
 
     Attributes:
         total: Steps that were left out so far.
     """
 
-    def __init__(
-        self,
-        run: RunConfig,
-        *,
-        total: int,
-        name_windows: Callable[[np.ndarray], list[str]],
-        stats: Callable[[], dict[str, float]],
-    ) -> None:
+    def __init__(self, run: RunConfig, *, total: int, name_windows: Callable[[np.ndarray], list[str]]) -> None:
         self.total = total
         self._run = run
         self._name_windows = name_windows
-        self._stats = stats
         self._nonfinite_in_a_row = 0
         self._empty_in_a_row = 0
 
@@ -60,7 +51,11 @@ class SkippedSteps:
             self._warn(finished, "no window of it holds a valid pixel to learn from", batches)
             # A run that is shorter than max_nonfinite has learned nothing after its last step.
             if self._empty_in_a_row >= min(self._run.max_nonfinite, self._run.steps):
-                raise DataError(self._explain_empty(finished))
+                raise DataError(
+                    f"no window of {self._empty_in_a_row} steps in a row, up to step {finished}, held a valid pixel to "
+                    "learn from: look at the windows that the log names, and choose others, pack the archive again, or "
+                    "repair it where sequences are damaged (rainspark verify names all damage)"
+                )
             return
 
         self._empty_in_a_row = 0
@@ -85,16 +80,3 @@ class SkippedSteps:
         names = self._name_windows(rows[rows >= 0])
         windows = ", ".join([*([list_few(names)] if names else []), *lost])
         LOG.warning("step %d skipped on all ranks: %s; windows of this rank: %s", finished, reason, windows)
-
-    def _explain_empty(self, finished: int) -> str:
-        stats = self._stats()
-        remedy = "look at the windows that the log names, and choose others or pack the archive again"
-        if num_lost := int(stats.get("windows_lost", 0)):
-            remedy = (
-                f"this rank has lost {num_lost} windows of {int(stats['quarantined'])} damaged sequences to "
-                "data.quarantine, which the log names: repair the archive (rainspark verify names all damage)"
-            )
-        return (
-            f"no window of {self._empty_in_a_row} steps in a row, up to step {finished}, held a valid pixel to learn "
-            f"from: {remedy}"
-        )
