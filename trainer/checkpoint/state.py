@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from ...data.errors import DataError
 from ...data.json_checks import Count, JsonRecord, read_json
 from ...models.weights.manifest import CheckpointError
-from ..settings.parse import flatten
+from ..settings.experiment import flatten
 
 # Where and how a run computes: the mathematics are the same up to rounding and precision.
 MAY_CHANGE_SECTIONS: Final = frozenset({"engine", "tracking"})

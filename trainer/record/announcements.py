@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ...data.windows.mixing import SourceShare
-from ..processes.ending import write_output
 from ..settings.experiment import TrainingConfig
 from ..tracking.services import ways_to_look
 from ..tracking.trackers import METRICS_FILE
@@ -96,9 +95,3 @@ def places_to_look(config: TrainingConfig, weights: Path | None, copy: str | Non
     if pictures := sorted((folder / PICTURES_FOLDER).glob("*.png")):
         places["picture"] = str(pictures[-1])
     return places
-
-
-def print_end(steps: int, lines: Mapping[str, str]) -> None:
-    """Print what a finished run has come to, and where it lies, as names and texts."""
-    rows = [f"  {name:<12} {text}\n" for name, text in lines.items()]
-    write_output(f"done: {steps} steps\n" + "".join(rows))

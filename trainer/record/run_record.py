@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import IO
 
 from ...data.exit_codes import ExitCode
+from ..processes.ending import write_output
 from ..settings.experiment import TrainingConfig
 from ..settings.parse import as_dict, as_yaml
 from ..tracking.trackers import Trackers, open_trackers
-from .announcements import RunFacts, print_end
+from .announcements import RunFacts
 from .folder import hold, writing
 from .progress import Progress
 from .summary import SUMMARY_FILE, finite_or_text, summary_lines
@@ -103,4 +104,5 @@ class RunRecord:
             }
             write_json(self.folder / SUMMARY_FILE, summary)
             lines = summary_lines(summary, self.usage)
-        print_end(steps, {**lines, **places})
+        rows = [f"  {name:<12} {text}\n" for name, text in {**lines, **places}.items()]
+        write_output(f"done: {steps} steps\n" + "".join(rows))

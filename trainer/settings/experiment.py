@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -103,7 +103,7 @@ TRAININGS: Final[dict[str, type[TrainingConfig]]] = {"pretrain": PretrainConfig,
 
 def _check_together(config: SharedConfig) -> None:
     """Check what concerns several sections."""
-    for key, value in leaves(config):
+    for key, value in flatten(dataclasses.asdict(config)).items():
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ConfigError(f"{key} is {value}; it must be a finite number")
@@ -137,11 +137,12 @@ def _check_together(config: SharedConfig) -> None:
             )
 
 
-def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Give every setting of a configuration by its dotted name."""
-    for leaf in dataclasses.fields(config):
-        value = getattr(config, leaf.name)
-        if dataclasses.is_dataclass(value):
-            yield from leaves(value, f"{prefix}{leaf.name}.")
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Write a table of tables as one table, its keys joined by dots; an empty table stays as it is."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{leaf.name}", value
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -5,16 +5,15 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from ...data.credentials import looks_secret
+from ...data.credentials import looks_secret, redact
 from ...data.errors import ConfigError
-from .experiment import FinetuneConfig, PretrainConfig, TrainingConfig, leaves
+from .experiment import FinetuneConfig, PretrainConfig, TrainingConfig, flatten
 from .help import help_text, type_words
 from .recipes import find_config
 from .yaml_files import check_yaml_file
@@ -86,17 +85,6 @@ def as_dict(config: TrainingConfig) -> dict[str, Any]:
 def as_yaml(config: TrainingConfig) -> str:
     """Write the resolved configuration as YAML that `--config` reads back to the same run."""
     return yaml.safe_dump(as_dict(config), sort_keys=False)
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Write a table of tables as one table, its keys joined by dots; an empty table stays as it is."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def dotted_keys(cls: type, prefix: str = "") -> list[str]:
@@ -193,23 +181,13 @@ def _with_nearest(message: str, keys: Sequence[str]) -> str:
 
 def _refuse_secrets(config: Any) -> None:
     """Refuse credentials: settings are shown, saved in the run's folder and its checkpoints, and sent to trackers."""
-    for key, value in leaves(config):
-        if any(looks_secret(text) for text in _texts(value)):
+    for key, value in flatten(dataclasses.asdict(config)).items():
+        # A key may hold one too, as the name of a source.
+        texts = (key, *value) if isinstance(value, tuple) else (key, value)
+        if any(looks_secret(str(text)) for text in texts):
             raise ConfigError(
-                f"{key} holds what looks like a credential: a user, password or query in an address, a signature or a "
-                "key. Settings are saved and shown: give the plain address, and the credential in the environment "
-                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, "
+                f"{redact(key)} holds what looks like a credential: a user, password or query in an address, a "
+                "signature or a key. Settings are saved and shown: give the plain address, and the credential in the "
+                "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, "
                 "AZURE_STORAGE_ACCOUNT_KEY; trackers: WANDB_API_KEY and the like)"
             )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str | Path):
-        yield str(value)
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _texts(name)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ...data.credentials import redact
 from ...data.whole_file import write_whole
-from ..settings.parse import flatten
+from ..settings.experiment import flatten
 
 IDS_FILE: Final = "trackers.json"
 

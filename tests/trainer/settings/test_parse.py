@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from rainspark.data.errors import ConfigError
 from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
-from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
-from rainspark.trainer.settings.parse import as_dict, as_yaml, dotted_keys, flatten, parse_config
+from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig, flatten
+from rainspark.trainer.settings.parse import as_dict, as_yaml, dotted_keys, parse_config
 from tests.conftest import REPOSITORY
 
 NEEDED = ["--data.shards", "s", "--run.dir", "r"]
