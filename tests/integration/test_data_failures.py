@@ -1,8 +1,10 @@
 """What a run does with data that cannot be read, on any number of ranks, and what its metrics say of its reading."""
 
+import io
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,8 +216,8 @@ def test_an_evaluation_without_a_valid_pixel_says_so(
 TWO_STEPS = "run.steps=2 run.evaluate_every=2 optim.warmup_steps=1"
 
 
-def train_until_the_store_dies(_rank: int, argv: list[str]) -> int:
-    """Train; the store refuses everything once the run has taken two steps."""
+def train_until_the_store_dies(_rank: int, argv: list[str]) -> tuple[int, str]:
+    """Train; the store refuses everything once the run has taken two steps. Return the exit code and what was said."""
 
     def change(run: Pretraining) -> None:
         steps = run.stream.steps
@@ -228,22 +230,24 @@ def train_until_the_store_dies(_rank: int, argv: list[str]) -> int:
 
         vars(run.stream)["steps"] = dying
 
-    return run_entry(lambda: train(argv, change=change))
+    with redirect_stderr(io.StringIO()) as output:
+        code = run_entry(lambda: train(argv, change=change))
+    return int(code), output.getvalue()
 
 
 def test_a_store_that_dies_ends_all_ranks_with_the_datas_code(
     short: Path,
     tmp_path: Path,
     s3: S3,  # noqa: F811
-    capfd: pytest.CaptureFixture[str],
 ) -> None:
     storage = open_storage(f"{s3.url}/shards")
     for path in sorted(short.iterdir()):
         storage.write(path.name, path.read_bytes())
     small = "data.deadline_s=2 data.prefetch_mb=0.001 data.block_mb=0.001 data.quarantine=100"
     argv = of_short(f"{s3.url}/shards", tmp_path / "run", small, "run.steps=50 run.evaluate_every=50")
-    assert run_ranks(train_until_the_store_dies, 2, argv) == [int(ExitCode.DATA)] * 2
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("data: ")]
+    codes, outputs = zip(*run_ranks(train_until_the_store_dies, 2, argv), strict=True)
+    assert codes == (ExitCode.DATA, ExitCode.DATA)
+    lines = [line for output in outputs for line in output.splitlines() if line.startswith("data: ")]
     assert len(lines) == 2
     assert all("shard shard-" in line and "cannot be read" in line and "key" in line for line in lines)
 

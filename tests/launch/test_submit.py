@@ -1,7 +1,6 @@
 """Submission through Submitit: options, the script that Slurm gets, and what is refused before."""
 
 import importlib.util
-import os
 import pickle
 import subprocess
 import sys
@@ -135,17 +134,3 @@ def test_what_submitit_carries_is_a_name_and_words() -> None:
     carried = pickle.dumps(DelayedSubmission(run_submitted, job_words(asked, asked.words)))
     assert b"rainspark.launch.job" in carried
     assert len(carried) < 2000
-
-
-def test_the_command_of_the_readme_starts_as_a_program() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "rainspark.launch.submit", "--help"],
-        cwd=REPOSITORY,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "--partition" in done.stdout

@@ -1,6 +1,5 @@
 """`rainspark doctor`: settings, batches, data, memory, checkpoints, and what the command says and returns."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from rainspark.launch.doctor.memory_trace import measure_activations
 from rainspark.launch.doctor.second_place import check_second_place
 from tests.integration.runs import arguments, make_shards
 from tests.launch.doctor.cases import failure, job_of, levels
+from tests.programs import environment
 
 
 @pytest.fixture(scope="module")
@@ -122,21 +122,6 @@ def test_a_store_without_credentials_tells_no_secret(tmp_path: Path, monkeypatch
     assert "canary" not in str(found)
 
 
-def test_the_command_writes_one_line_a_finding(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = arguments(shards, tmp_path / "run")
-    assert doctor.main(words) == 0
-    *lines, last = capsys.readouterr().out.splitlines()
-    warnings = sum(line.startswith("warn") for line in lines)
-    assert last == f"{len(lines)} findings: {len(lines) - warnings} ok, {warnings} warn, 0 FAIL; exit code 0"
-    assert any("1 shard, 1 sequence," in line for line in lines)
-    assert {line[:6] for line in lines} <= {"ok    ", "warn  "}
-    checks = {line[6:].partition(":")[0] for line in lines}
-    assert {"settings", "batch", "versions", "run.dir", "clock", "shards", "sample"} <= checks
-    assert {"space", "memory a rank", "signal lead time", "backend"} <= checks
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [({"optim__lrr": 1}, "the nearest valid key is optim.lr"), ({"data__micro_batch": 3}, "data.micro_batch")],
@@ -177,19 +162,23 @@ def test_its_own_options_are_read_before_torch() -> None:
     assert ended.stdout.split() == ["3", "False"]
 
 
-def test_nothing_foreign_stands_between_the_findings(shards: Path, tmp_path: Path) -> None:
+def test_the_command_writes_one_line_a_finding_and_nothing_else(shards: Path, tmp_path: Path) -> None:
     """torch's profiler, which measures activations, writes to standard error by itself where it finds no GPU."""
     code = "import sys\nfrom rainspark.launch.doctor import __main__ as doctor\nsys.exit(doctor.main(sys.argv[1:]))"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("KINETO")}
     ended = subprocess.run(
         [sys.executable, "-c", code, *arguments(shards, tmp_path / "run")],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        env=environment(without=["KINETO"]),
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    lines = ended.stdout.splitlines()
-    assert any("memory a rank" in line for line in lines)
-    assert all(line.startswith(("ok    ", "warn  ")) for line in lines[:-1])
+    *lines, last = ended.stdout.splitlines()
+    warnings = sum(line.startswith("warn") for line in lines)
+    assert last == f"{len(lines)} findings: {len(lines) - warnings} ok, {warnings} warn, 0 FAIL; exit code 0"
+    assert any("1 shard, 1 sequence," in line for line in lines)
+    assert {line[:6] for line in lines} <= {"ok    ", "warn  "}
+    checks = {line[6:].partition(":")[0] for line in lines}
+    assert {"settings", "batch", "versions", "run.dir", "clock", "shards", "sample"} <= checks
+    assert {"space", "memory a rank", "signal lead time", "backend"} <= checks
