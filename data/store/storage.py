@@ -51,7 +51,7 @@ class Storage(Protocol):
         """Read bytes start to stop - 1 and judge them.
 
         Bytes that `check` refuses with a DataError may have been damaged on the way: a remote store reads them again,
-        within its retry budget; a folder raises at once.
+        before its deadline; a folder raises at once.
         """
 
     def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:

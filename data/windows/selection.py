@@ -184,7 +184,7 @@ def candidate_windows(index: Index, selection: Selection) -> Candidates:
             f"{index.window} frames; pack again, or rainspark reshard, with --window {window}, or ask for shorter ones"
         )
 
-    # In the order in which they lie in the shards: neighbours are read together.
+    # In the order in which they lie in the shards, which evaluations and caches follow.
     origins = set(_selected_origins(index, selection))
     order = [number for number, entry in enumerate(sequences) if entry.origin in origins]
     order.sort(key=lambda number: (sequences[number].shard, sequences[number].offset))
