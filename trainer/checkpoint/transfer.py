@@ -30,6 +30,7 @@ from .retention import steps_to_remove
 from .whole_folder import checkpoint_errors, writing_folder
 
 _BLOCK_BYTES: Final = 64 << 20
+_FETCHES: Final = 3
 _logger = logging.getLogger(__name__)
 
 
@@ -109,7 +110,7 @@ def pull_latest(storage: Storage, folder: Path, *, newer_than: int | None = None
 
 
 def pull(storage: Storage, name: str, checkpoints: Path) -> Path:
-    """Fetch one checkpoint, which gets its name when all of it is verified.
+    """Fetch one checkpoint; what was damaged on the way is fetched again, and all is verified before it gets its name.
 
     Args:
         storage: Holds a run's checkpoints below `checkpoints/`.
@@ -125,8 +126,12 @@ def pull(storage: Storage, name: str, checkpoints: Path) -> Path:
     with writing_folder(checkpoints / name) as folder:
         for file, entry in files.items():
             path = f"{CHECKPOINTS_FOLDER}/{name}/{file}"
-            with (folder / file).open("wb") as target:
-                sha256 = _read(storage, path, entry, target.write)
+            # Damaged on the way, or in the store? A second look shows.
+            for _ in range(_FETCHES):
+                with (folder / file).open("wb") as target:
+                    sha256 = _read(storage, path, entry, target.write)
+                if sha256 == entry["sha256"]:
+                    break
             check_digest(f"{storage.url}/{path}", entry, entry["bytes"], sha256)
         (folder / MANIFEST_NAME).write_bytes(manifest)
         verify_folder(folder)

@@ -114,6 +114,26 @@ def test_no_damage_in_a_store_comes_through(
     assert pulled.name == "step-00000002"
 
 
+class _Noisy(LocalStorage):
+    """Damages the first answer about weights on its way."""
+
+    answers = 0
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        data = super().read(name, start, stop)
+        if name.endswith(".safetensors"):
+            self.answers += 1
+            return data if self.answers > 1 else bytes([data[0] ^ 1]) + data[1:]
+        return data
+
+
+def test_what_is_damaged_on_the_way_is_fetched_again(tmp_path: Path, store: LocalStorage) -> None:
+    push(make_checkpoint(tmp_path / "a", 1), store, keep_last=2)
+    noisy = _Noisy(tmp_path / "store")
+    assert pull_latest(noisy, tmp_path / "b") is not None
+    assert noisy.answers == 2
+
+
 def test_starting_anew_beside_broken_ones_is_the_users_decision(tmp_path: Path, store: LocalStorage) -> None:
     push(make_checkpoint(tmp_path / "a", 1), store, keep_last=2)
     store.write("checkpoints/step-00000001/model.safetensors", b"")
