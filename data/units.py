@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from .errors import ConfigError
+
 # Only annotations need torch here: packing and launch read these constants without waiting for its import.
 if TYPE_CHECKING:
     import torch
@@ -26,27 +28,23 @@ NL50_MAX_MM_5MIN: Final = 47.83
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpace:
-    """The space in which a model sees rain.
+    """The space that the model sees: rain in mm/h, scaled or as a logarithm.
 
-    `linear`: x = rain / scale. `log`: x = log(1 + rain / scale). The published scale is linear with 47.83 * 12 mm/h.
-
-    Attributes:
-        kind: Which of the two.
-        scale_mmh: mm/h that become 1 (`linear`) or log 2 (`log`).
-        clip_mmh: Rain above this is set to it first; None for no limit.
+    Args:
+        kind: `linear`: rain / scale; `log`: log(1 + rain / scale).
+        scale_mmh: The scale in mm/h. The published models' is 47.83 mm per 5 min, 573.96 mm/h.
+        clip_mmh: Rain above it counts as this much, null for no limit.
     """
 
-    kind: Literal["linear", "log"]
-    scale_mmh: float
+    kind: Literal["linear", "log"] = "log"
+    scale_mmh: float = 1.0
     clip_mmh: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a kind that is unknown and numbers that are no rain rates."""
-        if self.kind not in ("linear", "log"):
-            raise ValueError(f"model space {self.kind!r} is unknown; expected 'linear' or 'log'")
+        """Refuse numbers that are no rain rates."""
         for name, value in (("scale_mmh", self.scale_mmh), ("clip_mmh", self.clip_mmh)):
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"model space: {name} is {value}; expected a finite rain rate above 0 mm/h")
+                raise ConfigError(f"model.space.{name} is {value}; expected a finite rain rate above 0 mm/h")
 
     def from_mmh(self, rain_mmh: "torch.Tensor") -> "torch.Tensor":
         """Turn mm/h, >= 0, any shape, into model space."""

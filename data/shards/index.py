@@ -200,17 +200,21 @@ def signed(index: Index) -> Index:
     return replace(index, fingerprint=fingerprint_of(index))
 
 
+def check_source(index: Index, source: str) -> None:
+    """Raise DataError for a source that the archive does not have, with those that it has."""
+    if source not in index.sources:
+        raise DataError(
+            f"the source {source!r} is not in the archive; its sources: {'; '.join(map(shown, index.sources))}"
+        )
+
+
 def of_source(index: Index, source: str) -> Index:
     """Take the part of an index that comes from one source; fingerprint and shards stay those of the whole archive.
 
     Raises:
         DataError: There is no such source, with those that there are.
     """
-    if source not in index.sources:
-        raise DataError(
-            f"the source {source!r} is not in the archive; its sources: {'; '.join(map(shown, index.sources))}"
-        )
-
+    check_source(index, source)
     # The origins that stay move up, and their sequences follow.
     kept = [number for number, origin in enumerate(index.origins) if origin.source == source]
     position = {number: at for at, number in enumerate(kept)}

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..json_checks import shown
 from ..sequences import TimeSpan
-from ..shards.index import Index
+from ..shards.index import Index, check_source
 from ..shards.timeline import (
     by_origin,
     frame_bases,
@@ -256,10 +255,7 @@ def lost_to_gaps(index: Index, selection: Selection) -> dict[str, int]:
 def _selected_origins(index: Index, selection: Selection) -> list[int]:
     """Find the positions of the origins that are selected; raises DataError for a source that is not there."""
     for source in selection.sources:
-        if source not in index.sources:
-            raise DataError(
-                f"the source {source!r} is not in the archive; its sources: {'; '.join(map(shown, index.sources))}"
-            )
+        check_source(index, source)
     return [n for n, origin in enumerate(index.origins) if not selection.sources or origin.source in selection.sources]
 
 

@@ -4,19 +4,18 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ...data.errors import ConfigError
+from ...data.errors import ConfigError, DataError
 from ...data.exit_codes import ExitCode
 from .findings import Finding, Job, Known, checked, fail, number, ok
 
 if TYPE_CHECKING:
-    from ...data.shards.index import SequenceEntry
     from ...trainer.training.windows import Windows
 
 
 @checked("shards", ExitCode.DATA)
 def check_archive(job: Job, known: Known) -> Iterator[Finding]:
     """Open the archive as a run does: credentials, index, split, frames that the model takes."""
-    from ...trainer.training.windows import open_windows
+    from ...trainer.training.windows import check_frames, open_windows
 
     try:
         windows = open_windows(job.config.data, job.config.window)
@@ -29,24 +28,16 @@ def check_archive(job: Job, known: Known) -> Iterator[Finding]:
     size = f"frames of {index.rows} x {index.cols}"
     yield ok("shards", f"{windows.storage.url}: fingerprint {index.fingerprint[:12]}, {counts}, {size}")
 
-    unfit = _unfit(job, index.rows, index.cols)
-    if unfit is not None:
-        yield unfit
+    try:
+        check_frames(job.config, index)
+    except ConfigError as error:
+        yield fail("frames", str(error), ExitCode.CONFIG)
+        return
+    except DataError as error:
+        yield fail("frames", str(error), ExitCode.DATA)
         return
     known.windows = windows
     yield ok("split", f"{number(len(windows.train), 'window')} to train on, {len(windows.held_out or ())} held out")
-
-
-def _unfit(job: Job, rows: int, cols: int) -> Finding | None:
-    """Refuse frames that no whole number of patches makes up, as the entry point does."""
-    from ...models.patches import misfit
-    from ...trainer.settings.experiment import FinetuneConfig
-
-    crop = job.config.data.crop if isinstance(job.config, FinetuneConfig) else None
-    problem = misfit(rows, cols, crop=crop)
-    if problem is None:
-        return None
-    return fail("frames", problem, ExitCode.DATA, advice="pack with such a crop, or set data.crop where there is one")
 
 
 @checked("sample", ExitCode.DATA)
@@ -54,6 +45,7 @@ def check_sample(job: Job, windows: "Windows") -> Iterator[Finding]:
     """Read, verify and decode some sequences, evenly spread over those that are trained on."""
     import numpy as np
 
+    from ...data.shards.decode import decode_frame, read_sequence
     from ...data.shards.index import check_shard_sizes
 
     # In a store each length is a request: there the sample alone is read.
@@ -61,36 +53,20 @@ def check_sample(job: Job, windows: "Windows") -> Iterator[Finding]:
         check_shard_sizes(windows.storage, windows.index)
 
     # Evenly spread, so that damage in any part of the archive has its chance to be met.
+    index = windows.index
+    counts_hw = np.empty((index.rows, index.cols), np.uint16)
     sequences = np.unique(windows.train.sequence).tolist()
     count = min(job.sample, len(sequences))
     began = time.monotonic()
     num_bytes = num_frames = 0
     for position in range(count):
-        entry = windows.index.sequences[int(sequences[position * len(sequences) // count])]
-        _read(windows, entry)
+        entry = index.sequences[int(sequences[position * len(sequences) // count])]
+        frames = read_sequence(windows.storage, index, entry)
+        for frame in range(entry.num_frames):
+            decode_frame(index, entry, frames, frame, counts_hw)
         num_bytes += entry.num_bytes
         num_frames += entry.num_frames
 
     seconds = max(time.monotonic() - began, 1e-9)
     rates = f"{num_bytes / 1e6 / seconds:.1f} MB/s, {num_frames / seconds:.0f} frames/s by one thread"
     yield ok("sample", f"{count} of {number(len(sequences), 'sequence')} read, verified and decoded: {rates}")
-
-
-def _read(windows: "Windows", entry: "SequenceEntry") -> None:
-    import numpy as np
-
-    from ...data.shards.decode import check_sequence, decode_frame
-
-    index = windows.index
-    data = windows.storage.read_checked(
-        index.shards[entry.shard].name,
-        entry.offset,
-        entry.offset + entry.num_bytes,
-        lambda content: check_sequence(index, entry, content),
-    )
-
-    begin = entry.frames_offset - entry.offset
-    frames = memoryview(data)[begin : begin + entry.frames_bytes]
-    counts_hw = np.empty((index.rows, index.cols), np.uint16)
-    for frame in range(entry.num_frames):
-        decode_frame(index, entry, frames, frame, counts_hw)

@@ -3,16 +3,14 @@
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from ...data.exit_codes import ExitCode
-from ...data.whole_file import make_durable, write_whole
+from ...data.whole_file import make_durable
 from .findings import GIB, MIB, Finding, Job, checked, fail, ok, warn
 
 MAX_TRIAL_BYTES: Final = 2 * GIB
@@ -30,16 +28,6 @@ def nearest(folder: Path) -> Path:
     return folder
 
 
-@contextmanager
-def _trial(folder: Path) -> Iterator[Path]:
-    """Make a folder to try things in, and leave nothing of it."""
-    path = Path(tempfile.mkdtemp(prefix=".doctor-", dir=folder))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 @checked("run.dir", ExitCode.CHECKPOINT)
 def check_folder(job: Job) -> Iterator[Finding]:
     """Try every operation of a save in the run's folder, or in the one that it would be made in."""
@@ -51,15 +39,8 @@ def check_folder(job: Job) -> Iterator[Finding]:
         yield fail("run.dir", text, ExitCode.CONFIG, expected=expected, advice="choose another run.dir")
         return
 
-    # What a save does, in its order: a folder beside, files, fsync, a rename, fsync of the folder.
     try:
-        with _trial(above) as trial:
-            inside = trial / "saving"
-            inside.mkdir()
-            write_whole(inside / "file", b"rainspark")
-            inside.rename(trial / "saved")
-            make_durable(trial)
-            (trial / "saved" / "file").read_bytes()
+        time_save(above, 1)
     except OSError as error:
         text = f"{above}: write, fsync, rename: {error.strerror or error}"
         expected = "a folder where a save's operations work"
@@ -119,7 +100,9 @@ def time_save(folder: Path, checkpoint_bytes: int) -> float:
     num_bytes = min(max(checkpoint_bytes, 1), MAX_TRIAL_BYTES)
     # Random: file systems that compress or leave holes would be faster than they are.
     block = os.urandom(min(_BLOCK_BYTES, num_bytes))
-    with _trial(folder) as trial:
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder, ignore_cleanup_errors=True) as name:
+        trial = Path(name)
+        # What a save does, in its order: a folder beside, files, fsync, a rename, fsync of the folder.
         began = time.monotonic()
         inside = trial / "saving"
         inside.mkdir()

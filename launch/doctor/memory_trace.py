@@ -18,7 +18,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ...data.shards.index import Index
 from ...data.stream.stream import Batch
-from ...data.units import ModelSpace
 from ...trainer.engine.processes import AUTOCAST_DTYPES
 from ...trainer.engine.replicated import Forward
 from ...trainer.forecasting.build import build_nowcaster
@@ -111,17 +110,16 @@ def measure_activations(config: TrainingConfig, index: Index) -> Activations:
     """
     model: nn.Module
     task: Task
-    space = ModelSpace(**vars(config.model.space))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if isinstance(config, FinetuneConfig):
             nowcaster = build_nowcaster(config.model)
             model = nowcaster
-            task = build_nowcast_task(config, nowcaster, space)
+            task = build_nowcast_task(config, nowcaster)
         else:
             spark = build_spark(config)
             model = spark
-            task = build_pretrain_task(config, spark, space, index)
+            task = build_pretrain_task(config, spark, index)
     if config.engine.precision == "fp64":
         model = model.double()
 

@@ -31,7 +31,6 @@ def test_log_space_and_clipping() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "cubic", "scale_mmh": 1.0}, "'cubic' is unknown"),
         ({"kind": "log", "scale_mmh": 0.0}, "scale_mmh is 0.0"),
         ({"kind": "log", "scale_mmh": float("nan")}, "scale_mmh is nan"),
         ({"kind": "linear", "scale_mmh": 1.0, "clip_mmh": -1.0}, "clip_mmh is -1.0"),

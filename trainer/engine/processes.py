@@ -252,19 +252,14 @@ class Processes:
         Wrong starts are silent: every rank believes that it is rank 0 of 1, or DDP runs where ZeRO was asked for.
         """
         accelerator = self.accelerator
-        started = (accelerator.num_processes, accelerator.process_index, accelerator.device.type)
-        expected = (self.identity.world_size, self.identity.rank, self.device.type)
-        if started != expected:
-            raise ConfigError(
-                f"Accelerate started as (processes, rank, device) {started}, expected {expected} from the environment; "
-                "check the launch command"
-            )
         plugin = accelerator.state.deepspeed_plugin
         stage = None if plugin is None else plugin.zero_stage
-        if stage != config.zero_stage:
+        started = (accelerator.num_processes, accelerator.process_index, accelerator.device.type, stage)
+        expected = (self.identity.world_size, self.identity.rank, self.device.type, config.zero_stage)
+        if started != expected:
             raise ConfigError(
-                f"Accelerate started with ZeRO stage {stage}, expected engine.zero_stage={config.zero_stage}; check "
-                "the launch command"
+                f"Accelerate started as (processes, rank, device, ZeRO stage) {started}, expected {expected} from the "
+                "environment and the settings; check the launch command"
             )
 
     def stop(self, *, clean: bool) -> None:

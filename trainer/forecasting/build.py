@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from ...data.units import ModelSpace
 from ...models.nowcasting.smaat_unet import SmaAtUNet
 from ..settings.model import NowcastConfig
 
@@ -29,7 +28,7 @@ def build_nowcaster(config: NowcastConfig) -> "Nowcaster | SmaAtUNet":
         translation=config.translation,
         head=config.head,
         masks=config.mask_ratio > 0,
-        space=ModelSpace(**vars(config.space)),
+        space=config.space,
     )
     model.freeze(config.freeze)
     if config.head != "patch":

@@ -112,7 +112,7 @@ class RunForecaster:
     @property
     def space(self) -> ModelSpace:
         """Give the model's space."""
-        return ModelSpace(**vars(self.config.model.space))
+        return self.config.model.space
 
     @property
     def grid(self) -> Grid:

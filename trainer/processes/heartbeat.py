@@ -134,11 +134,17 @@ class Heartbeat:
     def close(self) -> None:
         """Leave the table after a clean end; no rank needs it any more."""
         self._leaving = True
+        self._stop_publishing()
+        self._store = None
+
+    def _stop_publishing(self) -> bool:
+        """End the publishing thread; return whether the store is free for this one now."""
         self._closed.set()
         self._wake.set()
-        if self._publisher is not None:
-            self._publisher.join(timeout=self.silence_s)
-        self._store = None
+        if self._publisher is None:
+            return False
+        self._publisher.join(timeout=self.silence_s)
+        return not self._publisher.is_alive()
 
     # The publishing thread: it alone uses the store.
 
@@ -314,13 +320,9 @@ class Heartbeat:
         if self._hosts_store:
             self._wait_for_others()
             return
-        self._closed.set()
-        self._wake.set()
-        if self._publisher is not None:
-            self._publisher.join(timeout=self.silence_s)
-            if not self._publisher.is_alive():
-                with suppress(RuntimeError):
-                    self._store.add(_ENDED, 1)
+        if self._stop_publishing():
+            with suppress(RuntimeError):
+                self._store.add(_ENDED, 1)
 
     def _wait_for_others(self) -> None:
         """Wait until the others have ended too, or are silent."""

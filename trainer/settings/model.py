@@ -4,27 +4,8 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ...data.errors import ConfigError
+from ...data.units import ModelSpace
 from .ranges import check_number
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpaceConfig:
-    """The space that the model sees: rain in mm/h, scaled or as a logarithm.
-
-    Args:
-        kind: `linear`: rain / scale; `log`: log(1 + rain / scale).
-        scale_mmh: The scale in mm/h. The published models' is 47.83 mm per 5 min, 573.96 mm/h.
-        clip_mmh: Rain above it counts as this much, null for no limit.
-    """
-
-    kind: Literal["linear", "log"] = "log"
-    scale_mmh: float = 1.0
-    clip_mmh: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_number("model.space.scale_mmh", self.scale_mmh, above=0)
-        check_number("model.space.clip_mmh", self.clip_mmh, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +31,7 @@ class ModelConfig:
     loss: Literal["masked", "all"] = "masked"
     depth_drop: float = 0.0
     checkpoint_blocks: bool = False
-    space: SpaceConfig = field(default_factory=SpaceConfig)
+    space: ModelSpace = field(default_factory=ModelSpace)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -107,7 +88,7 @@ class NowcastConfig:
     match: Literal["none", "last_frame", "extrapolated", "floor"] = "none"
     depth_drop: float = 0.0
     checkpoint_blocks: bool = False
-    space: SpaceConfig = field(default_factory=SpaceConfig)
+    space: ModelSpace = field(default_factory=ModelSpace)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

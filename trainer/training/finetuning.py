@@ -7,13 +7,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from ...data.errors import ConfigError, DataError
+from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
-from ...data.shards.index import Index
-from ...models.masking import num_visible
 from ...models.nowcasting.nowcaster import Nowcaster
 from ...models.nowcasting.smaat_unet import SmaAtUNet
-from ...models.patches import PATCH, misfit
 from ...models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, step_folders
 from ...models.weights.transfer import InitReport, init_from
 from ..checkpoint.folder import BEST_FOLDER, Loaded, load, save
@@ -58,31 +55,11 @@ class Finetuning(TrainingRun[FinetuneConfig]):
 
     def build_task(self) -> NowcastTask:
         """Build the forecast's loss."""
-        return build_nowcast_task(self.config, self.model, self.space)
+        return build_nowcast_task(self.config, self.model)
 
     def build_held_out(self) -> NowcastHeldOut:
         """Build the validation scores and their picture."""
         return NowcastHeldOut(self.config, self.engine, self.windows, self.task)
-
-    def check_frames(self, index: Index) -> None:
-        """Refuse frames that the model cannot take, before it is built.
-
-        Raises:
-            DataError: Frames that are smaller than the crop, or without one no whole number of patches.
-            ConfigError: A mask ratio that hides no patch of so few.
-        """
-        crop = self.config.data.crop
-        mask_ratio = self.config.model.mask_ratio
-        rows, cols = index.rows, index.cols
-        if problem := misfit(rows, cols, crop=crop):
-            raise DataError(f"{self.config.data.shards}: {problem}; set data.crop, or pack with such a crop")
-
-        grid_hw = (crop or rows) // PATCH, (crop or cols) // PATCH
-        if mask_ratio > 0 and num_visible(grid_hw, mask_ratio) == grid_hw[0] * grid_hw[1]:
-            raise ConfigError(
-                f"model.mask_ratio {mask_ratio} hides none of the {grid_hw[0]} x {grid_hw[1]} patches of a training "
-                "window: raise it, or set it to 0"
-            )
 
     def start_from(self, source: Path) -> InitReport:
         """Take over a pretrained run's, a nowcaster's or a published checkpoint's weights.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.randomness import generator
 from ...data.stream.stream import Batch
-from ...data.units import MISSING_COUNT, ModelSpace
+from ...data.units import MISSING_COUNT
 from ...models import losses
 from ...models.encoder import depth_rates
 from ...models.nowcasting.event_loss import event_loss
@@ -154,10 +154,10 @@ class NowcastTask(Task):
         return StepOutput(loss=loss_b.sum(), metrics={}, num_valid=batch.num_valid)
 
 
-def build_nowcast_task(config: FinetuneConfig, model: Nowcaster | SmaAtUNet, space: ModelSpace) -> NowcastTask:
+def build_nowcast_task(config: FinetuneConfig, model: Nowcaster | SmaAtUNet) -> NowcastTask:
     """Build the loss of a model's forecasts."""
     return NowcastTask(
-        space=space,
+        space=config.model.space,
         frames_in=config.model.frames_in,
         frames_out=config.model.frames_out,
         loss=config.model.loss,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...data.shards.index import Index
 from ...data.stream.stream import Batch
-from ...data.units import MISSING_COUNT, ModelSpace
+from ...data.units import MISSING_COUNT
 from ...models.encoder import build_encoder, depth_rates
 from ...models.patches import PATCH
 from ...models.spark import SparK, SparKOutput, counted_patches, num_terms
@@ -110,11 +110,11 @@ def build_spark(config: PretrainConfig) -> SparK:
     return model
 
 
-def build_pretrain_task(config: PretrainConfig, model: SparK, space: ModelSpace, index: Index) -> PretrainTask:
+def build_pretrain_task(config: PretrainConfig, model: SparK, index: Index) -> PretrainTask:
     """Build masked modelling of an archive's frames."""
     return PretrainTask(
         model=model,
-        space=space,
+        space=config.model.space,
         mask_ratio=config.model.mask_ratio,
         grid_hw=(index.rows // PATCH, index.cols // PATCH),
         depth_rates=depth_rates(model.sparse_encoder),

@@ -30,7 +30,7 @@ class Pretraining(TrainingRun[PretrainConfig]):
 
     def build_task(self) -> PretrainTask:
         """Build masked modelling."""
-        return build_pretrain_task(self.config, self.model, self.space, self.windows.index)
+        return build_pretrain_task(self.config, self.model, self.windows.index)
 
     def build_held_out(self) -> PretrainHeldOut:
         """Build the held-out loss and its picture."""

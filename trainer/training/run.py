@@ -11,12 +11,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from ...data.errors import DataError
 from ...data.exit_codes import ExitCode
-from ...data.shards.index import Index
 from ...data.stream.stream import Stream
-from ...data.units import ModelSpace
-from ...models.patches import misfit
 from ...models.weights.manifest import CHECKPOINTS_FOLDER, latest_verified
 from ...models.weights.transfer import InitReport
 from ..checkpoint.folder import Loaded, chosen_weights
@@ -35,7 +31,7 @@ from .held_out import HeldOut
 from .loop import Hooks, Loop
 from .step_costs import device_name
 from .task import Task
-from .windows import Windows, absent_sources, open_stream, open_windows
+from .windows import Windows, absent_sources, check_frames, open_stream, open_windows
 
 LOG = logging.getLogger(__name__)
 SKIPPED = "skipped_steps"
@@ -59,7 +55,6 @@ class TrainingRun(ABC, Generic[_Config]):
         self.windows, self.stream = on_all_ranks(engine, self._open_data)
 
         # The seed alone decides the first weights, and torch's global generator is left as it was.
-        self.space = ModelSpace(**vars(config.model.space))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model: nn.Module = on_all_ranks(engine, self.build_model)
@@ -96,15 +91,6 @@ class TrainingRun(ABC, Generic[_Config]):
     def title(self) -> str:
         """Name the model for the log."""
 
-    def check_frames(self, index: Index) -> None:
-        """Refuse frames that the model cannot take, before it is built.
-
-        Raises:
-            DataError: Frames that are no whole number of patches.
-        """
-        if problem := misfit(index.rows, index.cols):
-            raise DataError(f"{self.config.data.shards}: {problem}; pack with such a crop")
-
     def resumed(self, saved: Loaded | None) -> None:
         """Take up what a subclass keeps besides, None for a fresh start; called on all ranks."""
 
@@ -122,7 +108,7 @@ class TrainingRun(ABC, Generic[_Config]):
         config, engine = self.config, self.engine
         check_name(self.folder)
         windows = open_windows(config.data, config.window)
-        self.check_frames(windows.index)
+        check_frames(config, windows.index)
         stream = open_stream(
             windows,
             config.data,

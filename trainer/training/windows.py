@@ -16,8 +16,11 @@ from ...data.store.storage import Storage, open_storage
 from ...data.stream.stream import Stream
 from ...data.windows.mixing import BatchLayout, default_block_bytes, default_lanes
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
+from ...models.masking import num_visible
+from ...models.patches import PATCH, misfit
 from ..checkpoint.seen import WindowTimes, listed
 from ..settings.data import ArchiveConfig, WindowsConfig
+from ..settings.experiment import FinetuneConfig, TrainingConfig
 
 LOG = logging.getLogger(__name__)
 SECONDS_AN_HOUR = 3600
@@ -168,6 +171,32 @@ def open_windows(config: WindowsConfig, window: int) -> Windows:
         num_lost = sum(lost_to_gaps(index, train.selection).values())
         LOG.info("smaat_compat: %d windows to train on; %d across gaps cannot be rebuilt", len(train), num_lost)
     return Windows(storage=storage, index=index, train=train, held_out=held_out, test=test, spans=spans)
+
+
+def check_frames(config: TrainingConfig, index: Index) -> None:
+    """Refuse frames that the model cannot take, before it is built.
+
+    Raises:
+        DataError: Frames that are smaller than the crop, or without one no whole number of patches.
+        ConfigError: A mask ratio that hides no patch of so few.
+    """
+    rows, cols = index.rows, index.cols
+    crop = None
+    mask_ratio = 0.0
+    advice = "pack with such a crop"
+    if isinstance(config, FinetuneConfig):
+        crop = config.data.crop
+        mask_ratio = config.model.mask_ratio
+        advice = f"set data.crop, or {advice}"
+    if problem := misfit(rows, cols, crop=crop):
+        raise DataError(f"{config.data.shards}: {problem}; {advice}")
+
+    grid_hw = (crop or rows) // PATCH, (crop or cols) // PATCH
+    if mask_ratio > 0 and num_visible(grid_hw, mask_ratio) == grid_hw[0] * grid_hw[1]:
+        raise ConfigError(
+            f"model.mask_ratio {mask_ratio} hides none of the {grid_hw[0]} x {grid_hw[1]} patches of a training "
+            "window: raise it, or set it to 0"
+        )
 
 
 def _part(

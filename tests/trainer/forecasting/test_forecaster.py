@@ -18,7 +18,7 @@ from rainspark.models.weights.manifest import CheckpointError, step_folders, wri
 from rainspark.trainer.checkpoint.folder import load
 from rainspark.trainer.forecasting.build import build_nowcaster
 from rainspark.trainer.forecasting.forecaster import RunForecaster, load_forecaster, rain_of
-from rainspark.trainer.settings.model import NowcastConfig, SpaceConfig
+from rainspark.trainer.settings.model import NowcastConfig
 from tests.integration.runs import arguments as pretraining_arguments
 from tests.integration.runs import make_shards, train
 from tests.integration.runs import nowcast_arguments as arguments
@@ -267,7 +267,7 @@ def test_matching_to_a_dry_past(match: str) -> None:
 @pytest.mark.parametrize("recompute", [False, True])
 def test_checkpointed_blocks_are_those_of_the_settings(name: Any, recompute: bool) -> None:
     small: dict[str, Any] = {"smaat_width": 4} if name == "smaat_unet" else {"encoder": "resnet18", "decoder_width": 32}
-    config = NowcastConfig(name=name, checkpoint_blocks=recompute, space=SpaceConfig(), **small)
+    config = NowcastConfig(name=name, checkpoint_blocks=recompute, **small)
     model = build_nowcaster(config)
     encoder = model if name == "smaat_unet" else model.get_submodule("sparse_encoder")
     assert bool(encoder.checkpoint_blocks) == recompute
