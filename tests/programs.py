@@ -1,8 +1,14 @@
-"""What tests need to start programs as a user does: an environment, a free port."""
+"""What tests need to start programs as a user does: an environment, a launcher, a free port."""
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TIMEOUT_S = 300
 
 _OF_LAUNCHERS = ("ACCELERATE_", "MASTER_", "SLURM", "TORCH")
 
@@ -20,6 +26,20 @@ def environment(*pairs: str, without: Iterable[str] = (), **more: object) -> dic
     own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     stated = dict(pair.split("=", 1) for line in pairs for pair in line.split())
     return kept | own | stated | {name: str(value) for name, value in more.items()}
+
+
+def launch(num_processes: str, argv: list[str], script: str = "pretrain") -> list[str]:
+    """Build the command line that starts a script with `accelerate launch`."""
+    tool = str(Path(sys.executable).parent / "accelerate")
+    fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [tool, "launch", *fixed, "--num_processes", num_processes, f"trainer/{script}.py", *argv]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program of ours to its end."""
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
 
 
 def free_port() -> int:

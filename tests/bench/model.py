@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rainspark.models.encoder import build_encoder
 from rainspark.models.masking import visible_positions
+from rainspark.models.patches import pack
 from rainspark.models.spark import SparK
 from rainspark.models.sparse import PatchLayout
 from tests.models.masked_dense import MaskedDense
@@ -65,14 +66,8 @@ class DenseInPacked(nn.Module):
 
     def forward_packed(self, frames: Tensor, layout: PatchLayout, _: Tensor | None = None) -> list[Tensor]:
         """Packed maps."""
-        images, (rows, cols) = layout.num_images, layout.grid_hw
-        packed = []
-        for x in self.dense(frames, None if self.kind == "plain" else layout.visible_bhw()):
-            size = x.shape[2] // rows
-            grid = x.view(images, -1, rows, size, cols, size).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-            order = torch.arange(images, device=frames.device)[:, None]
-            packed.append(grid[order, layout.visible_bv].flatten(0, 1))
-        return packed
+        maps = self.dense(frames, None if self.kind == "plain" else layout.visible_bhw())
+        return [pack(x, layout.visible_bv, layout.grid_hw) for x in maps]
 
 
 def step_run(kind: str, name: str, frames: Tensor, positions: Tensor) -> Run:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import resource
 import shutil
 import tarfile
 import tempfile
@@ -154,17 +153,6 @@ def without_rights() -> Iterator[None]:
         yield
     finally:
         os.seteuid(0)
-
-
-@contextmanager
-def small_disk(max_bytes: int) -> Iterator[None]:
-    """Refuse to write more than so many bytes into a file, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import signal
@@ -31,6 +30,8 @@ from tests.conftest import REPOSITORY
 from tests.distributed import run_ranks
 from tests.integration import runs
 from tests.integration.runs import make_shards, nowcast_arguments, train
+from tests.programs import launch
+from tests.programs import run as run_program
 
 THRESHOLDS = (0.1, 0.5, 2.0)
 SPLIT = {"data__validation_share": 0.2, "data__test_share": 0.3, "data__guard_h": 0.25, "run__steps": 2}
@@ -439,18 +440,7 @@ def test_ctrl_c_ends_without_a_traceback_and_leaves_nothing(trained: Runs, tmp_p
 @pytest.mark.slow
 def test_the_launcher_starts_two_processes(trained: Runs, scored: Path, tmp_path: Path) -> None:
     argv = command(trained.shards, tmp_path / "out", [f"run={trained.one}", *SCORED], *FEW)
-    tool = str(Path(sys.executable).parent / "accelerate")
-    fixed = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_"))}
-    ended = subprocess.run(
-        [tool, "launch", *fixed, "trainer/evaluate.py", *argv],
-        cwd=REPOSITORY,
-        env={**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    ended = run_program(launch("2", argv, "evaluate"))
     assert ended.returncode == ExitCode.DONE, ended.stderr
     assert "2 process(es)" in ended.stderr
     assert ended.stdout.count("done: 5 windows") == 1

@@ -323,10 +323,3 @@ def test_frozen_parts(shards: Path, tmp_path: Path) -> None:
     ]
     assert len({tuple(names) for names in trained}) == 4
     assert trained[3] == ["dense_decoder.proj.weight", "dense_decoder.proj.bias"]
-
-
-def test_recomputed_blocks_give_the_same_outcome(
-    shards: Path, tmp_path: Path, baselines: Callable[[Kind, Observe], Any]
-) -> None:
-    recomputing = nowcast_arguments(shards, tmp_path, **NOWCAST_SHORT, model__checkpoint_blocks="true")
-    assert learned(recomputing) == baselines(KINDS["fine-tuning"], learned)

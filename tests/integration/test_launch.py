@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,24 +13,9 @@ from rainspark.__main__ import main as rainspark
 from rainspark.models.weights.manifest import latest_verified
 from tests.conftest import REPOSITORY
 from tests.integration.runs import arguments, smallest_arguments
-from tests.programs import environment
-
-TIMEOUT_S = 300
-
+from tests.programs import TIMEOUT_S, environment, launch, run
 
 HOURS = 3
-
-
-def launch(num_processes: str, argv: list[str], script: str = "pretrain") -> list[str]:
-    tool = str(Path(sys.executable).parent / "accelerate")
-    fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [tool, "launch", *fixed, "--num_processes", num_processes, f"trainer/{script}.py", *argv]
-
-
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
 
 
 def last_step(folder: Path) -> int:

@@ -222,20 +222,3 @@ def test_two_ranks_of_slurm_with_all_services(shards: Path, tmp_path: Path, zero
             _assert_clean(output + errors, "a rank's output")
     assert sum(b"pretrain.py" in line for line in seen) >= 2
     assert _assert_files_clean(tmp_path) > 10
-
-
-@pytest.mark.slow
-def test_a_store_that_is_not_there(tmp_path: Path) -> None:
-    argv = arguments("s3://bucket/shards", tmp_path / "run", data__deadline_s=3)
-    variables = _environment(tmp_path, f"AWS_ENDPOINT_URL=http://127.0.0.1:{free_port()} AWS_REGION=x")
-    with _process_list():
-        ended = subprocess.run(
-            [sys.executable, str(REPOSITORY / "trainer" / "pretrain.py"), *argv],
-            cwd=tmp_path,
-            env=variables,
-            capture_output=True,
-            timeout=300,
-        )
-    assert ended.returncode == ExitCode.DATA
-    _assert_clean(ended.stdout + ended.stderr, "the output")
-    _assert_files_clean(tmp_path)

@@ -1,8 +1,6 @@
 """What a user can get wrong when starting a run: a clear text, its own exit code, and nothing lost."""
 
-import json
 import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,11 +25,6 @@ def _own_log_handlers() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-
-
-@pytest.fixture
-def copied(shards: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(shards, tmp_path / "shards"))
 
 
 def start(argv: list[str]) -> int:
@@ -73,28 +66,6 @@ def test_settings_that_do_not_fit_the_data(
     text = capsys.readouterr().err
     assert all(word in text for word in words), text
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "index"])
-def test_damaged_shards_stop_the_run_and_are_named(
-    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
-) -> None:
-    shard = max(copied.glob("*.tar"), key=lambda path: path.stat().st_size)
-    data = bytearray(shard.read_bytes())
-    match damage:
-        case "cut":
-            shard.write_bytes(data[: len(data) // 2])
-        case "changed":
-            data[len(data) // 2] ^= 1
-            shard.write_bytes(data)
-        case "missing":
-            shard.unlink()
-        case "index":
-            index = json.loads((copied / "index.json").read_text())
-            index["sequences"][0]["num_starts"] += 1
-            (copied / "index.json").write_text(json.dumps(index))
-    name = "index.json" if damage == "index" else shard.name
-    expect(capsys, arguments(copied, tmp_path / "run", run__steps=20), ExitCode.DATA, "data:", name)
 
 
 def test_what_fails_on_one_rank_ends_all_of_them_for_that_cause(

@@ -12,7 +12,7 @@ import pytest
 from rainspark.launch.job import Supervisor, read_job
 from rainspark.launch.launches import Launches
 from rainspark.launch.step import StopRequests
-from rainspark.models.weights.manifest import write_manifest
+from tests.checkpoints import make_checkpoint
 from tests.conftest import REPOSITORY
 from tests.slurm import wait_until
 
@@ -126,6 +126,7 @@ def test_the_third_crash_without_progress_ends_the_job(slurm: Slurm, caplog: pyt
     assert slurm.calls()["requeue"] == 0
     text = "3 crashes in a row without a newer checkpoint than none: the job is stopped, not requeued"
     assert text in caplog.text
+    assert "pretrain: recipe pretrain_resnet50" in caplog.text
     assert caplog.text.count(": exit code 137: node1, rank 1: Killed") >= 3
     assert "what the ranks said stands above, in /logs/rainspark-7.log" in caplog.text
     ports = [entry["port"] for entry in Launches(slurm.folder / "run").read("7") if entry["event"] == "start"]
@@ -166,14 +167,6 @@ def test_at_the_time_limit_it_requeues_once_though_the_ranks_have_not_saved(
     assert "raise the seconds of --signal" in caplog.text
 
 
-def save(run: Path, step: int) -> None:
-    """Make a checkpoint that looks whole."""
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"weights")
-    write_manifest(folder)
-
-
 def test_a_time_limit_that_leaves_no_time_to_train_ends_the_job_at_last(
     slurm: Slurm, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,7 +190,7 @@ def test_preemptions_may_come_again_and_again(slurm: Slurm, signal: str, left: l
 def test_a_stop_that_saved_something_starts_the_count_anew(slurm: Slurm) -> None:
     slurm.says(srun=[SAVES_WHEN_TOLD])
     assert [slurm.run("SIGUSR2") for _ in range(2)] == [75, 75]
-    save(slurm.folder / "run", 4)
+    make_checkpoint(slurm.folder / "run", 4)
     assert [slurm.run("SIGUSR2") for _ in range(3)] == [75, 75, 1]
 
 
@@ -218,11 +211,6 @@ def test_a_job_of_no_requeue_is_not_said_to_be_queued_again(slurm: Slurm, caplog
     assert slurm.calls()["requeue"] == 0
     assert "start 1: the job has to be queued again to go on" in caplog.text
     assert "not requeued: the job is one of --no-requeue; the same command, submitted again with" in caplog.text
-
-
-def test_the_log_names_the_recipe(slurm: Slurm, caplog: pytest.LogCaptureFixture) -> None:
-    slurm.run()
-    assert "pretrain: recipe pretrain_resnet50" in caplog.text
 
 
 def test_it_waits_for_a_node_that_is_away_and_counts_no_crash(slurm: Slurm, caplog: pytest.LogCaptureFixture) -> None:

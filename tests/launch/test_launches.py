@@ -18,7 +18,8 @@ from rainspark.launch.launches import (
     outcome_of,
     warned_in_a_row,
 )
-from rainspark.models.weights.manifest import write_manifest
+from rainspark.models.weights.manifest import MANIFEST_NAME
+from tests.checkpoints import make_checkpoint
 
 
 def ended(code: int, *, told: bool = False, running: bool = True, nodes_out: tuple[str, ...] = ()) -> Ended:
@@ -220,11 +221,8 @@ def test_a_run_without_a_folder_has_no_history(tmp_path: Path) -> None:
 
 def test_progress_is_the_newest_checkpoint_that_looks_whole(tmp_path: Path) -> None:
     for step in (4, 8, 12, 16):
-        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
-        folder.mkdir(parents=True)
-        (folder / "model.safetensors").write_bytes(b"weights")
-        if step != 16:
-            write_manifest(folder)
+        newest = make_checkpoint(tmp_path, step)
+    (newest / MANIFEST_NAME).unlink()
     assert newest_step(tmp_path) == 12
     (tmp_path / "checkpoints" / "step-00000012" / "model.safetensors").write_bytes(b"weigh")
     assert newest_step(tmp_path) == 8

@@ -64,7 +64,7 @@ def test_slurm_runs_a_copy_that_finds_the_repository_and_passes_the_words_on(tmp
     shutil.copy(SCRIPT, copy)
     spy = tmp_path / "bin" / "python"
     spy.parent.mkdir()
-    spy.write_text('#!/bin/bash\nprintf "%s\\n" "$PYTHONPATH" "$$" "$@"\n')
+    spy.write_text('#!/bin/bash\nprintf "%s\\n" "$PYTHONPATH" "$PPID" "$@"\n')
     spy.chmod(0o755)
     more = {"SLURM_JOB_ID": "1", "RAINSPARK_HOME": str(REPOSITORY), "PYTHONPATH": "/mine"}
     words = [
@@ -79,8 +79,9 @@ def test_slurm_runs_a_copy_that_finds_the_repository_and_passes_the_words_on(tmp
     ]
     done = run(words, more, cwd=tmp_path, script=copy)
     assert done.returncode == 0, done.stderr
-    path, _, *given = done.stdout.splitlines()
+    path, parent, *given = done.stdout.splitlines()
     assert path == "/mine"
+    assert parent == str(os.getpid()), "the batch step takes the place of the script, which Slurm signals"
     own = [
         "-u",
         "-m",
@@ -106,18 +107,6 @@ def test_modules_are_loaded_in_order(tmp_path: Path) -> None:
     done = run(["--modules", "gcc bad", "--python", "/bin/true"], more)
     assert done.returncode == 3
     assert "bad cannot be loaded" in done.stderr
-
-
-def test_the_batch_step_is_the_process_that_slurm_signals(tmp_path: Path) -> None:
-    spy = tmp_path / "bin" / "python"
-    spy.parent.mkdir()
-    spy.write_text("#!/bin/bash\necho $$\n")
-    spy.chmod(0o755)
-    command = ["bash", str(SCRIPT), "--python", str(tmp_path)]
-    environment = {**os.environ, "SLURM_JOB_ID": "1", "SLURM_SUBMIT_DIR": str(REPOSITORY)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        text, _ = process.communicate(timeout=60)
-    assert int(text) == process.pid
 
 
 def test_in_an_allocation_without_shards_it_says_what_to_export(tmp_path: Path) -> None:

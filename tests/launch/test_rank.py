@@ -26,7 +26,7 @@ def become(tmp_path: Path, words: list[str], **more: str) -> subprocess.Complete
     program.write_text(
         textwrap.dedent("""
             import json, os, sys
-            print(json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], **os.environ}))
+            print(json.dumps({"parent": os.getppid(), "argv": sys.argv[1:], **os.environ}))
             sys.exit(int(os.environ.get("END_WITH", "0")))
         """)
     )
@@ -44,22 +44,12 @@ def test_a_task_becomes_the_program_with_a_launchers_environment(tmp_path: Path)
     assert done.returncode == 75, done.stderr
     found = json.loads(done.stdout)
     assert found["argv"] == words
+    assert found["parent"] == os.getpid(), "the program takes the place of the process that was started"
     assert read_identity(found) == Identity(rank=5, world_size=7, local_rank=1)
     assert (found["LOCAL_WORLD_SIZE"], found["OMP_NUM_THREADS"]) == ("2", "6")
     folder = Path(found["TORCH_EXTENSIONS_DIR"])
     assert folder.is_dir()
     assert folder.is_relative_to(tmp_path)
-
-
-def test_the_program_is_the_process_that_was_started(tmp_path: Path) -> None:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
-    program = tmp_path / "program.py"
-    program.write_text("import os; print(os.getpid())")
-    command = [sys.executable, "-m", "rainspark.launch.rank", str(program)]
-    environment = {**kept, **TASK, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
-        text, _ = process.communicate(timeout=60)
-    assert int(text) == process.pid
 
 
 def test_what_the_user_has_set_is_left(tmp_path: Path) -> None:

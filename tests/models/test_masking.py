@@ -36,12 +36,6 @@ def test_every_patch_is_visible_equally_often() -> None:
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
-def test_the_global_generators_are_left_alone() -> None:
-    before = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
-    visible_positions((9, 9), 0.6, np.random.default_rng(3))
-    np.testing.assert_array_equal(before, np.random.get_state()[1])  # type: ignore[index]  # noqa: NPY002
-
-
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, float("nan")])
 def test_a_ratio_outside_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match=r"expected 0 <= ratio < 1"):

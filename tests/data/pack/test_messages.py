@@ -58,25 +58,6 @@ def test_a_missing_option_is_not_taken_for_damage(tmp_path: Path) -> None:
     assert "--max-bad" not in str(caught.value)
 
 
-def test_one_file_too_many_lists_all_damaged_ones(tmp_path: Path) -> None:
-    files = write_series(tmp_path / "radar", range(6))
-    for place in (1, 4):
-        files[place].write_bytes(b"no radar")
-    message = rf"more damaged files than --max-bad 1 [^\n]*\n  {files[1]} [^\n]*\n  {files[4]} [^\n]*$"
-    with pytest.raises(DataError, match=message):
-        pack([tmp_path / "radar"], tmp_path / "out", PackOptions(max_bad=1))
-
-
-def test_damaged_pixels_name_the_option_too(tmp_path: Path) -> None:
-    files = write_series(tmp_path / "radar", range(3))
-    damaged = bytearray(files[1].read_bytes())
-    at = damaged.rfind(b"\x78\x5e")  # the image's gzip stream
-    damaged[at + 20 : at + 40] = bytes(20)
-    files[1].write_bytes(damaged)
-    with pytest.raises(DataError, match=rf"{files[1]}.*--max-bad N leaves out up to N damaged files"):
-        pack([tmp_path / "radar"], tmp_path / "out", PackOptions())
-
-
 def test_a_damaged_ready_window_cannot_be_left_out(tmp_path: Path) -> None:
     windows = np.full((1, 2, 8, 8), 7, np.uint16)
     write_collected(tmp_path / "all.h5", {"train": (windows, np.array([[FIRST_S, FIRST_S + 600]]))})

@@ -137,12 +137,6 @@ def test_what_was_damaged_is_packed_again(
     assert shards == {name: digests(tmp_path / "reference")[name] for name in shards}
 
 
-def test_an_intact_state_gives_the_same_archive(radar: Path, tmp_path: Path) -> None:
-    interrupted(radar, tmp_path / "out")
-    pack([radar], tmp_path / "out", OPTIONS)
-    assert digests(tmp_path / "out") == digests(tmp_path / "reference")
-
-
 def test_an_unfinished_pack_of_other_options_is_kept_unless_told(
     radar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

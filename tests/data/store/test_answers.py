@@ -50,8 +50,10 @@ def s3_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ObjectStorage]:
         (Reply(400, {}, error_body("ExpiredToken")), 1, "status 400, ExpiredToken, Told.*AWS_SESSION_TOKEN"),
         (Reply(403, {}, error_body("RequestTimeTooSkewed")), 1, "RequestTimeTooSkewed.*; check this machine's clock, "),
         (Reply(407, {}, b""), 1, "status 407; check the address and the store's settings"),
+        (Reply(501, {}, error_body("NotImplemented")), 1, "status 501"),
+        (Reply(404, {}, error_body("NoSuchBucket")), 1, "there is no such bucket"),
     ],
-    ids=["html", "html-404", "region", "circle", "expired", "clock", "proxy"],
+    ids=["html", "html-404", "region", "circle", "expired", "clock", "proxy", "not-implemented", "bucket"],
 )
 def test_what_no_second_try_changes_is_raised_at_once(
     s3_at: Callable[[str], ObjectStorage], reply: Reply, most: int, message: str

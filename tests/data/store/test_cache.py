@@ -16,7 +16,8 @@ from rainspark.data.errors import DataError
 from rainspark.data.randomness import generator
 from rainspark.data.store.cache import CachedStorage
 from rainspark.data.store.storage import LocalStorage
-from tests.data.radar_files import small_disk, without_rights
+from tests.data.radar_files import without_rights
+from tests.disks import limited_files
 
 SHARD_BYTES = 100_000
 
@@ -267,7 +268,7 @@ def test_processes_that_evict_each_others_copies_read_what_is_right(archive: Arc
 def test_a_disk_that_refuses_is_named_and_holds_nothing(archive: Archive) -> None:
     cache = archive.cache()
     message = r"could not read the cache: File too large; .*with room for data\.cache_gb"
-    with small_disk(SHARD_BYTES // 2), pytest.raises(DataError, match=message):
+    with limited_files(SHARD_BYTES // 2), pytest.raises(DataError, match=message):
         cache.read("1.tar")
     assert archive.held() == set()
     assert list(archive.folder.glob("*.partial")) == []

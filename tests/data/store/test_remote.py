@@ -182,20 +182,6 @@ def test_damage_that_lies_in_the_store_is_reported_after_three_reads(store: Obje
     assert len(s3.log()) == 3
 
 
-def test_what_no_second_try_changes_is_asked_once(store: ObjectStorage, s3: S3) -> None:  # noqa: F811
-    store.write("a", b"1")
-    for rule, message in (
-        ({"do": "403"}, "refuses access: status 403, AccessDenied"),
-        ({"do": "404", "code": "NoSuchBucket"}, "there is no such bucket"),
-        ({"do": "400", "code": "InvalidArgument"}, "status 400, InvalidArgument"),
-        ({"do": "501", "code": "NotImplemented"}, "status 501"),
-    ):
-        s3.inject([{"match": "GET", "times": 1, **rule}])
-        with pytest.raises(DataError, match=rf"{s3.url}/a: could not read: .*{message}"):
-            store.read("a")
-        assert len(s3.log()) == 1
-
-
 def test_wrong_and_missing_credentials_are_named(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     open_storage(s3.url).write("a", b"1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "WRONG-SECRET")

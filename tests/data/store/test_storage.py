@@ -8,7 +8,8 @@ import pytest
 
 from rainspark.data.errors import DataError
 from rainspark.data.store.storage import Storage, open_storage
-from tests.data.radar_files import closed_folder, small_disk, without_rights
+from tests.data.radar_files import closed_folder, without_rights
+from tests.disks import limited_files
 from tests.s3_server import s3, s3_server  # noqa: F401
 
 
@@ -197,7 +198,7 @@ def test_a_web_server_is_not_opened_to_be_written_to(url: str) -> None:
 
 def test_a_write_that_the_disk_refuses_leaves_nothing(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
-    with small_disk(50_000), pytest.raises(DataError, match="a: could not write: File too large"):
+    with limited_files(50_000), pytest.raises(DataError, match="a: could not write: File too large"):
         storage.write("a", b"x" * 100_000)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,12 +1,8 @@
 """What the doctor's tests share: a job to ask about, and places that really fail."""
 
-import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from rainspark.launch.doctor.findings import Finding, Job
 from rainspark.trainer.settings.experiment import PretrainConfig
@@ -34,18 +30,3 @@ def failure(findings: Sequence[Finding]) -> Finding:
     failures = [finding for finding in findings if finding.level == "FAIL"]
     assert len(failures) == 1, [str(finding) for finding in findings]
     return failures[0]
-
-
-@contextmanager
-def small_disk(folder: Path, options: str) -> Iterator[Path]:
-    """Mount a file system in memory; skips by name where that is not allowed."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting a tmpfs is not allowed here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)

@@ -18,7 +18,8 @@ from rainspark.launch.doctor.disk import (
 )
 from rainspark.launch.doctor.findings import MIB
 from rainspark.launch.doctor.machine import check_clock
-from tests.launch.doctor.cases import failure, job_of, levels, small_disk
+from tests.disks import small_disk
+from tests.launch.doctor.cases import failure, job_of, levels
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

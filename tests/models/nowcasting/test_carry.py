@@ -18,7 +18,7 @@ from rainspark.models.nowcasting.motion import (
     fill_missing,
 )
 from tests.models.drawing import draw
-from tests.models.nowcasting.storm_cells import SIZE, Field, Tenths, circle, far, moving
+from tests.models.nowcasting.storm_cells import Field, Tenths, circle, far, moving
 
 
 def _sampled(field: Field, x: float, y: float) -> float:
@@ -246,14 +246,6 @@ def test_carry_takes_the_motion_out_of_the_past() -> None:
         assert float(far(carried.steps[lead], (3.0 * (lead + 1), -2.0 * (lead + 1))).mean()) < 0.15 * (lead + 1)
 
 
-@pytest.mark.parametrize(("num_past", "num_future"), [(2, 1), (2, 6), (6, 1)])
-def test_carry_of_any_lengths(num_past: int, num_future: int) -> None:
-    carried = carry(moving((2.0, 0.0), frames=num_past) / 10, None, num_future, Tenths())
-    assert carried.past_bthw.shape == (1, num_past, SIZE, SIZE)
-    assert carried.canvas_b1hw.shape == (1, 1, SIZE + 2 * MARGIN_PX, SIZE + 2 * MARGIN_PX)
-    assert len(carried.steps) == num_future
-
-
 def test_carry_has_no_gradient_and_is_the_same_under_autocast() -> None:
     frames, valid = _window()
     expected = _parts(carry(frames.requires_grad_(), valid, 3, Tenths()))
@@ -261,14 +253,3 @@ def test_carry_has_no_gradient_and_is_the_same_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = _parts(carry(frames, valid, 3, Tenths()))
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-
-
-def test_half_precision_is_widened() -> None:
-    """Columns beyond 256 have no number of their own in bfloat16."""
-    frames, valid = _window()
-    halves = frames.bfloat16()
-    found, expected = carry(halves, valid, 3, Tenths()), carry(halves.float(), valid, 3, Tenths())
-    assert found.past_bthw.dtype == torch.bfloat16
-    assert torch.equal(found.past_bthw, expected.past_bthw.bfloat16())
-    assert torch.equal(found.canvas_b1hw, expected.canvas_b1hw)
-    assert all(torch.equal(one, other) for one, other in zip(found.steps, expected.steps, strict=True))

@@ -10,12 +10,6 @@ from torch import Tensor
 
 from rainspark.models.losses import mse
 from rainspark.models.nowcasting.event_loss import (
-    AREA_WEIGHT,
-    EVENT_WEIGHTS,
-    EVENTS_MMH,
-    OFFSET_MMH,
-    SMOOTHING_PX,
-    SOFTNESS,
     event_loss,
 )
 from tests.models.drawing import draw
@@ -54,12 +48,6 @@ def _slow(forecast: Tensor, rain: Tensor, valid: Tensor) -> float:
     pairs = zip(forecast.flatten().tolist(), rain.flatten().tolist(), valid.flatten().tolist(), strict=True)
     squares = [(_log(f) - _log(r)) ** 2 for f, r, v in pairs if v]
     return total + 0.2 * (sum(squares) / len(squares) if squares else 0.0)
-
-
-def test_constants_are_those_of_the_reference() -> None:
-    assert EVENTS_MMH == (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
-    assert EVENT_WEIGHTS == (0.5, 1.0, 1.0, 1.0, 0.5, 0.25)
-    assert (OFFSET_MMH, SOFTNESS, SMOOTHING_PX, AREA_WEIGHT) == (0.2, 0.2, 20.0, 0.1)
 
 
 @pytest.mark.parametrize("seed", range(4))

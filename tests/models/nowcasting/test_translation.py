@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rainspark.models.norm import BatchNorm2d
 from rainspark.models.nowcasting.translation import MixerTranslation, TranslationName, build_translation
 from tests.models.drawing import draw, relative, shake
 
@@ -97,23 +96,6 @@ def test_mixer_tells_fine_levels_of_coarse_ones_only() -> None:
         maps[level] = maps[level] + 1.0
         changed = [not torch.equal(a, b) for a, b in zip(mixer(maps), before, strict=True)]
         assert changed == [other >= level for other in range(4)]
-
-
-def test_mixer_recomputed_is_the_same() -> None:
-    results = []
-    for recompute in (False, True):
-        mixer = _mixer()
-        _stir(mixer)
-        mixer.checkpoint_blocks = recompute
-        maps = [given.requires_grad_() for given in _maps()]
-        torch.autograd.backward(torch.stack([found.square().mean() for found in mixer(maps)]).sum())
-        norms = [module for module in mixer.modules() if isinstance(module, BatchNorm2d)]
-        assert all(norm.num_batches_tracked == 1 for norm in norms)
-        gradients = {name: p.grad for name, p in mixer.named_parameters()}
-        results.append((gradients, dict(mixer.named_buffers())))
-    for plain, recomputed in zip(*results, strict=True):
-        for name, expected in plain.items():
-            assert torch.equal(recomputed[name], expected), name
 
 
 def test_unknown_name() -> None:

@@ -1,6 +1,5 @@
 """Weights in and out: layouts, refusals, files that hold code, what timm loads."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,8 @@ from rainspark.models.weights.__main__ import main
 from rainspark.models.weights.files import read_weights
 from rainspark.models.weights.manifest import CheckpointError, write_manifest
 from rainspark.models.weights.transfer import architecture_of, init_from
+from tests.data.hostile_samples import Bomb
 from tests.models.drawing import draw, relative, shake
-
-
-class _WritesAFile:
-    """What a malicious checkpoint holds: unpickling it runs a command."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.path}",)
 
 
 def _spark(in_chans: int = 2) -> SparK:
@@ -117,7 +107,7 @@ def test_a_forecaster_starts_a_pretraining_and_says_what_it_left(tmp_path: Path)
 
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     proof = tmp_path / "proof"
-    torch.save({"module": {"conv1.weight": torch.zeros(1)}, "args": _WritesAFile(proof)}, tmp_path / "evil.pth")
+    torch.save({"module": {"conv1.weight": torch.zeros(1)}, "args": Bomb(proof)}, tmp_path / "evil.pth")
     assert main(["import", str(tmp_path / "evil.pth"), "--out", str(tmp_path / "o")]) == 4
     message = capsys.readouterr().err
     assert "refused" in message

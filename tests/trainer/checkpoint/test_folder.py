@@ -3,8 +3,7 @@
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from rainspark.models.weights.manifest import (
 from rainspark.trainer.checkpoint.__main__ import main
 from rainspark.trainer.checkpoint.folder import best_checkpoint, chosen_weights, load, save
 from rainspark.trainer.checkpoint.state import TrainState, check_resume, installed_versions
+from tests.disks import small_disk
 
 CONFIG: dict[str, Any] = {
     "run": {"dir": "runs/a", "steps": 100, "save_every": 10, "keep_last": 3, "allow_plan_change": False},
@@ -171,21 +171,14 @@ def test_files_follow_the_umask_and_none_is_a_pickle(tmp_path: Path) -> None:
     assert json.loads((path / "state.json").read_bytes())["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "extra"])
-def test_damage_to_any_file_is_refused_by_its_name_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
+def test_a_flipped_bit_of_any_file_is_refused_by_its_name_and_the_one_before_is_used(tmp_path: Path) -> None:
     """That every single bit counts is shown of the manifest, which all of them are read by."""
     _save(tmp_path, 1)
     newest = _save(tmp_path, 2, average=_tensors(9))
-    for path in [newest / "stray.bin"] if damage == "extra" else sorted(newest.iterdir()):
-        whole = path.read_bytes() if path.exists() else b""
+    for path in sorted(newest.iterdir()):
+        whole = path.read_bytes()
         half = len(whole) // 2
-        match damage:
-            case "flip":
-                path.write_bytes(whole[:half] + bytes([whole[half] ^ 4]) + whole[half + 1 :])
-            case "cut" | "extra":
-                path.write_bytes(whole[:half])
-            case "missing":
-                path.unlink()
+        path.write_bytes(whole[:half] + bytes([whole[half] ^ 4]) + whole[half + 1 :])
         with pytest.raises(CheckpointError, match=re.escape(path.name)):
             load(newest)
         assert load(tmp_path).state.step == 1
@@ -279,18 +272,6 @@ def test_leftovers_of_dead_saves_are_removed(tmp_path: Path) -> None:
     assert sorted(item.name for item in checkpoints.iterdir()) == ["notes.txt", "step-00000001"]
 
 
-@contextmanager
-def _small_disk(folder: Path, options: str) -> Iterator[None]:
-    folder.mkdir(exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"mounting a small tmpfs is not permitted here: {mounted.stderr.decode().strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.parametrize(
     ("size", "read_only", "message"),
     [
@@ -302,7 +283,7 @@ def test_a_disk_that_fails_is_named_and_the_older_one_stays(
     tmp_path: Path, size: str, read_only: bool, message: str
 ) -> None:
     run = tmp_path / "run"
-    with _small_disk(run, f"size={size}"):
+    with small_disk(run, f"size={size}"):
         _save(run, 1)
         if read_only:
             subprocess.run(["mount", "-o", "remount,ro", str(run)], check=True)

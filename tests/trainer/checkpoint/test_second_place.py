@@ -13,19 +13,10 @@ from rainspark.models.weights.manifest import (
     CheckpointError,
     latest_verified,
     verify_folder,
-    write_manifest,
 )
 from rainspark.trainer.checkpoint.second_place import CheckpointStore
 from rainspark.trainer.checkpoint.transfer import pull_latest, push
-
-
-def make_checkpoint(run: Path, step: int, content: bytes = b"weights") -> Path:
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(content * 1000 + bytes([step]))
-    (folder / "state.json").write_bytes(b"{}")
-    write_manifest(folder)
-    return folder
+from tests.checkpoints import make_checkpoint
 
 
 def steps(storage: Storage) -> list[int]:

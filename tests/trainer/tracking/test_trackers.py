@@ -2,9 +2,6 @@
 
 import json
 import logging
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from PIL import Image
 
 from rainspark.trainer.settings.tracking import TrackingConfig
 from rainspark.trainer.tracking.trackers import JsonlTracker, TensorBoardTracker, Trackers, open_trackers
+from tests.disks import limited_files
 from tests.trainer.tracking.tracked import Remembers
 
 
@@ -120,19 +118,9 @@ def test_a_failing_sink_is_switched_off_alone_with_one_warning(caplog: pytest.Lo
     assert good.calls == [*((s, {"loss": 1.0 / s}) for s in range(1, 5)), (4, "picture", Path("a.png")), "closed"]
 
 
-@contextmanager
-def _file_size_limit(num_bytes: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_disk_that_fills_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trackers = open_trackers(tmp_path, TrackingConfig(tensorboard=False), resume_step=None)
-    with caplog.at_level(logging.WARNING), _file_size_limit(200):
+    with caplog.at_level(logging.WARNING), limited_files(200):
         for step in range(10):
             trackers.log(step, {"loss": 0.5})
     assert len(trackers.problems) == 1
