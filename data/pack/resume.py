@@ -10,12 +10,12 @@ from typing import Final
 
 from ..errors import DataError
 from ..json_checks import JsonRecord, canonical, read_json
+from ..shards.index import ShardEntry
 from ..shards.writer import PlannedSequence, WrittenShard
-from ..store.storage import Storage, hold_folder
+from ..store.storage import Storage, copy_out, hold_folder
 
 STATE_FOLDER: Final = ".packing/"
 JOB_NAME: Final = STATE_FOLDER + "job.json"
-READ_BYTES: Final = 2**23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def kept_shard(storage: Storage, number: int, planned: Sequence[PlannedSequence]
         problem = f"{record_name(number)} is damaged: packing {name} again"
     elif not storage.exists(name):
         problem = f"{name} is gone: packing it again"
-    elif storage.size(name) != written.shard.num_bytes or _sha256_of(storage, name) != written.shard.sha256:
+    elif not _is_unchanged(storage, written.shard):
         problem = f"{name} was changed: packing it again"
     else:
         return written
@@ -140,9 +140,6 @@ def _parse_record(data: bytes) -> WrittenShard | None:
     return written if dump_record(written) == data else None
 
 
-def _sha256_of(storage: Storage, name: str) -> str:
-    size = storage.size(name)
-    digest = hashlib.sha256()
-    for start in range(0, size, READ_BYTES):
-        digest.update(storage.read(name, start, min(size, start + READ_BYTES)))
-    return digest.hexdigest()
+def _is_unchanged(storage: Storage, shard: ShardEntry) -> bool:
+    size = storage.size(shard.name)
+    return size == shard.num_bytes and copy_out(storage, shard.name, size) == shard.sha256

@@ -19,10 +19,8 @@ from typing import BinaryIO, Final
 from ..errors import DataError
 from ..whole_file import PARTIAL_SUFFIX
 from .names import Traffic, beyond_end, check_range
-from .storage import Storage
+from .storage import Storage, copy_out
 
-_FETCH_BYTES: Final = 32 << 20
-"""Bytes asked for at once; the store splits them into ranges that come at the same time."""
 _DOWNLOADS: Final = 3
 """Times that a file which does not match its SHA-256 is fetched before the store's own copy is taken for another."""
 _LOCK: Final = ".shard-cache.lock"
@@ -206,7 +204,10 @@ class CachedStorage:
                 # A full disk shows before the network is used.
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
             for _ in range(_DOWNLOADS):
-                if self._download(name, file) == digest:
+                file.seek(0)
+                fetched = copy_out(self._remote, name, num_bytes, file.write)
+                file.flush()
+                if fetched == digest:
                     with self._locked(_LOCK):
                         # Whoever makes room counts it under one of its two names.
                         temporary.replace(self._path(digest))
@@ -229,18 +230,6 @@ class CachedStorage:
             _DOWNLOADS,
         )
         return None
-
-    def _download(self, name: str, file: BinaryIO) -> str:
-        """Write a file of the store into a local one; returns its SHA-256."""
-        num_bytes = self._files[name][0]
-        hasher = hashlib.sha256()
-        file.seek(0)
-        for start in range(0, num_bytes, _FETCH_BYTES):
-            block = self._remote.read(name, start, min(start + _FETCH_BYTES, num_bytes))
-            hasher.update(block)
-            file.write(block)
-        file.flush()
-        return hasher.hexdigest()
 
     def _discard(self, digest: str) -> None:
         """Take a copy for damaged: the next read fetches the file again."""

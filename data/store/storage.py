@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import stat
@@ -9,13 +10,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from ..credentials import redact
 from ..errors import DamagedError, DataError
 from ..whole_file import PARTIAL_SUFFIX, writing_whole
 from .names import Traffic, already_there, beyond_end, check_name, check_range
 
+_BLOCK_BYTES: Final = 32 << 20
+"""Bytes asked for at once; a store splits them into ranges that come at the same time."""
 URL_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MISTYPED = re.compile(r"[\s'\"]{0,3}(?:s3|gs|az|https?|file)\s{0,2}:", re.IGNORECASE)
 """An address, nearly: taken for a path, it would be shown as it is, password and all."""
@@ -107,6 +110,16 @@ def open_storage(url: str | Path, *, deadline_s: float = 300.0, to_write: bool =
     from .object_store import open_store
 
     return open_store(text, deadline_s=deadline_s)
+
+
+def copy_out(storage: Storage, name: str, num_bytes: int, write: Callable[[bytes], object] = lambda _: None) -> str:
+    """Read a file in blocks, for it may be larger than the memory; hand each one on, and give the SHA-256 of all."""
+    digest = hashlib.sha256()
+    for start in range(0, num_bytes, _BLOCK_BYTES):
+        block = storage.read(name, start, min(start + _BLOCK_BYTES, num_bytes))
+        digest.update(block)
+        write(block)
+    return digest.hexdigest()
 
 
 class LocalStorage:

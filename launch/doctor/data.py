@@ -30,11 +30,9 @@ def check_archive(job: Job, known: Known) -> Iterator[Finding]:
 
     try:
         check_frames(job.config, index)
-    except ConfigError as error:
-        yield fail("frames", str(error), ExitCode.CONFIG)
-        return
-    except DataError as error:
-        yield fail("frames", str(error), ExitCode.DATA)
+    except (ConfigError, DataError) as error:
+        code = ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.DATA
+        yield fail("frames", str(error), code)
         return
     known.windows = windows
     yield ok("split", f"{number(len(windows.train), 'window')} to train on, {len(windows.held_out or ())} held out")

@@ -113,13 +113,11 @@ def measure_activations(config: TrainingConfig, index: Index) -> Activations:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if isinstance(config, FinetuneConfig):
-            nowcaster = build_nowcaster(config.model)
-            model = nowcaster
-            task = build_nowcast_task(config, nowcaster)
+            model = build_nowcaster(config.model)
+            task = build_nowcast_task(config, model)
         else:
-            spark = build_spark(config)
-            model = spark
-            task = build_pretrain_task(config, spark, index)
+            model = build_spark(config)
+            task = build_pretrain_task(config, model, index)
     if config.engine.precision == "fp64":
         model = model.double()
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .motion import DRIZZLE_MMH, NUM_FRAMES, displacements, estimate_motion, extrapolate, fill_missing
 
+_FieldFunction = Callable[..., npt.NDArray[np.float64]]
 EXTRA_HINT: Final = "pip install 'rainspark[nowcast]'"
 
 
@@ -73,12 +74,6 @@ class Advection:
         return extrapolate(last_b1hw, steps)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Pysteps:
-    motion: Callable[..., npt.NDArray[np.float64]]
-    extrapolate: Callable[..., npt.NDArray[np.float64]]
-
-
 class Extrapolation:
     """The last frame carried on by pysteps: Lucas-Kanade optical flow, semi-Lagrangian; nothing flows in.
 
@@ -97,7 +92,7 @@ class Extrapolation:
 
     def __init__(self, *, name: str = "extrapolation") -> None:
         self.name = name
-        self._pysteps = _import_pysteps()
+        self._follow, self._carry = _import_pysteps()
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int) -> Tensor:
         """Carry the last frames on, a window at a time on the CPU; see `Forecaster`."""
@@ -111,7 +106,7 @@ class Extrapolation:
     ) -> npt.NDArray[np.float64]:
         rain_thw = np.where(valid_thw, rain_thw, 0.0)[-self.frames_in :]
         motion_2hw = self._motion(rain_thw, valid_thw[-self.frames_in :])
-        forecast_thw = self._pysteps.extrapolate(rain_thw[-1], motion_2hw, frames_out)
+        forecast_thw = self._carry(rain_thw[-1], motion_2hw, frames_out)
         # What comes from outside is not known and counts as dry; bilinear weights cannot make rain negative.
         return np.where(np.isfinite(forecast_thw), forecast_thw, 0.0)
 
@@ -124,12 +119,12 @@ class Extrapolation:
         frames = signal_thw if valid_thw.all() else np.ma.array(signal_thw, mask=~valid_thw)
         with warnings.catch_warnings(), np.errstate(all="ignore"), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            motion_2hw = self._pysteps.motion(frames)
+            motion_2hw = self._follow(frames)
         return motion_2hw if np.isfinite(motion_2hw).all() else still_2hw
 
 
-def _import_pysteps() -> _Pysteps:
-    """Import pysteps without the banner that it prints, and with the warning filters put back as they were."""
+def _import_pysteps() -> tuple[_FieldFunction, _FieldFunction]:
+    """Import pysteps' optical flow and extrapolation without its banner, and put the warning filters back."""
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             importlib.import_module("cv2")
@@ -140,7 +135,7 @@ def _import_pysteps() -> _Pysteps:
             f"the baseline `extrapolation` needs pysteps and OpenCV ({error}): {EXTRA_HINT}, or take `advection`, "
             "which needs neither"
         ) from error
-    return _Pysteps(motion=dense_lucaskanade, extrapolate=extrapolate)
+    return dense_lucaskanade, extrapolate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ STEP_FOLDER: Final = re.compile(r"step-(\d{8,})")
 """Name of a finished checkpoint's folder: the global step, at least eight digits."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_BLOCK_BYTES = 1 << 20
 _logger = logging.getLogger(__name__)
 
 
@@ -161,12 +160,9 @@ def _plain_files(folder: Path) -> list[str]:
 
 
 def _digest(path: Path) -> tuple[int, str]:
-    digest, num_bytes = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            num_bytes += len(block)
-    return num_bytes, digest.hexdigest()
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()
 
 
 def _manifest_bytes(files: dict[str, dict[str, Any]]) -> bytes:

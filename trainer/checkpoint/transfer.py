@@ -6,7 +6,6 @@ A step without a manifest was never finished and counts for nothing. Older steps
 there in full. This module loads no torch: a process of its own copies (trainer/checkpoint/push.py).
 """
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...data.errors import DataError
-from ...data.store.storage import Storage
+from ...data.store.storage import Storage, copy_out
 from ...data.whole_file import PARTIAL_SUFFIX
 from ...models.weights.manifest import (
     CHECKPOINTS_FOLDER,
@@ -129,7 +128,7 @@ def pull(storage: Storage, name: str, checkpoints: Path) -> Path:
             # Damaged on the way, or in the store? A second look shows.
             for _ in range(_FETCHES):
                 with (folder / file).open("wb") as target:
-                    sha256 = _read(storage, path, entry, target.write)
+                    sha256 = copy_out(storage, path, entry["bytes"], target.write)
                 if sha256 == entry["sha256"]:
                     break
             check_digest(f"{storage.url}/{path}", entry, entry["bytes"], sha256)
@@ -166,7 +165,7 @@ def verify_in(storage: Storage, name: str, *, by_size: bool = False) -> dict[str
     _, files = _read_manifest(storage, name)
     for file, entry in files.items() if not by_size else ():
         path = f"{CHECKPOINTS_FOLDER}/{name}/{file}"
-        check_digest(f"{storage.url}/{path}", entry, entry["bytes"], _read(storage, path, entry))
+        check_digest(f"{storage.url}/{path}", entry, entry["bytes"], copy_out(storage, path, entry["bytes"]))
     return files
 
 
@@ -254,14 +253,3 @@ def _prune(storage: Storage, new: int, *, keep_last: int, keep_every: int | None
         # The manifest first: what is left of a removal that was cut off is no checkpoint any more.
         for path in sorted(paths, key=lambda path: not path.endswith(f"/{MANIFEST_NAME}")):
             storage.delete(path)
-
-
-def _read(storage: Storage, name: str, entry: dict[str, Any], write: Callable[[bytes], object] = lambda _: None) -> str:
-    """Read a file in parts that fit in memory, hand each one on, and give the SHA-256 of all."""
-    # Block by block: a checkpoint may be larger than the memory that is left.
-    hasher = hashlib.sha256()
-    for start in range(0, entry["bytes"], _BLOCK_BYTES):
-        block = storage.read(name, start, min(start + _BLOCK_BYTES, entry["bytes"]))
-        hasher.update(block)
-        write(block)
-    return hasher.hexdigest()

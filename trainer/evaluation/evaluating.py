@@ -3,13 +3,11 @@
 import logging
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +42,6 @@ from .plan import Plan, make_plan
 from .result import Evaluation, score_models
 
 LOG = logging.getLogger(__name__)
-INTERRUPTED = 128 + signal.SIGINT
-"""Exit code after Ctrl-C, as shells give it."""
-
 MICRO_A_PROCESS = 4
 LOG_EVERY_S = 15.0
 
@@ -64,12 +59,11 @@ class Evaluating:
         self.config = config
         self.engine = engine
         self.command = command
-        self.out = Path(config.out)
         self.is_writing = False
         # What one rank finds wrong ends all of them, before anything is computed.
         self.entries: list[Entry] = on_all_ranks(engine, self._read_entries)
         self.runs = on_all_ranks(engine, self._load_runs)
-        self.plan: Plan = on_all_ranks(engine, self._make_plan)
+        self.plan: Plan = on_all_ranks(engine, lambda: make_plan(config, self.entries, self.runs))
         self.cases = on_all_ranks(engine, lambda: choose_cases(self.plan, config))
         self.forecasters = on_all_ranks(engine, self._build)
 
@@ -87,9 +81,6 @@ class Evaluating:
         runs = {entry.name: entry.folder for entry in self.entries if entry.folder is not None}
         return {name: load_forecaster(folder, name=name, device=device) for name, folder in runs.items()}
 
-    def _make_plan(self) -> Plan:
-        return make_plan(self.config, self.entries, self.runs)
-
     def _build(self) -> dict[str, Forecaster]:
         """Build the models in the user's order; every rank fits what is fitted for itself, to the same numbers."""
         plan, entries = self.plan, self.entries
@@ -106,7 +97,7 @@ class Evaluating:
         engine = self.engine
         work = f"{len(self.plan.row_n)} windows of {self.plan.frames_in} + {self.plan.frames_out} frames"
         ranks = f"{len(self.entries)} model(s), {engine.device}, {engine.world_size} process(es)"
-        LOG.info("%s, %s; writing to %s", work, ranks, self.out)
+        LOG.info("%s, %s; writing to %s", work, ranks, self.config.out)
 
         # Each rank scores its own windows; the main one unites their rows and writes. They travel a model at a time, so
         # that the other ranks never hold those of more than one.
@@ -240,7 +231,7 @@ def run(config: EvaluateConfig, argv: Sequence[str]) -> ExitCode:
             )
         if engine.is_main:
             sys.stderr.write(f"interrupted: {left}\n")
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(ExitCode.INTERRUPTED) from None
     except Exception as error:
         settle(engine, error)
         raise

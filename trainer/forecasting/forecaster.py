@@ -110,11 +110,6 @@ class RunForecaster:
         return self.config.model.frames_out
 
     @property
-    def space(self) -> ModelSpace:
-        """Give the model's space."""
-        return self.config.model.space
-
-    @property
     def grid(self) -> Grid:
         """Give the grid that the run learned on.
 
@@ -149,9 +144,10 @@ class RunForecaster:
             )
 
         past = rain_mmh_bthw.float()
+        settings = self.config.model
         with torch.no_grad():
-            forecast_bthw = forecast_whole(self.model, past, valid_bthw, self.space)
-            rain_bthw = rain_of(forecast_bthw, past, valid_bthw, space=self.space, match=self.config.model.match)
+            forecast_bthw = forecast_whole(self.model, past, valid_bthw, settings.space)
+            rain_bthw = rain_of(forecast_bthw, past, valid_bthw, space=settings.space, match=settings.match)
         return rain_bthw[:, :frames_out]
 
 

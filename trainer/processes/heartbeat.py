@@ -42,6 +42,11 @@ class Heartbeat:
         connect: Makes a connection to the store for this object alone; None for one process, or without a store.
         holder: Who holds the store, in words.
         hosts_store: Whether this process holds it: it leaves last.
+
+    Attributes:
+        verdict: Why the run ends, once a rank has stated it.
+        at_end: Called with the exit code before this process is ended from the watching thread.
+        is_settling: Whether this rank has stated why it ends, or looked for who made it end.
     """
 
     def __init__(
@@ -73,7 +78,8 @@ class Heartbeat:
         self._beat = Beat(operation="start", step=None, count=0, waits=False, at_s=now_s)
         self._main = threading.main_thread()
         self._mine: Verdict | None = None
-        self._settling = self._leaving = False
+        self.is_settling = False
+        self._leaving = False
         self._unwatched = threading.Event()
 
         # What the store holds of the others.
@@ -202,10 +208,10 @@ class Heartbeat:
                 beat = self._beat
                 stalled_s = 0.0
                 warned = False
-                self._wants_table = self._settling
+                self._wants_table = self.is_settling
 
             # Another rank has ended the run: the training thread may come to its own end, with a traceback.
-            if self.verdict is not None and not self._settling:
+            if self.verdict is not None and not self.is_settling:
                 condemned_s = min(condemned_s, now_s)
                 if now_s - condemned_s > self.silence_s:
                     self._end(self.verdict)
@@ -214,7 +220,7 @@ class Heartbeat:
             limit_s = self._start_timeout_s if beat.step is None else self.timeout_s
             if stalled_s > limit_s / 10:
                 self._wants_table = True
-            if stalled_s > limit_s / 10 + 2 * self.silence_s and not (warned or self._settling):
+            if stalled_s > limit_s / 10 + 2 * self.silence_s and not (warned or self.is_settling):
                 warned = True
                 text = self.explain()
                 if self._speaks(text):
@@ -280,14 +286,9 @@ class Heartbeat:
 
     # The training thread, after an error.
 
-    @property
-    def is_settling(self) -> bool:
-        """Whether this rank has stated why it ends, or looked for who made it end."""
-        return self._settling
-
     def declare(self, code: int, text: str) -> None:
         """State to all ranks why this one ends; returns once they can read it, or when the store is gone."""
-        self._settling = True
+        self.is_settling = True
         if self._store is None:
             return
         self._mine = Verdict(rank=self.rank, code=code, text=text)
@@ -298,7 +299,7 @@ class Heartbeat:
 
         Takes some seconds: whoever is gone has to be missed first.
         """
-        self._settling = self._wants_table = True
+        self.is_settling = self._wants_table = True
         if self._store is None:
             return None
         self._wake.set()

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +100,7 @@ class NowcastHeldOut(HeldOut):
         def draw(path: Path) -> None:
             case = self._case(rain_mmh_bthw, frames)
             leads = np.unique(np.linspace(1, case.num_leads, NUM_SHOWN_LEADS).round().astype(int)).tolist()
-            start = datetime.fromtimestamp(case.reference_time_s, UTC)
-            title = f"{self.headline(step)}\nfrom {start:%Y-%m-%d %H:%M} UTC"
+            title = f"{self.headline(step)}\nfrom {case.clock(0)}"
             forecast_beside_radar(path, case, leads=leads, title=title)
 
         return draw
