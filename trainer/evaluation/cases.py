@@ -1,18 +1,13 @@
 """Which windows of an evaluation are worth a picture, and the pictures' contents."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from ...data.errors import ConfigError
-from ..pictures.forecasts import Case
 from ..settings.evaluation import EvaluateConfig
-from .contestants import WindowRain
 from .plan import Plan
 
 FloatArray = npt.NDArray[np.float64]
@@ -97,31 +92,3 @@ def _rain_shares(plan: Plan, row_n: npt.NDArray[np.int64]) -> tuple[FloatArray, 
         wet[number] = future.mean()
         change[number] = np.abs(future - shares[first - 1]).max()
     return wet, change
-
-
-def case_of(plan: Plan, chosen: Chosen, window: WindowRain, forecasts: Mapping[str, npt.NDArray[np.floating]]) -> Case:
-    """Put a window and its forecasts together for the pictures.
-
-    Args:
-        plan: The evaluation's.
-        chosen: The window.
-        window: Its rain.
-        forecasts: By model, mm/h, (lead times, rows, cols).
-    """
-    return Case(
-        radar_mmh_thw=window.past_mmh_bthw[0].numpy(),
-        radar_valid_thw=_valid(window.past_mmh_bthw, window.past_valid_bthw),
-        forecasts_mmh=forecasts,
-        observed_mmh_thw=window.future_mmh_bthw[0].numpy(),
-        observed_valid_thw=_valid(window.future_mmh_bthw, window.future_valid_bthw),
-        reference_time_s=chosen.issue_s,
-        cadence_s=plan.index.cadence_s,
-        pixel_km=plan.index.grid.pixel_km,
-    )
-
-
-def _valid(frames_bthw: Tensor, valid_bthw: Tensor | None) -> npt.NDArray[np.bool_]:
-    valid_thw: npt.NDArray[np.bool_] = (
-        torch.ones_like(frames_bthw, dtype=torch.bool) if valid_bthw is None else valid_bthw
-    )[0].numpy()
-    return valid_thw

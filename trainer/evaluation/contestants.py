@@ -28,6 +28,7 @@ from ...models.nowcasting.baselines import (
 )
 from ..forecasting.forecaster import RunForecaster
 from ..settings.evaluation import EvaluateConfig
+from ..training.nowcast_task import Frames
 
 UNFITTED: Final[Mapping[str, type[Persistence | Advection | Extrapolation]]] = {
     "persistence": Persistence,
@@ -216,22 +217,14 @@ def fit_baselines(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class WindowRain:
-    """One window as rain, mm/h, 0 where missing; masks are None where nothing is.
+class WindowRain(Frames):
+    """One window, float32 on the CPU.
 
     Attributes:
         row: Of the window table.
-        past_mmh_bthw: float32 (1, frames in, rows, cols).
-        past_valid_bthw: The same shape.
-        future_mmh_bthw: float32 (1, frames out, rows, cols).
-        future_valid_bthw: The same shape.
     """
 
     row: int
-    past_mmh_bthw: Tensor
-    past_valid_bthw: Tensor | None
-    future_mmh_bthw: Tensor
-    future_valid_bthw: Tensor | None
 
 
 def windows_of(batches: Iterator[Batch], frames_in: int) -> Iterator[WindowRain]:

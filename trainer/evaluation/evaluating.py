@@ -26,8 +26,9 @@ from ..processes.agreement import on_all_ranks, settle
 from ..processes.entry import set_up_logging, start_other_processes
 from ..settings.engine import EngineConfig
 from ..settings.evaluation import EvaluateConfig
+from ..training.nowcast_held_out import case_of
 from ..verification.rows import Rows, merge, score_window
-from .cases import Chosen, case_of, choose_cases
+from .cases import Chosen, choose_cases
 from .contestants import (
     Entry,
     WindowRain,
@@ -182,7 +183,13 @@ class Evaluating:
         # One mean everywhere is worth no panel, unless nothing else is there.
         forecasts = self._forecasts(window)
         shown = [entry.name for entry in self.entries if entry.kind != "training_mean"] or list(forecasts)
-        return case_of(plan, chosen, window, {name: forecasts[name] for name in shown})
+        return case_of(
+            window,
+            {name: forecasts[name] for name in shown},
+            reference_time_s=chosen.issue_s,
+            cadence_s=plan.index.cadence_s,
+            pixel_km=plan.index.grid.pixel_km,
+        )
 
 
 def _shown(windows: Iterator[WindowRain], total: int, form: str, is_shown: bool) -> Iterator[WindowRain]:

@@ -1,7 +1,7 @@
 """The evaluation of a nowcaster in training on windows that it does not train on: loss, a few scores, a picture."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -98,25 +98,48 @@ class NowcastHeldOut(HeldOut):
         _, rain_mmh_bthw, frames, _ = self._forecast(batch)
 
         def draw(path: Path) -> None:
-            case = self._case(rain_mmh_bthw, frames)
+            cadence_s = self.windows.index.cadence_s
+            case = case_of(
+                frames,
+                {"Forecast": _array(rain_mmh_bthw)},
+                reference_time_s=self.first_s + (self.task.frames_in - 1) * cadence_s,
+                cadence_s=cadence_s,
+                pixel_km=self.origin.grid.pixel_km,
+            )
             leads = np.unique(np.linspace(1, case.num_leads, NUM_SHOWN_LEADS).round().astype(int)).tolist()
             title = f"{self.headline(step)}\nfrom {case.clock(0)}"
             forecast_beside_radar(path, case, leads=leads, title=title)
 
         return draw
 
-    def _case(self, rain_mmh_bthw: Tensor, frames: Frames) -> Case:
-        index = self.windows.index
-        return Case(
-            radar_mmh_thw=_array(frames.past_mmh_bthw),
-            radar_valid_thw=_mask(frames.past_mmh_bthw, frames.past_valid_bthw),
-            forecasts_mmh={"Forecast": _array(rain_mmh_bthw)},
-            observed_mmh_thw=_array(frames.future_mmh_bthw),
-            observed_valid_thw=_mask(frames.future_mmh_bthw, frames.future_valid_bthw),
-            reference_time_s=self.first_s + (self.task.frames_in - 1) * index.cadence_s,
-            cadence_s=index.cadence_s,
-            pixel_km=self.origin.grid.pixel_km,
-        )
+
+def case_of(
+    frames: Frames,
+    forecasts_mmh: Mapping[str, np.ndarray],
+    *,
+    reference_time_s: int,
+    cadence_s: int,
+    pixel_km: float,
+) -> Case:
+    """Put a window and its forecasts together for a picture.
+
+    Args:
+        frames: The window; the first one is taken where there are several.
+        forecasts_mmh: By model, mm/h, (lead times, rows, cols).
+        reference_time_s: End of its last past frame, epoch seconds.
+        cadence_s: Seconds from frame to frame.
+        pixel_km: Side of a pixel.
+    """
+    return Case(
+        radar_mmh_thw=_array(frames.past_mmh_bthw),
+        radar_valid_thw=_mask(frames.past_mmh_bthw, frames.past_valid_bthw),
+        forecasts_mmh=forecasts_mmh,
+        observed_mmh_thw=_array(frames.future_mmh_bthw),
+        observed_valid_thw=_mask(frames.future_mmh_bthw, frames.future_valid_bthw),
+        reference_time_s=reference_time_s,
+        cadence_s=cadence_s,
+        pixel_km=pixel_km,
+    )
 
 
 def _ratio(part: float, whole: float) -> float:
