@@ -4,9 +4,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ...data.errors import ConfigError, DataError
 from ...data.exit_codes import ExitCode
-from .findings import Finding, Job, Known, checked, fail, number, ok
+from .findings import Finding, Job, Known, checked, number, ok
 
 if TYPE_CHECKING:
     from ...trainer.training.windows import Windows
@@ -17,23 +16,13 @@ def check_archive(job: Job, known: Known) -> Iterator[Finding]:
     """Open the archive as a run does: credentials, index, split, frames that the model takes."""
     from ...trainer.training.windows import check_frames, open_windows
 
-    try:
-        windows = open_windows(job.config.data, job.config.window)
-    except ConfigError as error:
-        yield fail("shards", str(error), ExitCode.CONFIG)
-        return
-
+    windows = open_windows(job.config.data, job.config.window)
     index = windows.index
     counts = f"{number(len(index.shards), 'shard')}, {number(len(index.sequences), 'sequence')}"
     size = f"frames of {index.rows} x {index.cols}"
     yield ok("shards", f"{windows.storage.url}: fingerprint {index.fingerprint[:12]}, {counts}, {size}")
 
-    try:
-        check_frames(job.config, index)
-    except (ConfigError, DataError) as error:
-        code = ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.DATA
-        yield fail("frames", str(error), code)
-        return
+    check_frames(job.config, index)
     known.windows = windows
     yield ok("split", f"{number(len(windows.train), 'window')} to train on, {len(windows.held_out or ())} held out")
 

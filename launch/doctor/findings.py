@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Final, Literal, ParamSpec
 
+from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def checked(
 
     Args:
         what: What is checked.
-        code: Exit code of a failure that it raises.
+        code: Exit code of a failure that it raises; that of a ConfigError is known.
         writes: It writes to the run's folder; where nothing can be written there, that is no second failure.
     """
 
@@ -124,7 +125,8 @@ def checked(
                     # Errors of ours and of the system read as sentences; of others the kind says what they are about.
                     is_plain = isinstance(error, ValueError | OSError)
                     text = str(error) if is_plain else f"{type(error).__name__}: {error}"
-                    findings.append(fail(what, redact(text), code))
+                    ending = ExitCode.CONFIG if isinstance(error, ConfigError) else code
+                    findings.append(fail(what, redact(text), ending))
             return findings
 
         return run
