@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from rainspark.data.randomness import generator
-from rainspark.data.store.storage import open_storage
+from rainspark.data.store.storage import Storage, open_storage
 
 ACCESS_KEY, SECRET_KEY = "AKTEST", "SKTEST"
 BUCKET = "tests"
@@ -176,3 +176,11 @@ def s3(s3_server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> S3:
     open_storage(f"s3://{BUCKET}").write("here", b"")
     store.inject([])
     return store
+
+
+def upload(folder: Path, url: str) -> Storage:
+    """Copy the files of a folder, such as an archive's, into a store; gives the store."""
+    storage = open_storage(url, deadline_s=60)
+    for path in sorted(folder.iterdir()):
+        storage.write(path.name, path.read_bytes())
+    return storage

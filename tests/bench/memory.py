@@ -36,10 +36,10 @@ def engine_config(stage: str, device: str = "cpu") -> EngineConfig:
     )  # fmt: skip
 
 
-def inputs(size: int, windows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def inputs(size: int, windows: int, device: torch.device | str, ratio: float = 0.6) -> tuple[Tensor, Tensor]:
     """Frames of random rain and visible positions."""
     generator, grid = np.random.default_rng(0), (size // 32, size // 32)
-    positions = np.stack([visible_positions(grid, 0.6, generator) for _ in range(windows)])
+    positions = np.stack([visible_positions(grid, ratio, generator) for _ in range(windows)])
     return torch.rand(windows, FRAMES, size, size, device=device), torch.from_numpy(positions).to(device)
 
 

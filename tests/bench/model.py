@@ -17,19 +17,18 @@ import sys
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rainspark.models.encoder import build_encoder
-from rainspark.models.masking import visible_positions
 from rainspark.models.patches import pack
 from rainspark.models.spark import SparK
 from rainspark.models.sparse import PatchLayout
+from tests.bench.memory import inputs
 from tests.models.masked_dense import MaskedDense
 from tests.peak_memory import added_bytes
 
-GRID = (9, 9)
+SIZE, GRID = 288, (9, 9)
 KINDS = ("packed", "gather", "multiply", "plain")
 Run = Callable[[], None]
 
@@ -101,13 +100,6 @@ def decoder_run(frames: Tensor) -> Run:
     return decode
 
 
-def inputs(ratio: float, batch: int, device: str) -> tuple[Tensor, Tensor]:
-    """Frames and visible positions."""
-    generator = np.random.default_rng(0)
-    positions = np.stack([visible_positions(GRID, ratio, generator) for _ in range(batch)])
-    return torch.rand(batch, 12, 288, 288, device=device), torch.from_numpy(positions).to(device)
-
-
 def medians(runs: dict[str, Run], repeats: int) -> dict[str, float]:
     """Milliseconds of each, taking turns; the first turn warms up."""
     times: dict[str, list[float]] = {key: [] for key in runs}
@@ -132,7 +124,7 @@ def peak_mb(what: str, kind: str, name: str, ratio: float, batch: int, device: s
 
 def report_peak(what: str, kind: str, name: str, ratio: str, batch: str, device: str) -> None:
     """The child's side of `peak_mb`."""
-    frames, positions = inputs(float(ratio), int(batch), device)
+    frames, positions = inputs(SIZE, int(batch), device, float(ratio))
     run = (encoder_run if what == "encoder" else step_run)(kind, name, frames, positions)
 
     def twice() -> None:
@@ -171,7 +163,7 @@ def main() -> None:
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
     print(f"{'':34s}         {'packed':>9s}  " + "  ".join(f"{kind:>17s}" for kind in KINDS[1:]))
     for ratio in (0.6,) if arguments.quick else arguments.ratios:
-        frames, positions = inputs(ratio, batch, device)
+        frames, positions = inputs(SIZE, batch, device, ratio)
         for name in ("resnet50",) if arguments.quick else arguments.encoders:
             line(
                 f"{name} mask {ratio} encoder",

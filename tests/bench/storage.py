@@ -34,7 +34,7 @@ from rainspark.data.windows.mixing import BatchLayout
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
 from tests.bench.data import BATCH, MAX_FRAMES, WINDOW, frames_to_pack, long_runs, sparse
 from tests.data.archives import PackedArchive, pack_archive
-from tests.s3_server import ACCESS_KEY, SECRET_KEY, free_port
+from tests.s3_server import ACCESS_KEY, SECRET_KEY, free_port, upload
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MB, MIB = 1e6, 2**20
@@ -284,9 +284,7 @@ def main() -> None:
         print(f"{len(archive.index.sequences)} sequences, {total / MB:.0f} MB; a line of {options.mb_per_s:g} MB/s, "
               f"{options.round_trip_ms:g} ms; {STORE_READERS} readers")  # fmt: skip
         with served(folder / "s3", options.mb_per_s, options.round_trip_ms) as line_url:
-            with closing(open_storage("s3://bench/shards")) as direct:
-                for path in sorted(archive.folder.iterdir()):
-                    direct.write(path.name, path.read_bytes())
+            upload(archive.folder, "s3://bench/shards").close()
             os.environ["AWS_ENDPOINT_URL"] = line_url
             rate = options.mb_per_s * MB
             if options.only != "windows":

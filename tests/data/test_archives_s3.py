@@ -6,13 +6,13 @@ from typing import Any
 from rainspark.data.fetch.knmi_api import times_of_name
 from rainspark.data.pack.recut import ReshardOptions
 from rainspark.data.reshard import reshard
-from rainspark.data.store.storage import Storage, open_storage
+from rainspark.data.store.storage import open_storage
 from rainspark.data.verify import verify
 from tests.data.fetch.knmi_server import Knmi, running
 from tests.data.fetch.test_fetch import DAYS, WANTED, day_name, day_tar, fetch
 from tests.data.radar_files import digests
 from tests.data.sound_archives import small_archive
-from tests.s3_server import S3, s3, s3_server  # noqa: F401
+from tests.s3_server import S3, s3, s3_server, upload  # noqa: F401
 
 FAULTS: list[dict[str, Any]] = [
     {"match": "GET", "skip": 2, "times": 1, "do": "503"},
@@ -20,14 +20,6 @@ FAULTS: list[dict[str, Any]] = [
     {"match": "GET", "skip": 4, "times": 1, "do": "reset", "at": 200},
     {"match": "GET", "skip": 5, "times": 1, "do": "fin", "at": 100},
 ]
-
-
-def upload(folder: Path, url: str) -> Storage:
-    """Copy an archive into the store."""
-    storage = open_storage(url)
-    for path in sorted(folder.iterdir()):
-        storage.write(path.name, path.read_bytes())
-    return storage
 
 
 def test_files_are_fetched_into_a_bucket(s3: S3) -> None:  # noqa: F811

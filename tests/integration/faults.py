@@ -91,8 +91,8 @@ def train_with_deed(rank: int, argv: list[str], plan: dict[str, Any]) -> int:
     Args:
         rank: This rank.
         argv: The command line.
-        plan: `rank`: which one; `deed`: what it does, see `DEEDS`, "nonfinite" or "absent"; `where`: "start" (while
-            it waits for the others), "open" (before the first step), "read", "forward", "save"; `step`: in which step,
+        plan: `rank`: which one; `deed`: what it does, see `DEEDS`, or "absent"; `where`: "start" (while it
+            waits for the others), "open" (before the first step), "read", "forward", "save"; `step`: in which step,
             from 1.
     """
     if plan["rank"] == rank:
@@ -152,8 +152,6 @@ def _forward(
 ) -> StepOutput:
     output = compute(*batch)
     if engine.heartbeat.doing == f"forward, step {plan['step']}":
-        if plan["deed"] == "nonfinite":
-            return replace(output, loss=output.loss * torch.nan)
         act()
     return output
 

@@ -24,7 +24,7 @@ from rainspark.trainer.training.pretraining import Pretraining
 from rainspark.trainer.training.step_costs import READ_COUNTS
 from tests.distributed import run_ranks
 from tests.integration.runs import arguments, metrics, records, settings, stored, train, train_many
-from tests.s3_server import S3, s3, s3_server  # noqa: F401
+from tests.s3_server import S3, s3, s3_server, upload  # noqa: F401
 
 HOURS = 3
 NOT_THERE = {"cache_hits", "cache_misses", "cache_evictions"}
@@ -191,18 +191,6 @@ def test_a_run_without_a_valid_pixel_ends_with_the_datas_code(
     assert not list((run / "checkpoints").glob("*"))
 
 
-@pytest.mark.slow
-def test_all_ranks_end_where_there_is_no_valid_pixel(short: Path, damaged: Damaged, tmp_path: Path) -> None:
-    count = num_sequences(short)
-    archive = damaged(range(count))
-    argvs = [
-        of_short(archive, tmp_path / stage, f"data.quarantine={count} engine.zero_stage={stage}")
-        for stage in ("null", "2", "3")
-    ]
-    for texts in run_ranks(reasons, 2, *argvs, timeout_s=300):
-        assert all("no window of 5 steps in a row" in text for text in texts)
-
-
 def test_an_evaluation_without_a_valid_pixel_says_so(
     short: Path, damaged: Damaged, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -240,9 +228,7 @@ def test_a_store_that_dies_ends_all_ranks_with_the_datas_code(
     tmp_path: Path,
     s3: S3,  # noqa: F811
 ) -> None:
-    storage = open_storage(f"{s3.url}/shards")
-    for path in sorted(short.iterdir()):
-        storage.write(path.name, path.read_bytes())
+    upload(short, f"{s3.url}/shards")
     small = "data.deadline_s=2 data.prefetch_mb=0.001 data.block_mb=0.001 data.quarantine=100"
     argv = of_short(f"{s3.url}/shards", tmp_path / "run", small, "run.steps=50 run.evaluate_every=50")
     codes, outputs = zip(*run_ranks(train_until_the_store_dies, 2, argv), strict=True)

@@ -8,12 +8,12 @@ import pytest
 
 from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.exit_codes import ExitCode
-from rainspark.data.store.storage import LocalStorage, open_storage
+from rainspark.data.store.storage import open_storage
 from rainspark.trainer.settings.experiment import FinetuneConfig
 from rainspark.trainer.settings.parse import parse_config
 from rainspark.trainer.training.windows import Windows, open_windows
 from tests.integration.runs import equal, metrics, smallest_arguments, tensors, train
-from tests.s3_server import S3, s3, s3_server  # noqa: F401
+from tests.s3_server import S3, s3, s3_server, upload  # noqa: F401
 
 HOURS = 3
 CHECKPOINTS = ["step-00000002", "step-00000004"]
@@ -73,9 +73,7 @@ def test_a_run_goes_on_from_a_store_that_fails_now_and_then(
 @pytest.fixture
 def address(shards: Path, s3: S3) -> str:  # noqa: F811
     """Copy the shards to a bucket."""
-    here, there = LocalStorage(shards), open_storage(s3.url)
-    for name in here.names():
-        there.write(name, here.read(name))
+    upload(shards, s3.url)
     return s3.url
 
 

@@ -131,14 +131,6 @@ def test_what_one_rank_alone_meets_ends_both_with_its_code(
     assert attempt["outcome"] == code.name.lower()
 
 
-@pytest.mark.slow
-def test_values_that_are_not_finite_on_one_rank_end_both(server: FaultServer, shards: Path, tmp_path: Path) -> None:
-    plan = {"rank": 1, "deed": "nonfinite", "where": "forward", "step": 2}
-    ended = start(server, shards, tmp_path / "run", plan, ranks=2, run__max_nonfinite=1)
-    assert ended.codes == [ExitCode.NONFINITE] * 2
-    assert all("training: the loss or its gradient was not finite" in text for text in ended.texts)
-
-
 def steps(run: Path) -> list[int]:
     return [record["step"] for record in records(run) if "loss" in record["metrics"]]
 

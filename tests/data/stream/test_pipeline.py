@@ -11,13 +11,12 @@ from torch.utils.data import DataLoader
 
 from rainspark.data.errors import ConfigError, DamagedError, DataError
 from rainspark.data.sequences import TimeSpan
-from rainspark.data.store.storage import open_storage
 from rainspark.data.stream.options import ReadOptions
 from rainspark.data.stream.pipeline import windows_pipeline
 from tests.data.archives import CADENCE_S, FIRST_S, PackedArchive, random_runs
 from tests.data.mixed import pack_mixed
 from tests.data.stream.streams import COLS, ROWS, WINDOW, flip, pack, table_of
-from tests.s3_server import S3, s3, s3_server  # noqa: F401
+from tests.s3_server import S3, s3, s3_server, upload  # noqa: F401
 
 
 def keys_of(archive: PackedArchive) -> list[str]:
@@ -118,9 +117,7 @@ def test_what_is_damaged_stops_the_pipeline_or_is_left_out(tmp_path: Path) -> No
 
 
 def test_a_store_gives_what_the_folder_gives(archive: PackedArchive, s3: S3) -> None:  # noqa: F811
-    storage = open_storage(f"{s3.url}/shards", deadline_s=60)
-    for path in sorted(archive.folder.iterdir()):
-        storage.write(path.name, path.read_bytes())
+    upload(archive.folder, f"{s3.url}/shards")
     pipeline = windows_pipeline(f"{s3.url}/shards", window=WINDOW)
     with pytest.raises(ConfigError, match="a worker that reads shards from a store has to be spawned"):
         next(iter(DataLoader(pipeline, batch_size=None, num_workers=1)))

@@ -8,13 +8,13 @@ import pytest
 from rainspark.data.errors import DataError
 from rainspark.data.shards.index import load_index
 from rainspark.data.store.cache import CachedStorage
-from rainspark.data.store.storage import Storage, open_storage
+from rainspark.data.store.storage import open_storage
 from rainspark.data.units import MISSING_COUNT
 from rainspark.data.windows.mixing import BatchLayout
 from rainspark.data.windows.plan import plan
 from tests.data.archives import PackedArchive, pack_archive, random_runs
 from tests.data.stream.streams import WINDOW, check_pixels, content, read_epochs, stream_of, table_of
-from tests.s3_server import S3, s3, s3_server  # noqa: F401
+from tests.s3_server import S3, s3, s3_server, upload  # noqa: F401
 
 ROWS, COLS = 24, 32
 LAYOUT = BatchLayout(seed=1, global_batch=12, micro_batch=12, lanes=4, block_bytes=10**6)
@@ -38,13 +38,6 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> PackedArchive:
     return pack_archive(tmp_path_factory.mktemp("shards"), runs, window=WINDOW, max_frames=15, num_shards=5)
 
 
-def upload(archive: PackedArchive, store: S3) -> Storage:
-    storage = open_storage(f"{store.url}/shards", deadline_s=60)
-    for path in sorted(archive.folder.iterdir()):
-        storage.write(path.name, path.read_bytes())
-    return storage
-
-
 @pytest.mark.parametrize(("prefetch_mb", "readers"), [(512, None), (0.03, 3), (0, 2)])
 def test_a_store_delivers_what_the_folder_does(
     archive: PackedArchive,
@@ -52,7 +45,7 @@ def test_a_store_delivers_what_the_folder_does(
     prefetch_mb: float,
     readers: int | None,
 ) -> None:
-    storage = upload(archive, s3)
+    storage = upload(archive.folder, f"{s3.url}/shards")
     assert load_index(storage) == archive.index
     expected = stream_of(archive.storage, archive.index, LAYOUT)
     stream = stream_of(storage, archive.index, LAYOUT, prefetch_mb=prefetch_mb, readers=readers)
@@ -80,7 +73,7 @@ def test_one_fault_in_five_requests_changes_nothing(
     s3: S3,  # noqa: F811
     prefetch_mb: float,
 ) -> None:
-    storage = upload(archive, s3)
+    storage = upload(archive.folder, f"{s3.url}/shards")
     expected = stream_of(archive.storage, archive.index, LAYOUT)
     count = 2 * expected.steps_per_epoch
     windows = [content(step) for step in expected.steps(0, count)]
@@ -103,7 +96,7 @@ def test_what_the_store_holds_damaged_is_lost_and_the_rest_is_not(
     tmp_path: Path,
     is_cached: bool,
 ) -> None:
-    remote = storage = upload(archive, s3)
+    remote = storage = upload(archive.folder, f"{s3.url}/shards")
     if is_cached:
         files = {shard.name: (shard.num_bytes, shard.sha256) for shard in archive.index.shards}
         storage = CachedStorage(remote, tmp_path, 10**9, files)
@@ -128,7 +121,7 @@ def test_what_the_store_holds_damaged_is_lost_and_the_rest_is_not(
 
 
 def test_a_store_that_refuses_or_dies_is_never_quarantined(archive: PackedArchive, s3: S3) -> None:  # noqa: F811
-    upload(archive, s3)
+    upload(archive.folder, f"{s3.url}/shards")
     for rule, message in (
         ({"do": "403"}, "refuses access"),
         ({"do": "503"}, "cannot be read"),
