@@ -58,6 +58,13 @@ def test_an_unknown_command_is_named_with_the_nearest(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.startswith("settings: rainspark has no command 'pretrian'; the nearest is pretrain;")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_command_line_ends_with_the_code_of_settings(command: str, tmp_path: Path) -> None:
+    done = run("-m", "rainspark", command, "--nonsense", folder=tmp_path)
+    assert done.returncode == ExitCode.CONFIG
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("config", [PretrainConfig, FinetuneConfig])
 def test_every_setting_stands_in_the_overview_and_in_its_group(config: type) -> None:
     overview = help_text(config, "x", None)

@@ -58,7 +58,7 @@ def test_a_command_parses_as_it_stands(line: str) -> None:
 
 
 def parse_command(name: str, arguments: list[str]) -> None:
-    """Parse a command line as the command does; wrong ones raise ConfigError or end with SystemExit 2."""
+    """Parse a command line as the command does; wrong ones raise ConfigError or SystemExit."""
     assert name in COMMANDS
     if name in TRAINING:
         parse_config(arguments, TRAINING[name], prog=name)

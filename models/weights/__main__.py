@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import NoReturn
 
 from .manifest import CheckpointError
 
@@ -49,18 +50,26 @@ def _import(arguments: argparse.Namespace) -> None:
         sys.stdout.write(f"wrote  {arguments.out}; start from it with --init_from {arguments.out}\n")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Ends a wrong command line with the exit code of settings, 3, as every command does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(3, f"{self.prog}: error: {message}\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of `rainspark weights`."""
-    parser = argparse.ArgumentParser(
-        prog="rainspark weights", description="Export an encoder for timm, or import published weights."
-    )
-    commands = parser.add_subparsers(required=True)
+    parser = _Parser(prog="rainspark weights", description="Export an encoder for timm, or import published weights.")
+    commands = parser.add_subparsers(required=True, metavar="export|import")
     export = commands.add_parser("export", help="write the encoder of a run for timm.create_model")
-    export.add_argument("source", type=Path, help="a run's folder, a checkpoint's folder, or a weights file")
+    export.add_argument(
+        "source", metavar="RUN", type=Path, help="a run's folder, a checkpoint's folder, or a weights file"
+    )
     export.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     export.set_defaults(run=_export)
     importing = commands.add_parser("import", help="read a published SparK or SpaT-SparK checkpoint")
-    importing.add_argument("source", type=Path, help="a .pth or .safetensors file")
+    importing.add_argument("source", metavar="FILE", type=Path, help="a .pth or .safetensors file")
     importing.add_argument("--out", type=Path, help="safetensors file to write, under our names")
     importing.set_defaults(run=_import)
     for command in (export, importing):

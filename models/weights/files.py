@@ -11,10 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .manifest import CheckpointError, latest_verified, verify_folder
+from .manifest import CHECKPOINTS_FOLDER, MODEL_FILE, CheckpointError, chosen_weights
 
 ENCODER_PREFIX = "sparse_encoder.sp_cnn."
-MODEL_FILE = "model.safetensors"
 # Registered in SparK's constructor as "deprecated and would never be used" (`spark.py`).
 DEAD_BUFFERS = frozenset({"imn_m", "imn_s", "norm_black"})
 # Where published files keep the state dict: SparK's pretraining checkpoints, its released encoders, timm's.
@@ -38,6 +37,8 @@ class Weights:
 
 def read_weights(source: Path) -> Weights:
     """Read weights from a run's folder, a checkpoint's folder, a `.safetensors` or a `.pth` file.
+
+    Of a run the best checkpoint is taken where one was chosen, of a checkpoint the averaged weights where it has them.
 
     Raises:
         CheckpointError: nothing there, damaged, holding code, holding no weights, one weight under two names, tensors
@@ -107,20 +108,11 @@ def _weights_file(source: Path) -> Path:
             raise CheckpointError(f"{source}: expected a .safetensors, .pth or .pt file")
         return source
 
-    # A run's newest whole checkpoint, or a checkpoint itself, which has to be whole.
-    if (source / "checkpoints").is_dir():
-        newest = latest_verified(source / "checkpoints")
-        if newest is None:
+    path = chosen_weights(source)
+    if path == source:
+        if (source / CHECKPOINTS_FOLDER).is_dir():
             raise CheckpointError(f"{source}: none of its checkpoints verifies; has the run saved one yet?")
-        source = newest
-    elif (source / MODEL_FILE).is_file():
-        verify_folder(source)
-
-    path = source / MODEL_FILE
-    if not path.is_file():
-        raise CheckpointError(
-            f"{source}: holds neither checkpoints/ nor {MODEL_FILE}; give a run's or a checkpoint's folder"
-        )
+        raise CheckpointError(f"{source}: holds no checkpoint with {MODEL_FILE}; give a run's or a checkpoint's folder")
     return path
 
 

@@ -13,6 +13,10 @@ from typing import Any, Final
 
 MANIFEST_NAME: Final = "MANIFEST.json"
 CHECKPOINTS_FOLDER: Final = "checkpoints"
+BEST_FOLDER: Final = "best"
+"""Where a fine-tuning run keeps the checkpoints that were the best on its validation part, in a run's layout."""
+MODEL_FILE: Final = "model.safetensors"
+AVERAGE_FILE: Final = "ema.safetensors"
 """Where the checkpoints of a run lie, in its folder or in a store."""
 SCHEMA_VERSION: Final = 1
 STEP_FOLDER: Final = re.compile(r"step-(\d{8,})")
@@ -210,3 +214,40 @@ def parse_manifest(path: Path | str, raw: bytes) -> dict[str, dict[str, Any]]:
     if _manifest_bytes(files) != raw:
         raise CheckpointError(f"{path}: damaged: not as it was written; use another checkpoint")
     return files
+
+
+def checkpoints_of(folder: Path) -> Path:
+    """Find the folder of a run's checkpoints; a `checkpoints` folder is given back."""
+    return folder if folder.name == CHECKPOINTS_FOLDER else folder / CHECKPOINTS_FOLDER
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """Find a run's best checkpoint, the newest one in `RUN/best`; None where none was chosen.
+
+    It may be damaged, and whoever reads it must say so: the one before it is another model.
+    """
+    folders = step_folders(run / BEST_FOLDER / CHECKPOINTS_FOLDER)
+    return folders[0][1] if folders else None
+
+
+def chosen_weights(source: Path) -> Path:
+    """Find the file of a run that its weights should be taken from.
+
+    Args:
+        source: a run's folder: its best checkpoint, else its newest; a checkpoint's folder; or a file of weights, and
+            that is given back.
+
+    Returns:
+        The averaged weights of that checkpoint where it has them, else its weights; `source` where it is no such folder
+        and what reads it has to say so.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    path: Path | None = source
+    if not (source / MANIFEST_NAME).exists():
+        path = best_checkpoint(source) or latest_verified(checkpoints_of(source))
+    if path is None:
+        return source
+    names = verify_folder(path).keys()
+    return next((path / name for name in (AVERAGE_FILE, MODEL_FILE) if name in names), source)

@@ -24,9 +24,15 @@ from ...data.credentials import redact
 from ...data.errors import DataError
 from ...data.frames import printable
 from ...data.store.storage import URL_SCHEME, Storage, open_storage
-from ...models.weights.manifest import MANIFEST_NAME, CheckpointError, step_folders, step_of, verify_folder
+from ...models.weights.manifest import (
+    MANIFEST_NAME,
+    CheckpointError,
+    checkpoints_of,
+    step_folders,
+    step_of,
+    verify_folder,
+)
 from .transfer import finished_in, pull, pull_latest, verify_in
-from .whole_folder import checkpoints_of
 
 NOT_WHOLE: Final = 4
 _DEADLINE_S: Final = 60.0

@@ -25,10 +25,12 @@ import safetensors.torch
 import torch
 
 from ...models.weights.manifest import (
-    CHECKPOINTS_FOLDER,
+    AVERAGE_FILE,
     MANIFEST_NAME,
+    MODEL_FILE,
     CheckpointError,
     check_digest,
+    checkpoints_of,
     latest_verified,
     read_manifest,
     step_folders,
@@ -38,14 +40,10 @@ from ...models.weights.manifest import (
 )
 from .retention import steps_to_remove
 from .state import TrainState, parse_state, state_bytes
-from .whole_folder import checkpoint_errors, checkpoints_of, discard, sweep, writing_folder
+from .whole_folder import checkpoint_errors, discard, sweep, writing_folder
 
-MODEL_FILE: Final = "model.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.safetensors"
-AVERAGE_FILE: Final = "ema.safetensors"
 STATE_FILE: Final = "state.json"
-BEST_FOLDER: Final = "best"
-"""Where a fine-tuning run keeps the checkpoints that were the best on its validation part, in a run's layout."""
 
 _STORED_DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
@@ -160,38 +158,6 @@ def load(folder: Path) -> Loaded:
         with checkpoint_errors(path / name, "read as safetensors"):
             tensors[kind] = safetensors.torch.load(contents.pop(name)) if name in contents else {}
     return Loaded(state=state, path=path, **tensors)
-
-
-def best_checkpoint(run: Path) -> Path | None:
-    """Find a run's best checkpoint, the newest one in `RUN/best`; None where none was chosen.
-
-    It may be damaged, and whoever reads it must say so: the one before it is another model.
-    """
-    folders = step_folders(run / BEST_FOLDER / CHECKPOINTS_FOLDER)
-    return folders[0][1] if folders else None
-
-
-def chosen_weights(source: Path) -> Path:
-    """Find the file of a run that its weights should be taken from.
-
-    Args:
-        source: a run's folder: its best checkpoint, else its newest; a checkpoint's folder; or a file of weights, and
-            that is given back.
-
-    Returns:
-        The averaged weights of that checkpoint where it has them, else its weights; `source` where it is no such folder
-        and what reads it has to say so.
-
-    Raises:
-        CheckpointError: the checkpoint is damaged.
-    """
-    path: Path | None = source
-    if not (source / MANIFEST_NAME).exists():
-        path = best_checkpoint(source) or latest_verified(checkpoints_of(source))
-    if path is None:
-        return source
-    names = verify_folder(path).keys()
-    return next((path / name for name in (AVERAGE_FILE, MODEL_FILE) if name in names), source)
 
 
 def _storable(file: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.sequences import TimeSpan
-from ...models.weights.manifest import MANIFEST_NAME, CheckpointError
-from .folder import STATE_FILE, chosen_weights
+from ...models.weights.manifest import MANIFEST_NAME, CheckpointError, chosen_weights
+from .folder import STATE_FILE
 from .state import TrainState, parse_state
 
 PARTS: Final = ("train", "validation", "test")

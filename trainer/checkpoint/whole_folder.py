@@ -10,15 +10,10 @@ from safetensors import SafetensorError
 
 from ...data.errors import DataError
 from ...data.whole_file import make_durable
-from ...models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError
+from ...models.weights.manifest import CheckpointError
 
 _SAVING: Final = ".saving-"
 _DISCARDED: Final = ".discarded-"
-
-
-def checkpoints_of(folder: Path) -> Path:
-    """Find the folder of a run's checkpoints; a `checkpoints` folder is given back."""
-    return folder if folder.name == CHECKPOINTS_FOLDER else folder / CHECKPOINTS_FOLDER
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from ...data.units import ModelSpace
 from ...models.nowcasting.matching import match_distribution
 from ...models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
 from ...models.patches import PATCH
-from ...models.weights.manifest import CheckpointError
-from ..checkpoint.folder import best_checkpoint, load
+from ...models.weights.manifest import CheckpointError, best_checkpoint
+from ..checkpoint.folder import load
 from ..settings.experiment import FinetuneConfig
 from ..settings.parse import from_dict
 from .build import build_nowcaster

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from ...data.errors import ConfigError
@@ -42,6 +43,9 @@ class SharedConfig:
     def __post_init__(self) -> None:
         """Check what concerns several sections, and that every number is one."""
         _check_together(self)
+        if self.init_from is not None:
+            # Evaluations follow it from other folders, to see which frames the weights have learned from.
+            object.__setattr__(self, "init_from", str(Path(self.init_from).absolute()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,11 +163,17 @@ def _cause(error: Exception) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, ConfigError):
         cause = cause.__cause__
-    return str(cause if isinstance(cause, ConfigError) else error)
+    text = str(cause if isinstance(cause, ConfigError) else error)
+    # The parser writes types as Python does.
+    text = re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", text)
+    return re.sub(r"(?:a )?<class '(\w+)'>", r"\1", text)
 
 
 def _with_nearest(message: str, keys: Sequence[str]) -> str:
     """Add the valid key that an unknown one, as the parser quotes it, is nearest to."""
+    # A value that does not fit is no key.
+    if "Got value" in message:
+        return message
     # Nearest as it was written, else by its last word alone.
     leaf_keys = {key.rpartition(".")[2]: key for key in keys}
     for asked in re.findall(r"(?:--|')([\w.]+)", message):

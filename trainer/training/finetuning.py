@@ -11,9 +11,9 @@ from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 from ...models.nowcasting.nowcaster import Nowcaster
 from ...models.nowcasting.smaat_unet import SmaAtUNet
-from ...models.weights.manifest import CHECKPOINTS_FOLDER, CheckpointError, step_folders
+from ...models.weights.manifest import BEST_FOLDER, CHECKPOINTS_FOLDER, CheckpointError, step_folders
 from ...models.weights.transfer import InitReport, init_from
-from ..checkpoint.folder import BEST_FOLDER, Loaded, load, save
+from ..checkpoint.folder import Loaded, load, save
 from ..checkpoint.seen import SeenFrames, state_beside
 from ..checkpoint.state import TrainState
 from ..forecasting.build import build_nowcaster
@@ -234,8 +234,10 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         sources = self.windows.index.sources
         is_mixed = len(sources) > 1 or data.source is not None
         chosen = f"--data.source {shlex.quote(sources[0])} " if is_mixed else ""
+        # The best checkpoint was chosen by the validation part: its scores there flatter.
+        split = "test" if self.windows.spans["test"] else "validation"
         places["score it"] = (
-            f"python trainer/evaluate.py --data.shards {shlex.quote(data.shards)} {chosen}--split validation "
+            f"rainspark evaluate --data.shards {shlex.quote(data.shards)} {chosen}--split {split} "
             f"--models {shlex.quote(str(self.folder))} persistence --out {shlex.quote(str(self.folder / 'scores'))}"
         )
         return places

@@ -13,9 +13,9 @@ from torch import nn
 
 from ...data.exit_codes import ExitCode
 from ...data.stream.stream import Stream
-from ...models.weights.manifest import CHECKPOINTS_FOLDER, latest_verified
+from ...models.weights.manifest import CHECKPOINTS_FOLDER, chosen_weights, latest_verified
 from ...models.weights.transfer import InitReport
-from ..checkpoint.folder import Loaded, chosen_weights
+from ..checkpoint.folder import Loaded
 from ..checkpoint.saver import Saver
 from ..checkpoint.share import as_engine_state
 from ..checkpoint.state import TrainState, check_resume, installed_versions

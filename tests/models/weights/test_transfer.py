@@ -25,9 +25,11 @@ def _spark(in_chans: int = 2) -> SparK:
     return model
 
 
-def _checkpoint(folder: Path, model: SparK) -> Path:
+def _checkpoint(folder: Path, model: SparK, average: SparK | None = None) -> Path:
     folder.mkdir(parents=True)
     safetensors.torch.save_file(dict(model.state_dict()), folder / "model.safetensors")
+    if average is not None:
+        safetensors.torch.save_file(dict(average.state_dict()), folder / "ema.safetensors")
     write_manifest(folder)
     return folder
 
@@ -36,12 +38,12 @@ def test_export_of_a_run_is_a_plain_timm_model(tmp_path: Path, capsys: pytest.Ca
     model = _spark()
     model(draw(2, 2, 64, 64).float(), torch.tensor([[0], [2]]))
     _checkpoint(tmp_path / "run" / "checkpoints" / "step-00000003", _spark())
-    _checkpoint(tmp_path / "run" / "checkpoints" / "step-00000010", model)
+    _checkpoint(tmp_path / "run" / "checkpoints" / "step-00000010", _spark(), average=model)
     out = tmp_path / "encoder.safetensors"
     assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert 'timm.create_model("resnet18", in_chans=2, num_classes=0' in said
-    assert "step-00000010" in said
+    assert "step-00000010/ema.safetensors" in said
     plain: Any = timm.create_model("resnet18", in_chans=2, num_classes=0)
     tensors = safetensors.torch.load_file(out)
     plain.load_state_dict(tensors, strict=True)
@@ -269,7 +271,7 @@ def test_sources_that_hold_no_weights_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             read_weights(tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"holds neither checkpoints/ nor model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint with model\.safetensors"):
         read_weights(tmp_path)
 
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from rainspark.models.weights.manifest import (
     CheckpointError,
+    best_checkpoint,
+    chosen_weights,
     latest_verified,
     read_manifest,
     step_folders,
@@ -21,7 +23,7 @@ from rainspark.models.weights.manifest import (
     write_manifest,
 )
 from rainspark.trainer.checkpoint.__main__ import main
-from rainspark.trainer.checkpoint.folder import best_checkpoint, chosen_weights, load, save
+from rainspark.trainer.checkpoint.folder import load, save
 from rainspark.trainer.checkpoint.state import TrainState, check_resume, installed_versions
 from tests.disks import small_disk
 

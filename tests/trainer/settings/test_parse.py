@@ -41,7 +41,7 @@ def test_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Pat
         (["--conf", "x.yaml"], r"--conf x\.yaml; the nearest valid key is config"),
         (["--optim.lr", "fast"], r"optim\.lr.*float.*fast"),
         (["--run.steps", "2.5"], r"run\.steps.*int.*2\.5"),
-        (["--model.encoder", "resnet19"], r"model\.encoder.*resnet18.*resnet19"),
+        (["--model.encoder", "resnet19"], r"model\.encoder\": Expected one of .*'resnet18'.*Got value: resnet19$"),
         (["--data.global_batch", "10", "--data.micro_batch", "4"], r"global_batch 10 .*micro_batch 4.*1, 2, 5, 10"),
         (["--run.keep_last", "1"], r"run\.keep_last is 1.*2 or more"),
         (["--run.steps", "5", "--optim.warmup_steps", "5"], r"warmup_steps 5 .*run\.steps 5"),
@@ -78,6 +78,14 @@ def test_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Pat
 def test_what_a_user_mistypes_is_named(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.compile(message, re.DOTALL)):
         parse(*words)
+
+
+def test_where_a_run_starts_from_is_the_same_place_for_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse("--init_from", "../other/run")
+    assert config.init_from == str(tmp_path / ".." / "other" / "run")
 
 
 def test_required_settings_are_named() -> None:
