@@ -12,7 +12,10 @@ Fault = Literal["none", "slow", "hangs", "500"]
 SLOW_S = 0.3
 """What a slow server waits before each answer."""
 
-_RUN = {"info": {"run_id": "1" * 32, "run_uuid": "1" * 32, "experiment_id": "1", "status": "RUNNING"}, "data": {}}
+# Pictures go to the server too: without an address for them MLflow's client writes into the working folder.
+_ARTIFACTS = "mlflow-artifacts:/1/artifacts"
+_INFO = {"run_id": "1" * 32, "run_uuid": "1" * 32, "experiment_id": "1", "status": "RUNNING"}
+_RUN = {"info": {**_INFO, "artifact_uri": _ARTIFACTS}, "data": {}}
 _EXPERIMENT = {"experiment_id": "1", "name": "rainspark", "lifecycle_stage": "active", "artifact_location": "/x"}
 _ANSWERS: dict[str, Any] = {
     "experiments/search": {"experiments": [_EXPERIMENT]},
