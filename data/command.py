@@ -59,8 +59,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with the exit code of settings: argparse's own, 2, stands in no table of ours."""
-        self.print_usage(sys.stderr)
-        self.exit(ExitCode.CONFIG, f"{self.prog}: error: {message}\n")
+        self.exit(ExitCode.CONFIG, f"{self.format_usage()}{self.prog}: error: {message}\n")
 
     def _shorten_usage(self) -> None:
         """Name what must be given, and leave the options to the list below."""

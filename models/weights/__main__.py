@@ -54,8 +54,7 @@ class _Parser(argparse.ArgumentParser):
     """Ends a wrong command line with the exit code of settings, 3, as every command does."""
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(3, f"{self.prog}: error: {message}\n")
+        self.exit(3, f"{self.format_usage()}{self.prog}: error: {message}\n")
 
 
 def make_parser() -> argparse.ArgumentParser:

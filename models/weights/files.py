@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .manifest import CHECKPOINTS_FOLDER, MODEL_FILE, CheckpointError, chosen_weights
+from .manifest import MODEL_FILE, CheckpointError, chosen_weights
 
 ENCODER_PREFIX = "sparse_encoder.sp_cnn."
 # Registered in SparK's constructor as "deprecated and would never be used" (`spark.py`).
@@ -110,9 +110,7 @@ def _weights_file(source: Path) -> Path:
 
     path = chosen_weights(source)
     if path == source:
-        if (source / CHECKPOINTS_FOLDER).is_dir():
-            raise CheckpointError(f"{source}: none of its checkpoints verifies; has the run saved one yet?")
-        raise CheckpointError(f"{source}: holds no checkpoint with {MODEL_FILE}; give a run's or a checkpoint's folder")
+        raise CheckpointError(f"{source}: no whole checkpoint with {MODEL_FILE}; give a run's or a checkpoint's folder")
     return path
 
 

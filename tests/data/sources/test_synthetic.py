@@ -191,7 +191,7 @@ def test_longer_lifetimes_are_forgotten_later() -> None:
     "text", ["0", "-5", "50:20", "fast", "nan", "nan:3", "3:nan", "inf", "10:inf", "1e9", "", ":", "5:", ":5", "1:2:3"]
 )
 def test_ranges_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, text: str) -> None:
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="3"):
         main(["--out", str(tmp_path / "a"), f"{option}={text}"])
     message = capsys.readouterr().err
     assert f"argument {option}: {text!r} is no range; expected a number above 0 and up to 10000, or LOW:HIGH" in message

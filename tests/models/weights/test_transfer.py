@@ -264,14 +264,14 @@ def test_sources_that_hold_no_weights_are_named(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     for name, message in (
         ("absent", "does not exist"),
-        ("run", "none of its checkpoints verifies"),
+        ("run", r"run: no whole checkpoint with model\.safetensors"),
         ("text.txt", r"expected a \.safetensors, \.pth or \.pt file"),
         ("list.pth", "holds a list"),
         ("none.pth", "holds no tensors"),
     ):
         with pytest.raises(CheckpointError, match=message):
             read_weights(tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"holds no checkpoint with model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint with model\.safetensors"):
         read_weights(tmp_path)
 
 
