@@ -48,6 +48,17 @@ EXTRAS = {
     "trackers": ["trackio>=0.30", "mlflow", "wandb"],
     # pysteps finds motion with OpenCV and does not ask for it.
     "nowcast": ["pysteps>=1.17", "opencv-python-headless"],
+    # What the source xarray opens (Zarr, GRIB2, GeoTIFF, RADOLAN), and Cloud Optimized GeoTIFFs out. The wheels of
+    # eccodes from 2.43 on load a second PROJ into the process, on which pyproj crashes.
+    "formats": [
+        "xarray>=2024.6",
+        "zarr>=3",
+        "cfgrib>=0.9.15",
+        "eccodes<2.43",
+        "rioxarray",
+        "rio-cogeo",
+        "wradlib>=2.4",
+    ],
     "slurm": ["submitit>=1.5"],
     "dev": [
         "ruff",
