@@ -39,7 +39,7 @@ def run_command(work: Callable[[], int], *, interrupted: str = "") -> int:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parse a command line; the help has one line of usage and names types in words.
+    """Parse a command line inside `run_command`; the help has one line of usage and names types in words.
 
     Abbreviations are refused: one that is taken today is ambiguous when the next option comes.
     """
@@ -58,8 +58,8 @@ class CommandParser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        """End with the exit code of settings: argparse's own, 2, stands in no table of ours."""
-        self.exit(ExitCode.CONFIG, f"{self.format_usage()}{self.prog}: error: {message}\n")
+        """Refuse the command line as settings are refused: argparse's own exit code, 2, stands in no table of ours."""
+        raise ConfigError(f"{message}; --help lists the options")
 
     def _shorten_usage(self) -> None:
         """Name what must be given, and leave the options to the list below."""
@@ -73,14 +73,6 @@ class CommandParser(argparse.ArgumentParser):
             elif action.required:
                 words.append(f"{action.option_strings[-1]} {_words_of(action)}")
         self.usage = " ".join([*words, "[options]"])
-
-
-class StrictParser(CommandParser):
-    """Raises ConfigError for a wrong command line, so that it ends with the exit code of settings."""
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse the command line."""
-        raise ConfigError(f"{message}; --help lists the options")
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -41,10 +41,10 @@ def report(index: Index, selection: Selection) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
-    arguments = make_parser().parse_args(argv)
+    """Run the command line; returns the exit code: 0 done, 4 bad data, 3 wrong options, 130 interrupted."""
 
     def work() -> int:
+        arguments = make_parser().parse_args(argv)
         index = load_index(open_storage(arguments.shards))
         if arguments.source is not None:
             index = of_source(index, arguments.source)

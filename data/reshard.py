@@ -120,10 +120,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
-    arguments = make_parser().parse_args(argv)
+    """Run the command line; returns the exit code: 0 done, 4 bad data, 3 wrong options, 130 interrupted."""
 
     def work() -> int:
+        arguments = make_parser().parse_args(argv)
         for option, value in {
             "shard-mb": arguments.shard_mb,
             "frames": arguments.frames,

@@ -332,10 +332,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 sound, 4 problems, 130 interrupted (argparse: 2, usage)."""
-    arguments = make_parser().parse_args(argv)
+    """Run the command line; returns the exit code: 0 sound, 4 problems, 3 wrong options, 130 interrupted."""
 
     def work() -> int:
+        arguments = make_parser().parse_args(argv)
         report = verify(arguments.shards)
         sys.stdout.write("".join(f"problem  {problem}\n" for problem in report.problems))
         verdict = f"{len(report.problems)} problems" if report.problems else "sound"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .. import check_tree
-from ..data.command import StrictParser, whole_number
+from ..data.command import CommandParser, whole_number
 from ..data.errors import ConfigError
 from ..data.exit_codes import ExitCode
 from .launches import (
@@ -90,7 +90,7 @@ class Job:
 
 def make_options(prog: str) -> argparse.ArgumentParser:
     """Describe the options that every way to start a job shares."""
-    options = StrictParser(prog=prog)
+    options = CommandParser(prog=prog)
     ranks_help = "default: one a GPU of the node, else one"
     options.add_argument("--ranks-per-node", type=whole_number(1), metavar="N", help=ranks_help)
     options.add_argument("--container", metavar="IMAGE", help="run the ranks in this image")

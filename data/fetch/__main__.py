@@ -72,7 +72,6 @@ def fetch_knmi(options: FetchOptions, key: str, *, pause_s: float = 1.0) -> tupl
     """
     web = Web(options.api, key, patience_s=options.patience_min * 60, pause_s=pause_s)
     api = KnmiApi(web, options.api, options.dataset, options.version)
-    # The list first: nothing is made or locked for what the service does not have.
     span = TimeSpan(start_s=options.start_s, stop_s=options.stop_s)
     storage = open_storage(options.out, to_write=True)
     try:
@@ -147,10 +146,10 @@ def _download(downloader: Downloader, storage: Storage, files: Sequence[RemoteFi
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
-    options = FetchOptions(**vars(make_parser().parse_args(argv)))
+    """Run the command line; returns the exit code: 0 done, 4 bad data, 3 wrong options, 130 interrupted."""
 
     def work() -> int:
+        options = FetchOptions(**vars(make_parser().parse_args(argv)))
         check_credentials("knmi", options.api)
         fetch_knmi(options, variable("KNMI_API_KEY"))
         if not options.dry_run:

@@ -21,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 4 bad data, 130 interrupted (argparse: 2, usage)."""
+    """Run the command line; returns the exit code: 0 done, 4 bad data, 3 wrong options, 130 interrupted."""
 
     def work() -> int:
         command = parse_command(sys.argv[1:] if argv is None else argv, __doc__ or "")

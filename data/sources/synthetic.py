@@ -266,9 +266,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 4 for sizes or a folder that cannot be."""
-    arguments = make_parser().parse_args(argv)
-    return run_command(lambda: _write_folder(arguments))
+    """Run the command line; returns the exit code: 0 done, 3 wrong options, 4 sizes or a folder that cannot be."""
+    return run_command(lambda: _write_folder(make_parser().parse_args(argv)))
 
 
 def _write_folder(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ...data.command import StrictParser, run_command, whole_number
+from ...data.command import CommandParser, run_command, whole_number
 from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 from . import batches, data, disk, machine, memory, second_place
@@ -25,7 +25,7 @@ LEAD_S: Final = 180.0
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of `rainspark doctor`."""
-    parser = StrictParser(prog="rainspark doctor", description=__doc__)
+    parser = CommandParser(prog="rainspark doctor", description=__doc__)
     parser.add_argument("--entry", choices=("pretrain", "finetune"), default="pretrain", help="what will be trained")
     parser.add_argument("--nodes", type=whole_number(1), metavar="INT", default=1, help="nodes of the job (1)")
     parser.add_argument("--ranks-per-node", type=whole_number(1), metavar="INT", default=1, help="ranks on each (1)")

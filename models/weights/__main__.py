@@ -51,10 +51,10 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Ends a wrong command line with the exit code of settings, 3, as every command does."""
+    """Refuses a command line with the words and the exit code of settings, 3, as every command does."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(3, f"{self.format_usage()}{self.prog}: error: {message}\n")
+        self.exit(3, f"settings: {message}; --help lists the options\n")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -207,11 +207,24 @@ def test_what_cannot_be_compared_is_never_the_best(
     assert re.search("no rain in the validation part|3 forecast values are no number", caplog.text)
 
 
-def test_nothing_held_out_chooses_nothing(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("test_share", "score_it"), [(0, None), (0.3, "--split test")])
+def test_nothing_held_out_chooses_nothing(
+    shards: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    test_share: float,
+    score_it: str | None,
+) -> None:
+    """The command that scores the run is printed where a part is left to score."""
     caplog.set_level(logging.INFO)
-    assert train(arguments(shards, tmp_path / "run", run__steps=2, data__validation_share=0)) == ExitCode.DONE
+    shares = {"data__validation_share": 0, "data__test_share": test_share, "data__guard_h": 0}
+    assert train(arguments(shards, tmp_path / "run", run__steps=2, **shares)) == ExitCode.DONE
     assert not (tmp_path / "run" / "best").exists()
     assert "nothing is held out" in caplog.text
+    printed = capfd.readouterr().out
+    assert ("score it" in printed) is (score_it is not None)
+    assert score_it is None or score_it in printed
 
 
 def test_frames_of_any_size_train_with_a_crop(pack_storms: Callable[..., Path], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ...data.command import CommandParser
+from ...data.command import CommandParser, run_command
 from ...data.credentials import redact
 from ...data.errors import DataError
 from ...data.frames import printable
@@ -48,8 +48,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when all that was asked for is whole, 4 otherwise."""
-    arguments = make_parser().parse_args(argv)
+    """Run the command line; 0 when all that was asked for is whole, 3 wrong options, 4 otherwise."""
+    return run_command(lambda: _look(make_parser().parse_args(argv)))
+
+
+def _look(arguments: argparse.Namespace) -> int:
     try:
         if URL_SCHEME.match(arguments.place):
             return _look_in_store(arguments.command, arguments.place)

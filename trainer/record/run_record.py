@@ -104,5 +104,6 @@ class RunRecord:
             }
             write_json(self.folder / SUMMARY_FILE, summary)
             lines = summary_lines(summary, self.usage)
+
         rows = [f"  {name:<12} {text}\n" for name, text in {**lines, **places}.items()]
         write_output(f"done: {steps} steps\n" + "".join(rows))

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +67,7 @@ class Usage:
         self._started_s = facts.started_s
         self._written_s = -float("inf")
         now_s = time.time()
+
         # It began when this process started to wait for the others, before there was a run.
         self._now = Attempt(
             started_utc=_utc(now_s - (time.monotonic() - facts.started_s)),
@@ -123,13 +125,16 @@ class Usage:
 
 
 def _read(path: Path) -> list[Attempt]:
-    """Read the attempts so far; where a file is damaged, counting starts anew."""
+    """Read the attempts so far; a file that is damaged is kept beside, and counting starts anew."""
     if not path.exists():
         return []
     try:
         return _ATTEMPTS.validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        LOG.warning("%s cannot be read (%s): device hours count from here", path, error)
+        aside = path.with_name(f"{path.name}.damaged")
+        LOG.warning("%s cannot be read (%s): kept as %s; device hours count from here", path, error, aside.name)
+        with suppress(OSError):
+            path.replace(aside)
         return []
 
 

@@ -167,6 +167,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
         chosen = [path for number, path in step_folders(self._best_folder) if number <= step]
         if not chosen:
             return None
+
         state = load(chosen[0]).state
         name, _ = CHOICES[self.config.run.choose_by]
         value = state.metrics.get(name)
@@ -175,6 +176,7 @@ class Finetuning(TrainingRun[FinetuneConfig]):
                 f"{chosen[0]}: does not record {name}, by which it was chosen; remove {self.folder / BEST_FOLDER} to "
                 "go on without it"
             )
+
         # A score of other windows is another quantity, and the run would compare the two from here on.
         before = state.config["data"]["evaluation_windows"]
         now = self.config.data.evaluation_windows
@@ -229,13 +231,16 @@ class Finetuning(TrainingRun[FinetuneConfig]):
             name, _ = CHOICES[self.config.run.choose_by]
             places["best"] = f"{self.folder / BEST_FOLDER} (step {step}, {name} {value:.4f})"
 
+        # The best checkpoint was chosen by the validation part: its scores there flatter.
+        split = next((name for name in ("test", "validation") if self.windows.spans[name]), None)
+        if split is None:
+            return places
+
         # Scores are made of one source.
         data = self.config.data
         sources = self.windows.index.sources
         is_mixed = len(sources) > 1 or data.source is not None
         chosen = f"--data.source {shlex.quote(sources[0])} " if is_mixed else ""
-        # The best checkpoint was chosen by the validation part: its scores there flatter.
-        split = "test" if self.windows.spans["test"] else "validation"
         places["score it"] = (
             f"rainspark evaluate --data.shards {shlex.quote(data.shards)} {chosen}--split {split} "
             f"--models {shlex.quote(str(self.folder))} persistence --out {shlex.quote(str(self.folder / 'scores'))}"

@@ -18,7 +18,7 @@ READ_COUNTS: Final = (
 )
 """What `Stream.stats` counts and the metrics report for every epoch, as data/epoch_*."""
 READ_PEAKS: Final = ("held_bytes_peak", "decoded_bytes_peak")
-"""The most that was held at once since the process started, which the metrics report as data/*."""
+"""The most that one pass over the data held at once, which the metrics report as data/*."""
 
 
 @dataclass

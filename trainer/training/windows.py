@@ -182,15 +182,15 @@ def check_frames(config: TrainingConfig, index: Index) -> None:
     """
     rows, cols = index.rows, index.cols
     crop = None
-    mask_ratio = 0.0
     advice = "pack with such a crop"
     if isinstance(config, FinetuneConfig):
         crop = config.data.crop
-        mask_ratio = config.model.mask_ratio
         advice = f"set data.crop, or {advice}"
     if problem := misfit(rows, cols, crop=crop):
         raise DataError(f"{config.data.shards}: {problem}; {advice}")
 
+    # A mask that hides nothing would leave nothing to learn from, or have no effect.
+    mask_ratio = config.model.mask_ratio
     grid_hw = (crop or rows) // PATCH, (crop or cols) // PATCH
     if mask_ratio > 0 and num_visible(grid_hw, mask_ratio) == grid_hw[0] * grid_hw[1]:
         raise ConfigError(
@@ -210,6 +210,7 @@ def _part(
         is_split = part != "train" or config.train_times or spans["validation"] or spans["test"]
         if not is_split or window > index.window:
             raise
+
         if config.train_times is not None:
             origin = f"data.{part}_times"
             advice = "State other times"
@@ -237,6 +238,7 @@ def open_stream(windows: Windows, config: WindowsConfig, *, seed: int, rank: int
     block_bytes = default_block_bytes(config.global_batch, lanes)
     if config.block_mb is not None:
         block_bytes = round(config.block_mb * MEGABYTE)
+
     layout = BatchLayout(
         seed=seed,
         global_batch=config.global_batch,

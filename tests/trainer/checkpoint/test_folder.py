@@ -25,6 +25,8 @@ from rainspark.models.weights.manifest import (
 from rainspark.trainer.checkpoint.__main__ import main
 from rainspark.trainer.checkpoint.folder import load, save
 from rainspark.trainer.checkpoint.state import TrainState, check_resume, installed_versions
+from rainspark.trainer.forecasting.build import build_nowcaster
+from rainspark.trainer.settings.model import NowcastConfig
 from tests.disks import small_disk
 
 CONFIG: dict[str, Any] = {
@@ -162,6 +164,16 @@ def test_state_that_json_would_lose_is_refused(tmp_path: Path, value: object) ->
     with pytest.raises(CheckpointError, match="the state of step 1 cannot be stored as plain JSON"):
         save(tmp_path, _state(1, config={"optim": {"lr": value}}), {}, {}, keep_last=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_state_of_the_largest_model_reads_back(tmp_path: Path) -> None:
+    """JSON objects are bounded, and this one has a key a parameter."""
+    with torch.device("meta"):
+        model = build_nowcaster(NowcastConfig(encoder="resnet101", translation="mixer", mask_ratio=0.5))
+    steps = {name: 1.0 for name, _ in model.named_parameters()}
+    assert len(steps) > 400
+    path = save(tmp_path, _state(1, optimizer_steps=steps), _tensors(1), {}, keep_last=2)
+    assert load(path).state.optimizer_steps == steps
 
 
 def test_files_follow_the_umask_and_none_is_a_pickle(tmp_path: Path) -> None:

@@ -42,10 +42,11 @@ def test_hours_of_all_attempts_are_added_up(tmp_path: Path) -> None:
     assert "in 3 attempts (now 4 x cpu)" in last.describe()
 
 
-def test_a_damaged_record_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_record_is_kept_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for content in ("{", '[{"outcome": "done"}]', '["x"]', "7", '[{"started_utc": 1}]'):
         (tmp_path / "usage.json").write_text(content)
         assert len(started(tmp_path).attempts) == 1
+        assert (tmp_path / "usage.json.damaged").read_text() == content
     assert "device hours count from here" in caplog.text
 
 

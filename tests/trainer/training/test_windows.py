@@ -7,13 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rainspark.data.errors import DataError
+from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index
 from rainspark.data.windows.selection import WindowTable
 from rainspark.trainer.record.announcements import announce_sources
 from rainspark.trainer.settings.data import WindowsConfig
-from rainspark.trainer.training.windows import Windows, absent_sources, open_stream, open_windows, wettest
+from rainspark.trainer.settings.experiment import PretrainConfig
+from rainspark.trainer.settings.parse import parse_config
+from rainspark.trainer.training.windows import (
+    Windows,
+    absent_sources,
+    check_frames,
+    open_stream,
+    open_windows,
+    wettest,
+)
 from tests.data.mixed import pack_mixed
 from tests.integration.runs import make_shards
 
@@ -29,6 +38,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def split(shards: Path, **settings: Any) -> Windows:
     return open_windows(WindowsConfig(shards=str(shards), **settings), WINDOW)
+
+
+def test_a_mask_that_hides_nothing_is_refused(shards: Path) -> None:
+    words = ["--data.shards", str(shards), "--run.dir", "run", "--model.mask_ratio"]
+    index = split(shards, validation_share=0).index
+    check_frames(parse_config([*words, "0.6"], PretrainConfig, prog="test"), index)
+    with pytest.raises(ConfigError, match=r"mask_ratio 0\.1 hides none of the 2 x 2 patches"):
+        check_frames(parse_config([*words, "0.1"], PretrainConfig, prog="test"), index)
 
 
 def times_s(table: WindowTable | None, index: Index) -> list[set[int]]:
