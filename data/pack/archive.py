@@ -14,6 +14,7 @@ from ..shards.index import Index
 from ..shards.writer import PackedFrame, PlannedSequence, pack_frame
 from ..sources.source import Source
 from ..store.storage import Storage, open_storage
+from ..units import MISSING_COUNT
 from .survey import MAX_BAD_HINT, Job, PackInput, PackOptions, Supply, supply_of, survey
 from .tiling import Unit
 from .writing import write_or_keep
@@ -117,14 +118,23 @@ def _packed_tiles(supply: Supply, unit: Unit, number: int) -> list[PackedFrame]:
         )
 
     # Cut the tiles out of the rectangle that was read.
-    frames = []
+    tiles = []
     for planned in unit:
         crop = supply.crops[planned.origin - supply.first_origin]
         rows = slice(crop.row0 - whole.row0, crop.row1 - whole.row0)
         cols = slice(crop.col0 - whole.col0, crop.col1 - whole.col0)
-        counts_hw = reading.counts[rows, cols]
+        tiles.append(reading.counts[rows, cols])
+
+    frames = []
+    discarded = reading.rounding.discarded
+    # The frame's discarded pixels are counted once, by the fullest tile: one without any measurement may be left out.
+    missing = [int((counts_hw == MISSING_COUNT).sum()) if discarded else 0 for counts_hw in tiles]
+    for position, counts_hw in enumerate(tiles):
         # Of a tile only its own pixels; where none was clamped, the largest count is a measurement.
         clamped = int((counts_hw == MAX_COUNT).sum()) if reading.rounding.clamped else 0
-        rounding = Rounding(max_error_mmh=reading.rounding.max_error_mmh, clamped=clamped)
+        is_fullest = position == missing.index(min(missing))
+        rounding = Rounding(
+            max_error_mmh=reading.rounding.max_error_mmh, clamped=clamped, discarded=discarded if is_fullest else None
+        )
         frames.append(pack_frame(counts_hw, supply.header.scale_mmh, rounding))
     return frames

@@ -157,6 +157,8 @@ def _rain_lines(scale_mmh: float, rain: RainTotals) -> Iterator[str]:
         changes = f"at most {error_mmh:.4f} mm/h off" if error_mmh >= NO_CHANGE_MMH else "no rate changed"
         if rain.rounding.clamped:
             changes += f"; {_counted(rain.rounding.clamped, 'pixel')} above 655.34 mm/h set to it"
+        if rain.rounding.discarded:
+            changes += f"; {_counted(rain.rounding.discarded, 'pixel')} no rain rate (negative, infinite), now missing"
         yield f"rounding      to counts of 0.01 mm/h: {changes}"
 
 

@@ -200,14 +200,12 @@ class OdimSource:
             missing_hw = (raw_hw == nodata) | np.isnan(raw_hw)
             seen_hw = ~(missing_hw | (raw_hw == undetect))
             values = raw_hw[seen_hw].astype(np.float64) * gain + offset
-            if np.isinf(values).any():
-                raise DataError(f"{layer.image.name} holds infinite values; expected finite ones: fetch it again")
-
             pixel_of = _pixel_namer(seen_hw, (crop.row0 + rows.start, crop.col0 + cols.start))
             piece_hw = np.where(missing_hw, np.uint16(MISSING_COUNT), np.uint16(0))
-            piece_hw[seen_hw], changed = requantise(self._rain_mmh(values, layer, period_s), pixel_of)
+            piece_hw[seen_hw], rounding = requantise(
+                self._rain_mmh(values, layer, period_s), pixel_of, frame_pixels=layer.image.size, before=rounding
+            )
             counts_hw[rows, cols] = piece_hw
-            rounding = rounding.plus(changed)
         return counts_hw, rounding
 
 

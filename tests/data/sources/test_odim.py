@@ -126,11 +126,20 @@ def test_nodata_and_undetect_and_rates_beyond_the_range(tmp_path: Path) -> None:
     assert reading.rounding.clamped == 2
 
 
-@pytest.mark.parametrize(("value", "message"), [(-0.006, "pixel \\(23, 19\\) is -0.006 mm/h"), (np.inf, "infinite")])
-def test_rates_that_cannot_be_are_refused(tmp_path: Path, value: float, message: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(-0.006, r"pixel \(23, 19\) is -0.006 mm/h"), (np.inf, "pixel .*is inf mm/h .one of 1")],
+)
+def test_rates_that_cannot_be_are_missing_or_refused(tmp_path: Path, value: float, message: str) -> None:
     raw_hw = rates(1, ROWS, COLS)
     raw_hw[23, 19] = value
     path = tmp_path / odim_name(TIME_S)
+    write_odim_file(path, raw_hw, TIME_S, chunks=(5, 6))
+    reading = reading_of(path)
+    assert (reading.counts[23, 19], reading.rounding.discarded) == (65535, 1)
+
+    # One more, in another piece of the image: of 480 pixels that is too many.
+    raw_hw[0, 0] = -1
     write_odim_file(path, raw_hw, TIME_S, chunks=(5, 6))
     with pytest.raises(DataError, match=f"{path}: .*{message}"):
         reading_of(path)
