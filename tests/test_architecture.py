@@ -52,7 +52,8 @@ DOORS = {
     ),
     # The doctor asks whether a host has an address, and sends nothing.
     "socket": ("data.store.*", "data.fetch.*", "launch.doctor.collective"),
-    "h5py": ("data.sources.*",),
+    # Radar files in; NetCDF and ODIM out.
+    "h5py": ("data.sources.*", "trainer.forecasting.netcdf", "trainer.forecasting.odim"),
     "matplotlib": ("trainer.pictures.*", "data.shards.contact_sheet"),
     **dict.fromkeys(("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"), ()),
 }

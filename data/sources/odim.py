@@ -38,8 +38,9 @@ OBJECTS: Final = ("COMP", "IMAGE")
 TIME_IN_NAME: Final = re.compile(r"(?<!\d)(\d{14}|\d{12})(?!\d)", re.ASCII)
 # What a projection may say: numbers and names, no files (+nadgrids, +init) and no pipelines.
 PROJECTION_TERM: Final = re.compile(
-    r"\+(?:proj|lat_0|lon_0|lat_ts|lat_1|lat_2|x_0|y_0|a|b|R|f|rf|k|k_0|ellps|datum|units|h|sweep|gamma|alpha|lonc|zone|"
-    r"type)=[A-Za-z0-9_.+-]{1,40}|\+(?:no_defs|south|over|wktext)",
+    r"\+(?:proj|lat_0|lon_0|lat_ts|lat_1|lat_2|lon_1|lon_2|x_0|y_0|a|b|R|f|rf|es|k|k_0|ellps|datum|pm|units|h|sweep|"
+    r"gamma|alpha|azi|tilt|lonc|lon_wrap|zone|n|W|M|o_proj|o_lon_p|o_lat_p|type)=[A-Za-z0-9_.+-]{1,40}|"
+    r"\+towgs84=[0-9eE.,+-]{1,200}|\+(?:no_defs|no_uoff|no_off|approx|R_A|south|over|wktext)",
     re.ASCII,
 )
 REFUSED_PROJECTIONS: Final = frozenset({"pipeline", "longlat", "latlong", "latlon", "lonlat"})

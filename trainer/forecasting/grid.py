@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +21,17 @@ KILOMETRES_BELOW: Final = 1e5
 
 PART_OF_PIXEL: Final = 0.01
 """KNMI writes the axis as 6378.137 and as 6378.14 km: on its grid that is 2 m, a five-hundredth of a pixel."""
+
+WKT: Final = re.compile(r"\s*[A-Za-z_]+\s*[\[(]")
+"""How well-known text begins: a keyword and a bracket."""
+
+WKT_FILES: Final = re.compile(r"PARAMETERFILE|PROJ4_GRIDS|grids=(?!@null)", re.IGNORECASE)
+"""What names a file in well-known text; "@null" names none (GDAL writes web Mercator so)."""
+
+WGS84: Final = "EPSG:4326"
+TEXTS: Final = ("crs_wkt", "proj4")
+WORDS_WITHIN_M: Final = 1.0
+"""How far from a pixel its place by CF's words may lie: a thousandth of the usual pixel."""
 
 REPETITIONS: Final = ("inverse_flattening", "prime_meridian_name")
 """Attributes of a grid mapping that say in another way what its axes and its meridian say."""
@@ -48,55 +60,98 @@ def in_metres(projection: str) -> str:
 
 
 def parse_projection(projection: str) -> CRS:
-    """Read a source's PROJ string as a map projection in metres.
+    """Read a source's projection as one in metres: a PROJ string or well-known text (ISO 19162, GDAL's, ESRI's).
 
     Raises:
-        DataError: PROJ does not know it, or it gives degrees.
+        DataError: PROJ does not know it, it names a file to read, or it gives degrees.
     """
+    is_wkt = WKT.match(projection) is not None
+    if is_wkt and WKT_FILES.search(projection):
+        raise DataError(f"projection {projection!r:.200} names a file of shifts; expected one that needs no files")
     try:
-        crs = CRS.from_proj4(in_metres(projection))
+        crs = CRS.from_wkt(projection) if is_wkt else CRS.from_proj4(in_metres(projection))
+        if not crs.is_projected:
+            raise DataError(f"projection {projection!r:.200} gives degrees; expected a map projection in metres")
+        return _with_axes_in_metres(crs)
     except CRSError as error:
         raise DataError(f"projection {projection!r:.200} cannot be used: {error}") from error
-    if not crs.is_projected:
-        raise DataError(f"projection {projection!r:.200} gives degrees; expected a map projection in metres")
-    return crs
+
+
+def _with_axes_in_metres(crs: CRS) -> CRS:
+    """Give the coordinates of a projection in metres, whatever unit its text counts them in."""
+    if all(axis.unit_conversion_factor == 1 for axis in crs.axis_info):
+        return crs
+    values = crs.to_json_dict()
+    projected = values.get("source_crs", values)
+    for axis in projected["coordinate_system"]["axis"]:
+        axis["unit"] = "metre"
+    # It is no longer what the register of EPSG describes by this number.
+    projected.pop("id", None)
+    return CRS.from_json_dict(values)
 
 
 def to_degrees(
     projection: str, x_m: npt.NDArray[np.float64], y_m: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Give (longitude, latitude) in degrees of points in metres, on the ellipsoid of the projection.
+    """Give (longitude, latitude) in degrees of points in metres.
+
+    They are those of WGS 84 where the projection says how its datum lies to it (+towgs84, a registered datum), and else
+    those of its own ellipsoid or sphere: what `pyproj.Proj` gives.
 
     Args:
-        projection: PROJ string, as a source states it.
+        projection: As a source states it.
         x_m: Eastings, any shape.
         y_m: Northings, of a shape that broadcasts with it.
     """
-    crs = parse_projection(projection)
-    transformer = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-    every_x_m, every_y_m = np.broadcast_arrays(x_m, y_m)
-    return transformer.transform(every_x_m, every_y_m)
+    transformer = Transformer.from_crs(parse_projection(projection), WGS84, always_xy=True)
+    return transformer.transform(*np.broadcast_arrays(x_m, y_m))
 
 
 def cf_attributes(projection: str) -> dict[str, Any]:
-    """Give the attributes of a grid mapping variable: CF conventions, appendix F; and the PROJ string as `proj4`."""
+    """Give the attributes of a grid mapping variable: CF conventions, appendix F; and a PROJ string as `proj4`."""
     crs = parse_projection(projection)
-    attributes = {name: value for name, value in crs.to_cf().items() if value != "unknown" and name not in REPETITIONS}
-    if attributes.get("grid_mapping_name") == "polar_stereographic":
-        # PROJ leaves out which pole it is where it states the standard parallel.
-        attributes.setdefault("latitude_of_projection_origin", math.copysign(90.0, attributes["standard_parallel"]))
-    return {**attributes, "proj4": in_metres(projection)}
+    with warnings.catch_warnings():
+        # It warns of what CF has no words for; `grid_mapping` looks whether that matters.
+        warnings.simplefilter("ignore", UserWarning)
+        words = crs.to_cf()
+    attributes = {name: value for name, value in words.items() if value != "unknown" and name not in REPETITIONS}
+    # PROJ leaves out what follows from the standard parallel: which pole it is, where the cone's origin lies.
+    match attributes.get("grid_mapping_name"), attributes.get("standard_parallel"):
+        case "polar_stereographic", float(parallel_deg):
+            attributes.setdefault("latitude_of_projection_origin", math.copysign(90.0, parallel_deg))
+        case "lambert_conformal_conic", float(parallel_deg):
+            attributes.setdefault("latitude_of_projection_origin", parallel_deg)
+    return attributes if WKT.match(projection) else {**attributes, "proj4": in_metres(projection)}
+
+
+def grid_mapping(grid: Grid) -> dict[str, Any]:
+    """Give the attributes of a grid's mapping variable, of which every reader makes the same projection.
+
+    Not every projection has words in CF (a Swiss oblique Mercator read by its words lies 1000 km away, and a scale
+    factor of Lambert's cone is not among them): where they do not lead back, the texts alone describe it.
+    """
+    attributes = cf_attributes(grid.projection)
+    words = {name: value for name, value in attributes.items() if name not in TEXTS}
+    try:
+        words_hold = bool((_moved_m(grid, CRS.from_cf(words)) < WORDS_WITHIN_M).all())
+    except CRSError:
+        words_hold = False
+    return attributes if words_hold else {name: attributes[name] for name in TEXTS if name in attributes}
 
 
 def same_projection(grid: Grid, projection: str) -> bool:
     """Check that another projection puts the corners of a grid at the same place, to a small part of a pixel."""
     if grid.projection == projection:
         return True
-    # The four outermost pixels, through degrees into the other projection.
+    return bool((_moved_m(grid, parse_projection(projection)) < PART_OF_PIXEL * 1000 * grid.pixel_km).all())
+
+
+def _moved_m(grid: Grid, crs: CRS) -> npt.NDArray[np.float64]:
+    """Measure how far the four outermost pixels of a grid lie from where another projection puts them, in metres."""
     x_m, y_m = (corner_m.ravel() for corner_m in np.meshgrid(*(axis_m[[0, -1]] for axis_m in pixel_centres_m(grid))))
-    transformer = Transformer.from_crs(parse_projection(grid.projection), parse_projection(projection), always_xy=True)
-    moved_m = np.hypot(*np.subtract(transformer.transform(x_m, y_m), (x_m, y_m)))
-    return bool((moved_m < PART_OF_PIXEL * 1000 * grid.pixel_km).all())
+    transformer = Transformer.from_crs(parse_projection(grid.projection), crs, always_xy=True)
+    moved_m: npt.NDArray[np.float64] = np.hypot(*np.subtract(transformer.transform(x_m, y_m), (x_m, y_m)))
+    return moved_m
 
 
 def pixel_centres_m(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

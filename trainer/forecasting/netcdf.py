@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import h5netcdf
+import h5py
 import numpy as np
 import numpy.typing as npt
 
 from ...data.frames import Grid
 from ...data.store.storage import open_storage
-from .grid import cf_attributes, pixel_centres_m, to_degrees
+from .grid import grid_mapping, pixel_centres_m, to_degrees
 
 CONVENTIONS: Final = "CF-1.8"
 TIME_UNITS: Final = "seconds since 1970-01-01 00:00:00"
@@ -24,6 +25,9 @@ REFERENCES: Final = (
     "https://arxiv.org/abs/2412.15917"
 )
 COMPRESSION_LEVEL: Final = 4
+RAIN_NAME: Final = "rainfall_rate"
+PYSTEPS_NAME: Final = "precip_intensity"
+"""Second name of the same variable, by which pysteps' `import_netcdf_pysteps` looks for rain; it takes no room."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,9 @@ def write_forecast(
         _write_times(file, reference_time_s, cadence_s, len(rain_mmh_thw))
         _write_grid(file, grid)
         _write_rain(file, rain_mmh_thw)
+    # A second link to the same data, which NetCDF's own libraries cannot make.
+    with h5py.File(buffer, "r+") as file:
+        file[PYSTEPS_NAME] = file[RAIN_NAME]
     open_storage(path.parent).write(path.name, buffer.getvalue())
 
 
@@ -128,16 +135,14 @@ def _write_grid(file: Any, grid: Grid) -> None:
         variable.attrs["standard_name"] = word
 
     # The projection: its attributes are what counts, its value means nothing (CF 5.6).
-    _write(file, "crs", (), np.int32(0)).attrs.update(cf_attributes(grid.projection))
+    _write(file, "crs", (), np.int32(0)).attrs.update(grid_mapping(grid))
 
 
 def _write_rain(file: Any, rain_mmh_thw: npt.NDArray[np.floating]) -> None:
     # Infinite values are no forecast either: readers know one missing value.
     rain: npt.NDArray[np.float32] = np.where(np.isfinite(rain_mmh_thw), rain_mmh_thw, np.nan).astype(np.float32)
     missing = np.float32(np.nan)
-    variable = _write(
-        file, "rainfall_rate", ("time", "y", "x"), rain, "forecast rain rate", "mm h-1", fillvalue=missing
-    )
+    variable = _write(file, RAIN_NAME, ("time", "y", "x"), rain, "forecast rain rate", "mm h-1", fillvalue=missing)
     variable.attrs["cell_methods"] = "time: mean"
     variable.attrs["grid_mapping"] = "crs"
     variable.attrs["coordinates"] = "lat lon forecast_period forecast_reference_time"

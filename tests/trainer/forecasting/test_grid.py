@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyproj import CRS
+from pyproj import CRS, Proj, Transformer
 
 from rainspark.data.errors import DataError
 from rainspark.data.frames import Grid
 from rainspark.data.sources.knmi_writer import KNMI_PROJECTION as KNMI
 from rainspark.trainer.forecasting.grid import (
     cf_attributes,
+    grid_mapping,
     in_metres,
     parse_projection,
     pixel_centres_m,
@@ -22,9 +23,14 @@ from rainspark.trainer.forecasting.grid import (
     to_degrees,
 )
 from tests.data.radar_files import read_header
+from tests.trainer.forecasting.projections import PROJECTIONS, grid_of, outer_corners_m
 
 WITHOUT_SIGN = "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=60 +a=6378.14 +b=6356.75 +x_0=0 y_0=0"
 LAEA = "+proj=laea +lat_0=55.0 +lon_0=10.0 +x_0=1950000.0 +y_0=-2100000.0 +units=m +ellps=WGS84"
+SHIFTED_BY_FILE = (
+    'BOUNDCRS[SOURCECRS[PROJCRS["x"]],ABRIDGEDTRANSFORMATION["y",METHOD["NTv2"],PARAMETERFILE["Latitude and longitude '
+    'difference file","/etc/passwd"]]]'
+)
 
 
 def test_corners_lie_where_the_files_say(shared_dir: Path) -> None:
@@ -71,6 +77,60 @@ def test_cf_words_name_the_pole_and_any_projection_has_some() -> None:
     assert CRS.from_cf(cf_attributes(plate_carree)) == parse_projection(plate_carree)
 
 
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_every_reader_of_the_mapping_puts_the_corners_where_pyproj_does(name: str) -> None:
+    grid = grid_of(name)
+    x_m, y_m = outer_corners_m(grid)
+    if name.startswith("wkt"):
+        # In the text's own unit.
+        crs = CRS.from_wkt(grid.projection)
+        own_m = crs.axis_info[0].unit_conversion_factor
+        own = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+        longitude, latitude = own.transform(x_m / own_m, y_m / own_m)
+    else:
+        longitude, latitude = Proj(in_metres(grid.projection))(x_m, y_m, inverse=True)
+
+    # By the well-known text, by CF's words alone where there are any, and by our own.
+    mapping = grid_mapping(grid)
+    assert "crs_wkt" in mapping
+    words = {key: value for key, value in mapping.items() if key not in ("crs_wkt", "proj4")}
+    assert ("grid_mapping_name" in words) == bool(words)
+    answers = [to_degrees(grid.projection, x_m, y_m)]
+    for attributes in (mapping, words) if words else (mapping,):
+        answers.append(Transformer.from_crs(CRS.from_cf(attributes), "EPSG:4326", always_xy=True).transform(x_m, y_m))
+    for answer_lon, answer_lat in answers:
+        east_m = 111_320 * np.cos(np.radians(latitude)) * (answer_lon - longitude)
+        assert np.hypot(east_m, 111_320 * (answer_lat - latitude)).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "mapping_name"),
+    [
+        ("laea", "lambert_azimuthal_equal_area"),
+        ("lcc_of_belgium", "lambert_conformal_conic"),
+        ("lcc_one_parallel", "lambert_conformal_conic"),
+        ("utm", "transverse_mercator"),
+        ("stere_south", "polar_stereographic"),
+        ("stere_oblique", "stereographic"),
+        ("merc", "mercator"),
+        ("aeqd", "azimuthal_equidistant"),
+        # CF has no words for these, or words that lead elsewhere.
+        *((name, None) for name in ("somerc", "wkt_gdal_somerc", "lcc_with_scale", "sterea", "lat_lon", "wkt_feet")),
+    ],
+)
+def test_words_of_cf_stand_where_they_lead_back(name: str, mapping_name: str | None) -> None:
+    mapping = grid_mapping(grid_of(name))
+    assert mapping.get("grid_mapping_name") == mapping_name
+    if mapping_name == "lambert_conformal_conic":
+        assert {"standard_parallel", "latitude_of_projection_origin"} <= set(mapping)
+
+
+def test_text_that_states_the_same_projection_is_the_same() -> None:
+    grid = grid_of("utm")
+    assert same_projection(grid, PROJECTIONS["wkt_esri_utm"][0])
+    assert not same_projection(grid, PROJECTIONS["wkt_laea_north_first"][0])
+
+
 def test_a_missing_sign_and_a_rounded_axis_are_the_same_projection() -> None:
     grid = Grid(rows=765, cols=700, pixel_km=1.0, projection=KNMI, x0_km=0.0, y0_km=-3650.0)
     for same in (WITHOUT_SIGN, in_metres(KNMI), KNMI.replace("+x_0=0 +y_0=0", "")):
@@ -89,11 +149,21 @@ def test_a_missing_sign_and_a_rounded_axis_are_the_same_projection() -> None:
         (KNMI.replace("6356.752", "7000"), "cannot be used"),
         ("+proj=longlat +datum=WGS84", "gives degrees"),
         ("", "cannot be used"),
+        (CRS.from_epsg(4326).to_wkt(), "gives degrees"),
+        ("PROJCRS[nothing]", "cannot be used"),
+        (SHIFTED_BY_FILE, "names a file of shifts"),
+        (CRS.from_epsg(3857).to_wkt("WKT1_GDAL").replace("@null", "/etc/passwd"), "names a file of shifts"),
     ],
 )
 def test_what_is_no_projection_in_metres_is_refused(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         parse_projection(text)
+
+
+def test_web_mercator_as_gdal_writes_it_names_no_file() -> None:
+    projection = CRS.from_epsg(3857).to_wkt("WKT1_GDAL")
+    assert "@null" in projection
+    assert parse_projection(projection) == CRS.from_wkt(projection)
 
 
 def test_pixel_centres_lie_half_a_pixel_inside_the_edges() -> None:

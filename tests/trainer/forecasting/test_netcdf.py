@@ -1,8 +1,11 @@
 """The NetCDF file, read back by another library: values, coordinates and the words that CF asks for."""
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
+import h5py
 import netCDF4
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +17,7 @@ from rainspark.data.frames import Grid
 from rainspark.data.sources.knmi_writer import KNMI_PROJECTION
 from rainspark.trainer.forecasting.grid import pixel_centres_m
 from rainspark.trainer.forecasting.netcdf import Provenance, write_forecast
+from tests.trainer.forecasting.projections import PROJECTIONS, grid_of
 
 GRID = Grid(rows=5, cols=4, pixel_km=1.0, x0_km=225.0, y0_km=-3934.0, projection=KNMI_PROJECTION)
 REFERENCE_S = 1_282_780_800
@@ -85,7 +89,7 @@ def test_every_variable_says_what_cf_asks_for(written: Path) -> None:
             assert file.getncattr(name)
         assert "KNMI RAD_NL25_RAU_5mi" in file.source
         assert file.license == "CC BY 4.0, KNMI"
-        assert set(file.variables) == {*names, "time_bounds", "crs"}
+        assert set(file.variables) == {*names, "time_bounds", "crs", "precip_intensity"}
         for name, (standard_name, units) in names.items():
             assert (file[name].standard_name, file[name].units) == (standard_name, units)
         assert file["time_bounds"].ncattrs() == []
@@ -94,6 +98,54 @@ def test_every_variable_says_what_cf_asks_for(written: Path) -> None:
         assert rain.cell_methods == "time: mean"
         assert all(name in file.variables for name in rain.coordinates.split())
         assert file[rain.grid_mapping].grid_mapping_name == "polar_stereographic"
+
+
+def test_pysteps_reads_the_same_field_and_times(written: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        pysteps_io = pytest.importorskip("pysteps.io")
+    field, metadata = pysteps_io.import_netcdf_pysteps(str(written), onerror="raise")
+    rain = _rain()
+    np.testing.assert_array_equal(field, np.where(np.isfinite(rain), rain, np.nan))
+    assert (metadata["unit"], metadata["transform"], metadata["yorigin"]) == ("mm/h", None, "upper")
+    assert metadata["accutime"] == 5
+    assert [str(time) for time in metadata["timestamps"]] == [
+        f"2010-08-26 00:{minute:02d}:00" for minute in (5, 10, 15)
+    ]
+    assert (metadata["x1"], metadata["x2"]) == (225_000, 229_000)
+    assert (metadata["y1"], metadata["y2"]) == (-3_939_000, -3_934_000)
+
+
+def test_the_second_name_takes_no_room(written: Path) -> None:
+    with h5py.File(written) as file:
+        assert file["precip_intensity"].id == file["rainfall_rate"].id
+        assert file["precip_intensity"] == file["rainfall_rate"]
+
+
+@pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf"])
+def test_xarray_opens_it_with_times_and_coordinates(written: Path, engine: str) -> None:
+    xarray = pytest.importorskip("xarray")
+    with xarray.open_dataset(written, engine=engine, decode_timedelta=True) as data:
+        rain = data["rainfall_rate"]
+        assert set(rain.coords) == {"time", "y", "x", "lat", "lon", "forecast_period", "forecast_reference_time"}
+        assert data.time.values[0] == np.datetime64("2010-08-26T00:05")
+        assert data.forecast_reference_time.values == np.datetime64("2010-08-26T00:00")
+        assert (data.forecast_period.values == np.array([5, 10, 15], "timedelta64[m]")).all()
+        np.testing.assert_array_equal(rain.values, np.where(np.isfinite(_rain()), _rain(), np.nan))
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_the_mapping_of_the_file_leads_to_its_degrees(tmp_path: Path, name: str) -> None:
+    grid = grid_of(name, rows=6, cols=5)
+    rain = np.zeros((1, 6, 5), np.float32)
+    path = tmp_path / "forecast.nc"
+    write_forecast(path, rain_mmh_thw=rain, reference_time_s=0, cadence_s=300, grid=grid, provenance=PROVENANCE)
+    with netCDF4.Dataset(path) as file:
+        x_m, y_m, latitude, longitude = (file[key][:].data for key in ("x", "y", "lat", "lon"))
+        crs = CRS.from_cf(dict(vars(file["crs"])))
+    lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*np.meshgrid(x_m, y_m))
+    # Coordinates are float32: near the date line its steps are 1.5e-5 of a degree.
+    np.testing.assert_allclose(longitude, lon, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(latitude, lat, rtol=0, atol=1e-5)
 
 
 def test_coordinates_are_pixel_centres_and_the_mapping_leads_to_their_degrees(written: Path) -> None:
