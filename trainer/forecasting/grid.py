@@ -104,7 +104,8 @@ def to_degrees(
         y_m: Northings, of a shape that broadcasts with it.
     """
     transformer = Transformer.from_crs(parse_projection(projection), WGS84, always_xy=True)
-    return transformer.transform(*np.broadcast_arrays(x_m, y_m))
+    every_x_m, every_y_m = np.broadcast_arrays(x_m, y_m)
+    return transformer.transform(every_x_m, every_y_m)
 
 
 def cf_attributes(projection: str) -> dict[str, Any]:
