@@ -90,6 +90,16 @@ def _with_axes_in_metres(crs: CRS) -> CRS:
     return CRS.from_json_dict(values)
 
 
+def proj_string(projection: str) -> str:
+    """Write a source's projection as a PROJ string in metres, whatever text states it."""
+    if not WKT.match(projection):
+        return in_metres(projection)
+    with warnings.catch_warnings():
+        # It warns of names and datums that no PROJ string can hold: the ellipsoid stays.
+        warnings.simplefilter("ignore", UserWarning)
+        return in_metres(parse_projection(projection).to_proj4())
+
+
 def to_degrees(
     projection: str, x_m: npt.NDArray[np.float64], y_m: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

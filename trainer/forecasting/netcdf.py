@@ -6,6 +6,7 @@ CF standard name table.
 
 import io
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,10 @@ TIME_UNITS: Final = "seconds since 1970-01-01 00:00:00"
 REFERENCES: Final = (
     "SparK: Tian et al. 2023, https://arxiv.org/abs/2301.03580; SpaT-SparK: Li, Siebes and Mehrkanoon 2024, "
     "https://arxiv.org/abs/2412.15917"
+)
+NOT_A_MEASUREMENT: Final = (
+    "A forecast by a model, not a measurement. Rain rates are means over the interval that ends at the valid "
+    "time. Missing: no radar saw the pixel in any input frame, or the model gave no finite number."
 )
 COMPRESSION_LEVEL: Final = 4
 RAIN_NAME: Final = "rainfall_rate"
@@ -47,6 +52,11 @@ class Provenance:
     licence: str
     history: str
     institution: str = "not stated"
+
+
+def lead_name(reference_time_s: int, lead_s: int) -> str:
+    """Name a file of one lead time without its ending, such as forecast_201008260000_005min."""
+    return f"forecast_{datetime.fromtimestamp(reference_time_s, UTC):%Y%m%d%H%M}_{lead_s // 60:03d}min"
 
 
 def write_forecast(
@@ -96,10 +106,7 @@ def _global_attributes(provenance: Provenance) -> dict[str, str]:
         "references": REFERENCES,
         # Spelled as the Attribute Convention for Data Discovery 1.3 does: that is where programs look.
         "license": provenance.licence,
-        "comment": (
-            "A forecast by a model, not a measurement. Rain rates are means over the interval that ends at the valid "
-            "time. Missing: no radar saw the pixel in any input frame, or the model gave no finite number."
-        ),
+        "comment": NOT_A_MEASUREMENT,
     }
 
 
