@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Final
 
+import numpy as np
+
 from .command import GOES_ON, CommandParser, run_command
 from .errors import DataError
 from .json_checks import shown
 from .pack.recut import ReshardJob, ReshardOptions, plan_reshard
 from .pack.survey import MEGABYTE
 from .pack.writing import write_or_keep
-from .shards.decode import checked_frame, read_sequence
-from .shards.index import Index, check_shard_sizes, load_index
+from .sequences import wetness
+from .shards.decode import checked_frame, decode_frame, read_sequence
+from .shards.index import Index, SequenceEntry, check_shard_sizes, load_index
 from .shards.summary import summarise
 from .shards.totals import RainTotals
 from .shards.writer import PackedFrame, PlannedSequence
@@ -89,6 +92,7 @@ class _StoredFrames:
                     rain_fraction=entry.rain_fraction[frame],
                     missing=entry.missing[frame],
                     totals=RainTotals(),
+                    wetness=_wetness(index, entry, data, frame),
                 )
                 advance(1)
 
@@ -105,6 +109,16 @@ class _StoredFrames:
         while len(self._kept) > 1 and sum(map(len, self._kept.values())) > CACHE_BYTES:
             self._kept.popitem(last=False)
         return self._kept[position]
+
+
+def _wetness(index: Index, entry: SequenceEntry, data: memoryview, frame: int) -> tuple[float, float]:
+    """Take a frame's wetness from the index, or from its pixels where the index is of schema 2."""
+    if entry.wetness_1mmh is not None and entry.wetness_5mmh is not None:
+        return entry.wetness_1mmh[frame], entry.wetness_5mmh[frame]
+
+    counts_hw = np.empty((index.rows, index.cols), np.uint16)
+    decode_frame(index, entry, data, frame, counts_hw)
+    return wetness(counts_hw, index.origins[entry.origin].scale_mmh)
 
 
 def make_parser() -> argparse.ArgumentParser:

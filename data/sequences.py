@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,9 @@ import numpy.typing as npt
 from .errors import DataError
 from .frames import iso_time
 from .units import MISSING_COUNT
+
+SATURATIONS_MMH: Final = (1.0, 5.0)
+"""Rates at which a pixel counts 63% in `wetness`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +160,29 @@ def rain_fraction(counts: npt.NDArray[np.uint16]) -> float:
     num_valid = int(np.count_nonzero(counts != MISSING_COUNT))
     num_wet = int(np.count_nonzero(counts)) - (counts.size - num_valid)
     return num_wet / num_valid if num_valid else 0.0
+
+
+def wetness(counts: npt.NDArray[np.uint16], scale_mmh: float) -> tuple[float, float]:
+    """Give the means of 1 - exp(-R / s) over the valid pixels for s of 1 and 5 mm/h, each 0 to 1, rounded to 1e-6.
+
+    Where no pixel is valid they are 0. The measure by which rainy frames are drawn more often: Ravuri et al. (2021),
+    Skilful precipitation nowcasting using deep generative models of radar, doi:10.1038/s41586-021-03854-z.
+
+    Args:
+        counts: uint16, any shape; 65535 is missing.
+        scale_mmh: mm/h a count.
+    """
+    # A histogram first: one exponential a distinct count.
+    per_count = np.bincount(counts.ravel(), minlength=MISSING_COUNT + 1)[:MISSING_COUNT]
+    seen = np.flatnonzero(per_count)
+    num_valid = max(int(per_count.sum()), 1)
+
+    # Rounded, so that machines agree whose exponentials differ in the last bit.
+    gentle, heavy = (
+        round(float(np.sum(per_count[seen] * -np.expm1(-seen * (scale_mmh / saturation_mmh)))) / num_valid, 6)
+        for saturation_mmh in SATURATIONS_MMH
+    )
+    return gentle, heavy
 
 
 def split_spans(

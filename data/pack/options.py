@@ -10,11 +10,7 @@ from ..command import CommandParser
 from ..errors import DataError
 from ..frames import Crop, parse_crop
 from ..shards.index import MAX_CADENCE_S
-from ..sources.importer import ImporterSource
-from ..sources.knmi import KnmiSource
-from ..sources.odim import QUANTITIES, OdimSource, parse_zr
-from ..sources.smaat import GROUPS, SmaatSource
-from ..sources.source import Source
+from ..sources.choice import add_kinds, source_of
 from .survey import MEGABYTE, WINDOW, PackInput, PackOptions
 
 BETWEEN_SOURCES: Final = "+"
@@ -22,11 +18,6 @@ EPILOG: Final = (
     "Several sources go into one archive with + between them, all at one cadence and in frames of one size: "
     "knmi FILES --out SHARDS --crop 284:572,225:513 + odim FILES --tile 288. Options of the archive stand before the +."
 )
-ODIM_TIMES: Final = (
-    "A composite of RATE or DBZH is a frame of its nominal time (/what), which the end of its data may follow or "
-    "precede by minutes (OPERA's of 2018: by 5); one of ACRR is a frame of the time at which its accumulation ends."
-)
-LICENCE_UNKNOWN: Final = "not stated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +86,7 @@ def _options(arguments: argparse.Namespace) -> PackOptions:
         cadence_s=round(arguments.cadence_min * 60),
         shard_bytes=arguments.shard_mb * MEGABYTE,
         max_bad=arguments.max_bad,
+        allow_period=arguments.allow_period,
     )
 
 
@@ -110,40 +102,12 @@ def _area(arguments: argparse.Namespace) -> tuple[Crop | None, int | None, int |
 def _input(arguments: argparse.Namespace, options: PackOptions) -> PackInput:
     crop, tile, stride = _area(arguments)
     return PackInput(
-        source=_source(arguments, options), paths=tuple(arguments.files), crop=crop, tile=tile, stride=stride
+        source=source_of(arguments, options.cadence_s),
+        paths=tuple(arguments.files),
+        crop=crop,
+        tile=tile,
+        stride=stride,
     )
-
-
-def _source(arguments: argparse.Namespace, options: PackOptions) -> Source:
-    """Make what reads the files of a sub-command."""
-    if arguments.command == "knmi":
-        return KnmiSource()
-    if arguments.command == "smaat":
-        return SmaatSource(group=arguments.group, cadence_s=options.cadence_s, skip_gaps=arguments.skip_gaps)
-
-    zr = None if arguments.zr is None else parse_zr(arguments.zr)
-    if arguments.command == "odim":
-        return OdimSource(quantity=arguments.quantity, zr=zr, name=arguments.name, licence=arguments.licence)
-    return ImporterSource(
-        importer=arguments.importer,
-        time_pattern=arguments.time_pattern,
-        arguments=dict(map(_argument, arguments.argument)),
-        zr=zr,
-        name=arguments.name,
-        licence=arguments.licence,
-    )
-
-
-def _argument(text: str) -> tuple[str, str | float]:
-    """Parse an argument of an importer."""
-    name, between, value = text.partition("=")
-    if not between or not name.isidentifier():
-        raise DataError(f"--argument {text!r}: expected NAME=VALUE, such as qty=DBZH")
-    try:
-        # Importers compute with what is a number.
-        return name, float(value)
-    except ValueError:
-        return name, value
 
 
 def make_parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
@@ -151,27 +115,7 @@ def make_parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
     parser = CommandParser(prog="rainspark pack", description=description, epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    # One sub-command a kind of source.
-    knmi = commands.add_parser("knmi", help="KNMI HDF5 composites, also inside tars and zips")
-    smaat = commands.add_parser("smaat", help="SmaAt-UNet's collected HDF5: frames, or ready windows as they are")
-    smaat.add_argument("--group", choices=(*GROUPS, "both"), default="both", help="which group to take (both)")
-    smaat.add_argument("--skip-gaps", action="store_true", help="leave out ready windows across gaps, and count them")
-    odim_help = "ODIM_H5 composites (OPERA and others), also inside tars and zips"
-    odim = commands.add_parser("odim", help=odim_help, description=ODIM_TIMES)
-    odim.add_argument("--quantity", choices=QUANTITIES, help="which to take where a file holds several")
-    importer = commands.add_parser("importer", help="any format that pysteps imports")
-    importer.add_argument("--importer", required=True, metavar="NAME", help="pysteps' importer, such as mrms_grib")
-    pattern_help = "names of the files as strftime writes their end time"
-    importer.add_argument("--time-pattern", required=True, metavar="PATTERN", help=pattern_help)
-    argument_help = "a further argument of the importer"
-    importer.add_argument("--argument", action="append", default=[], metavar="NAME=VALUE", help=argument_help)
-
-    # What several kinds of source share.
-    for source in (odim, importer):
-        source.add_argument("--zr", metavar="A,B", help="Z = A R**B for reflectivity, such as 200,1.6")
-        source.add_argument("--name", help="the product's name (what the files say)")
-        source.add_argument("--licence", default=LICENCE_UNKNOWN, help=f"licence of the data ({LICENCE_UNKNOWN})")
-    for source in (knmi, smaat, odim, importer):
+    for source in add_kinds(commands):
         source.add_argument("files", nargs="+", type=Path, metavar="FILES_OR_FOLDERS")
         source.add_argument("--crop", metavar="R0:R1,C0:C1", help="rows and columns to keep (all)")
         source.add_argument("--tile", type=int, metavar="PIXELS", help="cut into whole square tiles of this side")
@@ -194,5 +138,7 @@ def _add_archive_options(source: argparse.ArgumentParser) -> None:
     source.add_argument("--shard-mb", type=int, default=256, help="size of a shard, about (256)")
     bad_help = "damaged files to leave out, listed, before giving up (0)"
     source.add_argument("--max-bad", type=int, default=0, help=bad_help)
+    period_help = "pack values that are sums or means over another span than the cadence"
+    source.add_argument("--allow-period", action="store_true", help=period_help)
     restart_help = "drop the shards of an unfinished pack of other files or options"
     source.add_argument("--restart", action="store_true", help=restart_help)

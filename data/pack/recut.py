@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -105,11 +105,12 @@ def plan_reshard(opened: Sequence[tuple[Storage, Index]], options: ReshardOption
         DataError: They do not fit together, a frame stands in two of them, or ready windows would have to be cut.
     """
     origins = _joined_origins(opened)
+    parts = [origin.part for origin in origins]
     archives = tuple(
         OpenArchive(
             storage=storage,
             index=index,
-            origin_of=tuple(origins.index(origin) for origin in index.origins),
+            origin_of=tuple(parts.index(origin.part) for origin in index.origins),
             ready=ready_origins(index),
         )
         for storage, index in opened
@@ -151,8 +152,8 @@ def _joined_origins(opened: Sequence[tuple[Storage, Index]]) -> tuple[Origin, ..
     first = opened[0][1]
     origins: tuple[Origin, ...] = ()
     for storage, index in opened:
-        origins = tuple(dict.fromkeys((*origins, *index.origins)))
         try:
+            origins = _with_origins(origins, index.origins)
             demand(
                 index.cadence_s == first.cadence_s, "cadence_s", index.cadence_s, f"{first.cadence_s}, as in the first"
             )
@@ -163,6 +164,26 @@ def _joined_origins(opened: Sequence[tuple[Storage, Index]]) -> tuple[Origin, ..
                 "one scale and licence of each source: keep them apart"
             ) from error
     return origins
+
+
+def _with_origins(origins: Sequence[Origin], more: Sequence[Origin]) -> tuple[Origin, ...]:
+    """Add origins, each once; one that an archive of schema 2 knows less of is filled in from another archive."""
+    joined = {origin.part: origin for origin in origins}
+    for origin in more:
+        known = joined.setdefault(origin.part, origin)
+        if known.recipe is None:
+            joined[origin.part] = origin
+        elif origin.recipe is not None:
+            same = (known.recipe, known.period_s) == (origin.recipe, origin.period_s)
+            demand(same, "recipe", origin.recipe, f"{known.recipe} with a period of {known.period_s} s, as before")
+    # Parts of one source from archives of both schemas: all of them were read alike.
+    recipes = {origin.source: origin for origin in joined.values() if origin.recipe is not None}
+    return tuple(
+        replace(origin, recipe=recipes[origin.source].recipe, period_s=recipes[origin.source].period_s)
+        if origin.recipe is None and origin.source in recipes
+        else origin
+        for origin in joined.values()
+    )
 
 
 def _own(archives: Sequence[OpenArchive], option: str, values: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from ..sequences import find_runs
 from ..shards.index import SCHEMA_VERSION, draft_index
 from ..shards.origins import Origin, check_origins
 from ..shards.writer import PlannedSequence
+from ..sources.choice import recipe_of
 from ..sources.hdf5 import ChoiceError
 from ..sources.knmi import KnmiSource
 from ..sources.source import Found, FrameRef, Header, Source
@@ -42,6 +43,7 @@ class PackOptions:
         cadence_s: Seconds from frame to frame.
         shard_bytes: Size that shards shall not pass by much.
         max_bad: Input files that may be damaged; they are listed and leave gaps.
+        allow_period: Also pack values that are sums or means over another span than the cadence.
     """
 
     crop: Crop | None = None
@@ -52,6 +54,7 @@ class PackOptions:
     cadence_s: int = 300
     shard_bytes: int = 256 * MEGABYTE
     max_bad: int = 0
+    allow_period: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,10 @@ class Supply:
     def origins(self) -> list[Origin]:
         """List the origins that it gives to the archive."""
         shared = {name: getattr(self.header, name) for name in ("source", "licence", "scale_mmh", "grid")}
-        return [Origin(**shared, crop=crop) for crop in self.crops]
+        return [
+            Origin(**shared, crop=crop, period_s=self.header.period_s, recipe=recipe_of(self.source))
+            for crop in self.crops
+        ]
 
     def crop_of(self, unit: Sequence[PlannedSequence]) -> Crop:
         """Find the rectangle that holds a unit's tiles."""
@@ -203,7 +209,9 @@ def _survey_source(
             continue
 
         # The first good frame sets what all others must agree with.
-        first = first or surveyed.header
+        if first is None:
+            first = surveyed.header
+            _check_period(ref, first, options)
         if not refs and asked.crop is not None:
             asked.crop.check_inside(first.grid.rows, first.grid.cols)
         _check_agreement(ref, surveyed.header, refs[0] if refs else ref, first)
@@ -258,7 +266,7 @@ def _untrainable(supply: Supply, options: PackOptions) -> tuple[str, ...]:
 
 def _check_agreement(ref: FrameRef, header: Header, first_ref: FrameRef, first: Header) -> None:
     """Check that a frame is of the same product as the first one."""
-    for name in ("grid", "scale_mmh", "missing_codes", "licence", "source"):
+    for name in ("grid", "scale_mmh", "period_s", "missing_codes", "licence", "source"):
         value = getattr(header, name)
         expected = getattr(first, name)
         if value != expected:
@@ -269,6 +277,22 @@ def _check_agreement(ref: FrameRef, header: Header, first_ref: FrameRef, first: 
                 f"{ref}: {name} is {value}, but {expected} in {first_ref}; expected one product in one archive: "
                 f"{advice}"
             )
+
+
+def _check_period(ref: FrameRef, header: Header, options: PackOptions) -> None:
+    """Check that values are of one moment or of the span from frame to frame, or that others were asked for.
+
+    Values over longer spans hold the same rain several times: motion is blurred, and every score flatters.
+    """
+    period_s = header.period_s
+    if options.allow_period or period_s in (None, 0, options.cadence_s):
+        return
+    assert period_s is not None
+    raise ChoiceError(
+        f"{ref}: its values are sums or means over {period_s / 60:g} min, but its frames come every "
+        f"{options.cadence_s / 60:g} min; expected rates of the moment or over {options.cadence_s / 60:g} min: choose "
+        "another quantity or product, or pack these as they are with --allow-period"
+    )
 
 
 def _check_fit(supplies: Sequence[Supply]) -> None:

@@ -1,5 +1,7 @@
 """From a sequence's bytes to frames in memory: checks first, then Blosc2."""
 
+import hashlib
+
 import blosc2
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +10,7 @@ from ..errors import DamagedError, DataError
 from ..store.storage import Storage
 from .chunk import check_chunk
 from .description import wrong_in_json
-from .index import Index, SequenceEntry, verify_sequence_bytes
+from .index import DIGEST_DIGITS, Index, SequenceEntry, verify_sequence_bytes
 
 
 def check_sequence(index: Index, entry: SequenceEntry, data: bytes) -> None:
@@ -63,6 +65,12 @@ def checked_frame(index: Index, entry: SequenceEntry, frames: memoryview, frame:
         size = f"{index.rows} x {index.cols} uint16"
         raise DataError(f"{_name(index, entry, frame)} of {size}: {error}; pack this source again") from error
     return buffer
+
+
+def frame_digest(entry: SequenceEntry, frames: memoryview, frame: int) -> str:
+    """Digest one frame's buffer as the index does, from the data of the sequence's KEY.frames member."""
+    begin = entry.frame_ends[frame - 1] if frame else 0
+    return hashlib.sha256(frames[begin : entry.frame_ends[frame]]).hexdigest()[:DIGEST_DIGITS]
 
 
 def decode_frame(

@@ -7,16 +7,18 @@ from ..errors import DataError
 from ..frames import iso_time
 from ..json_checks import JsonRecord, Listed, read_json
 from .index import Index, SequenceEntry
-from .origins import Origin
+from .origins import Part
 
+MEMBER_VERSION: Final = 2
+"""`schema_version` of KEY.json, which did not change with that of the index."""
 CODEC: Final = (
     "one Blosc2 buffer a frame, frame i from byte frame_ends[i-1] (0 first) to frame_ends[i], uint16 (rows, cols)"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description(Origin, JsonRecord):
-    """The content of KEY.json, in the words of `Origin`, `Index` and `SequenceEntry`."""
+class Description(Part, JsonRecord):
+    """The content of KEY.json, in the words of `Part`, `Index` and `SequenceEntry`."""
 
     # What other keys say is not used.
     __pydantic_config__: ClassVar[dict[str, Any]] = {**JsonRecord.__pydantic_config__, "extra": "ignore"}
@@ -40,12 +42,13 @@ class Description(Origin, JsonRecord):
     @classmethod
     def of(cls, index: Index, entry: SequenceEntry) -> Self:
         """Describe a sequence as its index does."""
-        of_archive = ("schema_version", "cadence_s", "rows", "cols", "missing_count", "window")
+        of_archive = ("cadence_s", "rows", "cols", "missing_count", "window")
         of_sequence = ("key", "start_s", "num_frames", "frame_ends", "rain_fraction", "missing")
         return cls(
             **{name: getattr(index, name) for name in of_archive},
             **{name: getattr(entry, name) for name in of_sequence},
-            **vars(index.origins[entry.origin]),
+            **vars(index.origins[entry.origin].part),
+            schema_version=MEMBER_VERSION,
             starts=entry.num_starts,
             start_time=iso_time(entry.start_s),
             codec=CODEC,

@@ -27,7 +27,12 @@ from .origins import Origin, check_origins, common, sources_of
 from .totals import RainTotals
 
 INDEX_NAME: Final = "index.json"
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+"""What is written; schema 2 is read too, and lacks what is None below."""
+VARIABLES: Final = ("rainfall_rate",)
+"""CF standard names of what a frame holds: one variable today."""
+DIGEST_DIGITS: Final = 16
+"""Hexadecimal digits of a frame's digest: 64 bits tell a damaged frame from a sound one."""
 NO_FRAME_AFTER: Final = -1.0
 """`SequenceEntry.rain_after` where the origin holds no later frame."""
 MAX_PIXELS: Final = 2**27
@@ -70,6 +75,11 @@ class SequenceEntry:
         rain_after: Share of pixels above zero, of all pixels, in the next frame that the origin holds after the last
             one of the sequence, whatever lies between; NO_FRAME_AFTER where there is none. It is known when all is
             packed, so KEY.json does not know it.
+        frame_digests: The first 16 hexadecimal digits of the SHA-256 of each frame's buffer, one after the other; None
+            in schema 2.
+        wetness_1mmh: Mean of 1 - exp(-R / 1 mm/h) over the valid pixels, per frame, to 1e-6; 0 where none is valid;
+            None in schema 2. Importance sampling draws by it (Ravuri et al. 2021, doi:10.1038/s41586-021-03854-z).
+        wetness_5mmh: The same with 5 mm/h.
     """
 
     # WebDataset takes what follows a name's first dot for the member's kind, so a key holds no dot.
@@ -90,6 +100,15 @@ class SequenceEntry:
     rain_fraction: Listed[Share]
     missing: Listed[Count]
     rain_after: Annotated[float, Limits(ge=NO_FRAME_AFTER, le=1)]
+    frame_digests: Annotated[str, Limits(pattern="^[0-9a-f]*$")] | None = None
+    wetness_1mmh: Listed[Share] | None = None
+    wetness_5mmh: Listed[Share] | None = None
+
+    def frame_digest(self, frame: int) -> str | None:
+        """Cut out the digest of one frame's buffer; None in schema 2."""
+        if self.frame_digests is None:
+            return None
+        return self.frame_digests[frame * DIGEST_DIGITS : (frame + 1) * DIGEST_DIGITS]
 
     def frames_of(self, data: bytes) -> memoryview:
         """Cut the data of KEY.frames out of the sequence's bytes."""
@@ -115,9 +134,10 @@ class Index(JsonRecord):
         statistics: Pixels and rain of the distinct frames, by source.
         fingerprint: SHA-256 of everything else in the index.
         packed_from: SHA-256 of what was packed and how: the options and every input file's bytes; "" if unknown.
+        variables: CF standard names of what a frame holds; None in schema 2, where it is the rain rate.
     """
 
-    schema_version: Literal[2]
+    schema_version: Literal[2, 3]
     cadence_s: Annotated[int, Limits(ge=1, le=MAX_CADENCE_S)]
     rows: int
     cols: int
@@ -130,6 +150,7 @@ class Index(JsonRecord):
     statistics: dict[str, RainTotals]
     fingerprint: str = ""
     packed_from: Annotated[str, Limits(pattern="^([0-9a-f]{64})?$")] = ""
+    variables: Listed[str] | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -186,12 +207,13 @@ def draft_index(
         sequences=(),
         statistics=statistics or {},
         packed_from=packed_from,
+        variables=VARIABLES,
     )
 
 
 def fingerprint_of(index: Index) -> str:
     """Digest everything in an index but the fingerprint itself: SHA-256 of its canonical JSON."""
-    values = {name: value for name, value in vars(index).items() if name != "fingerprint"}
+    values = {name: value for name, value in vars(index).items() if name != "fingerprint" and value is not None}
     return hashlib.sha256(canonical(values)).hexdigest()
 
 
@@ -311,6 +333,8 @@ def _check_index(index: Index) -> None:
     if digest != index.fingerprint:
         raise DataError(f"fingerprint is {shown(index.fingerprint)}, but the content's is {digest}")
 
+    expected = VARIABLES if index.schema_version == SCHEMA_VERSION else None
+    demand(index.variables == expected, "variables", index.variables, str(expected))
     # How the archive was cut, and the size of its frames.
     demand(1 <= index.window <= index.max_frames, "window", index.window, f"1 to max_frames, {index.max_frames}")
     check_origins(index.origins, index.rows, index.cols)
@@ -335,6 +359,17 @@ def _check_sequence(index: Index, entry: SequenceEntry, where: str) -> None:
         count = len(getattr(entry, name))
         demand(count == entry.num_frames, where + name, f"{count} values", f"{entry.num_frames}, one a frame")
     _demand_in(where + "missing", max(entry.missing), 0, index.rows * index.cols)
+    if index.schema_version == SCHEMA_VERSION:
+        digits = len(entry.frame_digests or "")
+        demand(
+            digits == entry.num_frames * DIGEST_DIGITS,
+            where + "frame_digests",
+            f"{digits} digits",
+            f"{DIGEST_DIGITS} a frame",
+        )
+        for name in ("wetness_1mmh", "wetness_5mmh"):
+            count = len(getattr(entry, name) or ())
+            demand(count == entry.num_frames, where + name, f"{count} values", f"{entry.num_frames}, one a frame")
     known = entry.rain_after >= 0 or entry.rain_after == NO_FRAME_AFTER
     demand(known, where + "rain_after", entry.rain_after, "0 to 1, or -1 for none")
 

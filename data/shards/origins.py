@@ -1,18 +1,22 @@
 """Where an archive's sequences come from: a product, and the part of its grid that was packed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Final
 
 from ..errors import DataError
 from ..frames import Crop, Grid
-from ..json_checks import demand, shown
+from ..json_checks import Limits, demand, shown
+from ..sources.source import Recipe
 from ..units import SCALES_MMH
+
+MAX_PERIOD_S: Final = 366 * 86400
+"""Longest span that a value is a sum over: a year of gauges."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where some of an archive's sequences come from.
+class Part:
+    """A part of a product's grid: what KEY.json says of it too.
 
     Attributes:
         source: The product's name. Several origins may share it (tiles of a large grid); scale and licence agree then.
@@ -27,6 +31,25 @@ class Origin:
     scale_mmh: float
     grid: Grid
     crop: Crop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin(Part):
+    """Where some of an archive's sequences come from.
+
+    Attributes:
+        period_s: Seconds over which a value is a mean or a sum; 0: instantaneous; None: the source does not say, or
+            the archive is of schema 2.
+        recipe: How the source was read; None where the archive is of schema 2.
+    """
+
+    period_s: Annotated[int, Limits(ge=0, le=MAX_PERIOD_S)] | None = None
+    recipe: Recipe | None = None
+
+    @property
+    def part(self) -> Part:
+        """The part of the product's grid, without how it was read."""
+        return Part(**{field.name: getattr(self, field.name) for field in fields(Part)})
 
 
 def check_origins(origins: Sequence[Origin], rows: int, cols: int) -> None:
@@ -58,11 +81,18 @@ def check_origins(origins: Sequence[Origin], rows: int, cols: int) -> None:
 
         # One scale and licence of a source, and every part of its grid once.
         first = first_of.setdefault(origin.source, origin)
-        for name in ("licence", "scale_mmh"):
+        for name in ("licence", "scale_mmh", "period_s", "recipe"):
             value = getattr(origin, name)
             expected = getattr(first, name)
             demand(value == expected, where + name, value, f"{shown(expected)}, as in the source's other origin")
-        demand(origin not in origins[:i], f"origins[{i}]", "one that came before", "distinct origins")
+        is_new = origin.part not in (other.part for other in origins[:i])
+        demand(is_new, f"origins[{i}]", "one that came before", "distinct origins")
+
+
+def describe(recipe: Recipe) -> str:
+    """Write a recipe in one line."""
+    options = ", ".join(f"{name} {shown(value)}" for name, value in recipe.options.items())
+    return f"{recipe.kind} ({options})" if options else recipe.kind
 
 
 def sources_of(origins: Sequence[Origin]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from ..json_checks import demand
 from ..sequences import Runs, split_at_gaps
 from ..units import MISSING_COUNT
 from .index import INDEX_NAME, Index, of_source
+from .origins import Origin, describe
 from .palette import RAIN_LEVELS_MMH
 from .timeline import frame_bases, origin_frames, owned_windows, rain_fractions, ready_origins
 from .totals import NUM_CLASSES, RainTotals
@@ -105,9 +106,21 @@ def _source_lines(index: Index) -> Iterator[str]:
         f"pixels        {index.rows} x {index.cols}, {area} of {origin.grid.rows} x {origin.grid.cols}, "
         f"{origin.scale_mmh:g} mm/h a count"
     )
+    yield f"values        {_values(origin)}"
     if not ready:
         yield from _gap_lines(index)
     yield from _rain_lines(origin.scale_mmh, rain)
+
+
+def _values(origin: Origin) -> str:
+    """Say what a value stands for in time, and how it was read."""
+    if origin.period_s is None:
+        period = "rain rates; the source does not say over how long"
+    elif origin.period_s == 0:
+        period = "rain rates of the moment"
+    else:
+        period = f"mean rain rates over {origin.period_s / 60:g} min"
+    return period if origin.recipe is None else f"{period}, read as {describe(origin.recipe)}"
 
 
 def _gap_lines(index: Index) -> Iterator[str]:

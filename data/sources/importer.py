@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from ..counts import QUANTUM_MMH, requantise
 from ..errors import DataError
 from ..frames import Crop, Grid
+from ..json_checks import JsonRecord
 from .files import RadarFile, digest_of, files_of
 from .hdf5 import MAX_PIXELS, explained
 from .odim import ZR
@@ -40,7 +41,7 @@ SQUARE: Final = 0.01
 
 
 @dataclass(kw_only=True)
-class ImporterSource:
+class ImporterSource(JsonRecord):
     """Files that an importer of pysteps reads, for packing (`data.sources.source.Source`).
 
     Attributes:
@@ -52,6 +53,7 @@ class ImporterSource:
         licence: Licence of the data.
     """
 
+    kind: ClassVar[str] = "importer"
     importer: str
     time_pattern: str
     arguments: Mapping[str, str | float] = field(default_factory=dict)
@@ -59,7 +61,7 @@ class ImporterSource:
     name: str | None = None
     licence: str = "not stated"
     # The libraries below (netCDF4, GRIB) are not made for several threads.
-    _alone: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _alone: ClassVar[threading.Lock] = threading.Lock()
 
     @property
     def settings(self) -> str:

@@ -8,16 +8,18 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
 from ..frames import Crop, Frame, Grid, iso_time
+from ..json_checks import JsonRecord
 from ..units import MISSING_COUNT, SCALES_MMH
 from . import hdf5
 from .files import RadarFile
@@ -50,8 +52,11 @@ SYNTHETIC_GROUP: Final = "SYNTHETIC_STORMS"
 SYNTHETIC_LICENCE: Final = "CC0-1.0, synthetic"
 
 
-class KnmiSource:
+@dataclass(frozen=True, kw_only=True)
+class KnmiSource(JsonRecord):
     """KNMI composites for packing (`data.sources.source.Source`)."""
+
+    kind: ClassVar[str] = "knmi"
 
     @property
     def settings(self) -> str:
@@ -186,6 +191,7 @@ def _header(file: Any, radar_file: RadarFile) -> Header:
         grid=_grid(file),
         source="synthetic storms" if synthetic else f"KNMI {product}",
         licence=SYNTHETIC_LICENCE if synthetic else LICENCE,
+        period_s=period_s,
     )
 
 

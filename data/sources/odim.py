@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import h5py
 import numpy as np
@@ -24,6 +24,7 @@ import pyproj
 from ..counts import QUANTUM_MMH, Rounding, requantise
 from ..errors import DataError
 from ..frames import Crop, Grid, iso_time
+from ..json_checks import JsonRecord
 from ..units import MISSING_COUNT
 from . import hdf5
 from .files import RadarFile
@@ -77,7 +78,7 @@ def parse_zr(text: str) -> ZR:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OdimSource:
+class OdimSource(JsonRecord):
     """ODIM_H5 composites for packing (`data.sources.source.Source`).
 
     Attributes:
@@ -87,6 +88,7 @@ class OdimSource:
         licence: Licence of the data, of which the files say nothing.
     """
 
+    kind: ClassVar[str] = "odim"
     quantity: str | None = None
     zr: ZR | None = None
     name: str | None = None
@@ -140,13 +142,16 @@ class OdimSource:
         product = f"ODIM {hdf5.text(hdf5.member(file, 'what'), 'source')} {layer.quantity}"
         if layer.quantity == "DBZH" and self.zr is not None:
             product += f" as rain by Z = {self.zr.a:g} R**{self.zr.b:g}"
+        end_time_s, period_s = _times(file, layer)
         return Header(
-            end_time_s=_times(file, layer)[0],
+            end_time_s=end_time_s,
             scale_mmh=QUANTUM_MMH,
             missing_codes=(),
             grid=_grid(layer),
             source=self.name or product,
             licence=self.licence,
+            # Rates and reflectivities are of one moment, whatever span of scans the file states.
+            period_s=period_s,
         )
 
     def _layer(self, file: Any) -> "_Layer":

@@ -7,11 +7,11 @@ in 5 minutes divided by 47.83, so that a value of 1 is 4783 counts of 0.01 mm.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import h5py
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..frames import Crop, Grid, iso_time
+from ..json_checks import JsonRecord
 from ..sequences import Run
 from ..units import KNMI_MMH_PER_COUNT, MISSING_COUNT, NL50_MAX_MM_5MIN
 from . import hdf5
@@ -65,7 +66,7 @@ class CollectedRef:
 
 
 @dataclass(kw_only=True)
-class SmaatSource:
+class SmaatSource(JsonRecord):
     """SmaAt-UNet's collected HDF5 for packing (`data.sources.source.Source`).
 
     Attributes:
@@ -74,10 +75,14 @@ class SmaatSource:
         skip_gaps: Leave out ready windows across gaps instead of refusing the file.
     """
 
+    kind: ClassVar[str] = "smaat"
     group: str = "both"
     cadence_s: int = 300
     skip_gaps: bool = False
-    _readers: dict[tuple[Path, str], BlockReader] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keep what is open: no option, so no field."""
+        self._readers: dict[tuple[Path, str], BlockReader] = {}
 
     @property
     def settings(self) -> str:
@@ -114,6 +119,8 @@ class SmaatSource:
             grid=Grid(rows=rows, cols=cols, pixel_km=1.0, projection=PROJECTION, x0_km=0.0, y0_km=0.0),
             source="KNMI collected by SmaAt-UNet",
             licence=LICENCE,
+            # mm in 5 minutes, as the values' scale says.
+            period_s=300,
         )
         # A block's bytes, shared by its frames.
         items = reader.items * (reader.shape[1] if len(reader.shape) == 4 else 1)

@@ -1,10 +1,10 @@
 """State what every source gives to packing: references in time order, a frame's header, and its counts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,18 @@ class FileRef:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How frames were read: the kind of source and its options as plain JSON values.
+
+    Archives and checkpoints carry it, so that a forecast reads the newest files in the same way
+    (`data.sources.choice.source_of_recipe`).
+    """
+
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Header:
     """What a source says about a frame, without its pixels.
 
@@ -55,6 +67,7 @@ class Header:
         grid: Where the pixels lie.
         source: The product's name.
         licence: Licence of the data.
+        period_s: Seconds over which a value is a mean or a sum; 0: instantaneous; None: the source does not say.
     """
 
     end_time_s: int
@@ -63,6 +76,7 @@ class Header:
     grid: Grid
     source: str
     licence: str
+    period_s: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +123,10 @@ class Source(Protocol):
 
     Every failure is a DataError that names the frame.
     """
+
+    @property
+    def kind(self) -> str:
+        """Name of the sub-command of `rainspark pack` that makes this source; its options are its public fields."""
 
     @property
     def settings(self) -> str:

@@ -83,6 +83,9 @@ def index_in_memory(
                     rain_fraction=tuple(rain[(seen + piece.first + i) % len(rain)] for i in range(piece.num_frames)),
                     missing=(0,) * piece.num_frames,
                     rain_after=-1.0,
+                    frame_digests="0123456789abcdef" * piece.num_frames,
+                    wetness_1mmh=(0.0,) * piece.num_frames,
+                    wetness_5mmh=(0.0,) * piece.num_frames,
                 )
             )
             filled[shard] += num_bytes

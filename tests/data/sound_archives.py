@@ -1,6 +1,7 @@
 """Small archives that are right in every respect, statistics too, and what windows they hold."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rainspark.data.shards.decode import check_sequence, decode_frame
-from rainspark.data.shards.index import Index, dump_index, signed
+from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.shards.origins import Origin
 from rainspark.data.shards.writer import PlannedSequence, pack_frame
-from rainspark.data.store.storage import Storage
+from rainspark.data.store.storage import Storage, open_storage
 from tests.data.archives import CADENCE_S, FIRST_S, whole_origin, write_planned
 
 Frames = dict[int, npt.NDArray[np.uint16]]
@@ -83,14 +84,25 @@ def pack_frames(
     return index
 
 
-def small_archive(folder: Path, *, seed: int = 0, num_shards: int = 3, source: str = "test") -> Index:
-    """Write an archive of one origin: runs of 20, 3 and 9 frames, cut for windows of 4 into sequences of 9."""
+def small_archive(folder: Path, *, seed: int = 0, num_shards: int = 3, source: str = "test", first: int = 0) -> Index:
+    """Write an archive of one origin: runs of 20, 3 and 9 frames from `first` on, cut for windows of 4."""
     runs = {0: 20, 25: 3, 30: 9}
-    numbers = [first + i for first, count in runs.items() for i in range(count)]
+    numbers = [first + begin + i for begin, count in runs.items() for i in range(count)]
     origin = whole_origin(6, 8, source=source)
-    pieces = [(0, 9, 6), (6, 9, 6), (12, 8, 8), (25, 3, 3), (30, 9, 9)]
+    sequences = [(0, 9, 6), (6, 9, 6), (12, 8, 8), (25, 3, 3), (30, 9, 9)]
+    pieces = [(first + begin, num_frames, num_starts) for begin, num_frames, num_starts in sequences]
     frames = {origin: some_frames(numbers, seed=seed)}
     return pack_frames(folder, frames, {origin: pieces}, window=4, max_frames=9, num_shards=num_shards)
+
+
+def as_schema_2(folder: Path, index: Index, source: Path) -> Index:
+    """Copy an archive as a version before schema 3 wrote it: its shards were the same bytes."""
+    shutil.copytree(source, folder)
+    origins = tuple(replace(origin, period_s=None, recipe=None) for origin in index.origins)
+    news: dict[str, Any] = {"frame_digests": None, "wetness_1mmh": None, "wetness_5mmh": None}
+    sequences = tuple(replace(entry, **news) for entry in index.sequences)
+    rewrite(folder, index, schema_version=2, variables=None, origins=origins, sequences=sequences)
+    return load_index(open_storage(folder))
 
 
 def rewrite(folder: Path, index: Index, **changes: Any) -> None:

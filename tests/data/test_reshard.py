@@ -17,11 +17,20 @@ from rainspark.data.sequences import cut_run
 from rainspark.data.shards.index import Index, dump_index, load_index, signed
 from rainspark.data.shards.origins import Origin
 from rainspark.data.shards.timeline import ready_origins
+from rainspark.data.sources.source import Recipe
 from rainspark.data.store.storage import open_storage
 from rainspark.data.verify import verify
 from tests.data.archives import whole_origin
 from tests.data.radar_files import digests
-from tests.data.sound_archives import Windows, pack_frames, small_archive, some_frames, windows_of
+from tests.data.sound_archives import (
+    Windows,
+    as_schema_2,
+    pack_frames,
+    rewrite,
+    small_archive,
+    some_frames,
+    windows_of,
+)
 
 SAME = ReshardOptions()
 
@@ -220,6 +229,41 @@ def test_archives_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, in
     with pytest.raises(DataError, match=message):
         reshard([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "out"), SAME)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_of_schema_2_is_renewed_with_the_same_shards(tmp_path: Path) -> None:
+    new = small_archive(tmp_path / "new")
+    old = as_schema_2(tmp_path / "old", new, tmp_path / "new")
+    assert old.schema_version == 2
+    renewed = again(tmp_path / "old", tmp_path / "renewed")
+    # Frames as they were; digests and wetness as packing makes them. Nobody knows any more how the files were read.
+    assert all_windows(tmp_path / "renewed", 4) == all_windows(tmp_path / "old", 4)
+    expected = {(entry.origin, entry.start_s): entry for entry in new.sequences}
+    for entry in renewed.sequences:
+        before = expected[entry.origin, entry.start_s]
+        assert entry.num_frames == before.num_frames
+        assert entry.frame_digests == before.frame_digests
+        assert (entry.wetness_1mmh, entry.wetness_5mmh) == (before.wetness_1mmh, before.wetness_5mmh)
+    assert renewed.schema_version == 3
+
+
+def test_what_one_archive_knows_of_a_source_fills_in_another_of_schema_2(tmp_path: Path) -> None:
+    early = small_archive(tmp_path / "early")
+    as_schema_2(tmp_path / "old", early, tmp_path / "early")
+    late = small_archive(tmp_path / "late", first=1000)
+    known = dataclasses.replace(late.origins[0], period_s=0, recipe=Recipe(kind="knmi"))
+    rewrite(tmp_path / "late", late, origins=(known,))
+    for order in (("old", "late"), ("late", "old")):
+        joined = again([tmp_path / name for name in order], tmp_path / "-".join(order))
+        assert joined.origins == (known,)
+
+
+def test_archives_of_one_source_that_was_read_in_two_ways_are_refused(tmp_path: Path) -> None:
+    for first, name, kind in ((0, "a", "knmi"), (1000, "b", "odim")):
+        index = small_archive(tmp_path / name, first=first)
+        rewrite(tmp_path / name, index, origins=(dataclasses.replace(index.origins[0], recipe=Recipe(kind=kind)),))
+    with pytest.raises(DataError, match=r"b does not fit .*: key recipe is Recipe\(kind='odim'.*expected .*'knmi'"):
+        reshard([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "out"), SAME)
 
 
 def test_the_same_frame_twice_is_an_error(tmp_path: Path) -> None:

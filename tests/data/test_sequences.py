@@ -1,5 +1,6 @@
 """Runs, sequences and splits: every window once, none across a gap, no frame in two parts."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rainspark.data.errors import DataError
-from rainspark.data.sequences import cut_run, find_runs, rain_fraction, split_spans
+from rainspark.data.sequences import cut_run, find_runs, rain_fraction, split_spans, wetness
 
 CADENCE_S = 300
 
@@ -93,6 +94,16 @@ def test_times_that_are_no_series(times_s: list[int], cadence_s: int, message: s
 def test_windows_that_do_not_fit(window: int, max_frames: int) -> None:
     with pytest.raises(DataError, match="cannot hold windows"):
         cut_run(10, window, max_frames)
+
+
+def test_wetness_is_the_mean_of_saturated_rates() -> None:
+    counts = np.random.default_rng(3).integers(0, 700, (9, 7)).astype(np.uint16)
+    counts[2, :4] = 65535
+    valid = [int(count) for count in counts.ravel() if count != 65535]
+    expected = [sum(1 - math.exp(-count * 0.12 / rate) for count in valid) / len(valid) for rate in (1.0, 5.0)]
+    assert wetness(counts, 0.12) == pytest.approx(expected, abs=1e-6)
+    assert wetness(np.full((2, 2), 65535, np.uint16), 0.12) == (0.0, 0.0)
+    assert wetness(np.zeros((2, 2), np.uint16), 0.12) == (0.0, 0.0)
 
 
 def test_rain_fraction_leaves_missing_pixels_out() -> None:

@@ -139,6 +139,8 @@ def test_what_lies_between_the_sequences_is_seen(tmp_path: Path) -> None:
     [
         (0, {"missing": (1, *[0] * 8)}, "frame 0: missing is 1; the pixels give"),
         (1, {"rain_fraction": (1.0,) * 9}, r"frame \d: rain_fraction is 1.0; the pixels give"),
+        (1, {"wetness_5mmh": (1.0,) * 9}, r"frame \d: wetness_5mmh is 1.0; the pixels give"),
+        (1, {"frame_digests": "0" * 144}, r"frame \d: its digest is not that of its buffer"),
         (2, {"rain_after": 0.5}, "index.json, key s0002: rain_after is 0.5; the frames give"),
         (3, {"start_s": 1_262_304_000 + 24 * 300}, "key s0003: s0003.json says start_"),
         (4, {"num_starts": 8}, "key s0004: s0004.json says starts = 9, the index says 8"),

@@ -64,9 +64,24 @@ class Windows:
             # Of several places or radars there is none: what is learned then is bound to no part of the map.
             "grid": index.grid.cropped(index.crop).to_json() if len(index.origins) == 1 else None,
             "cadence_s": index.cadence_s,
+            "readers": {source: _reader(of_source(index, source)) for source in index.sources},
             "scale_mmh": scales_mmh.pop() if len(scales_mmh) == 1 else None,
             "spans": {split: [asdict(span) for span in spans] for split, spans in self.spans.items()},
         }
+
+
+def _reader(index: Index) -> dict[str, Any]:
+    """Describe how frames of an index's one source were read, and from which grid: a forecast reads the newest ones so.
+
+    The crop is that of an archive which holds one part of the grid; tiles have none.
+    """
+    origin = index.origins[0]
+    return {
+        "recipe": None if origin.recipe is None else asdict(origin.recipe),
+        "grid": origin.grid.to_json(),
+        "crop": str(origin.crop) if len(index.origins) == 1 else None,
+        "period_s": origin.period_s,
+    }
 
 
 def window_times(index: Index, table: WindowTable) -> WindowTimes:

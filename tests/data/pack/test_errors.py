@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ def test_a_crop_outside_the_grid_is_refused(tmp_path: Path, few: list[Path]) -> 
 def test_another_cadence_is_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "radar", range(5), cadence_s=600)
     refused(tmp_path, "cadence of 5 min was asked for, but the closest frames are 10 min apart")
-    assert pack([tmp_path / "radar"], tmp_path / "ten", PackOptions(window=2, cadence_s=600)).cadence_s == 600
+    # These files say that they are sums over 5 minutes.
+    ten_minutes = PackOptions(window=2, cadence_s=600)
+    refused(tmp_path, "are sums or means over 5 min, but its frames come every 10 min.*--allow-period", ten_minutes)
+    index = pack([tmp_path / "radar"], tmp_path / "ten", replace(ten_minutes, allow_period=True))
+    assert (index.cadence_s, index.origins[0].period_s) == (600, 300)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from rainspark.data.shards.index import (
 )
 from rainspark.data.shards.origins import Origin
 from rainspark.data.shards.totals import RainTotals
+from rainspark.data.sources.source import Recipe
 from rainspark.data.store.storage import open_storage
 
 
@@ -49,16 +50,28 @@ def small_index() -> Index:
             rain_fraction=(0.0, 0.5),
             missing=(0, 6),
             rain_after=0.25,
+            frame_digests="0123456789abcdef" * 2,
+            wetness_1mmh=(0.0, 0.25),
+            wetness_5mmh=(0.0, 0.125),
         )
 
     def origin(row0: int, source: str, scale_mmh: float) -> Origin:
         grid = Grid(rows=4, cols=3, pixel_km=1.0, projection="+proj=stere", x0_km=0.0, y0_km=0.0)
         crop = Crop(row0=row0, row1=row0 + 2, col0=0, col1=3)
-        return Origin(source=source, licence="none", scale_mmh=scale_mmh, grid=grid, crop=crop)
+        recipe = Recipe(kind="odim", options={"quantity": "RATE"})
+        shared: dict[str, Any] = {
+            "source": source,
+            "licence": "none",
+            "scale_mmh": scale_mmh,
+            "grid": grid,
+            "crop": crop,
+        }
+        return Origin(**shared, period_s=0, recipe=recipe)
 
     return signed(
         Index(
-            schema_version=2,
+            schema_version=3,
+            variables=("rainfall_rate",),
             cadence_s=300,
             rows=2,
             cols=3,
@@ -79,6 +92,27 @@ def test_an_index_is_read_as_it_was_written(tmp_path: Path) -> None:
     storage.write("index.json", dump_index(index))
     assert load_index(storage) == index
     assert dump_index(load_index(storage)) == dump_index(index)
+
+
+def without_news(values: dict[str, Any]) -> dict[str, Any]:
+    """Take out of an index's JSON what schema 2 did not have."""
+    for origin in values["origins"]:
+        del origin["period_s"], origin["recipe"]
+    for entry in values["sequences"]:
+        del entry["frame_digests"], entry["wetness_1mmh"], entry["wetness_5mmh"]
+    del values["variables"]
+    return values | {"schema_version": 2}
+
+
+def test_an_index_of_schema_2_is_read_as_it_is(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("index.json", _signed_json(without_news(json.loads(dump_index(small_index())))))
+    index = load_index(storage)
+    assert (index.schema_version, index.variables, index.origins[0].recipe) == (2, None, None)
+    assert index.sequences[1].frame_digest(1) is None
+    # Its fingerprint, by which runs know it, stays.
+    assert dump_index(signed(index)) == dump_index(index)
+    assert index.fingerprint == json.loads(storage.read("index.json"))["fingerprint"]
 
 
 def leaves(value: Any, holder: Any = None, key: Any = None) -> Iterator[tuple[Any, Any]]:
@@ -129,7 +163,7 @@ DAMAGE = [
     # Types, keys and limits, by pydantic.
     (
         edit_top("schema_version", 1),
-        "key schema_version is 1; expected 2; .*another version.*pack the archive again",
+        "key schema_version is 1; expected 2 or 3; .*another version.*pack the archive again",
     ),
     (edit_top("cadence_s", 0), "key cadence_s is 0; expected greater than or equal to 1"),
     (edit_top("cadence_s", 300.0), "key cadence_s is 300.0; expected a valid integer"),
@@ -189,6 +223,14 @@ DAMAGE = [
     (edit_sequence("frame_ends", [30, 30]), r"\.frame_ends"),
     (edit_sequence("frame_ends", [30]), r"\.frame_ends is 1 values; expected 2"),
     (edit_sequence("missing", [0, 7]), r"\.missing is 7; expected 0 to 6"),
+    (edit_top("variables", ["snowfall"]), "key variables is .'snowfall',.; expected .'rainfall_rate',"),
+    (edit_origin("period_s", -1), r"key origins\[2\]\.period_s is -1; expected greater"),
+    (edit_origin("recipe", {"kind": 7}), r"key origins\[2\]\.recipe\.kind is 7; expected a valid string"),
+    (lambda values: values["origins"][1].update(period_s=600), r"origins\[1\]\.period_s is 600; expected 0, as in the"),
+    (edit_sequence("frame_digests", "0123"), r"\.frame_digests is 4 digits; expected 16 a frame"),
+    (edit_sequence("frame_digests", "0x" * 16), r"\.frame_digests is 0x0x.*; expected to match pattern"),
+    (edit_sequence("wetness_1mmh", [0.5]), r"\.wetness_1mmh is 1 values; expected 2"),
+    (edit_sequence("wetness_5mmh", [0.5, 1.5]), r"\.wetness_5mmh\[1\] is 1.5; expected less"),
     (edit_sequence("rain_after", -0.5), r"\.rain_after is -0.5; expected 0 to 1, or -1"),
     (edit_sequence("start_s", 10**18), r"\.start_s is 10{18}, .*years 1900 to 2199"),
     (edit_sequence("start_s", -(10**10)), r"\.start_s is -10{10}"),
@@ -239,7 +281,7 @@ def test_statistics_nested_without_end_are_refused(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     for depth in (400, 900, 5000, 100_000):
         nested = b'"statistics":{"a":' + b"[" * depth + b"]" * depth + b"}"
-        data = re.sub(rb'"statistics":\{.*\}\}?,"window', nested + b',"window', dump_index(small_index()))
+        data = re.sub(rb'"statistics":\{.*\}\}?,"variables', nested + b',"variables', dump_index(small_index()))
         assert nested in data
         storage.write("index.json", data)
         with pytest.raises(DataError, match=r"index\.json"):

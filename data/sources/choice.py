@@ -1,0 +1,127 @@
+"""Choose what reads a kind of radar files: each kind's options, the source made of them, and its recipe and back."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final, Protocol, cast
+
+from ..command import CommandParser
+from ..errors import ConfigError, DataError
+from ..json_checks import JsonRecord, canonical, read_json, shown
+from .importer import ImporterSource
+from .knmi import KnmiSource
+from .odim import QUANTITIES, OdimSource, parse_zr
+from .smaat import GROUPS, SmaatSource
+from .source import Recipe, Source
+
+LICENCE_UNKNOWN: Final = "not stated"
+SOURCES: Final[dict[str, type[JsonRecord]]] = {
+    source.kind: source for source in (KnmiSource, SmaatSource, OdimSource, ImporterSource)
+}
+ODIM_TIMES: Final = (
+    "A composite of RATE or DBZH is a frame of its nominal time (/what), which the end of its data may follow or "
+    "precede by minutes (OPERA's of 2018: by 5); one of ACRR is a frame of the time at which its accumulation ends."
+)
+
+
+class Commands(Protocol):
+    """What argparse gives for sub-commands."""
+
+    def add_parser(self, name: str, **settings: Any) -> argparse.ArgumentParser:
+        """Add one."""
+
+
+def add_kinds(commands: Commands) -> tuple[argparse.ArgumentParser, ...]:
+    """Add a sub-command a kind of source, with the options that the source is made of; gives their parsers."""
+    knmi = commands.add_parser("knmi", help="KNMI HDF5 composites, also inside tars and zips")
+    smaat = commands.add_parser("smaat", help="SmaAt-UNet's collected HDF5: frames, or ready windows as they are")
+    smaat.add_argument("--group", choices=(*GROUPS, "both"), default="both", help="which group to take (both)")
+    smaat.add_argument("--skip-gaps", action="store_true", help="leave out ready windows across gaps, and count them")
+    odim_help = "ODIM_H5 composites (OPERA and others), also inside tars and zips"
+    odim = commands.add_parser("odim", help=odim_help, description=ODIM_TIMES)
+    odim.add_argument("--quantity", choices=QUANTITIES, help="which to take where a file holds several")
+    importer = commands.add_parser("importer", help="any format that pysteps imports")
+    importer.add_argument("--importer", required=True, metavar="NAME", help="pysteps' importer, such as mrms_grib")
+    pattern_help = "names of the files as strftime writes their end time"
+    importer.add_argument("--time-pattern", required=True, metavar="PATTERN", help=pattern_help)
+    argument_help = "a further argument of the importer"
+    importer.add_argument("--argument", action="append", default=[], metavar="NAME=VALUE", help=argument_help)
+
+    # What several kinds share.
+    for parser in (odim, importer):
+        parser.add_argument("--zr", metavar="A,B", help="Z = A R**B for reflectivity, such as 200,1.6")
+        parser.add_argument("--name", help="the product's name (what the files say)")
+        parser.add_argument("--licence", default=LICENCE_UNKNOWN, help=f"licence of the data ({LICENCE_UNKNOWN})")
+    return knmi, smaat, odim, importer
+
+
+def source_of(arguments: argparse.Namespace, cadence_s: int) -> Source:
+    """Make the source that a sub-command's options ask for.
+
+    Raises:
+        DataError: Values that no source can have.
+    """
+    if arguments.command == "knmi":
+        return KnmiSource()
+    if arguments.command == "smaat":
+        return SmaatSource(group=arguments.group, cadence_s=cadence_s, skip_gaps=arguments.skip_gaps)
+
+    zr = None if arguments.zr is None else parse_zr(arguments.zr)
+    if arguments.command == "odim":
+        return OdimSource(quantity=arguments.quantity, zr=zr, name=arguments.name, licence=arguments.licence)
+    return ImporterSource(
+        importer=arguments.importer,
+        time_pattern=arguments.time_pattern,
+        # In one order, however they were given: the same arguments make the same archive.
+        arguments=dict(sorted(map(_argument, arguments.argument))),
+        zr=zr,
+        name=arguments.name,
+        licence=arguments.licence,
+    )
+
+
+def source_of_words(words: Sequence[str], cadence_s: int) -> Source:
+    """Make the source that a text such as "odim --zr 200,1.6" asks for, split into words.
+
+    Raises:
+        ConfigError: It is none that a sub-command of `rainspark pack` understands.
+    """
+    parser = CommandParser(prog="--reader")
+    add_kinds(parser.add_subparsers(dest="command", required=True))
+    try:
+        return source_of(parser.parse_args(words), cadence_s)
+    except DataError as error:
+        raise ConfigError(f"--reader {' '.join(words)!r}: {error}") from error
+
+
+def recipe_of(source: Source) -> Recipe:
+    """Write down how a source reads: its kind, and its options as JSON values, without those that are None."""
+    values = {name: value for name, value in asdict(cast(Any, source)).items() if value is not None}
+    return Recipe(kind=source.kind, options=json.loads(canonical(values)))
+
+
+def source_of_recipe(recipe: Recipe) -> Source:
+    """Make the source that a recipe describes, checked as strictly as an index.
+
+    Raises:
+        DataError: A kind or an option that is not known, or a value that it cannot have.
+    """
+    if recipe.kind not in SOURCES:
+        raise DataError(f"the recipe's kind of source is {shown(recipe.kind)}; expected one of {', '.join(SOURCES)}")
+    try:
+        return cast(Source, read_json(SOURCES[recipe.kind], canonical(recipe.options)))
+    except DataError as error:
+        raise DataError(f"the recipe of a source {recipe.kind}: {error}; state it with --reader") from error
+
+
+def _argument(text: str) -> tuple[str, str | float]:
+    """Parse an argument of an importer."""
+    name, between, value = text.partition("=")
+    if not between or not name.isidentifier():
+        raise DataError(f"--argument {text!r}: expected NAME=VALUE, such as qty=DBZH")
+    try:
+        # Importers compute with what is a number.
+        return name, float(value)
+    except ValueError:
+        return name, value
