@@ -43,8 +43,8 @@ def add_kinds(commands: Commands) -> tuple[argparse.ArgumentParser, ...]:
     odim.add_argument("--quantity", choices=QUANTITIES, help="which to take where a file holds several")
     importer = commands.add_parser("importer", help="any format that pysteps imports")
     importer.add_argument("--importer", required=True, metavar="NAME", help="pysteps' importer, such as mrms_grib")
-    pattern_help = "names of the files as strftime writes their end time"
-    importer.add_argument("--time-pattern", required=True, metavar="PATTERN", help=pattern_help)
+    pattern_help = "names of the files as strftime writes their end time, * and ? for what varies; may be repeated"
+    importer.add_argument("--time-pattern", action="append", required=True, metavar="PATTERN", help=pattern_help)
     argument_help = "a further argument of the importer"
     importer.add_argument("--argument", action="append", default=[], metavar="NAME=VALUE", help=argument_help)
 
@@ -72,7 +72,7 @@ def source_of(arguments: argparse.Namespace, cadence_s: int) -> Source:
         return OdimSource(quantity=arguments.quantity, zr=zr, name=arguments.name, licence=arguments.licence)
     return ImporterSource(
         importer=arguments.importer,
-        time_pattern=arguments.time_pattern,
+        time_patterns=tuple(arguments.time_pattern),
         # In one order, however they were given: the same arguments make the same archive.
         arguments=dict(sorted(map(_argument, arguments.argument))),
         zr=zr,
@@ -115,13 +115,9 @@ def source_of_recipe(recipe: Recipe) -> Source:
         raise DataError(f"the recipe of a source {recipe.kind}: {error}; state it with --reader") from error
 
 
-def _argument(text: str) -> tuple[str, str | float]:
-    """Parse an argument of an importer."""
+def _argument(text: str) -> tuple[str, str]:
+    """Split an argument of an importer into name and value."""
     name, between, value = text.partition("=")
     if not between or not name.isidentifier():
-        raise DataError(f"--argument {text!r}: expected NAME=VALUE, such as qty=DBZH")
-    try:
-        # Importers compute with what is a number.
-        return name, float(value)
-    except ValueError:
-        return name, value
+        raise ConfigError(f"--argument {text!r}: expected NAME=VALUE, such as qty=DBZH")
+    return name, value

@@ -13,24 +13,25 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ..counts import QUANTUM_MMH, requantise
-from ..errors import DataError
+from ..counts import QUANTUM_MMH, Rounding, requantise
+from ..errors import ConfigError, DataError
 from ..frames import Crop, Grid
 from ..json_checks import JsonRecord
 from .files import RadarFile, digest_of, files_of
+from .foreign.importer_arguments import check_arguments, effective
+from .foreign.name_times import NEEDED, NameTimes
 from .hdf5 import MAX_PIXELS, explained
 from .odim import ZR
-from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order
+from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order, without_copies
 
 KIND: Final = "a field with pysteps' metadata"
-PATTERN: Final = "expected the pattern of the files' names, with %Y, %m, %d, %H and %M"
 EARTH_RADIUS_M: Final = 6_371_000
 """Mean radius of the Earth (IUGG, R1, to the kilometre): a grid in degrees is plate carrée on this sphere."""
 PLATE_CARREE: Final = f"+proj=eqc +lat_ts=0 +lon_0=0 +R={EARTH_RADIUS_M} +units=m"
@@ -38,6 +39,19 @@ KILOMETRES: Final = {"m": 0.001, "km": 1.0, "degrees": math.radians(EARTH_RADIUS
 """Kilometres of a `cartesian_unit`."""
 SQUARE: Final = 0.01
 """Largest relative difference between a pixel's sides that still counts as square."""
+AGREEMENT: Final = 1e-4
+"""Largest relative difference between the stated size of pixels and the one by the grid's edges."""
+CONSTANT_PERIOD: Final = frozenset({"fmi_geotiff", "fmi_pgm", "mch_hdf5", "mrms_grib", "odim_hdf5", "opera_hdf5"})
+"""Importers that write the same `accutime` whatever the file says (pysteps 1.21)."""
+READ_BY_US: Final[Mapping[str, str]] = {
+    "dwd_radolan": "it states no unit, and an orientation that the field does not have: use rainspark pack xarray "
+    "FILES --engine radolan --variable RW (or RX, RY, YW)",
+}
+"""Importers that give wrong or incomplete fields, and what reads their files right."""
+CHANGES: Final[Mapping[str, str]] = {
+    "mch_hdf5": "pixels without an echo missing; rainspark pack odim keeps them dry",
+}
+"""What importers make of the data in any case."""
 
 
 @dataclass(kw_only=True)
@@ -46,8 +60,8 @@ class ImporterSource(JsonRecord):
 
     Attributes:
         importer: The importer's name as pysteps.io.get_method knows it, such as mrms_grib.
-        time_pattern: The files' names as strptime reads them: %Y%m%d%H%M of the end time, UTC.
-        arguments: Further arguments of the importer.
+        time_patterns: The files' names (data.sources.foreign.name_times), with %Y%m%d%H%M of the end time.
+        arguments: Further arguments of the importer, as texts.
         zr: From reflectivity to rain; needed for dBZ.
         name: The product's name; None for the importer's and its institution's.
         licence: Licence of the data.
@@ -55,8 +69,8 @@ class ImporterSource(JsonRecord):
 
     kind: ClassVar[str] = "importer"
     importer: str
-    time_pattern: str
-    arguments: Mapping[str, str | float] = field(default_factory=dict)
+    time_patterns: tuple[str, ...]
+    arguments: Mapping[str, str] = field(default_factory=dict)
     zr: ZR | None = None
     name: str | None = None
     licence: str = "not stated"
@@ -69,37 +83,52 @@ class ImporterSource(JsonRecord):
         return f"importer {self!r}"
 
     def scan(self, paths: Sequence[Path]) -> Found:
-        """Find the files whose names hold a time, in time order; those of folders that hold none are counted."""
-        _pysteps_method(self.importer)
-        times_s = {file: self._time_of(file) for path in paths for file in files_of(path, ("",))}
+        """Find the files whose names hold a time, in time order; those of folders that hold none are counted.
+
+        Raises:
+            ConfigError: About the importer, its arguments or the patterns, before any file is looked at.
+            DataError: About the files.
+        """
+        name_times = NameTimes(patterns=self.time_patterns)
+        name_times.check()
+        _, arguments = self._method()
+
+        times_s = {file: name_times.time_of(file.name) for path in paths for file in files_of(path, ("",))}
         others = [file for file, time_s in times_s.items() if time_s is None]
+        patterns = " or ".join(map(repr, self.time_patterns))
         misnamed = next((path for path in paths if path in others), None)
         if misnamed is not None:
             raise DataError(
-                f"{misnamed}: its name does not fit --time-pattern {self.time_pattern!r}; {PATTERN} (pysteps reads no "
-                "archives: take the files out first)"
+                f"{misnamed}: its name does not fit --time-pattern {patterns}; {NEEDED} (pysteps reads no archives: "
+                "take the files out first)"
             )
 
-        refs = [
-            FileRef(file=RadarFile(path=file), end_time_s=time_s)
+        # Links may lead to a file twice.
+        unique = {
+            file.resolve(): FileRef(file=RadarFile(path=file), end_time_s=time_s)
             for file, time_s in times_s.items()
             if time_s is not None
-        ]
-        if not refs:
+        }
+        if not unique:
             names = ", ".join(map(str, paths)) or "nothing"
-            raise DataError(f"no file in {names} has a name like {self.time_pattern!r}; {PATTERN}")
-        # Links may lead to a file twice.
-        unique = {ref.file.key: ref for ref in refs}
-        notes = (f"{len(others)} files have other names and are not read, such as {others[0]}",) if others else ()
-        return Found(refs=in_time_order(list(unique.values())), notes=notes)
+            raise DataError(f"no file in {names} has a name like {patterns}; {NEEDED}")
+        refs, notes = without_copies(list(unique.values()), lambda ref: digest_of(ref.path))
+        if others:
+            notes.append(f"{len(others)} files have other names and are not read, such as {others[0]}")
+        if arguments:
+            notes.append(f"pysteps' {self.importer} reads with {arguments}")
+        if self.importer in CHANGES:
+            notes.append(f"pysteps' {self.importer} makes {CHANGES[self.importer]}")
+        return Found(refs=in_time_order(refs), notes=tuple(notes))
 
     def survey(self, ref: FrameRef) -> Surveyed:
-        """Import a file for its metadata, and digest its bytes."""
+        """Import a file for its metadata and its pixels' worth, and digest its bytes."""
         assert isinstance(ref, FileRef)
         field_hw, metadata = self._imported(ref)
         with explained(str(ref), KIND):
             grid = _grid(metadata, field_hw.shape)
-            self._rain_mmh(np.empty(0), metadata)
+            period_s = self._period_s(metadata)
+            self._counts(field_hw, metadata, Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols))
 
         institution = str(metadata.get("institution") or "").strip()
         header = Header(
@@ -109,6 +138,7 @@ class ImporterSource(JsonRecord):
             grid=grid,
             source=self.name or f"{institution or 'unknown institution'}, by pysteps' {self.importer}",
             licence=self.licence,
+            period_s=period_s,
         )
         return Surveyed(header=header, num_bytes=ref.path.stat().st_size, sha256=digest_of(ref.path))
 
@@ -118,32 +148,45 @@ class ImporterSource(JsonRecord):
         field_hw, metadata = self._imported(ref)
         with explained(str(ref), KIND):
             crop.check_inside(*field_hw.shape)
-            if metadata.get("yorigin") == "lower":
-                field_hw = field_hw[::-1]
-            part_hw = field_hw[crop.row0 : crop.row1, crop.col0 : crop.col1]
-            rain_mmh = self._rain_mmh(part_hw, metadata).ravel()
-            counts, rounding = requantise(
-                rain_mmh, lambda at: (crop.row0 + at // crop.cols, crop.col0 + at % crop.cols)
-            )
+            counts_hw, rounding = self._counts(field_hw, metadata, crop)
 
         # Digested after it was read: whoever wrote to it before that is found out.
-        return Reading(counts=counts.reshape(part_hw.shape), sha256=digest_of(ref.path), rounding=rounding)
+        return Reading(counts=counts_hw, sha256=digest_of(ref.path), rounding=rounding)
 
-    def _time_of(self, path: Path) -> int | None:
-        try:
-            return int(datetime.strptime(path.name, self.time_pattern).replace(tzinfo=UTC).timestamp())
-        except ValueError:
-            return None
+    def _counts(
+        self, field_hw: npt.NDArray[Any], metadata: Mapping[str, Any], crop: Crop
+    ) -> tuple[npt.NDArray[np.uint16], Rounding]:
+        """Turn a part of the field, north up, into counts."""
+        if metadata.get("yorigin") == "lower":
+            field_hw = field_hw[::-1]
+        part_hw = field_hw[crop.row0 : crop.row1, crop.col0 : crop.col1]
+        rain_mmh = self._rain_mmh(part_hw, metadata).ravel()
+        counts, rounding = requantise(
+            rain_mmh,
+            lambda at: (crop.row0 + at // crop.cols, crop.col0 + at % crop.cols),
+            frame_pixels=field_hw.size,
+        )
+        return counts.reshape(part_hw.shape), rounding
+
+    def _method(self) -> tuple[Callable[..., Any], str]:
+        """Find the importer, bound to its arguments, and what they are in words; raises ConfigError."""
+        if self.importer in READ_BY_US:
+            raise ConfigError(f"pysteps' importer {self.importer}: {READ_BY_US[self.importer]}")
+        method = _pysteps_method(self.importer)
+        arguments = check_arguments(self.importer, method, self.arguments)
+        return partial(method, **arguments), effective(method, arguments)
 
     def _imported(self, ref: FileRef) -> tuple[npt.NDArray[np.float64], Mapping[str, Any]]:
         """Run the importer: the field with NaN where nothing was measured, and the metadata."""
-        method = _pysteps_method(self.importer)
+        method, arguments = self._method()
         try:
             with self._alone, contextlib.redirect_stdout(io.StringIO()):
-                imported = method(str(ref.path), **self.arguments)
+                imported = method(str(ref.path))
         # Importers raise whatever the library below them raises.
         except Exception as error:
             advice = "the file is damaged or of another format: remove it, or choose another --importer"
+            if arguments:
+                advice += f" or --argument (it ran with {arguments})"
             if isinstance(error, ImportError) or type(error).__name__ == "MissingOptionalDependency":
                 advice = "install the package that it asks for"
             raise DataError(
@@ -151,8 +194,8 @@ class ImporterSource(JsonRecord):
             ) from error
         if not (isinstance(imported, tuple) and len(imported) == 3 and isinstance(imported[2], Mapping)):
             raise DataError(f"{ref}: pysteps' importer {self.importer} gives no field with metadata; choose another")
-        # Masked, infinite and not a number: all of it is missing.
-        field_hw = np.ma.filled(np.ma.masked_invalid(np.ma.asarray(imported[0], np.float64), copy=True), np.nan)
+        # Masked and not a number: both are missing.
+        field_hw = np.ma.filled(np.ma.asarray(imported[0], np.float64), np.nan)
         if field_hw.ndim != 2 or not 0 < field_hw.size <= MAX_PIXELS:
             raise DataError(f"{ref}: the field has shape {field_hw.shape}; expected rows, columns, up to {MAX_PIXELS}")
         return field_hw, imported[2]
@@ -169,12 +212,8 @@ class ImporterSource(JsonRecord):
             )
 
         # A depth becomes a rate by the minutes in which it fell.
-        factor = 1.0
-        if unit == "mm":
-            accutime = metadata.get("accutime")
-            if not isinstance(accutime, (int, float)) or not 0 < accutime <= 1440:
-                raise DataError(f"the field is in mm, accutime is {accutime!r}; expected its minutes, 1 to 1440")
-            factor = 60 / accutime
+        period_s = self._period_s(metadata)
+        factor = 3600 / period_s if unit == "mm" and period_s else 1.0
         if self.zr is not None:
             rain_hw = self.zr.rain_mmh(field_hw)
         else:
@@ -184,6 +223,22 @@ class ImporterSource(JsonRecord):
         if (transform == "dB" or self.zr is not None) and zero is not None and threshold is not None:
             rain_hw = np.where((field_hw <= zero) & (field_hw < threshold), 0.0, rain_hw)
         return rain_hw
+
+    def _period_s(self, metadata: Mapping[str, Any]) -> int | None:
+        """Read over which time a value is a mean or a sum, seconds; 0 of reflectivity, None where nothing says it."""
+        unit, accutime = metadata.get("unit"), metadata.get("accutime")
+        if unit == "dBZ":
+            return 0
+        is_constant = self.importer in CONSTANT_PERIOD
+        if isinstance(accutime, (int, float, np.number)) and 0 < accutime <= 1440 and not is_constant:
+            return round(60 * float(accutime))
+        if unit == "mm":
+            constant = ", which it writes whatever the file says: ODIM_H5 is read by rainspark pack odim"
+            raise DataError(
+                f"the field is in mm, {self.importer}'s accutime is {accutime!r}{constant if is_constant else ''}; "
+                "expected the minutes in which it fell, 1 to 1440"
+            )
+        return None
 
 
 def _pysteps_method(name: str) -> Callable[..., Any]:
@@ -198,7 +253,7 @@ def _pysteps_method(name: str) -> Callable[..., Any]:
     try:
         method: Callable[..., Any] = pysteps_io.get_method(name, "importer")
     except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(
+        raise ConfigError(
             f"pysteps knows no importer {name!r} ({' '.join(str(error).split())}); expected one such as mrms_grib or "
             "mch_gif"
         ) from error
@@ -216,8 +271,14 @@ def _grid(metadata: Mapping[str, Any], shape: tuple[int, ...]) -> Grid:
             "numbers, m, km or degrees, and upper or lower"
         )
 
-    left_km, right_km, lower_km, upper_km = (float(edge) * KILOMETRES[unit] for edge in edges)  # type: ignore[arg-type]
-    wide_km, high_km = (right_km - left_km) / cols, (upper_km - lower_km) / rows
+    km = KILOMETRES[unit]
+    left_km, right_km, lower_km, upper_km = (float(edge) * km for edge in edges)  # type: ignore[arg-type]
+    wide_km, left_km = _stated_pixel(metadata.get("xpixelsize"), km, left_km, right_km, cols)
+    high_km, below_km = _stated_pixel(metadata.get("ypixelsize"), km, -upper_km, -lower_km, rows)
+    upper_km = -below_km
+    # Degrees east run on to 360 in some files.
+    if unit == "degrees" and left_km >= 180 * km:
+        left_km -= 360 * km
     if not (wide_km > 0 and abs(high_km - wide_km) <= SQUARE * wide_km):
         raise DataError(f"pixels of {wide_km:g} by {high_km:g} km; expected square ones")
     projection = PLATE_CARREE if unit == "degrees" else " ".join(str(metadata.get("projection") or "").split())
@@ -231,4 +292,34 @@ def _grid(metadata: Mapping[str, Any], shape: tuple[int, ...]) -> Grid:
         projection=projection,
         x0_km=round(left_km, 3) + 0.0,
         y0_km=round(upper_km, 3) + 0.0,
+    )
+
+
+def _stated_pixel(stated: Any, km: float, first_km: float, last_km: float, count: int) -> tuple[float, float]:
+    """Compare the stated size of pixels with the edges of the grid, of which some importers give the pixels' centres.
+
+    Args:
+        stated: Size in the importer's unit; None where it states none.
+        km: Kilometres of that unit.
+        first_km: Edge that the pixels are counted from.
+        last_km: Edge on the other side.
+        count: Pixels between them.
+
+    Returns:
+        The size, km: the stated one. The edge of the first pixel, km.
+
+    Raises:
+        DataError: The edges are further apart than the pixels say, or closer.
+    """
+    span_km = last_km - first_km
+    if not isinstance(stated, (int, float, np.number)) or not math.isfinite(stated) or stated == 0:
+        return span_km / count, first_km
+    size_km = abs(float(stated)) * km
+    if abs(span_km - count * size_km) <= AGREEMENT * count * size_km:
+        return size_km, first_km
+    if abs(span_km - (count - 1) * size_km) <= AGREEMENT * count * size_km:
+        return size_km, first_km - size_km / 2
+    raise DataError(
+        f"{count} pixels are stated to be {size_km:g} km wide each, and their edges are {span_km:g} km apart; expected "
+        f"{count * size_km:g} km: the file is damaged, or its importer does not know this grid"
     )

@@ -152,6 +152,30 @@ def in_time_order(refs: Sequence[Ref]) -> tuple[Ref, ...]:
     return tuple(ordered)
 
 
+def without_copies(refs: Sequence[FileRef], digest_of: Callable[[FileRef], str]) -> tuple[list[FileRef], list[str]]:
+    """Leave out files that hold the same bytes as another one of their time.
+
+    Returns:
+        The files that stay, and a note where some were left out.
+    """
+    of_time: dict[int, list[FileRef]] = {}
+    for ref in sorted(refs, key=str):
+        of_time.setdefault(ref.end_time_s, []).append(ref)
+
+    kept: list[FileRef] = []
+    copies: list[FileRef] = []
+    for same in of_time.values():
+        digests: set[str] = set()
+        for ref in same:
+            # Files are read only where two claim one time.
+            digest = digest_of(ref) if len(same) > 1 else ""
+            (copies if digest in digests else kept).append(ref)
+            digests.add(digest)
+    if not copies:
+        return kept, []
+    return kept, [f"{len(copies)} files are copies of others, byte for byte, and are not read, such as {copies[0]}"]
+
+
 def find_composites(
     paths: Sequence[Path], endings: Sequence[str], time_of: Callable[[RadarFile], int], expected: str
 ) -> tuple[FileRef, ...]:

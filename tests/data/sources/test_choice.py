@@ -36,7 +36,7 @@ def test_a_recipe_gives_the_same_source_back(kind: str) -> None:
         (Recipe(kind="pickle"), "the recipe's kind of source is pickle; expected one of knmi, smaat, odim"),
         (Recipe(kind="odim", options={"quantity": 7}), "a source odim: key quantity is 7; .*state it with --reader"),
         (Recipe(kind="odim", options={"run": "rm"}), "a source odim: key run is unknown"),
-        (Recipe(kind="importer", options={"importer": "x"}), "a source importer: key time_pattern is missing"),
+        (Recipe(kind="importer", options={"importer": "x"}), "a source importer: key time_patterns is missing"),
     ],
 )
 def test_a_recipe_of_a_stranger_is_checked(recipe: Recipe, message: str) -> None:
