@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from .errors import ConfigError
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ConfigError, DataError
 
 # Only annotations need torch here: packing and launch read these constants without waiting for its import.
 if TYPE_CHECKING:
@@ -24,6 +27,31 @@ SCALES_MMH: Final = (1e-6, 100.0)
 
 NL50_MAX_MM_5MIN: Final = 47.83
 """Largest 5-minute depth of the NL-50 years 2016 to 2018, in mm: the published scale (SmaAt-UNet, SpaT-SparK)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZR:
+    """Z = a R**b, with Z in mm^6/m^3 and R in mm/h (Marshall and Palmer 1948: a = 200, b = 1.6)."""
+
+    a: float
+    b: float
+
+    def rain_mmh(self, reflectivity_dbz: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+        """Turn dBZ, 10 log10 Z, of any shape into mm/h."""
+        exponent = (np.asarray(reflectivity_dbz, np.float64) / 10.0 - math.log10(self.a)) / self.b
+        # Beyond every radar's range, and within float64's.
+        return np.power(10.0, np.clip(exponent, -30.0, 30.0))
+
+
+def parse_zr(text: str) -> ZR:
+    """Read a Z-R relation such as "200,1.6"; raises DataError for what is none."""
+    try:
+        a, b = (float(number) for number in text.split(","))
+    except ValueError:
+        a = b = math.nan
+    if not (1 <= a <= 10_000 and 0.5 <= b <= 5):
+        raise DataError(f"--zr {text}: expected A,B of Z = A R**B, A of 1 to 10000, B of 0.5 to 5, such as 200,1.6")
+    return ZR(a=a, b=b)
 
 
 @dataclass(frozen=True, kw_only=True)

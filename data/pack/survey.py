@@ -217,6 +217,7 @@ def _survey_source(
         _check_agreement(ref, surveyed.header, refs[0] if refs else ref, first)
         refs.append(ref)
         sha256s.append(surveyed.sha256)
+        notes += [note for note in surveyed.notes if note not in notes]
         num_bytes += surveyed.num_bytes
 
     if first is None:

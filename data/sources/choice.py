@@ -49,8 +49,9 @@ def add_kinds(commands: Commands) -> tuple[argparse.ArgumentParser, ...]:
     importer.add_argument("--argument", action="append", default=[], metavar="NAME=VALUE", help=argument_help)
 
     # What several kinds share.
-    for parser in (odim, importer):
+    for parser in (knmi, odim, importer):
         parser.add_argument("--zr", metavar="A,B", help="Z = A R**B for reflectivity, such as 200,1.6")
+    for parser in (odim, importer):
         parser.add_argument("--name", help="the product's name (what the files say)")
         parser.add_argument("--licence", default=LICENCE_UNKNOWN, help=f"licence of the data ({LICENCE_UNKNOWN})")
     return knmi, smaat, odim, importer
@@ -62,12 +63,12 @@ def source_of(arguments: argparse.Namespace, cadence_s: int) -> Source:
     Raises:
         DataError: Values that no source can have.
     """
-    if arguments.command == "knmi":
-        return KnmiSource()
     if arguments.command == "smaat":
         return SmaatSource(group=arguments.group, cadence_s=cadence_s, skip_gaps=arguments.skip_gaps)
 
     zr = None if arguments.zr is None else parse_zr(arguments.zr)
+    if arguments.command == "knmi":
+        return KnmiSource(zr=zr)
     if arguments.command == "odim":
         return OdimSource(quantity=arguments.quantity, zr=zr, name=arguments.name, licence=arguments.licence)
     return ImporterSource(

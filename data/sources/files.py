@@ -1,5 +1,6 @@
 """Find radar files in folders, tars and zips by their endings, and read them where they lie in bounded memory."""
 
+import glob
 import hashlib
 import os
 import stat
@@ -40,6 +41,10 @@ class RadarFile:
     def key(self) -> tuple[Path, int]:
         """What is equal for the same bytes, however they are reached."""
         return self.path.resolve(), -1 if self.member is None else self.member.offset
+
+    def content(self, limit_bytes: int) -> Path | bytes:
+        """Give what h5py opens to read a header: the file where it lies, or all bytes where it is no file."""
+        return self.path if self.member is None else self.read(limit_bytes)
 
     def read(self, limit_bytes: int) -> bytes:
         """Read all of it; raises DataError for what cannot be read or is longer than the limit, before it is held."""
@@ -95,7 +100,19 @@ def digest_of(path: Path) -> str:
 
 
 def files_of(path: Path, endings: Sequence[str]) -> Iterator[Path]:
-    """List a file, or those of a folder with these endings; behind links too, each folder once."""
+    """List a file, or those of a folder with these endings; behind links too, each folder once.
+
+    A path with wildcards (*, ?, [...], ** for folders of any depth) that is no file itself stands for all that it
+    matches: a shell leaves one in quotation marks as it is.
+    """
+    if glob.has_magic(str(path)) and not os.path.lexists(path):
+        matches = sorted(glob.iglob(str(path), recursive=True))  # noqa: PTH207
+        if not matches:
+            raise DataError(f"{path} matches nothing; expected radar files, archives, or folders of them")
+        for match in matches:
+            yield from files_of(Path(match), endings)
+        return
+
     status = _stat(path)
     if not stat.S_ISDIR(status.st_mode):
         yield path

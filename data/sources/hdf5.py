@@ -39,7 +39,16 @@ TELLING_GROUPS: Final = {"image1": "knmi", "what": "odim", "train": "smaat", "te
 
 
 class ChoiceError(DataError):
-    """A sound file, but the command asks for what it does not hold: another sub-command or option is needed."""
+    """A sound file, but the command asks for what it does not hold: another sub-command or option is needed.
+
+    Args:
+        message: What was found, what was expected, what to do.
+        holds: What the file holds instead, in a word or two; "" where the command does not choose between files.
+    """
+
+    def __init__(self, message: str, holds: str = "") -> None:
+        super().__init__(message)
+        self.holds = holds
 
 
 @contextmanager
@@ -60,6 +69,8 @@ def explained(name: str, kind: str) -> Iterator[None]:
     """Turn whatever h5py raises inside into a DataError that names the file; for the arguments see `opened`."""
     try:
         yield
+    except ChoiceError as error:
+        raise ChoiceError(f"{name}: {error}", error.holds) from error
     except DataError as error:
         raise type(error)(f"{name}: {error}") from error
     # h5py raises nearly everything for damaged files, depending on which byte is wrong.
@@ -83,7 +94,8 @@ def check_layout(file: Any, wanted: str) -> None:
     if readers and wanted not in readers:
         raise ChoiceError(
             f"it is {KINDS[readers[0]]}, not {KINDS[wanted]}: pack it with the sub-command {readers[0]} instead of "
-            f"{wanted}"
+            f"{wanted}",
+            holds=KINDS[readers[0]],
         )
 
 
@@ -122,6 +134,39 @@ def number(item: Any, name: str, *, may_be_nan: bool = False) -> float:
     if not is_number or not (math.isfinite(value) or (may_be_nan and math.isnan(value))):
         raise DataError(f"attribute {name} of {item.name} is {value!r}; expected a number")
     return float(value)
+
+
+class Attributes:
+    """Attributes that groups of several levels hold, of which the nearest one that has a name counts.
+
+    Args:
+        kind: The groups' name, for messages.
+        holders: The groups, nearest first.
+    """
+
+    def __init__(self, kind: str, holders: Sequence[Any]) -> None:
+        self._kind = kind
+        self._holders = holders
+
+    def hold(self, *names: str) -> bool:
+        """Check whether all of these attributes are stated."""
+        return all(any(name in holder.attrs for holder in self._holders) for name in names)
+
+    def text(self, name: str) -> str:
+        """Read an attribute that is text."""
+        return text(self._holder(name), name)
+
+    def number(self, name: str, default: float | None = None, *, may_be_nan: bool = False) -> float:
+        """Read an attribute that is a number; the default where none is stated."""
+        if default is not None and not self.hold(name):
+            return default
+        return number(self._holder(name), name, may_be_nan=may_be_nan)
+
+    def _holder(self, name: str) -> Any:
+        """Find the group that holds an attribute; the farthest if none does."""
+        if not self._holders:
+            raise DataError(f"/{self._kind} is missing; expected a radar file that holds it")
+        return next((holder for holder in self._holders if name in holder.attrs), self._holders[-1])
 
 
 def check_array(array: Any, ndims: Sequence[int], dtypes: Sequence[str]) -> None:

@@ -1,4 +1,6 @@
-"""Read KNMI's radar precipitation composites: one HDF5 file a frame, in folders, daily tars and yearly zips.
+"""Read KNMI's radar composites: one HDF5 file a frame, in folders, daily tars and yearly zips.
+
+Precipitation keeps its counts; reflectivity (RAD_NL25_PCP) becomes counts of 0.01 mm/h by a Z-R relation.
 
 Layout and names: KNMI HDF5 Data Format Specification, v3.5 (Roozekrans and Holleman, KNMI TR-264), and the files
 themselves. Formulas are parsed, never evaluated.
@@ -7,24 +9,26 @@ themselves. Formulas are parsed, never evaluated.
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from ..counts import QUANTUM_MMH, Rounding, requantise
 from ..errors import DataError
 from ..frames import Crop, Frame, Grid, iso_time
 from ..json_checks import JsonRecord
-from ..units import MISSING_COUNT, SCALES_MMH
+from ..units import MISSING_COUNT, SCALES_MMH, ZR
 from . import hdf5
 from .files import RadarFile
+from .places.composites import Finder, Look, find_composites
 from .source import FileRef as FileRef
-from .source import Found, FrameRef, Header, Reading, Surveyed, find_composites
+from .source import Found, FrameRef, Header, Reading, Surveyed
 
 FILE_NAME: Final = re.compile(r"RAD_NL\d+_\w*?(\d{12})(?:_\w+)?\.h5", re.ASCII)
 KIND: Final = hdf5.KINDS["knmi"]
@@ -33,8 +37,11 @@ PRODUCT_TIME: Final = re.compile(r"(\d{2})-([A-Z]{3})-(\d{4});(\d{2}):(\d{2}):(\
 MONTHS: Final = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 # Few digits, since a number is computed exactly: 1e999999999 would take all memory.
 NUMBER: Final = r"\d{1,20}(?:\.\d{0,20})?(?:[eE][+-]?\d{1,2})?"
-FORMULA: Final = re.compile(rf"GEO\s*=\s*({NUMBER})\s*\*\s*PV\s*(?:[+-]\s*0+(?:\.0*)?)?", re.ASCII)
+FORMULA: Final = re.compile(rf"GEO\s*=\s*({NUMBER})\s*\*\s*PV\s*(?:([+-])\s*([+-]?)\s*({NUMBER}))?", re.ASCII)
 
+IMAGE: Final = "image1/image_data"
+DRY_OR_MISSING: Final = 0
+"""Code of reflectivity that says "missing or no echo" without telling which: outside the radars' range it is 255."""
 ALWAYS_MISSING: Final = (65534, MISSING_COUNT)
 """Codes that are missing whatever a file declares: newer files use 65534 besides 65535."""
 
@@ -54,45 +61,74 @@ SYNTHETIC_LICENCE: Final = "CC0-1.0, synthetic"
 
 @dataclass(frozen=True, kw_only=True)
 class KnmiSource(JsonRecord):
-    """KNMI composites for packing (`data.sources.source.Source`)."""
+    """KNMI composites for packing (`data.sources.source.Source`).
+
+    Attributes:
+        zr: From reflectivity to rain; None for precipitation.
+    """
 
     kind: ClassVar[str] = "knmi"
+    zr: ZR | None = None
 
     @property
     def settings(self) -> str:
-        """Nothing can be chosen."""
-        return "knmi"
+        """Give the relation, where there is one."""
+        return "knmi" if self.zr is None else f"knmi {self.zr!r}"
 
     def scan(self, paths: Sequence[Path]) -> Found:
-        """Find the composites, in time order."""
-        return Found(refs=scan(paths))
+        """Find the composites, in time order: by the times in their names, or else in the files.
+
+        Raises:
+            DataError: A path that is not there, a folder or link that cannot be followed, an archive that cannot be
+                read in place, no files, two different files of one time (both named).
+        """
+        return find_composites(
+            paths,
+            Finder(
+                endings=FILE_ENDINGS,
+                expected="KNMI HDF5 files such as RAD_NL25_RAP_5min_201008260005.h5",
+                time_of_name=_time_of_name,
+                look=self._look,
+                max_bytes=MAX_FILE_BYTES,
+            ),
+        )
 
     def survey(self, ref: FrameRef) -> Surveyed:
         """Read a file's header, and digest its bytes."""
         assert isinstance(ref, FileRef)
-        with _composite(ref.file) as (header, _, data):
+        with _composite(ref.file, self.zr) as (header, _, data):
             return Surveyed(header=header, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     def read(self, ref: FrameRef, crop: Crop) -> Reading:
         """Read a part of a composite, and digest the very bytes that it was read from."""
         assert isinstance(ref, FileRef)
-        with _composite(ref.file) as (header, image, data):
-            return Reading(counts=_counts(image, header, crop), sha256=hashlib.sha256(data).hexdigest())
+        with _composite(ref.file, self.zr) as (header, file, data):
+            sha256 = hashlib.sha256(data).hexdigest()
+            if self.zr is None:
+                return Reading(counts=_counts(file, header, crop), sha256=sha256)
+            counts, rounding = _rain_counts(file, self.zr, crop)
+            return Reading(counts=counts, sha256=sha256, rounding=rounding)
+
+    def _look(self, radar_file: RadarFile) -> Look:
+        """Open a file to see whether it holds what is asked for, and of which time it is."""
+        try:
+            with hdf5.opened(radar_file.content(MAX_FILE_BYTES), str(radar_file), KIND) as file:
+                hdf5.check_layout(file, "knmi")
+                _check_quantity(file, self.zr)
+                return Look(end_time_s=_product_time(hdf5.member(file, "overview"), "product_datetime_end"))
+        except hdf5.ChoiceError as error:
+            return Look(error=error)
+        except DataError as error:
+            return Look(error=_unnamed(radar_file, error) if _time_of_name(radar_file) is None else error)
 
 
 def scan(paths: Iterable[Path]) -> tuple[FileRef, ...]:
-    """Find the composites among files, folders (searched to the bottom, through links), tars and zips, in time order.
-
-    Raises:
-        DataError: A path that is not there, a folder or link that cannot be followed, an archive that cannot be read in
-            place, no files, a name without a time, or two files of one time (both named).
-    """
-    example = "KNMI HDF5 files such as RAD_NL25_RAP_5min_201008260005.h5"
-    return find_composites(list(paths), FILE_ENDINGS, _time_of_name, example)
+    """Find the composites of precipitation among files, folders, tars and zips; as `KnmiSource.scan`."""
+    return KnmiSource().scan(list(paths)).refs  # type: ignore[return-value]
 
 
 def read(where: Path | RadarFile, crop: Crop | Callable[[Grid], Crop] | None = None) -> Frame:
-    """Read one composite, or a part of it; the file is opened and parsed once.
+    """Read one composite of precipitation, or a part of it; the file is opened and parsed once.
 
     Args:
         where: The file, or a member of an archive.
@@ -102,11 +138,11 @@ def read(where: Path | RadarFile, crop: Crop | Callable[[Grid], Crop] | None = N
         DataError: The file is no KNMI composite, is damaged, or its name and content disagree about the time, or the
             crop lies outside the grid.
     """
-    with _composite(where) as (header, image, _):
+    with _composite(where, None) as (header, file, _):
         grid = header.grid
         chosen = crop(grid) if callable(crop) else crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
         return Frame(
-            counts=_counts(image, header, chosen),
+            counts=_counts(file, header, chosen),
             end_time_s=header.end_time_s,
             scale_mmh=header.scale_mmh,
             grid=grid.cropped(chosen),
@@ -125,80 +161,137 @@ def parse_product_time(text: str) -> int:
     return int(datetime(int(year), month, int(day), int(hour), int(minute), int(second), tzinfo=UTC).timestamp())
 
 
-def _time_of_name(radar_file: RadarFile) -> int:
-    """Read the end time, epoch seconds UTC, from a file's name; raises DataError where it holds none."""
+def _time_of_name(radar_file: RadarFile) -> int | None:
+    """Read the end time, epoch seconds UTC, from a file's name; None where it is none of KNMI's, or holds no time."""
     match = FILE_NAME.fullmatch(radar_file.name)
-    try:
-        if match is None:
-            raise ValueError("no such name")
-        return int(datetime.strptime(match.group(1), "%Y%m%d%H%M").replace(tzinfo=UTC).timestamp())
-    except ValueError as error:
-        raise DataError(
-            f"{radar_file}: the name holds no time; expected a name such as RAD_NL25_RAP_5min_201008260005.h5 (year, "
-            "month, day, hour, minute of its end, UTC): rename the file, remove it, or pack it with the sub-command of "
-            "its kind"
-        ) from error
+    with suppress(ValueError):
+        if match is not None:
+            return int(datetime.strptime(match.group(1), "%Y%m%d%H%M").replace(tzinfo=UTC).timestamp())
+    return None
+
+
+def _unnamed(radar_file: RadarFile, error: DataError) -> DataError:
+    """Word the error of a file of which neither the name nor the content states the time."""
+    return DataError(
+        f"{radar_file}: the name holds no time, and the content cannot be read; expected a name such as "
+        "RAD_NL25_RAP_5min_201008260005.h5 (year, month, day, hour, minute of its end, UTC) or a sound file: rename "
+        f"it, fetch it again or remove it ({error})"
+    )
 
 
 @contextmanager
-def _composite(where: Path | RadarFile) -> Iterator[tuple[Header, Any, bytes]]:
-    """Open a composite: its header, its image, and all bytes of the file."""
+def _composite(where: Path | RadarFile, zr: ZR | None) -> Iterator[tuple[Header, Any, bytes]]:
+    """Open a composite: its header, the file, and all of its bytes."""
     radar_file = RadarFile(path=where) if isinstance(where, Path) else where
     data = radar_file.read(MAX_FILE_BYTES)
     with hdf5.opened(data, str(radar_file), KIND) as file:
-        yield _header(file, radar_file), hdf5.member(file, "image1/image_data"), data
+        yield _header(file, radar_file, zr), file, data
 
 
-def _counts(image: Any, header: Header, crop: Crop) -> npt.NDArray[np.uint16]:
+def _counts(file: Any, header: Header, crop: Crop) -> npt.NDArray[np.uint16]:
     """Read pixels of an image that was checked; every missing code becomes 65535."""
     crop.check_inside(header.grid.rows, header.grid.cols)
     counts = np.empty((crop.rows, crop.cols), np.uint16)
-    for rows, cols, piece in hdf5.read_pieces(image, crop):
+    for rows, cols, piece in hdf5.read_pieces(hdf5.member(file, IMAGE), crop):
         counts[rows, cols] = piece
     for code in header.missing_codes:
         counts[counts == code] = MISSING_COUNT
     return counts
 
 
-def _header(file: Any, radar_file: RadarFile) -> Header:
+def _rain_counts(file: Any, zr: ZR, crop: Crop) -> tuple[npt.NDArray[np.uint16], Rounding]:
+    """Read pixels of reflectivity as counts of 0.01 mm/h; code 0, which says missing or no echo, is dry."""
+    image = hdf5.member(file, IMAGE)
+    crop.check_inside(*image.shape)
+    calibration = hdf5.member(file, "image1/calibration")
+    gain, offset = map(float, _formula(calibration))
+    missing = _declared_codes(calibration) - {DRY_OR_MISSING}
+
+    counts = np.empty((crop.rows, crop.cols), np.uint16)
+    rounding = Rounding()
+    for rows, cols, piece in hdf5.read_pieces(image, crop):
+        rain_mmh = zr.rain_mmh(piece * gain + offset)
+        rain_mmh[piece == DRY_OR_MISSING] = 0.0
+        rain_mmh[np.isin(piece, list(missing))] = np.nan
+        pixel_of = _pixel_namer((crop.row0 + rows.start, crop.col0 + cols.start), piece.shape[1])
+        flat, rounding = requantise(rain_mmh.ravel(), pixel_of, frame_pixels=image.size, before=rounding)
+        counts[rows, cols] = flat.reshape(piece.shape)
+    return counts, rounding
+
+
+def _pixel_namer(first: tuple[int, int], width: int) -> Callable[[int], tuple[int, ...]]:
+    """Find which pixel of the whole image the n-th one of a piece is."""
+    return lambda number: (first[0] + number // width, first[1] + number % width)
+
+
+def _header(file: Any, radar_file: RadarFile, zr: ZR | None) -> Header:
     hdf5.check_layout(file, "knmi")
     overview = hdf5.member(file, "overview")
     end_time_s = _product_time(overview, "product_datetime_end")
     named_s = _time_of_name(radar_file)
-    if end_time_s != named_s:
+    if named_s is not None and end_time_s != named_s:
         raise DataError(
             f"its name says that it ends at {iso_time(named_s)}, product_datetime_end says {iso_time(end_time_s)}; "
             "expected the same time: fetch it again or rename it"
         )
 
-    # Counts are a depth; its period makes a rate of it.
+    # Counts are a depth, whose period makes a rate of it; a reflectivity may be of one moment.
     period_s = end_time_s - _product_time(overview, "product_datetime_start")
-    if not 0 < period_s <= 24 * SECONDS_AN_HOUR:
+    if not (0 if zr else 1) <= period_s <= 24 * SECONDS_AN_HOUR:
         raise DataError(f"its accumulation lasts {period_s} s, as product_datetime_start says; expected up to a day")
 
-    quantity = hdf5.text(hdf5.member(file, "image1"), "image_geo_parameter")
-    if "PRECIP" not in quantity.upper() or "[MM]" not in quantity.upper():
-        raise DataError(f"image_geo_parameter is {quantity!r}; expected ACCUMULATED_PRECIPITATION_[MM]")
-
+    _check_quantity(file, zr)
     product = hdf5.text(overview, "product_group_name")
     # Made storms may never pass for measurements.
     synthetic = product == SYNTHETIC_GROUP
+    source = "synthetic storms" if synthetic else f"KNMI {product}"
     calibration = hdf5.member(file, "image1/calibration")
+    if zr is not None:
+        _formula(calibration)
+        source += f" as rain by Z = {zr.a:g} R**{zr.b:g}"
     return Header(
         end_time_s=end_time_s,
-        scale_mmh=_scale_mmh(calibration, period_s),
-        missing_codes=_missing_codes(calibration),
-        grid=_grid(file),
-        source="synthetic storms" if synthetic else f"KNMI {product}",
+        scale_mmh=_scale_mmh(calibration, period_s) if zr is None else QUANTUM_MMH,
+        missing_codes=_missing_codes(calibration) if zr is None else (),
+        grid=_grid(file, ("uint16",) if zr is None else ("uint8", "uint16")),
+        source=source,
         licence=SYNTHETIC_LICENCE if synthetic else LICENCE,
         period_s=period_s,
     )
 
 
-def _grid(file: Any) -> Grid:
+def _check_quantity(file: Any, zr: ZR | None) -> None:
+    """Check that the image is precipitation, or reflectivity where a relation was given.
+
+    Raises:
+        ChoiceError: It is the other one.
+        DataError: It is neither.
+    """
+    quantity = hdf5.text(hdf5.member(file, "image1"), "image_geo_parameter").upper()
+    is_depth = "PRECIP" in quantity and "[MM]" in quantity
+    is_reflectivity = "REFLECTIVITY" in quantity and "[DBZ]" in quantity
+    if is_reflectivity and zr is None:
+        raise hdf5.ChoiceError(
+            "it holds reflectivity (REFLECTIVITY_[DBZ]); expected a relation Z = A R**B to make rain of it: give "
+            "--zr A,B (--zr 200,1.6 is Marshall and Palmer's)",
+            holds="reflectivity (which needs --zr)",
+        )
+    if is_depth and zr is not None:
+        raise hdf5.ChoiceError(
+            "it holds precipitation, which is rain already; leave --zr away",
+            holds="precipitation (which takes no --zr)",
+        )
+    if not is_depth and not is_reflectivity:
+        raise DataError(
+            f"image_geo_parameter is {quantity!r}; expected ACCUMULATED_PRECIPITATION_[MM], or REFLECTIVITY_[DBZ] with "
+            "--zr"
+        )
+
+
+def _grid(file: Any, dtypes: Sequence[str]) -> Grid:
     """Read the grid and check that the image fits it, before any pixel is read."""
-    image = hdf5.member(file, "image1/image_data")
-    hdf5.check_array(image, (2,), ("uint16",))
+    image = hdf5.member(file, IMAGE)
+    hdf5.check_array(image, (2,), dtypes)
     # The image's own size and the stated one have to agree.
     rows, cols = image.shape
     geographic = hdf5.member(file, "geographic")
@@ -225,30 +318,46 @@ def _grid(file: Any) -> Grid:
     )
 
 
-def _scale_mmh(calibration: Any, period_s: int) -> float:
-    """Read the formula from counts to mm in a period, and give mm/h a count."""
+def _formula(calibration: Any) -> tuple[Fraction, Fraction]:
+    """Read factor and offset of the formula from pixels to values, exactly."""
     formula = hdf5.text(calibration, "calibration_formulas")
     match = FORMULA.fullmatch(formula.strip())
+    if match is None:
+        _refuse_formula(formula)
+    factor, sign, second_sign, offset = match.groups()
+    is_negative = (sign == "-") != (second_sign == "-")
+    return Fraction(factor), (-1 if is_negative else 1) * Fraction(offset or 0)
+
+
+def _scale_mmh(calibration: Any, period_s: int) -> float:
+    """Read the formula from counts to mm in a period, and give mm/h a count."""
+    factor, offset = _formula(calibration)
     # Exact: 0.01 mm in 5 minutes is the float nearest to 0.12 mm/h, and equal scales compare equal.
-    scale_mmh = float(Fraction(match.group(1)) * SECONDS_AN_HOUR / period_s) if match else 0.0
-    lowest_mmh, highest_mmh = SCALES_MMH
-    if not lowest_mmh <= scale_mmh <= highest_mmh:
-        raise DataError(
-            f"calibration_formulas is {formula!r}; expected a linear scale without an offset, such as "
-            f"'GEO=0.01*PV+0.0', of {lowest_mmh:g} to {highest_mmh:g} mm/h a count"
-        )
+    scale_mmh = float(factor * SECONDS_AN_HOUR / period_s)
+    if offset or not SCALES_MMH[0] <= scale_mmh <= SCALES_MMH[1]:
+        _refuse_formula(hdf5.text(calibration, "calibration_formulas"))
     return scale_mmh
 
 
+def _refuse_formula(formula: str) -> NoReturn:
+    raise DataError(
+        f"calibration_formulas is {formula!r:.80}; expected a linear scale without an offset, such as "
+        f"'GEO=0.01*PV+0.0', of {SCALES_MMH[0]:g} to {SCALES_MMH[1]:g} mm/h a count (of reflectivity: dBZ, with an "
+        "offset)"
+    )
+
+
 def _missing_codes(calibration: Any) -> tuple[int, ...]:
-    codes = set(ALWAYS_MISSING)
-    for name in ("calibration_missing_data", "calibration_out_of_image"):
-        if name in calibration.attrs:
-            codes.add(int(hdf5.number(calibration, name)))
+    codes = _declared_codes(calibration) | set(ALWAYS_MISSING)
     # 0 is "no rain" in KNMI's accumulations: a file that calls it missing would lose every dry pixel.
     if not all(0 < code <= MISSING_COUNT for code in codes):
         raise DataError(f"missing codes {sorted(codes)} are declared; expected counts of 1 to {MISSING_COUNT}")
     return tuple(sorted(codes))
+
+
+def _declared_codes(calibration: Any) -> set[int]:
+    names = ("calibration_missing_data", "calibration_out_of_image")
+    return {int(hdf5.number(calibration, name)) for name in names if name in calibration.attrs}
 
 
 def _product_time(overview: Any, name: str) -> int:

@@ -8,27 +8,30 @@ without an echo ("undetect") are dry, pixels that none saw ("nodata") are missin
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import h5py
 import numpy as np
 import numpy.typing as npt
-import pyproj
 
 from ..counts import QUANTUM_MMH, Rounding, requantise
 from ..errors import DataError
-from ..frames import Crop, Grid, iso_time
+from ..frames import Crop, iso_time
 from ..json_checks import JsonRecord
 from ..units import MISSING_COUNT
+from ..units import ZR as ZR
+from ..units import parse_zr as parse_zr
 from . import hdf5
 from .files import RadarFile
-from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, find_composites
+from .odim_grid import read_grid
+from .places.composites import Finder, Look, find_composites
+from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed
 
 KIND: Final = hdf5.KINDS["odim"]
 FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf", ".hd5", "-hd5")
@@ -36,45 +39,24 @@ FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf", ".hd5", "-hd5")
 QUANTITIES: Final = ("RATE", "ACRR", "DBZH")
 DTYPES: Final = ("uint8", "uint16", "int16", "int32", "float32", "float64")
 OBJECTS: Final = ("COMP", "IMAGE")
-TIME_IN_NAME: Final = re.compile(r"(?<!\d)(\d{14}|\d{12})(?!\d)", re.ASCII)
-# What a projection may say: numbers and names, no files (+nadgrids, +init) and no pipelines.
-PROJECTION_TERM: Final = re.compile(
-    r"\+(?:proj|lat_0|lon_0|lat_ts|lat_1|lat_2|lon_1|lon_2|x_0|y_0|a|b|R|f|rf|es|k|k_0|ellps|datum|pm|units|h|sweep|"
-    r"gamma|alpha|azi|tilt|lonc|lon_wrap|zone|n|W|M|o_proj|o_lon_p|o_lat_p|type)=[A-Za-z0-9_.+-]{1,40}|"
-    r"\+towgs84=[0-9eE.,+-]{1,200}|\+(?:no_defs|no_uoff|no_off|approx|R_A|south|over|wktext)",
-    re.ASCII,
-)
-REFUSED_PROJECTIONS: Final = frozenset({"pipeline", "longlat", "latlong", "latlon", "lonlat"})
+TIME_IN_NAME: Final = re.compile(r"(?<!\d)(\d{8})T?(\d{6}|\d{4})(?!\d)", re.ASCII)
+PIXELS_OF: Final = {
+    "PVOL": "polar volumes",
+    "SCAN": "polar scans",
+    "RAY": "polar rays",
+    "AZIM": "azimuthal objects",
+    "ELEV": "elevational objects",
+    "CVOL": "cartesian volumes",
+    "XSEC": "vertical cross sections",
+    "VP": "vertical profiles",
+    "PIC": "pictures",
+}
+"""What else ODIM_H5 files hold (manual, table 2)."""
 MAX_FILE_BYTES: Final = 2**29
 MAX_DATASETS: Final = 256
 MAX_PERIOD_S: Final = 86400
 MAX_NOMINAL_SHIFT_S: Final = 3600
 """Furthest that data end from a composite's nominal time: OPERA's of 2018 end 5 minutes after it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZR:
-    """Z = a R**b, with Z in mm^6/m^3 and R in mm/h (Marshall and Palmer 1948: a = 200, b = 1.6)."""
-
-    a: float
-    b: float
-
-    def rain_mmh(self, reflectivity_dbz: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-        """Turn dBZ, 10 log10 Z, of any shape into mm/h."""
-        exponent = (np.asarray(reflectivity_dbz, np.float64) / 10.0 - math.log10(self.a)) / self.b
-        # Beyond every radar's range, and within float64's.
-        return np.power(10.0, np.clip(exponent, -30.0, 30.0))
-
-
-def parse_zr(text: str) -> ZR:
-    """Read a Z-R relation such as "200,1.6"; raises DataError for what is none."""
-    try:
-        a, b = (float(number) for number in text.split(","))
-    except ValueError:
-        a = b = math.nan
-    if not (1 <= a <= 10_000 and 0.5 <= b <= 5):
-        raise DataError(f"--zr {text}: expected A,B of Z = A R**B, A of 1 to 10000, B of 0.5 to 5, such as 200,1.6")
-    return ZR(a=a, b=b)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,21 +83,30 @@ class OdimSource(JsonRecord):
 
     def scan(self, paths: Sequence[Path]) -> Found:
         """Find the composites, in time order: by the times in their names, or else in the files."""
-        expected = f"ODIM_H5 composites ({', '.join(FILE_ENDINGS)})"
-        return Found(refs=find_composites(paths, FILE_ENDINGS, self._time_of, expected))
+        return find_composites(
+            paths,
+            Finder(
+                endings=FILE_ENDINGS,
+                expected=f"ODIM_H5 composites ({', '.join(FILE_ENDINGS)})",
+                time_of_name=_time_of_name,
+                look=self._look,
+                max_bytes=MAX_FILE_BYTES,
+            ),
+        )
 
     def survey(self, ref: FrameRef) -> Surveyed:
         """Read a file's header, and digest its bytes."""
         assert isinstance(ref, FileRef)
         data = ref.file.read(MAX_FILE_BYTES)
         with hdf5.opened(data, str(ref), KIND) as file:
-            header = self._header(file)
+            header, notes = self._header(file)
             if header.end_time_s != ref.end_time_s:
                 raise DataError(
                     f"its name says {iso_time(ref.end_time_s)}, its content {iso_time(header.end_time_s)}; "
                     "expected the same time: fetch it again or rename it"
                 )
-        return Surveyed(header=header, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        digest = hashlib.sha256(data).hexdigest()
+        return Surveyed(header=header, num_bytes=len(data), sha256=digest, notes=notes)
 
     def read(self, ref: FrameRef, crop: Crop) -> Reading:
         """Read a part of a composite, and digest the very bytes that it was read from."""
@@ -125,51 +116,67 @@ class OdimSource(JsonRecord):
             counts, rounding = self._pixels(file, crop)
         return Reading(counts=counts, sha256=hashlib.sha256(data).hexdigest(), rounding=rounding)
 
-    def _time_of(self, radar_file: RadarFile) -> int:
-        times = TIME_IN_NAME.findall(radar_file.name)
-        if len(times) == 1:
-            with suppress(ValueError):
-                return _parse_time(times[0].ljust(14, "0"))
-        with hdf5.opened(radar_file.read(MAX_FILE_BYTES), str(radar_file), KIND) as file:
-            return _times(file, self._layer(file))[0]
+    def _look(self, radar_file: RadarFile) -> Look:
+        """Open a file to see whether it holds what is asked for, and of which time it is."""
+        try:
+            with hdf5.opened(radar_file.content(MAX_FILE_BYTES), str(radar_file), KIND) as file:
+                layer = self._layer(file)
+                self._rain_mmh(np.empty(0), layer, 0)
+                return Look(end_time_s=_times(file, layer)[0], holds=layer.quantity)
+        except DataError as error:
+            return Look(error=error)
 
-    def _header(self, file: Any) -> Header:
+    def _header(self, file: Any) -> tuple[Header, tuple[str, ...]]:
         layer = self._layer(file)
         hdf5.check_array(layer.image, (2,), DTYPES)
-        layer.levels()
+        _, level_notes = layer.levels()
         self._rain_mmh(np.empty(0), layer, 0)
+        grid, grid_notes = read_grid(layer.image.shape, layer.where)
 
-        product = f"ODIM {hdf5.text(hdf5.member(file, 'what'), 'source')} {layer.quantity}"
-        if layer.quantity == "DBZH" and self.zr is not None:
-            product += f" as rain by Z = {self.zr.a:g} R**{self.zr.b:g}"
         end_time_s, period_s = _times(file, layer)
         return Header(
             end_time_s=end_time_s,
             scale_mmh=QUANTUM_MMH,
             missing_codes=(),
-            grid=_grid(layer),
-            source=self.name or product,
+            grid=grid,
+            source=self.name or self._product(file, layer),
             licence=self.licence,
-            # Rates and reflectivities are of one moment, whatever span of scans the file states.
             period_s=period_s,
-        )
+        ), tuple(f"{layer.quantity}: {note}" for note in (*level_notes, *grid_notes))
+
+    def _product(self, file: Any, layer: "_Layer") -> str:
+        """Name the product by what the file says of its origin."""
+        what = hdf5.member(file, "what")
+        if "source" not in what.attrs:
+            raise hdf5.ChoiceError("attribute source of /what is missing; expected the data's origin: give --name")
+        product = f"ODIM {hdf5.text(what, 'source')} {layer.quantity}"
+        if layer.quantity == "DBZH" and self.zr is not None:
+            product += f" as rain by Z = {self.zr.a:g} R**{self.zr.b:g}"
+        return product
 
     def _layer(self, file: Any) -> "_Layer":
         """Find the one image of the quantity that is asked for; raises DataError for what is no composite too."""
         hdf5.check_layout(file, "odim")
         kind = hdf5.text(hdf5.member(file, "what"), "object")
         if kind not in OBJECTS:
-            raise DataError(f"/what object is {kind!r}; expected {' or '.join(OBJECTS)}: make a composite of it first")
-
-        # Of several quantities one is rain, or the user chooses.
-        layers = list(_layers(file))
-        quantities = (self.quantity,) if self.quantity else QUANTITIES
-        chosen = [layer for layer in layers if layer.quantity in quantities]
-        if not chosen:
-            held = ", ".join(sorted({layer.quantity for layer in layers})) or "nothing"
             raise hdf5.ChoiceError(
-                f"it holds {held}; expected {self.quantity or 'one of ' + ', '.join(QUANTITIES)}: choose another "
-                "--quantity, or remove the file"
+                f"/what object is {kind!r}; expected {' or '.join(OBJECTS)}: make a composite of it first",
+                holds=f"{PIXELS_OF.get(kind, 'objects of another kind')} ({kind:.8})",
+            )
+
+        # Of several quantities one is rain, or the user chooses; reflectivity is rain with a relation only.
+        layers = [layer if layer.states_quantity else replace(layer, asked=self.quantity) for layer in _layers(file)]
+        held = {layer.quantity for layer in layers}
+        wanted = {self.quantity} if self.quantity else set(QUANTITIES)
+        if self.quantity is None and "DBZH" in held & wanted and len(held & wanted) > 1:
+            wanted = {"DBZH"} if self.zr is not None else wanted - {"DBZH"}
+        chosen = [layer for layer in layers if layer.quantity in wanted]
+        if not chosen:
+            listed = ", ".join(sorted(held)) or "nothing"
+            raise hdf5.ChoiceError(
+                f"it holds {listed}; expected {self.quantity or 'one of ' + ', '.join(QUANTITIES)}: choose another "
+                "--quantity, or remove the file",
+                holds=listed,
             )
         if len(chosen) > 1:
             names = ", ".join(f"{layer.quantity} in {layer.image.name}" for layer in chosen)
@@ -184,18 +191,22 @@ class OdimSource(JsonRecord):
             if self.zr is None:
                 raise hdf5.ChoiceError(
                     "it holds reflectivity (DBZH); expected a relation Z = A R**B to make rain of it: give --zr A,B "
-                    "(--zr 200,1.6 is Marshall and Palmer's)"
+                    "(--zr 200,1.6 is Marshall and Palmer's)",
+                    holds="reflectivity (DBZH, which needs --zr)",
                 )
             return self.zr.rain_mmh(values)
         if self.zr is not None:
-            raise hdf5.ChoiceError(f"it holds {layer.quantity}, which is rain already; leave --zr away")
+            raise hdf5.ChoiceError(
+                f"it holds {layer.quantity}, which is rain already; leave --zr away",
+                holds=f"{layer.quantity} (which takes no --zr)",
+            )
         return values * (3600 / period_s) if period_s else values
 
     def _pixels(self, file: Any, crop: Crop) -> tuple[npt.NDArray[np.uint16], Rounding]:
         layer = self._layer(file)
         hdf5.check_array(layer.image, (2,), DTYPES)
         crop.check_inside(*layer.image.shape)
-        gain, offset, nodata, undetect = layer.levels()
+        (gain, offset, nodata, undetect), _ = layer.levels()
         period_s = _times(file, layer)[1]
 
         counts_hw = np.empty((crop.rows, crop.cols), np.uint16)
@@ -217,53 +228,75 @@ class OdimSource(JsonRecord):
 
 @dataclass(frozen=True)
 class _Layer:
-    """An image of a file, and the groups "what" and "where" that describe it: its own, its dataset's and the file's."""
+    """An image of a file, and what describes it: groups "what" and "where" of its own, its dataset's and the file's.
+
+    Attributes:
+        image: The image.
+        what: Quantity, levels and times.
+        where: The grid.
+        asked: The quantity that is taken for one that is not stated.
+    """
 
     image: Any
-    holders: Mapping[str, Sequence[Any]]
+    what: hdf5.Attributes
+    where: hdf5.Attributes
+    asked: str | None = None
+
+    @property
+    def states_quantity(self) -> bool:
+        """Whether the file says what the image shows."""
+        return self.what.hold("quantity")
 
     @cached_property
     def quantity(self) -> str:
         """What the image shows."""
-        return self.text("what", "quantity")
+        if self.asked is not None and not self.states_quantity:
+            return self.asked
+        return self.what.text("quantity")
 
-    def text(self, kind: str, name: str) -> str:
-        """Read an attribute that is text."""
-        return hdf5.text(self._holder(kind, name), name)
+    def levels(self) -> tuple[tuple[float, float, float, float], tuple[str, ...]]:
+        """Read gain, offset, nodata and undetect, and note those that are not stated.
 
-    def number(self, kind: str, name: str, *, may_be_nan: bool = False) -> float:
-        """Read an attribute that is a number."""
-        return hdf5.number(self._holder(kind, name), name, may_be_nan=may_be_nan)
+        Gain and offset are 1 and 0 by the manual's own default. What is missing and dry then has no code: floats have
+        NaN and 0, integers nothing.
 
-    def levels(self) -> tuple[float, float, float, float]:
-        """Read gain, offset, nodata and undetect; raises DataError for numbers that keep nothing apart."""
-        gain, offset, undetect = (self.number("what", name) for name in ("gain", "offset", "undetect"))
+        Raises:
+            DataError: Numbers that keep nothing apart, or integers without a code.
+        """
+        absent = [name for name in ("gain", "offset", "nodata", "undetect") if not self.what.hold(name)]
+        codes = [name for name in absent if name in ("nodata", "undetect")]
+        if codes and self.image.dtype.kind != "f":
+            raise DataError(
+                f"attribute {codes[0]} of /what is missing, and {self.image.name} holds integers "
+                f"({self.image.dtype}); expected it, for no integer says by itself which pixels are "
+                f"{'missing' if codes[0] == 'nodata' else 'dry'}: fetch the file again or ask its producer"
+            )
+
+        gain = self.what.number("gain", 1.0)
+        offset = self.what.number("offset", 0.0)
+        undetect = self.what.number("undetect", 0.0)
         # NaN is the code that floats have of their own, and compares unequal to every pixel; those are looked for too.
-        nodata = self.number("what", "nodata", may_be_nan=True)
+        nodata = self.what.number("nodata", math.nan, may_be_nan=True)
         if gain <= 0 or nodata == undetect:
             raise DataError(
                 f"{self.image.name} has gain {gain:g}, nodata {nodata:g} and undetect {undetect:g}; expected a gain "
                 "above 0, and dry pixels (undetect) kept apart from unseen ones (nodata)"
             )
-        return gain, offset, nodata, undetect
-
-    def _holder(self, kind: str, name: str) -> Any:
-        """Find the group that holds an attribute, the nearest to the image first; the farthest if none does."""
-        holders = self.holders[kind]
-        if not holders:
-            raise DataError(f"/{kind} is missing; expected a radar file that holds it")
-        return next((holder for holder in holders if name in holder.attrs), holders[-1])
+        meanings = {"gain": "gain 1", "offset": "offset 0", "nodata": "NaN missing", "undetect": "0 dry"}
+        read_as = ", ".join(meanings[name] for name in absent)
+        notes = (f"the files do not state {', '.join(absent)}: read as {read_as}",) if absent else ()
+        return (gain, offset, nodata, undetect), notes
 
 
 def _layers(file: Any) -> Iterator[_Layer]:
     """List the images of a file, without quality fields, in the order of their numbers."""
     for outer in _numbered(file, "dataset"):
         for inner in _numbered(outer, "data"):
-            holders = {
-                kind: [hdf5.member(group, kind) for group in (inner, outer, file) if kind in group]
+            what, where = (
+                hdf5.Attributes(kind, [hdf5.member(group, kind) for group in (inner, outer, file) if kind in group])
                 for kind in ("what", "where")
-            }
-            yield _Layer(hdf5.member(inner, "data"), holders)
+            )
+            yield _Layer(hdf5.member(inner, "data"), what, where)
 
 
 def _numbered(group: Any, kind: str) -> list[Any]:
@@ -281,8 +314,12 @@ def _times(file: Any, layer: _Layer) -> tuple[int, int]:
     """
     what = hdf5.member(file, "what")
     nominal_s = _time(lambda name: hdf5.text(what, name), "")
-    start_s = _time(lambda name: layer.text("what", name), "start")
-    end_s = _time(lambda name: layer.text("what", name), "end")
+    # A rate needs no period, and files without one are about.
+    stated = [name for name in ("startdate", "starttime", "enddate", "endtime") if layer.what.hold(name)]
+    if not stated and layer.quantity != "ACRR":
+        return nominal_s, 0
+    start_s = _time(layer.what.text, "start")
+    end_s = _time(layer.what.text, "end")
     if abs(end_s - nominal_s) > MAX_NOMINAL_SHIFT_S:
         raise DataError(
             f"/what says {iso_time(nominal_s)}, its data end at {iso_time(end_s)}; expected at most "
@@ -305,69 +342,19 @@ def _time(text_of: Callable[[str], str], prefix: str) -> int:
         raise DataError(f"{prefix}date, {prefix}time are {text!r:.40}; expected YYYYMMDD, HHMMSS") from error
 
 
+def _time_of_name(radar_file: RadarFile) -> int | None:
+    """Read the time in a file's name, epoch seconds UTC; None where it holds none, or several."""
+    times = TIME_IN_NAME.findall(radar_file.name)
+    with suppress(ValueError):
+        if len(times) == 1:
+            return _parse_time("".join(times[0]).ljust(14, "0"))
+    return None
+
+
 def _parse_time(text: str) -> int:
     if not re.fullmatch(r"\d{14}", text, re.ASCII):
         raise ValueError("no such time")
     return int(datetime.strptime(text, "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp())
-
-
-def _grid(layer: _Layer) -> Grid:
-    """Read the grid and check that sizes, scales and corners agree."""
-
-    number = partial(layer.number, "where")
-    rows, cols = layer.image.shape
-    if (number("ysize"), number("xsize")) != (rows, cols):
-        raise DataError(
-            f"{layer.image.name} has {rows} x {cols} pixels; where says {number('ysize'):g} x {number('xsize'):g}"
-        )
-
-    pixel_m = number("xscale")
-    if not (0 < pixel_m < 1e6 and number("yscale") == pixel_m):
-        raise DataError(f"pixels of {pixel_m:g} by {number('yscale'):g} m; expected square ones")
-
-    projection = layer.text("where", "projdef")
-    left_m, upper_m = _to_metres(projection, number("UL_lon"), number("UL_lat"))
-    right_m, lower_m = _to_metres(projection, number("LR_lon"), number("LR_lat"))
-    # Half a pixel at each corner: some producers state the corner pixels' centres.
-    if max(abs(right_m - left_m - cols * pixel_m), abs(upper_m - lower_m - rows * pixel_m)) > 1.01 * pixel_m:
-        raise DataError(
-            f"the corners are {(right_m - left_m) / 1000:.3f} km by {(upper_m - lower_m) / 1000:.3f} km apart; "
-            f"expected {cols * pixel_m / 1000:g} by {rows * pixel_m / 1000:g} km, as sizes and scales say"
-        )
-
-    # To the metre: corners come in degrees, with fewer digits in some files.
-    return Grid(
-        rows=rows,
-        cols=cols,
-        pixel_km=pixel_m / 1000,
-        projection=projection,
-        x0_km=round(left_m / 1000, 3) + 0.0,
-        y0_km=round(upper_m / 1000, 3) + 0.0,
-    )
-
-
-def _to_metres(projection: str, lon: float, lat: float) -> tuple[float, float]:
-    """Project a place; raises DataError for a projection that is not plain, or places it nowhere."""
-    # Plain terms only: others name files, or chains of steps.
-    terms = projection.split()
-    kinds = [term.removeprefix("+proj=") for term in terms if term.startswith("+proj=")]
-    if not (
-        len(projection) < 1000
-        and all(PROJECTION_TERM.fullmatch(term) for term in terms)
-        and len(kinds) == 1
-        and kinds[0] not in REFUSED_PROJECTIONS
-    ):
-        raise DataError(f"projdef is {projection!r:.200}; expected one projection in metres, of plain +key=value terms")
-
-    # Without its unit a projection gives metres, in which ODIM_H5 states scales whatever the projection's unit is.
-    in_metres = " ".join(term for term in terms if not term.startswith("+units="))
-    try:
-        x_m, y_m = pyproj.Proj(in_metres)(lon, lat, errcheck=True)
-        if not (math.isfinite(x_m) and math.isfinite(y_m)):
-            raise pyproj.exceptions.ProjError("it lies at no finite place")
-    except pyproj.exceptions.ProjError as error:
-        raise DataError(f"projdef {projection!r:.200} does not place {lon:g} E, {lat:g} N ({error})") from error
-    return x_m, y_m
 
 
 def _pixel_namer(seen_hw: npt.NDArray[np.bool_], first: tuple[int, int]) -> Callable[[int], tuple[int, ...]]:

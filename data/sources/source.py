@@ -13,7 +13,7 @@ from ..counts import NO_ROUNDING, Rounding
 from ..errors import DataError
 from ..frames import Crop, Grid
 from ..sequences import Run
-from .files import RadarFile, find
+from .files import RadarFile
 
 
 class FrameRef(Protocol):
@@ -96,11 +96,19 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Surveyed:
-    """What is known of a frame before packing: its header, the length of its input, and that input's SHA-256."""
+    """What is known of a frame before packing.
+
+    Attributes:
+        header: What it says about itself.
+        num_bytes: Length of its input.
+        sha256: Digest of that input.
+        notes: What was read into it that it does not state; frames alike give the same text.
+    """
 
     header: Header
     num_bytes: int
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,24 +182,3 @@ def without_copies(refs: Sequence[FileRef], digest_of: Callable[[FileRef], str])
     if not copies:
         return kept, []
     return kept, [f"{len(copies)} files are copies of others, byte for byte, and are not read, such as {copies[0]}"]
-
-
-def find_composites(
-    paths: Sequence[Path], endings: Sequence[str], time_of: Callable[[RadarFile], int], expected: str
-) -> tuple[FileRef, ...]:
-    """Find files of one frame each, in time order.
-
-    Args:
-        paths: Files, folders and archives.
-        endings: How the files' names end.
-        time_of: Gives a file's time, epoch seconds UTC.
-        expected: What the files are, for messages.
-
-    Raises:
-        DataError: There is none, or there are two of one time, or as `data.sources.files.find`.
-    """
-    # Times come first: they tell a wrong file before any is read.
-    refs = [FileRef(file=file, end_time_s=time_of(file)) for file in find(paths, endings)]
-    if not refs:
-        raise DataError(f"no radar files in {', '.join(map(str, paths)) or 'nothing'}; expected {expected}")
-    return in_time_order(refs)

@@ -12,7 +12,7 @@ from pyproj.exceptions import CRSError
 
 from ...data.errors import DataError
 from ...data.frames import Grid
-from ...data.sources.odim import PROJECTION_TERM
+from ...data.sources.odim_grid import PROJECTION_TERM
 
 NUMBER: Final = re.compile(r"[+-]?\d+\.?\d*(?:[eE][+-]?\d+)?", re.ASCII)
 LENGTHS: Final = ("a", "b", "R", "x_0", "y_0")

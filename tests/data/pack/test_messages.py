@@ -44,9 +44,7 @@ def test_a_file_of_another_kind_names_its_sub_command(
     path = write_kind(tmp_path / "in", held)
     main([asked, str(path), "--out", str(tmp_path / "out")])
     errors = capsys.readouterr().err
-    # KNMI's times come from the files' names, which the others do not have.
-    named = f"{path}: it is .*pack it with the sub-command {held} instead of {asked}"
-    expected = f"{path}: the name holds no time.*pack it with the sub-command of its kind" if asked == "knmi" else named
+    expected = f"{path}: it is .*pack it with the sub-command {held} instead of {asked}"
     assert bool(re.search(expected, errors)) == (asked != held)
     assert asked == held or "--max-bad" not in errors
 
