@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..frames import Crop
+from .places.formats import HDF5, HEAD_BYTES, XARRAY, format_of, format_of_file
 
 MAX_PIXELS: Final = 2**26
 """Largest image and largest chunk that are read: 128 MiB of counts, a hundred times KNMI's composite."""
@@ -60,8 +61,13 @@ def opened(content: Path | bytes, name: str, kind: str) -> Iterator[Any]:
         name: What messages call it.
         kind: What it should be, such as "a KNMI HDF5 composite".
     """
-    with explained(name, kind), h5py.File(content if isinstance(content, Path) else io.BytesIO(content), "r") as file:
-        yield file
+    with explained(name, kind):
+        form = format_of_file(content) if isinstance(content, Path) else format_of(content[:HEAD_BYTES])
+        if form is not None and form != HDF5:
+            refused = f"it is {form.name}, not {kind}: {form.advice}"
+            raise ChoiceError(refused, holds=f"another format ({form.name})") if form.is_sound else DataError(refused)
+        with h5py.File(content if isinstance(content, Path) else io.BytesIO(content), "r") as file:
+            yield file
 
 
 @contextmanager
@@ -97,6 +103,11 @@ def check_layout(file: Any, wanted: str) -> None:
             f"{wanted}",
             holds=KINDS[readers[0]],
         )
+    # NetCDF-4 is HDF5 too.
+    conventions = file.attrs.get("Conventions", b"")
+    text_of = conventions.decode("ascii", errors="replace") if isinstance(conventions, bytes) else str(conventions)
+    if not readers and ("_NCProperties" in file.attrs or text_of.startswith("CF-")):
+        raise ChoiceError(f"it is a NetCDF-4 file, not {KINDS[wanted]}: {XARRAY}", holds="NetCDF")
 
 
 def member(file: Any, name: str) -> Any:

@@ -29,6 +29,7 @@ from .foreign.importer_arguments import check_arguments, effective
 from .foreign.name_times import NEEDED, NameTimes
 from .hdf5 import MAX_PIXELS, explained
 from .odim import ZR
+from .places.formats import format_of_file
 from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order, without_copies
 
 KIND: Final = "a field with pysteps' metadata"
@@ -187,6 +188,8 @@ class ImporterSource(JsonRecord):
             advice = "the file is damaged or of another format: remove it, or choose another --importer"
             if arguments:
                 advice += f" or --argument (it ran with {arguments})"
+            if (form := format_of_file(ref.path)) is not None:
+                advice = f"it is {form.name}: {form.advice}; if it is what it should be, {advice}"
             if isinstance(error, ImportError) or type(error).__name__ == "MissingOptionalDependency":
                 advice = "install the package that it asks for"
             raise DataError(

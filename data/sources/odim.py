@@ -39,7 +39,8 @@ FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf", ".hd5", "-hd5")
 QUANTITIES: Final = ("RATE", "ACRR", "DBZH")
 DTYPES: Final = ("uint8", "uint16", "int16", "int32", "float32", "float64")
 OBJECTS: Final = ("COMP", "IMAGE")
-TIME_IN_NAME: Final = re.compile(r"(?<!\d)(\d{8})T?(\d{6}|\d{4})(?!\d)", re.ASCII)
+TIME_IN_NAME: Final = re.compile(r"(?<!\d)(\d{8})T?(\d{6}|\d{4})(?!\d|[+-]\d\d:?\d\d)", re.ASCII)
+"""UTC: of a name that states another zone, the content's time is taken."""
 PIXELS_OF: Final = {
     "PVOL": "polar volumes",
     "SCAN": "polar scans",

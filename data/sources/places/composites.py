@@ -15,9 +15,10 @@ from typing import Final
 
 from ...errors import DataError
 from ...frames import iso_time
-from ..files import RadarFile, find
+from ..files import RadarFile, files_of, find
 from ..hdf5 import ChoiceError
 from ..source import FileRef, Found, in_time_order, without_copies
+from .formats import format_of_file
 
 DIGITS_OF_TIME: Final = re.compile(r"\d{8,}")
 
@@ -70,7 +71,8 @@ def find_composites(paths: Sequence[Path], finder: Finder) -> Found:
     """
     files = find(paths, finder.endings)
     if not files:
-        raise DataError(f"no radar files in {', '.join(map(str, paths)) or 'nothing'}; expected {finder.expected}")
+        names = ", ".join(map(str, paths)) or "nothing"
+        raise DataError(f"no radar files in {names}{_other_files(paths)}; expected {finder.expected}")
     times_s = {file: finder.time_of_name(file) for file in files}
 
     # Kind and quantity first.
@@ -84,6 +86,16 @@ def find_composites(paths: Sequence[Path], finder: Finder) -> Found:
     kept, copies = without_copies(refs, lambda ref: hashlib.sha256(ref.file.read(finder.max_bytes)).hexdigest())
     _check_one_quantity(kept, looks)
     return Found(refs=in_time_order(kept), notes=(*_notes(others), *copies))
+
+
+def _other_files(paths: Sequence[Path]) -> str:
+    """Name a file that lies there instead, its format, and what reads it."""
+    others = [file for path in paths for file in files_of(path, ("",))]
+    if not others:
+        return ""
+    form = format_of_file(others[0])
+    known = f", {form.name}: {form.advice}" if form is not None else ""
+    return f" ({len(others)} files with other endings, such as {others[0]}{known})"
 
 
 def _looks(files: Sequence[RadarFile], times_s: dict[RadarFile, int | None], finder: Finder) -> dict[RadarFile, Look]:

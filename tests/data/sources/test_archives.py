@@ -15,7 +15,7 @@ import pytest
 from rainspark.data.errors import DataError
 from rainspark.data.pack.archive import pack
 from rainspark.data.sources.archives import list_members
-from rainspark.data.sources.knmi import read, scan
+from rainspark.data.sources.knmi import KnmiSource, read, scan
 from rainspark.data.sources.knmi_writer import write_knmi_file
 from tests.data.radar_files import FIRST_S, NUMBERS, OPTIONS, digests, random_counts, write_archive, write_series
 
@@ -58,12 +58,16 @@ def test_days_in_a_folder_of_archives_are_one_series(radar: Path, tmp_path: Path
 def test_one_time_in_a_folder_and_an_archive_names_both(tmp_path: Path) -> None:
     files = write_series(tmp_path / "radar", range(3))
     day = write_archive(tmp_path / "day.tar", files[1:2])
+    # The same bytes are one file, wherever they lie.
+    assert len(KnmiSource().scan([tmp_path]).refs) == 3
+    assert "1 files are copies of others" in KnmiSource().scan([tmp_path]).notes[0]
+    write_knmi_file(files[1], random_counts(9, 12, 10), FIRST_S + 300)
     with pytest.raises(DataError, match=f"two frames of one time: {day}, member 2020/{files[1].name} and {files[1]}"):
         scan([tmp_path / "radar", day])
     twice = tmp_path / "twice.tar"
     with tarfile.open(twice, "w") as tar:
         tar.add(files[0], arcname=files[0].name)
-        tar.add(files[0], arcname=files[0].name)
+        tar.add(files[2], arcname=files[0].name)
     with pytest.raises(DataError, match=f"two frames of one time: ({twice}, member {files[0].name})( and \\1)"):
         scan([twice])
 
