@@ -27,8 +27,8 @@ from ..units import MISSING_COUNT, SCALES_MMH, ZR
 from . import hdf5
 from .files import RadarFile
 from .places.composites import Finder, Look, find_composites
+from .source import SYNTHETIC, Found, FrameRef, Header, Reading, Surveyed
 from .source import FileRef as FileRef
-from .source import Found, FrameRef, Header, Reading, Surveyed
 
 FILE_NAME: Final = re.compile(r"RAD_NL\d+_\w*?(\d{12})(?:_\w+)?\.h5", re.ASCII)
 KIND: Final = hdf5.KINDS["knmi"]
@@ -244,7 +244,7 @@ def _header(file: Any, radar_file: RadarFile, zr: ZR | None) -> Header:
     product = hdf5.text(overview, "product_group_name")
     # Made storms may never pass for measurements.
     synthetic = product == SYNTHETIC_GROUP
-    source = "synthetic storms" if synthetic else f"KNMI {product}"
+    source = SYNTHETIC if synthetic else f"KNMI {product}"
     calibration = hdf5.member(file, "image1/calibration")
     if zr is not None:
         _formula(calibration)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from ..errors import DataError
 from ..frames import Crop, Grid
 from ..sequences import Run
 from .files import RadarFile
+
+SYNTHETIC: Final = "synthetic storms"
+"""The source that data.sources.knmi gives to made-up rain: its times and its grid are made up too."""
 
 
 class FrameRef(Protocol):

@@ -13,6 +13,7 @@ from ..patches import PATCH, pack, patch_moments, patchify, place_moments
 from ..sparse import PatchLayout
 from .blend import Blend
 from .motion import MARGIN_PX, Carried, Space, advect, carry
+from .parts import OVERLAP_PX, in_parts
 from .translation import IdentityTranslation, TranslationName, build_translation
 
 Head = Literal["patch", "direct", "residual", "advected"]
@@ -41,6 +42,10 @@ class Nowcaster(Autoencoder):
         patch: see `Autoencoder`.
         target_eps: see `Autoencoder`.
         space: of the frames; `advected` finds motion in mm/h.
+
+    Attributes:
+        part_px: side of the parts in which whole frames are forecast (`in_parts`); None: at once, as while training.
+            The motion is found on the whole frame in any case.
 
     Raises:
         ValueError: a number of frames, translation or head that does not exist.
@@ -82,6 +87,7 @@ class Nowcaster(Autoencoder):
         self.blend = Blend(frames_out) if head == "advected" else None
         self.transition = build_translation(translation, tuple(reversed(encoder.channels)))
         self.frozen: Frozen = "none"
+        self.part_px: int | None = None
         self.reset_projection()
         self.mask_tokens.requires_grad_(masks)
 
@@ -117,12 +123,9 @@ class Nowcaster(Autoencoder):
             seen_bthw = carried.past_bthw
 
         if visible_bv is None:
-            features = self.sparse_encoder(seen_bthw, depth_keep_kb)[::-1]
-            maps = [self._project(level, x) for level, x in enumerate(self.transition(features))]
+            decoded_bthw = self._decoded(seen_bthw, depth_keep_kb)
         else:
-            maps = self._maps_of_visible(seen_bthw, visible_bv, grid_hw, depth_keep_kb)
-
-        decoded_bthw = self.dense_decoder(maps)
+            decoded_bthw = self.dense_decoder(self._maps_of_visible(seen_bthw, visible_bv, grid_hw, depth_keep_kb))
         if carried is not None:
             return self._advected(decoded_bthw, carried)
         return self._frames(decoded_bthw, frames_bthw, valid_bthw, grid_hw)
@@ -171,6 +174,19 @@ class Nowcaster(Autoencoder):
         if self.frozen in ("decoder", "both"):
             modules += [self.dense_decoder, self.densify_norms, self.densify_projs, self.mask_tokens]
         return modules
+
+    def _decoded(self, seen_bthw: Tensor, depth_keep_kb: Tensor | None) -> Tensor:
+        """Encode, translate and decode whole frames; large ones part by part where `part_px` says so."""
+
+        def network(part_bthw: Tensor) -> Tensor:
+            features = self.sparse_encoder(part_bthw, depth_keep_kb)[::-1]
+            maps = [self._project(level, x) for level, x in enumerate(self.transition(features))]
+            decoded_bthw: Tensor = self.dense_decoder(maps)
+            return decoded_bthw
+
+        if self.part_px is None:
+            return network(seen_bthw)
+        return in_parts(network, seen_bthw, self.part_px, OVERLAP_PX)
 
     def _project(self, level: int, features_bchw: Tensor) -> Tensor:
         return self.densify_projs[level](self.densify_norms[level](features_bchw))

@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.sequences import TimeSpan
+from ...data.sources.source import SYNTHETIC
 from ...models.weights.manifest import MANIFEST_NAME, CheckpointError, chosen_weights
 from .folder import STATE_FILE
 from .state import TrainState, parse_state
 
 PARTS: Final = ("train", "validation", "test")
-SYNTHETIC: Final = "synthetic storms"
-"""The source that data.sources.knmi gives to made-up rain: its times and its grid are made up too."""
 
 Spans = Mapping[str, tuple[TimeSpan, ...]]
 """The times of the parts of an archive."""

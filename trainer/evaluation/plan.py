@@ -13,11 +13,12 @@ from ...data.errors import ConfigError, DataError
 from ...data.frames import Grid
 from ...data.sequences import TimeSpan
 from ...data.shards.index import Index, of_source
+from ...data.sources.source import SYNTHETIC
 from ...data.store.storage import Storage
 from ...data.windows.plan import evaluation_plan
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from ...models.nowcasting.motion import LEVELS
-from ..checkpoint.seen import SYNTHETIC, Spans, listed
+from ..checkpoint.seen import Spans, listed
 from ..forecasting.forecaster import RunForecaster
 from ..settings.data import ArchiveConfig
 from ..settings.evaluation import EvaluateConfig

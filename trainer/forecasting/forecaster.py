@@ -13,6 +13,8 @@ from ...data.frames import Grid
 from ...data.units import ModelSpace
 from ...models.nowcasting.matching import match_distribution
 from ...models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
+from ...models.nowcasting.parts import PART_PX
+from ...models.nowcasting.smaat_unet import SmaAtUNet
 from ...models.patches import PATCH
 from ...models.weights.manifest import CheckpointError, best_checkpoint
 from ..checkpoint.folder import load
@@ -125,6 +127,14 @@ class RunForecaster:
             )
         return Grid.from_json(self.data["grid"])
 
+    @property
+    def cadence_s(self) -> int:
+        """Give the seconds between the frames that the run learned from; raises DataError where it does not say."""
+        cadence_s = self.data.get("cadence_s")
+        if not isinstance(cadence_s, int):
+            raise DataError(f"{self.name}: the run records no cadence_s ({cadence_s!r}); train it again")
+        return cadence_s
+
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int | None = None) -> Tensor:
         """Forecast rain, as every `Forecaster` does. Frames are extended to whole patches and cut again.
 
@@ -188,6 +198,9 @@ def load_forecaster(folder: Path, *, name: str | None = None, device: str = "cpu
         )
 
     model.load_state_dict(weights)
+    # Domains may be a continent: SmaAt-UNet alone, which looks at the whole of a frame at once, cannot be cut.
+    if not isinstance(model, SmaAtUNet):
+        model.part_px = PART_PX
     return RunForecaster(
         name=name or folder.resolve().name,
         config=config,

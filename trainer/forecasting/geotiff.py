@@ -16,7 +16,7 @@ from ...data.errors import ConfigError, DataError
 from ...data.frames import Grid, iso_time
 from ...data.store.storage import open_storage
 from .grid import parse_projection
-from .netcdf import NOT_A_MEASUREMENT, Provenance, lead_name
+from .netcdf import Provenance, lead_name
 
 HOUR_S: Final = 3600
 LAYOUT: Final = {"compress": "DEFLATE", "predictor": "YES", "blocksize": 512, "overview_resampling": "AVERAGE"}
@@ -100,7 +100,7 @@ def _provenance_tags(provenance: Provenance, reference_time_s: int) -> dict[str,
         "licence": provenance.licence,
         "history": provenance.history,
         "institution": provenance.institution,
-        "comment": NOT_A_MEASUREMENT,
+        "comment": provenance.comment,
         "reference_time": iso_time(reference_time_s),
     }
 

@@ -45,6 +45,7 @@ class Provenance:
         licence: Licence of the radar data.
         history: When the file was made, and by which command.
         institution: Where it was made.
+        note: What users have to know about its input; "" for nothing.
     """
 
     model: str
@@ -52,6 +53,12 @@ class Provenance:
     licence: str
     history: str
     institution: str = "not stated"
+    note: str = ""
+
+    @property
+    def comment(self) -> str:
+        """What the files say to whoever takes them for a measurement, and about their input."""
+        return f"{NOT_A_MEASUREMENT} {self.note}".rstrip()
 
 
 def lead_name(reference_time_s: int, lead_s: int) -> str:
@@ -106,7 +113,7 @@ def _global_attributes(provenance: Provenance) -> dict[str, str]:
         "references": REFERENCES,
         # Spelled as the Attribute Convention for Data Discovery 1.3 does: that is where programs look.
         "license": provenance.licence,
-        "comment": NOT_A_MEASUREMENT,
+        "comment": provenance.comment,
     }
 
 

@@ -18,7 +18,7 @@ from ...data.errors import DataError
 from ...data.frames import Grid, iso_time
 from ...data.store.storage import open_storage
 from .grid import proj_string
-from .netcdf import COMPRESSION_LEVEL, NOT_A_MEASUREMENT, Provenance
+from .netcdf import COMPRESSION_LEVEL, Provenance
 
 NODATA: Final = -9_999_000.0
 """A pixel that no radar saw, in the file; OPERA's composites write the same number."""
@@ -98,7 +98,7 @@ def _write_about(file: Any, provenance: Provenance, valid_s: int) -> None:
     _fill(file.create_group("what"), {"object": "COMP", "version": "H5rad 2.4", **nominal, **source})
     how = {
         "software": provenance.model,
-        "comment": NOT_A_MEASUREMENT,
+        "comment": provenance.comment,
         "history": provenance.history,
         "institution": provenance.institution,
         "licence": provenance.licence,

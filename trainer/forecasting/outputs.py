@@ -1,14 +1,16 @@
-"""A forecast made and written: the NetCDF file, a picture a lead time, and the animation."""
+"""A forecast made and written: the NetCDF file, pictures, GeoTIFFs and ODIM_H5 composites."""
 
 import argparse
 import io
 import logging
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +18,18 @@ import torch
 
 from ...data.errors import ConfigError, DataError
 from ...data.exit_codes import ExitCode
-from ...data.frames import Grid, iso_time
+from ...data.frames import iso_time, printable
 from ...data.store.storage import open_storage
 from ..checkpoint.state import installed_versions
 from ..processes.agreement import NonFiniteError
 from ..processes.entry import set_up_logging
+from ..settings.forecast import PRODUCTS
 from .forecaster import RunForecaster, load_forecaster
-from .latest import Latest, read_latest
+from .geotiff import write_cogs
+from .latest import Area, Latest, read_latest
 from .netcdf import Provenance, write_forecast
+from .odim import write_odim
+from .readers import Radar, radars_of
 
 FRAMES_FOLDER = "frames"
 ANIMATION_NAME = "forecast.gif"
@@ -52,18 +58,52 @@ class Forecast:
         """End of the last radar frame, epoch seconds UTC."""
         return self.latest.end_times_s[-1]
 
+    @property
+    def stamp(self) -> str:
+        """The same time as file names carry it."""
+        return datetime.fromtimestamp(self.reference_time_s, UTC).strftime("%Y%m%d%H%M")
 
-def make_forecast(forecaster: RunForecaster, paths: Sequence[Path]) -> Forecast:
+    @property
+    def note(self) -> str:
+        """What users of the forecast have to know about its input; "" where all frames were there."""
+        bridged_s = self.latest.bridged_s
+        if not bridged_s:
+            return ""
+        return (
+            f"{len(bridged_s)} of {len(self.latest.end_times_s)} input frames were missing or damaged and were bridged "
+            f"by carrying rain along: {', '.join(map(iso_time, bridged_s))}."
+        )
+
+
+def make_forecast(
+    forecaster: RunForecaster,
+    paths: Sequence[Path],
+    *,
+    radar: Radar | None = None,
+    area: Area = "whole",
+    allow_missing: int = 0,
+) -> Forecast:
     """Read the latest files and run the model.
+
+    Args:
+        forecaster: The run.
+        paths: What the radar's source reads.
+        radar: Which of the run's radars; None for its only one.
+        area: Which of the files' pixels are forecast, see `trainer.forecasting.latest.read_latest`.
+        allow_missing: Frames that may be missing or damaged; they are bridged.
 
     Raises:
         DataError: The input does not fit the run; see `trainer.forecasting.latest.read_latest`.
         NonFiniteError: The model gives no finite number anywhere.
     """
-    cadence_s = forecaster.data.get("cadence_s")
-    if not isinstance(cadence_s, int):
-        raise DataError(f"{forecaster.name}: the run records no cadence_s ({cadence_s!r}); train it again")
-    latest = read_latest(paths, grid=forecaster.grid, cadence_s=cadence_s, frames_in=forecaster.frames_in)
+    latest = read_latest(
+        paths,
+        radar=radar or radars_of(forecaster)[0],
+        cadence_s=forecaster.cadence_s,
+        frames_in=forecaster.frames_in,
+        area=area,
+        allow_missing=allow_missing,
+    )
 
     # A batch of one window; without missing pixels the model needs no mask.
     rain_bthw = torch.from_numpy(latest.rain_mmh_thw)[None]
@@ -83,53 +123,66 @@ def make_forecast(forecaster: RunForecaster, paths: Sequence[Path]) -> Forecast:
         rain_mmh_thw=np.where(seen_hw, rain_thw, np.float32(np.nan)),
         num_nonfinite=int(bad_thw.sum()),
         latest=latest,
-        cadence_s=cadence_s,
+        cadence_s=forecaster.cadence_s,
         model=forecaster.name,
     )
 
 
 def write_outputs(
-    forecast: Forecast, out: Path, *, grid: Grid, command: str, institution: str, pictures: bool = True
+    forecast: Forecast,
+    out: Path,
+    *,
+    command: str,
+    institution: str,
+    products: Collection[str] = PRODUCTS[:2],
 ) -> list[Path]:
-    """Write the NetCDF file, then the frames and the animation.
+    """Write a forecast's products.
 
     Args:
         forecast: What to write.
         out: Folder; made if need be.
-        grid: Where the pixels lie.
-        command: Goes into the file's history.
-        institution: Goes into the file.
-        pictures: Also draw.
+        command: Goes into the files' history.
+        institution: Goes into the files.
+        products: Some of PRODUCTS.
 
     Returns:
-        What was written, in that order; the folder of the frames stands for them.
+        What was written, in the order of PRODUCTS; a folder stands for its files.
 
     Raises:
         DataError: Something cannot be written.
+        ConfigError: A package that a product needs is not installed.
     """
-    # Files are named by the last radar frame: the next forecast does not replace this one.
-    stamp = datetime.fromtimestamp(forecast.reference_time_s, UTC).strftime("%Y%m%d%H%M")
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    netcdf = out / f"forecast_{stamp}.nc"
-    provenance = Provenance(
-        model=f"{forecast.model} (Rainspark {installed_versions().get('rainspark', 'not installed')})",
-        source=forecast.latest.source,
-        licence=forecast.latest.licence,
-        history=f"{now}: {command}",
-        institution=institution,
-    )
-    write_forecast(
-        netcdf,
-        rain_mmh_thw=forecast.rain_mmh_thw,
-        reference_time_s=forecast.reference_time_s,
-        cadence_s=forecast.cadence_s,
-        grid=grid,
-        provenance=provenance,
-    )
-    return [netcdf, *(_draw(forecast, out, stamp, grid.pixel_km) if pictures else [])]
+    content: dict[str, Any] = {
+        "rain_mmh_thw": forecast.rain_mmh_thw,
+        "reference_time_s": forecast.reference_time_s,
+        "cadence_s": forecast.cadence_s,
+        "grid": forecast.latest.grid,
+        "provenance": Provenance(
+            model=f"{forecast.model} (Rainspark {installed_versions().get('rainspark', 'not installed')})",
+            source=forecast.latest.source,
+            licence=forecast.latest.licence,
+            history=f"{now}: {command}",
+            institution=institution,
+            note=forecast.note,
+        ),
+    }
+
+    # Files are named by the last radar frame: the next forecast does not replace this one.
+    written = []
+    if "netcdf" in products:
+        written.append(out / f"forecast_{forecast.stamp}.nc")
+        write_forecast(written[-1], **content)
+    if "png" in products:
+        written += _draw(forecast, out)
+    for product, write in (("cog", write_cogs), ("odim", write_odim)):
+        if product in products:
+            write(out / product, **content)
+            written.append(out / product)
+    return written
 
 
-def _draw(forecast: Forecast, out: Path, stamp: str, pixel_km: float) -> list[Path]:
+def _draw(forecast: Forecast, out: Path) -> list[Path]:
     # A second of imports that a forecast without pictures does not need.
     from PIL import Image
 
@@ -142,7 +195,7 @@ def _draw(forecast: Forecast, out: Path, stamp: str, pixel_km: float) -> list[Pa
         forecasts_mmh={forecast.model: forecast.rain_mmh_thw},
         reference_time_s=forecast.reference_time_s,
         cadence_s=forecast.cadence_s,
-        pixel_km=pixel_km,
+        pixel_km=forecast.latest.grid.pixel_km,
     )
     # A still picture a lead time for whoever needs one, and all of them in motion.
     title = f"{forecast.model}: forecast from {case.clock(0)}"
@@ -151,7 +204,7 @@ def _draw(forecast: Forecast, out: Path, stamp: str, pixel_km: float) -> list[Pa
     for lead, picture in enumerate(forecast_frames(case, forecast.model, title), start=1):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, format="PNG")
-        storage.write(f"forecast_{stamp}_{lead * forecast.cadence_s // 60:03d}min.png", buffer.getvalue())
+        storage.write(f"forecast_{forecast.stamp}_{lead * forecast.cadence_s // 60:03d}min.png", buffer.getvalue())
 
     write_animation(out / ANIMATION_NAME, case, title)
     return [out / FRAMES_FOLDER, out / ANIMATION_NAME]
@@ -172,26 +225,58 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
 
     # Settings have been checked: what fails from here on is the run, the radar files, or the disk.
     forecaster = load_forecaster(options.run, name=options.name, device=options.device)
-    forecast = make_forecast(forecaster, options.input)
-    written = write_outputs(
-        forecast,
-        options.out,
-        grid=forecaster.grid,
-        command=shlex.join(["rainspark", "forecast", *argv]),
-        institution=options.institution,
-        pictures=not options.no_pictures,
-    )
-    _report(forecast, written)
+    radars = radars_of(forecaster, source=options.source, reader=options.reader)
+    several = len(radars) > 1
+    failures: list[DataError] = []
+    for radar in radars:
+        try:
+            forecast = make_forecast(
+                forecaster, options.input, radar=radar, area=options.crop, allow_missing=options.allow_missing
+            )
+        except DataError as error:
+            # Of several radars each is forecast for which there is something.
+            if not several:
+                raise
+            failures.append(DataError(f"{radar.name}: {error}"))
+            continue
+        written = write_outputs(
+            forecast,
+            options.out / _folder_name(radar.name) if several else options.out,
+            command=shlex.join(["rainspark", "forecast", *argv]),
+            institution=options.institution,
+            products=[name for name in options.products if name != "png" or not options.no_pictures],
+        )
+        if forecast.latest.source != radar.name:
+            sys.stderr.write(
+                printable(f"note: the run learned from {radar.name}; these are {forecast.latest.source}\n")
+            )
+        _report(forecast, written)
+
+    if len(failures) == len(radars):
+        raise DataError("none of the run's radars can be forecast: " + "; ".join(map(str, failures)))
+    for failure in failures:
+        sys.stderr.write(printable(f"not forecast: {failure}\n"))
     return ExitCode.DONE
+
+
+def _folder_name(source: str) -> str:
+    """Turn a product's name into that of a folder."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", source).strip("_.") or "radar"
 
 
 def _report(forecast: Forecast, written: Sequence[Path]) -> None:
     """Print what was forecast, from what, and where it lies."""
     first_s = forecast.reference_time_s + forecast.cadence_s
     last_s = forecast.reference_time_s + forecast.cadence_s * len(forecast.rain_mmh_thw)
-    num_files = len(forecast.latest.files)
-    lines = [f"{forecast.model}: {iso_time(first_s)} to {iso_time(last_s)} from {num_files} radar files"]
+    latest = forecast.latest
+    lines = [
+        f"{forecast.model}: {iso_time(first_s)} to {iso_time(last_s)} from {len(latest.frames)} radar files",
+        f"  {latest.source}, {latest.grid.rows} x {latest.grid.cols} pixels of {latest.grid.pixel_km:g} km",
+    ]
     lines += [f"  {path}" for path in written]
+    if forecast.note:
+        lines.append(f"warning: {forecast.note}")
+    lines += [f"warning: {problem}" for problem in latest.problems]
     if forecast.num_nonfinite:
         lines.append(
             f"warning: {forecast.num_nonfinite} pixels of the forecast are no finite number: missing in the file, "

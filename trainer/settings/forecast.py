@@ -2,23 +2,46 @@
 
 import argparse
 from pathlib import Path
+from typing import Final
 
-from ...data.command import CommandParser
+from ...data.command import CommandParser, whole_number
+from ...data.errors import DataError
+from ...data.frames import Crop, parse_crop
+
+PRODUCTS: Final = ("netcdf", "png", "cog", "odim")
+"""What a forecast can be written as; the first two are written unless others are asked for."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of `rainspark forecast`."""
     parser = CommandParser(
         prog="rainspark forecast",
-        description="Forecast from the latest radar files.",
+        description="Forecast from the latest radar files, which are read as the run's archive was packed.",
     )
     parser.add_argument("--run", required=True, type=Path, help="folder of a fine-tuning run, or of a checkpoint")
-    parser.add_argument(
-        "--input", required=True, nargs="+", type=Path, metavar="FILES", help="KNMI HDF5 files or folders of them"
-    )
+    input_help = "radar files, archives or folders of them"
+    parser.add_argument("--input", required=True, nargs="+", type=Path, metavar="FILES", help=input_help)
     parser.add_argument("--out", required=True, type=Path, help="folder to write to; made if need be")
-    parser.add_argument("--name", help="the model's name in file and pictures (the run folder's name)")
-    parser.add_argument("--institution", default="not stated", help="goes into the NetCDF file (not stated)")
+    parser.add_argument("--source", help="which radar of a run on several (all of them)")
+    reader_help = "how the files are read, in the words of rainspark pack, such as 'odim --zr 200,1.6' (as the run's)"
+    parser.add_argument("--reader", metavar="WORDS", help=reader_help)
+    crop_help = "what is forecast: whole (all that the files hold), run (where the run learned), or rows and columns"
+    parser.add_argument("--crop", type=_area, default="whole", metavar="AREA", help=crop_help)
+    missing_help = "frames that may be missing or damaged, and are bridged (0)"
+    parser.add_argument("--allow-missing", type=whole_number(0), default=0, metavar="N", help=missing_help)
+    products_help = f"what to write ({' '.join(PRODUCTS[:2])})"
+    parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=PRODUCTS[:2], help=products_help)
+    parser.add_argument("--name", help="the model's name in files and pictures (the run folder's name)")
+    parser.add_argument("--institution", default="not stated", help="goes into the files (not stated)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the model runs (cpu)")
-    parser.add_argument("--no-pictures", action="store_true", help="write the NetCDF file only")
+    parser.add_argument("--no-pictures", action="store_true", help="leave png out of the products")
     return parser
+
+
+def _area(text: str) -> Crop | str:
+    if text in ("whole", "run"):
+        return text
+    try:
+        return parse_crop(text)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or whole, or run") from error

@@ -12,9 +12,10 @@ from rainspark.data.errors import ConfigError
 from rainspark.data.frames import Crop, Grid
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index, load_index
+from rainspark.data.sources.source import SYNTHETIC
 from rainspark.data.store.storage import open_storage
 from rainspark.trainer.checkpoint.folder import save
-from rainspark.trainer.checkpoint.seen import SYNTHETIC, WindowTimes, starting_states
+from rainspark.trainer.checkpoint.seen import WindowTimes, starting_states
 from rainspark.trainer.checkpoint.state import TrainState
 from rainspark.trainer.evaluation.overlap import check_overlaps
 from rainspark.trainer.evaluation.plan import _place_caveats

@@ -1,6 +1,7 @@
 """The latest files as input: the right frames and pixels, and every reason to refuse, by name."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 from rainspark.data.errors import DataError
 from rainspark.data.frames import Crop, Grid
 from rainspark.data.sources import knmi
+from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.knmi_writer import KNMI_PROJECTION as PROJECTION
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
 from rainspark.data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT
-from rainspark.trainer.forecasting.latest import find_crop, read_latest
+from rainspark.trainer.forecasting.latest import Latest, find_area, read_latest
+from rainspark.trainer.forecasting.readers import Radar
 from tests.data.radar_files import FIRST_S, change, random_counts, read_header, set_attribute, write_series
 
 SIZE = (24, 20)
@@ -40,23 +43,31 @@ def _grid(folder: Path) -> Grid:
     return read_header(sorted(folder.glob("*.h5"))[0]).grid
 
 
+def latest_of(paths: Sequence[Path], grid: Grid, frames_in: int, **settings: Any) -> Latest:
+    """Read the latest frames of the part that a run learned on."""
+    radar = Radar(name="synthetic storms", source=KnmiSource(), grid=None, part=grid)
+    return read_latest(paths, radar=radar, cadence_s=300, frames_in=frames_in, **{"area": "run", **settings})
+
+
 @pytest.fixture
 def radar(tmp_path: Path) -> Path:
     write_series(tmp_path / "radar", range(6), size=SIZE)
     return tmp_path / "radar"
 
 
-def test_each_file_is_opened_once_and_only_those_that_are_used(radar: Path) -> None:
+def test_only_the_files_that_are_used_are_opened(radar: Path) -> None:
     grid = _grid(radar).cropped(CROP)
     OPENED.clear()
-    latest = read_latest([radar], grid=grid, cadence_s=300, frames_in=4)
-    assert [path for path in OPENED if path.endswith(".h5")] == [str(path) for path in latest.files]
+    latest = latest_of([radar], grid, 4)
+    # The newest first; each is read whole for its header and its digest, and again for its pixels.
+    expected = [name for name in reversed(latest.frames) for _ in range(2)]
+    assert [path for path in OPENED if path.endswith(".h5")] == expected
 
 
 def test_the_last_frames_are_read_and_cut_to_the_grid(radar: Path) -> None:
-    latest = read_latest([radar], grid=_grid(radar).cropped(CROP), cadence_s=300, frames_in=4)
+    latest = latest_of([radar], _grid(radar).cropped(CROP), 4)
     assert latest.end_times_s == tuple(FIRST_S + number * 300 for number in range(2, 6))
-    assert [path.name for path in latest.files] == [file_name(time_s) for time_s in latest.end_times_s]
+    assert [Path(name).name for name in latest.frames] == [file_name(time_s) for time_s in latest.end_times_s]
     for frame, number in enumerate(range(2, 6)):
         counts = random_counts(number, *SIZE)[4:20, 2:18]
         valid = counts != MISSING_COUNT
@@ -70,35 +81,35 @@ def test_the_last_frames_are_read_and_cut_to_the_grid(radar: Path) -> None:
 def test_files_in_any_order_and_the_whole_grid(radar: Path) -> None:
     grid = _grid(radar)
     files = sorted(radar.glob("*.h5"))
-    in_order = read_latest([radar], grid=grid, cadence_s=300, frames_in=6)
-    shuffled = read_latest([*files[3:], *files[:3], files[0]], grid=grid, cadence_s=300, frames_in=6)
+    in_order = latest_of([radar], grid, 6)
+    shuffled = latest_of([*files[3:], *files[:3], files[0]], grid, 6)
     np.testing.assert_array_equal(in_order.rain_mmh_thw, shuffled.rain_mmh_thw)
-    assert in_order.files == shuffled.files
+    assert in_order.frames == shuffled.frames
     assert in_order.rain_mmh_thw.shape == (6, *SIZE)
 
 
 def test_a_file_of_another_scale_is_read_by_its_own(radar: Path) -> None:
     grid = _grid(radar)
-    before = read_latest([radar], grid=grid, cadence_s=300, frames_in=6)
+    before = latest_of([radar], grid, 6)
     last = sorted(radar.glob("*.h5"))[-1]
     change(last, set_attribute("image1/calibration", "calibration_formulas", np.bytes_("GEO=0.02*PV+0.0")))
-    after = read_latest([radar], grid=grid, cadence_s=300, frames_in=6)
+    after = latest_of([radar], grid, 6)
     np.testing.assert_array_equal(after.rain_mmh_thw[:5], before.rain_mmh_thw[:5])
     np.testing.assert_allclose(after.rain_mmh_thw[5], 2 * before.rain_mmh_thw[5], rtol=1e-6)
 
 
 def test_too_few_files_are_counted(radar: Path) -> None:
     with pytest.raises(DataError, match=r"6 radar files were given .*the model needs 12, one every 5 min"):
-        read_latest([radar], grid=_grid(radar), cadence_s=300, frames_in=12)
+        latest_of([radar], _grid(radar), 12)
 
 
 def test_gaps_are_named(radar: Path) -> None:
     grid = _grid(radar)
     (radar / file_name(FIRST_S + 3 * 300)).unlink()
     with pytest.raises(DataError, match=r"the frame of 2020-01-01T00:05:00Z is missing \(1 in all\)"):
-        read_latest([radar], grid=grid, cadence_s=300, frames_in=5)
+        latest_of([radar], grid, 5)
     # What lies before the frames that are used may have gaps.
-    assert read_latest([radar], grid=grid, cadence_s=300, frames_in=2).end_times_s[0] == FIRST_S + 4 * 300
+    assert latest_of([radar], grid, 2).end_times_s[0] == FIRST_S + 4 * 300
 
 
 @pytest.mark.parametrize(("cadence_s", "steps"), [(600, "10 min apart"), (420, "7 min apart")])
@@ -106,7 +117,7 @@ def test_another_cadence_is_named(tmp_path: Path, cadence_s: int, steps: str) ->
     # KNMI's names hold minutes: the first frame of a series ends at one.
     write_series(tmp_path, range(4), size=SIZE, cadence_s=cadence_s)
     with pytest.raises(DataError, match=f"{steps}; the run was trained on frames every 5 min"):
-        read_latest([tmp_path], grid=_grid(tmp_path), cadence_s=300, frames_in=4)
+        latest_of([tmp_path], _grid(tmp_path), 4)
 
 
 def test_other_grids_are_named(radar: Path) -> None:
@@ -114,22 +125,22 @@ def test_other_grids_are_named(radar: Path) -> None:
     for path in radar.glob("*.h5"):
         change(path, set_attribute("geographic", "geo_column_offset", np.array([1.0], dtype=np.float32)))
     with pytest.raises(DataError, match=r"RAD_NL25.*the run's area is rows 0 to 24 and columns \d+ to \d+ of"):
-        read_latest([radar], grid=grid, cadence_s=300, frames_in=4)
+        latest_of([radar], grid, 4)
 
 
 def test_frames_without_any_measurement_are_a_gap(radar: Path) -> None:
     empty: npt.NDArray[np.uint16] = np.full(SIZE, MISSING_COUNT, dtype=np.uint16)
     grid = _grid(radar)
     write_knmi_file(radar / file_name(FIRST_S + 4 * 300), empty, FIRST_S + 4 * 300)
-    with pytest.raises(DataError, match=r"no pixel .* holds a measurement at 2020-01-01T00:10:00Z \(1 of 6 frames\)"):
-        read_latest([radar], grid=grid, cadence_s=300, frames_in=6)
+    with pytest.raises(DataError, match=r"no pixel .* a measurement at 2020-01-01T00:10:00Z; .*--allow-missing 1"):
+        latest_of([radar], grid, 6)
 
 
 def test_files_of_two_products_are_refused(radar: Path) -> None:
     grid = _grid(radar)
     change(sorted(radar.glob("*.h5"))[-2], set_attribute("overview", "product_group_name", np.bytes_("RAD_X")))
     with pytest.raises(DataError, match=r"files of two products: .* is 'KNMI RAD_X'.*'synthetic storms'"):
-        read_latest([radar], grid=grid, cadence_s=300, frames_in=4)
+        latest_of([radar], grid, 4)
 
 
 WHOLE = Grid(rows=765, cols=700, pixel_km=1.0, projection=PROJECTION, x0_km=0.0, y0_km=-3650.0)
@@ -144,7 +155,10 @@ WHOLE = Grid(rows=765, cols=700, pixel_km=1.0, projection=PROJECTION, x0_km=0.0,
 def test_a_crop_is_found_again(row0: int, col0: int, size: tuple[int, int], pixel_km: float) -> None:
     whole = Grid(rows=765, cols=700, pixel_km=pixel_km, projection=PROJECTION, x0_km=0.1, y0_km=-3650.3)
     crop = Crop(row0=row0, row1=row0 + size[0], col0=col0, col1=col0 + size[1])
-    assert find_crop(whole.cropped(crop), inside=whole) == crop
+    radar = Radar(name="KNMI", source=KnmiSource(), grid=None, part=whole.cropped(crop))
+    assert find_area("run", radar, whole) == crop
+    assert find_area("whole", radar, whole) == Crop(row0=0, row1=765, col0=0, col1=700)
+    assert find_area(crop, radar, whole) == crop
 
 
 @pytest.mark.parametrize(
@@ -160,15 +174,48 @@ def test_a_crop_is_found_again(row0: int, col0: int, size: tuple[int, int], pixe
 def test_what_differs_between_grids_is_named(changes: dict[str, object], message: str) -> None:
     small = WHOLE.cropped(Crop(row0=0, row1=32, col0=0, col1=32)).to_json() | changes
     with pytest.raises(DataError, match=message):
-        find_crop(Grid.from_json(small), inside=WHOLE)
+        find_area("run", Radar(name="x", source=KnmiSource(), grid=None, part=Grid.from_json(small)), WHOLE)
 
 
 def test_the_real_files_give_the_crop_without_missing_pixels(shared_dir: Path) -> None:
     folder = shared_dir / "data" / "knmi"
     crop = Crop(row0=284, row1=572, col0=225, col1=513)
-    latest = read_latest([folder], grid=_grid(folder).cropped(crop), cadence_s=300, frames_in=12)
+    latest = latest_of([folder], _grid(folder).cropped(crop), 12)
     assert latest.valid_thw.all()
     assert latest.rain_mmh_thw.shape == (12, 288, 288)
     np.testing.assert_array_equal(
-        latest.rain_mmh_thw[-1], knmi.read(latest.files[-1], crop).counts.astype(np.float32) * np.float32(0.12)
+        latest.rain_mmh_thw[-1], knmi.read(Path(latest.frames[-1]), crop).counts.astype(np.float32) * np.float32(0.12)
     )
+
+
+def test_missing_and_damaged_frames_are_bridged_where_that_is_asked_for(radar: Path) -> None:
+    grid = _grid(radar)
+    whole = latest_of([radar], grid, 6)
+    newest = radar / file_name(FIRST_S + 5 * 300)
+    newest.write_bytes(newest.read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"cannot be read as a KNMI HDF5 .*--allow-missing 1 bridges the frame"):
+        latest_of([radar], grid, 6)
+    (radar / file_name(FIRST_S + 2 * 300)).unlink()
+    with pytest.raises(DataError, match=r"00:00:00Z, 2020-01-01T00:15:00Z is missing \(2 in all\); of those"):
+        latest_of([radar], grid, 6, allow_missing=1)
+
+    latest = latest_of([radar], grid, 6, allow_missing=2)
+    assert latest.end_times_s == whole.end_times_s
+    assert latest.bridged_s == (FIRST_S + 2 * 300, FIRST_S + 5 * 300)
+    assert len(latest.frames) == 4
+    assert len(latest.problems) == 1
+    assert "cannot be read" in latest.problems[0]
+    for number in (0, 1, 3, 4):
+        np.testing.assert_array_equal(latest.rain_mmh_thw[number], whole.rain_mmh_thw[number])
+    assert np.isfinite(latest.rain_mmh_thw).all()
+    assert (latest.rain_mmh_thw[~latest.valid_thw] == 0).all()
+
+
+def test_two_frames_are_the_least_that_a_gap_is_bridged_from(radar: Path) -> None:
+    grid = _grid(radar)
+    for number in (1, 2, 3, 4):
+        (radar / file_name(FIRST_S + number * 300)).unlink()
+    assert len(latest_of([radar], grid, 6, allow_missing=4).bridged_s) == 4
+    (radar / file_name(FIRST_S)).unlink()
+    with pytest.raises(DataError, match=r"5 in all\); .* bridge up to 4"):
+        latest_of([radar], grid, 6, allow_missing=6)

@@ -123,7 +123,7 @@ def test_what_is_not_finite_is_counted_and_nothing_finite_is_refused(run: Path, 
     broken = replace(load_forecaster(run), model=_Broken(5))
     forecast = make_forecast(broken, [radar])
     assert forecast.num_nonfinite == FRAMES_OUT * 5 * SIZE
-    paths = write_outputs(forecast, tmp_path / "out", grid=broken.grid, command="c", institution="i")
+    paths = write_outputs(forecast, tmp_path / "out", command="c", institution="i")
     with netCDF4.Dataset(paths[0]) as file:
         assert np.ma.getmaskarray(file["rainfall_rate"][:]).sum() == FRAMES_OUT * 5 * SIZE
     with pytest.raises(NonFiniteError, match="not one pixel of the forecast is a finite number"):
