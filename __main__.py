@@ -126,11 +126,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     if not words or words[0] in ("-h", "--help"):
-        width = max(len(name) for name in COMMANDS) + 2
-        listed = "\n".join(f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items())
-        sys.stdout.write(HELP.format(commands=listed))
-        return 0
+        return run_command(_print_help)
     return run_command(lambda: _chosen(words[0]).run(words[1:]))
+
+
+def _print_help() -> int:
+    width = max(len(name) for name in COMMANDS) + 2
+    listed = "\n".join(f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items())
+    sys.stdout.write(HELP.format(commands=listed))
+    return 0
 
 
 def run_script(command: str, tree: Path) -> NoReturn:

@@ -1,8 +1,12 @@
 """Run a command and turn the errors that its user can mend into one line and an exit code."""
 
 import argparse
+import io
+import math
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -10,6 +14,13 @@ from .credentials import redact
 from .errors import ConfigError, DataError
 from .exit_codes import ExitCode
 from .frames import printable
+from .json_checks import shown
+
+MOST_NUMBER: Final = 10**9
+"""Numbers on command lines and in settings lie within this of 0: seconds, bytes and products of them stay exact, and
+no library overflows. The largest that means anything is a time of 31 years in seconds."""
+MOST_SEED: Final = 2**63
+"""Seeds are no amounts: any that 64 bits hold."""
 
 TYPE_WORDS: Final[dict[Any, str]] = {int: "INT", float: "FLOAT", Path: "PATH"}
 GOES_ON: Final = "; the same command goes on where it stopped"
@@ -23,10 +34,16 @@ def run_command(work: Callable[[], int], *, interrupted: str = "") -> int:
         interrupted: What an interruption means for the user; printed after "interrupted".
 
     Returns:
-        The command's own code, 3 for a ConfigError, 4 for a DataError, 130 for an interruption.
+        The command's own code, 3 for a ConfigError, 4 for a DataError or an output that cannot be written, 130 for an
+        interruption.
     """
+    open_output()
     try:
-        return work()
+        try:
+            return work()
+        finally:
+            # Here, not at the end of the process: a full disk has to change the exit code.
+            sys.stdout.flush()
     except ConfigError as error:
         sys.stderr.write(printable(redact(f"settings: {error}\n")))
         return ExitCode.CONFIG
@@ -36,16 +53,114 @@ def run_command(work: Callable[[], int], *, interrupted: str = "") -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted{interrupted}\n")
         return ExitCode.INTERRUPTED
+    except OSError as error:
+        if sys.stdout is not sys.__stdout__ or not _cannot_write():
+            raise
+        sys.stderr.write(f"error: standard output cannot be written: {error.strerror}\n")
+        return ExitCode.DATA
+
+
+class _Output(io.FileIO):
+    """A standard stream whose reader may go (`| head -1`): what it does not read is dropped, and nothing else ends."""
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes; gives how many were written or dropped."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def open_output() -> None:
+    """Make the standard streams take any text and any end: other encodings, readers that go, streams that are closed.
+
+    A character that the terminal's encoding lacks is written as an escape. The exit code stays the command's own.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Held open, so that no file of ours gets the number on which a library prints.
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        # Once a process, and never what a caller has put in a stream's place.
+        elif stream is not getattr(sys, f"__{name}__") or isinstance(getattr(stream.buffer, "raw", None), _Output):
+            continue
+        binary = io.BufferedWriter(_Output(number, "w", closefd=False))
+        encoding = "utf-8" if stream is None else stream.encoding
+        is_line_buffered = stream is not None and stream.line_buffering
+        text = io.TextIOWrapper(binary, encoding, "backslashreplace", line_buffering=is_line_buffered)
+        setattr(sys, name, text)
+        setattr(sys, f"__{name}__", text)
+
+
+def _cannot_write() -> bool:
+    """Find out whether standard output refuses what it holds; drop that, so that the end of the process succeeds."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+        return True
+    return False
+
+
+def expand_home(path: str) -> str:
+    """Put a home folder in the place of a leading `~` or `~user`, as a shell does; other texts stay as they are.
+
+    Raises:
+        ConfigError: There is no such user.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise ConfigError(
+            f"{shown(path)}: there is no user or home folder of that name; write the folder out, or ./ before a name "
+            "that begins with ~"
+        ) from None
+
+
+def read_variable(
+    environment: Mapping[str, str], name: str, *, least: int = 0, most: int = MOST_NUMBER, default: int | None = None
+) -> int:
+    """Read a whole number from an environment variable.
+
+    Args:
+        environment: Where it stands.
+        name: Its name.
+        least: The smallest that is sound.
+        most: The largest.
+        default: What a variable that is not set or empty means; None: an error.
+
+    Raises:
+        ConfigError: It is no whole number, or out of range; the variable is named.
+    """
+    text = environment.get(name, "").strip()
+    if not text and default is not None:
+        return default
+    try:
+        return whole_number(least, most)(text)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"the environment variable {name}: {error}; set it right, or unset it") from None
 
 
 class CommandParser(argparse.ArgumentParser):
     """Parse a command line inside `run_command`; the help has one line of usage and names types in words.
 
-    Abbreviations are refused: one that is taken today is ambiguous when the next option comes.
+    Abbreviations are refused: one that is taken today is ambiguous when the next option comes. Numbers are finite and
+    within MOST_NUMBER of 0, and a leading ~ of a path is the home folder.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _HelpLines, "allow_abbrev": False, **options})
+        # One rule for every option of these types.
+        self.register("type", int, whole_number(-MOST_NUMBER))
+        self.register("type", float, _finite_number)
+        self.register("type", Path, _path)
 
     def format_usage(self) -> str:
         """Write the usage in one line."""
@@ -75,15 +190,37 @@ class CommandParser(argparse.ArgumentParser):
         self.usage = " ".join([*words, "[options]"])
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """Make the type of an option that takes whole numbers of so much at least."""
+def whole_number(least: int, most: int = MOST_NUMBER) -> Callable[[str], int]:
+    """Make the type of an option that takes whole numbers from `least` to `most`."""
 
     def read(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
-        return int(text)
+        # Twenty digits hold every bound, and no number that takes long to read.
+        text = text.strip()
+        if re.fullmatch(r"[+-]?[0-9]{1,20}", text) and least <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{shown(text)!r} is no whole number of {least} or more, up to {most}")
 
     return read
+
+
+def _path(text: str) -> Path:
+    """Read a path of an option."""
+    try:
+        return Path(expand_home(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _finite_number(text: str) -> float:
+    """Read a number of an option."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    # A comparison with NaN is false.
+    if not abs(value) <= MOST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{shown(text)!r} is no number from {-MOST_NUMBER} to {MOST_NUMBER}")
+    return value
 
 
 class _HelpLines(argparse.HelpFormatter):

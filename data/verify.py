@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise, zip_longest
 from typing import Any
 
-import blosc2
 import numpy as np
 from tqdm import tqdm
 
@@ -20,6 +19,7 @@ from .exit_codes import ExitCode
 from .frames import iso_time
 from .json_checks import shown
 from .sequences import rain_fraction, wetness
+from .shards.blosc import blosc2
 from .shards.decode import decode_frame, frame_digest
 from .shards.description import wrong_in_json
 from .shards.index import INDEX_NAME, Index, SequenceEntry, ShardEntry, load_index, verify_sequence_bytes

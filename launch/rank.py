@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from ..data.command import read_variable
+from ..data.errors import ConfigError
 from ..data.exit_codes import ExitCode
 from .slurm import LaunchError, counts_per_node
 
@@ -29,17 +31,22 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
         environment: An srun task's, with MASTER_ADDR and MASTER_PORT from the batch step.
 
     Raises:
-        LaunchError: Something is missing.
+        ConfigError: Something is missing, or holds no number.
     """
     names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID", "MASTER_ADDR", "MASTER_PORT")
     if absent := [name for name in names if not environment.get(name)]:
         raise LaunchError(f"{', '.join(absent)} not set: a rank is a task of srun, started by launch/multinode.sh")
-    tasks = counts_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE") or environment["SLURM_TASKS_PER_NODE"])
+    # The step's own where srun states them, else the job's.
+    counts = [name for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE") if environment.get(name)]
+    if not counts:
+        raise LaunchError("SLURM_TASKS_PER_NODE not set: a rank is a task of srun, started by launch/multinode.sh")
+    tasks = counts_per_node(environment[counts[0]], counts[0])
+    node = read_variable(environment, "SLURM_NODEID", most=len(tasks) - 1)
     variables = {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_NTASKS"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": str(tasks[int(environment["SLURM_NODEID"])]),
+        "LOCAL_WORLD_SIZE": str(tasks[node]),
     }
     if not environment.get("OMP_NUM_THREADS"):
         variables["OMP_NUM_THREADS"] = environment.get("SLURM_CPUS_PER_TASK") or "1"
@@ -91,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         environment = {**os.environ, **rank_environment(os.environ)}
         if not environment.get("TORCH_EXTENSIONS_DIR"):
             environment["TORCH_EXTENSIONS_DIR"] = str(extensions_folder(environment))
-    except LaunchError as error:
+    except ConfigError as error:
         sys.stderr.write(f"launch: {error}\n")
         sys.exit(ExitCode.CONFIG)
     # In place of this process: signals of srun reach the rank itself.

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ..data.command import read_variable
 from ..data.errors import ConfigError
+from ..data.json_checks import shown
 
 FIRST_PORT: Final = 15_000
 """Below the ports that Linux gives to outgoing connections (32768 and up), so that chance takes none of ours."""
@@ -59,6 +61,7 @@ def read_allocation(environment: Mapping[str, str]) -> Allocation:
 
     Raises:
         LaunchError: This is no batch step of Slurm.
+        ConfigError: A variable holds no number; it is named.
     """
     job_id = environment.get("SLURM_JOB_ID")
     nodes = environment.get("SLURM_JOB_NODELIST")
@@ -68,28 +71,29 @@ def read_allocation(environment: Mapping[str, str]) -> Allocation:
             "with `sbatch launch/multinode.sh` or `rainspark submit`"
         )
 
-    asked = environment.get("SLURM_NTASKS_PER_NODE", "")
+    cpus = "SLURM_JOB_CPUS_PER_NODE"
     return Allocation(
         job_id=job_id,
-        restart=int(environment.get("SLURM_RESTART_COUNT") or 0),
+        restart=read_variable(environment, "SLURM_RESTART_COUNT", default=0),
+        gpus_per_node=read_variable(environment, "SLURM_GPUS_ON_NODE", default=0),
+        tasks_per_node=read_variable(environment, "SLURM_NTASKS_PER_NODE", default=0) or None,
+        cpus_per_node=min(counts_per_node(environment.get(cpus) or "1", cpus)),
+        # Last, as it asks Slurm.
         hosts=expand_hosts(nodes),
-        gpus_per_node=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
-        tasks_per_node=int(asked) if asked.isdigit() else None,
-        cpus_per_node=min(counts_per_node(environment.get("SLURM_JOB_CPUS_PER_NODE", "1"))),
     )
 
 
-def counts_per_node(text: str) -> tuple[int, ...]:
-    """Read Slurm's counts by node: `8(x2),4` is (8, 8, 4).
+def counts_per_node(text: str, name: str = "a variable of Slurm") -> tuple[int, ...]:
+    """Read Slurm's counts by node, the text of a variable: `8(x2),4` is (8, 8, 4).
 
     Raises:
         LaunchError: It is something else.
     """
     counts: list[int] = []
     for count in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", count)
+        match = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", count)
         if match is None:
-            raise LaunchError(f"Slurm's counts by node are {text!r}; expected something like 8(x2),4")
+            raise LaunchError(f"{name} is {shown(text)!r}; expected Slurm's counts by node, something like 8(x2),4")
         counts += [int(match.group(1))] * int(match.group(2) or 1)
     return tuple(counts)
 

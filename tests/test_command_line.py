@@ -1,6 +1,7 @@
 """The one command: sub-commands, help without torch, recipes by name, completion, and scripts of their own tree."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from rainspark.trainer.settings.help import help_text, type_words
 from rainspark.trainer.settings.parse import dotted_keys, parse_config
 from rainspark.trainer.settings.recipes import recipe_names
 from tests.conftest import REPOSITORY
+from tests.data.radar_files import write_series
 
 SCRIPTS = ("pretrain", "finetune", "evaluate", "forecast")
 WIDTH, TWO_SCREENS = 120, 80
@@ -171,3 +173,88 @@ def test_a_script_of_another_tree_names_both_trees(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert str(clone) in done.stderr
     assert str(REPOSITORY) in done.stderr
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small archive under a name that ASCII has not."""
+    folder = tmp_path_factory.mktemp("packed")
+    write_series(folder / "radar", range(6))
+    assert main(["pack", "knmi", str(folder / "radar"), "--out", str(folder / "wärme"), "--window", "2"]) == 0
+    return folder / "wärme"
+
+
+@pytest.mark.parametrize("threads", ["4,2", "", "many", "0", "-3", "9" * 30])
+def test_any_setting_of_openmp_is_survived(archive: Path, threads: str) -> None:
+    done = run("-m", "rainspark", "count", str(archive), OMP_NUM_THREADS=threads)
+    assert (done.returncode, done.stdout.count("windows")) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["ascii", "locale C"],
+)
+def test_an_output_that_lacks_a_letter_gets_its_escape(archive: Path, more: dict[str, str]) -> None:
+    done = run("-m", "rainspark", "reshard", str(archive), "--out", str(archive.parent / "ü"), folder=None, **more)
+    # In the locale C the name comes as bytes that are no letters.
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0)
+    assert re.fullmatch(rf"packed        '?{archive.parent}/(\\xfc|\\udcc3\\udcbc)'?", done.stdout.splitlines()[-1])
+    wrong = run("-m", "rainspark", "count", str(archive.parent / "ö"), folder=None, **more)
+    assert wrong.returncode == ExitCode.DATA
+    assert re.match(rf"error: {archive.parent}/(\\xf6|\\udcc3\\udcb6)/index.json is missing", wrong.stderr)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("count {}", 0), ("count {}.", 4), ("count {} --nonsense", 3), ("pretrain --help data", 0)]
+)
+@pytest.mark.parametrize("ends", ["| true", ">&-", ">&- 2>&-", "2>&1 | true"])
+def test_an_output_that_nobody_reads_changes_no_exit_code(archive: Path, command: str, code: int, ends: str) -> None:
+    line = f"{sys.executable} -m rainspark {command.format(archive)} {ends}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["count {}", "--help", "count --help"])
+def test_an_output_that_cannot_be_written_is_an_error(archive: Path, command: str) -> None:
+    words = command.format(archive).split()
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rainspark", *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == ExitCode.DATA
+    assert done.stderr == "error: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["storms", "--seed", "9" * 5000, "--out", "x"],
+        ["pack", "knmi", "x", "--out", "y", "--shard-mb", "9" * 24],
+        ["pack", "knmi", "x", "--out", "y", "--cadence-min", "1e400"],
+        ["count", "x", "--min-rain-fraction", "nan"],
+        ["reshard", "x", "--out", "y", "--window", "1e3"],
+        ["fetch", "knmi", "--out", "y", "--patience-min=inf"],
+        ["doctor", "--device-memory-gb", "1e400"],
+        ["submit", "pretrain", "--time", "1:00", "--nodes", "9" * 5000],
+        ["evaluate", "--limit", "9" * 5000],
+    ],
+    ids=lambda words: words[0],
+)
+def test_huge_numbers_are_refused_by_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == ExitCode.CONFIG
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert re.search(r"--[a-z-]+[: ]", message)
+    assert "1000000000" in message or "9223372036854775808" in message
+
+
+@pytest.mark.parametrize("command", ["count", "reshard --out ~/new", "inspect", "checkpoint list"])
+def test_a_tilde_in_the_place_of_an_archive_is_the_home_folder(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main([*command.split(), "~/none"]) == ExitCode.DATA
+    assert f"{tmp_path}/none" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command import GOES_ON, run_command
+from ..command import GOES_ON, expand_home, run_command
 from ..shards.contact_sheet import draw_contact_sheet
 from ..shards.index import INDEX_NAME, check_shard_sizes, load_index
 from ..shards.summary import summarise
@@ -49,7 +49,7 @@ def _inspect(command: Command) -> None:
 
     # Beside a folder; of a store, into the current folder.
     name = storage.url if storage.folder is not None else storage.url.rstrip("/").rpartition("/")[2]
-    picture = Path(command.picture or f"{name}.png").absolute()
+    picture = Path(expand_home(command.picture or f"{name}.png")).absolute()
     open_storage(picture.parent).write(picture.name, draw_contact_sheet(storage, index))
     sys.stdout.write(f"contact sheet {picture}\n")
 

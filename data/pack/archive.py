@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import blosc2
-
 from ..counts import MAX_COUNT, Rounding
 from ..errors import DataError
+from ..shards.blosc import blosc2
 from ..shards.index import Index
 from ..shards.writer import PackedFrame, PlannedSequence, pack_frame
 from ..sources.source import Source

@@ -2,12 +2,12 @@
 
 import hashlib
 
-import blosc2
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DamagedError, DataError
 from ..store.storage import Storage
+from .blosc import blosc2
 from .chunk import check_chunk
 from .description import wrong_in_json
 from .index import DIGEST_DIGITS, Index, SequenceEntry, verify_sequence_bytes

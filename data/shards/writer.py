@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Final
 
-import blosc2
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +16,7 @@ from ..json_checks import JsonRecord, Listed, canonical
 from ..sequences import rain_fraction, wetness
 from ..store.storage import Storage
 from ..units import MISSING_COUNT
+from .blosc import blosc2
 from .description import Description
 from .index import DIGEST_DIGITS, NO_FRAME_AFTER, Index, SequenceEntry, ShardEntry
 from .totals import RainTotals, sum_totals

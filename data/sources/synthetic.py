@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ..command import CommandParser, run_command
+from ..command import MOST_SEED, CommandParser, run_command, whole_number
 from ..errors import DataError
 from ..randomness import generator
 from ..units import KNMI_MMH_PER_COUNT, MISSING_COUNT
@@ -256,7 +256,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="rainspark storms", description="Write moving storms.")
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
     parser.add_argument("--hours", type=float, default=6, help="length of the series (6)")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal storms (0)")
+    seed = whole_number(0, MOST_SEED)
+    parser.add_argument("--seed", type=seed, metavar="INT", default=0, help="equal seeds give equal storms (0)")
     parser.add_argument("--size", type=int, default=288, help="rows and columns, 1 km each (288)")
     parser.add_argument("--radar-circle", action="store_true", help="pixels outside the largest circle are missing")
     parser.add_argument("--event-hours", type=float, default=0, help="hours of one weather system; 0: all one (0)")

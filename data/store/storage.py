@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
+from ..command import expand_home
 from ..credentials import redact
 from ..errors import DamagedError, DataError
 from ..whole_file import PARTIAL_SUFFIX, writing_whole
@@ -91,6 +92,7 @@ def open_storage(url: str | Path, *, deadline_s: float = 300.0, to_write: bool =
         to_write: Whether files shall be written there, which a web server takes from nobody.
 
     Raises:
+        ConfigError: A home folder (~user) that there is not.
         DataError: Another scheme, a malformed address, missing credentials; a web server that is to be written to.
     """
     text = str(url)
@@ -101,7 +103,7 @@ def open_storage(url: str | Path, *, deadline_s: float = 300.0, to_write: bool =
             "az://, https:// or file://, with nothing before that (a folder of such a name: ./ before it)"
         )
     if scheme is None:
-        return LocalStorage(Path(text))
+        return LocalStorage(Path(expand_home(text)))
     if scheme.group(1).lower() == "file":
         return LocalStorage(Path(text[scheme.end() :]))
     if to_write and scheme.group(1).lower() in {"http", "https"}:

@@ -6,12 +6,12 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import blosc2
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ..errors import ConfigError
+from ..shards.blosc import blosc2
 from ..shards.index import Index
 from ..store.storage import Storage
 from ..units import MISSING_COUNT

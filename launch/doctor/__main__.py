@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ...data.command import CommandParser, run_command, whole_number
+from ...data.command import MOST_NUMBER, CommandParser, run_command, whole_number
 from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
+from ...data.json_checks import shown
 from . import batches, data, disk, machine, memory, second_place
 from .findings import Finding, Job, Known, fail, number, ok
 
@@ -43,8 +44,8 @@ def _amount(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    if not (0 < value <= MOST_NUMBER):
+        raise argparse.ArgumentTypeError(f"{shown(text)!r} is no number above 0 and up to {MOST_NUMBER}")
     return value
 
 

@@ -50,6 +50,14 @@ def _import(arguments: argparse.Namespace) -> None:
         sys.stdout.write(f"wrote  {arguments.out}; start from it with --init_from {arguments.out}\n")
 
 
+def _path(text: str) -> Path:
+    """Read a path; a leading ~ is the home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
 class _Parser(argparse.ArgumentParser):
     """Refuses a command line with the words and the exit code of settings, 3, as every command does."""
 
@@ -63,13 +71,13 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="export|import")
     export = commands.add_parser("export", help="write the encoder of a run for timm.create_model")
     export.add_argument(
-        "source", metavar="RUN", type=Path, help="a run's folder, a checkpoint's folder, or a weights file"
+        "source", metavar="RUN", type=_path, help="a run's folder, a checkpoint's folder, or a weights file"
     )
-    export.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    export.add_argument("--out", type=_path, required=True, help="safetensors file to write")
     export.set_defaults(run=_export)
     importing = commands.add_parser("import", help="read a published SparK or SpaT-SparK checkpoint")
-    importing.add_argument("source", metavar="FILE", type=Path, help="a .pth or .safetensors file")
-    importing.add_argument("--out", type=Path, help="safetensors file to write, under our names")
+    importing.add_argument("source", metavar="FILE", type=_path, help="a .pth or .safetensors file")
+    importing.add_argument("--out", type=_path, help="safetensors file to write, under our names")
     importing.set_defaults(run=_import)
     for command in (export, importing):
         command.add_argument("--force", action="store_true", help="replace an existing file")

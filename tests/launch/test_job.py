@@ -115,6 +115,18 @@ def test_counts_that_slurm_does_not_write(text: str) -> None:
         counts_per_node(text)
 
 
+@pytest.mark.parametrize("text", ["4,2", "many", "-1", "9" * 5000])
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "SLURM_GPUS_ON_NODE", "SLURM_NTASKS_PER_NODE"])
+def test_a_variable_of_slurm_that_is_no_number_is_named(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^the environment variable {name}: .* is no whole number"):
+        read_allocation({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[0-1]", name: text})
+
+
+def test_counts_of_cpus_that_slurm_does_not_write_are_named() -> None:
+    with pytest.raises(LaunchError, match=r"^SLURM_JOB_CPUS_PER_NODE is '8\(x9{9}\)'; expected Slurm's counts"):
+        read_allocation({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_JOB_CPUS_PER_NODE": f"8(x{'9' * 9})"})
+
+
 def test_a_jobs_record_is_read_though_values_hold_spaces() -> None:
     line = (
         "JobId=1 JobName=a b UserId=root(0) JobState=RUNNING Reason=None Requeue=1 Restarts=0 ExitCode=0:0 "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rainspark.data.errors import ConfigError
 from rainspark.launch.rank import extensions_folder, rank_environment
 from rainspark.launch.slurm import LaunchError
 from rainspark.trainer.engine.processes import Identity, read_identity
@@ -64,6 +65,27 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str) -> None:
     assert done.returncode == 3
     assert f"{name} not set" in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("SLURM_NODEID", "two"), ("SLURM_NODEID", "4"), ("SLURM_NODEID", "4,2"), ("SLURM_STEP_TASKS_PER_NODE", "x")],
+)
+def test_a_variable_that_slurm_does_not_write_is_named(tmp_path: Path, name: str, text: str) -> None:
+    done = become(tmp_path, [], **{name: text})
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert f"{name}" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["4,2", "one", "-1", "9" * 5000])
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_a_rank_that_is_no_number_is_named(name: str, text: str) -> None:
+    whole = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    with pytest.raises(ConfigError, match=f"^the environment variable {name}: .* is no whole number"):
+        read_identity({**whole, name: text})
+    with pytest.raises(ConfigError, match=r"^the environment variable LOCAL_RANK: "):
+        read_identity({"LOCAL_RANK": text})
 
 
 def test_every_rank_of_an_uneven_step_has_its_place() -> None:

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ...data.command import CommandParser, run_command
+from ...data.command import CommandParser, expand_home, run_command
 from ...data.credentials import redact
 from ...data.errors import DataError
 from ...data.frames import printable
@@ -56,7 +56,7 @@ def _look(arguments: argparse.Namespace) -> int:
     try:
         if URL_SCHEME.match(arguments.place):
             return _look_in_store(arguments.command, arguments.place)
-        return _look_in_folder(arguments.command, Path(arguments.place))
+        return _look_in_folder(arguments.command, Path(expand_home(arguments.place)))
     except (CheckpointError, DataError, OSError) as error:
         sys.stderr.write(printable(redact(f"{error}\n")))
         return NOT_WHOLE

@@ -13,6 +13,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from torch.distributed.distributed_c10d import PrefixStore
 
+from ...data.command import read_variable
 from ...data.errors import ConfigError
 from ..processes.heartbeat import Heartbeat
 from ..processes.rendezvous import Address, meet
@@ -105,6 +106,10 @@ class Identity:
     local_rank: int
 
 
+MOST_RANKS = 100_000
+"""More than any machine has; a world that is larger is a mistake, for which all would wait."""
+
+
 def read_identity(environment: Mapping[str, str]) -> Identity:
     """Read RANK, WORLD_SIZE and LOCAL_RANK as torchrun, `accelerate launch` and our Slurm scripts set them.
 
@@ -120,6 +125,8 @@ def read_identity(environment: Mapping[str, str]) -> Identity:
                 "accelerate launch was asked for several processes, but without a GPU it starts only one; add "
                 "--multi_gpu to its options, which starts them all on the CPU too"
             )
+        # Nothing of ours, but Accelerate reads it.
+        read_variable(environment, "LOCAL_RANK", default=0)
         return Identity(rank=0, world_size=1, local_rank=0)
 
     if absent := [name for name in names if name not in values]:
@@ -127,11 +134,8 @@ def read_identity(environment: Mapping[str, str]) -> Identity:
             f"the launcher set {', '.join(values)} but not {', '.join(absent)}; all three are needed, or none for one "
             "process"
         )
-    try:
-        own = Identity(**{name.lower(): int(value) for name, value in values.items()})
-    except ValueError as error:
-        raise ConfigError(f"RANK, WORLD_SIZE, LOCAL_RANK are {values}; whole numbers are expected") from error
-    if not 0 <= own.rank < own.world_size or own.local_rank < 0:
+    own = Identity(**{name.lower(): read_variable(environment, name, most=MOST_RANKS) for name in names})
+    if own.rank >= own.world_size:
         raise ConfigError(f"RANK={own.rank}, LOCAL_RANK={own.local_rank} do not fit WORLD_SIZE={own.world_size}")
     if own.world_size > 1 and (absent := [n for n in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(n)]):
         raise ConfigError(f"WORLD_SIZE is {own.world_size}, but {', '.join(absent)} is not set: ranks cannot meet")

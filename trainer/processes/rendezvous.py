@@ -1,6 +1,8 @@
 """How the ranks of a run meet in one store, who has not come in time, and why the first of them ended."""
 
 import json
+import logging
+import math
 import os
 import threading
 import time
@@ -12,11 +14,15 @@ from typing import Final
 from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from ...data.command import read_variable
 from ...data.exit_codes import ExitCode
 from .table import list_few
 
 _VERDICT: Final = "verdict"
 _ARRIVED: Final = "arrived"
+NOTIFY_S: Final = 10.0
+"""Seconds of waiting for the others after which a line says so; ranks of one launch mostly come within a few."""
+LOG = logging.getLogger(__name__)
 
 
 class RankEndedError(RuntimeError):
@@ -74,7 +80,7 @@ class Address:
             rank=rank,
             world_size=world_size,
             host=environment["MASTER_ADDR"],
-            port=int(environment["MASTER_PORT"]),
+            port=read_variable(environment, "MASTER_PORT", least=1, most=65_535),
             launchers=environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True),
             attempt=environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
         )
@@ -124,6 +130,7 @@ def meet(address: Address, timeout_s: float, stop_asked: Callable[[], bool]) -> 
 
     # Ask quickly at first: most ranks come at the same time.
     pause_s = 0.02
+    notify_s = time.monotonic() + NOTIFY_S
     while num_arrived < address.world_size:
         if (verdict := read_verdict(store)) is not None:
             raise RankEndedError(verdict.text, verdict.code)
@@ -132,6 +139,14 @@ def meet(address: Address, timeout_s: float, stop_asked: Callable[[], bool]) -> 
             _leave(store, address, text, ExitCode.REQUEUE)
         if time.monotonic() > deadline_s:
             _leave(store, address, _name_missing(store, address, timeout_s), ExitCode.STALLED)
+        if time.monotonic() > notify_s:
+            notify_s = math.inf
+            missing = _missing(store, address)
+            # Once, not once a rank: of those that have come, the first one reports.
+            if not set(range(address.rank)) - set(missing):
+                LOG.warning(
+                    "%s", _describe_wait(f"rank {list_few(missing)} of {address.world_size}", address, timeout_s)
+                )
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 0.5)
         num_arrived = store.add(_ARRIVED, 0)
@@ -152,8 +167,12 @@ def _connect_in_thread(address: Address, timeout_s: float, stop_asked: Callable[
     # Looked after from here, where signals arrive.
     thread = threading.Thread(target=connect, name="meeting", daemon=True)
     thread.start()
+    notify_s = time.monotonic() + NOTIFY_S
     while thread.is_alive():
         thread.join(0.1)
+        if time.monotonic() > notify_s and thread.is_alive():
+            notify_s = math.inf
+            LOG.warning("%s", _describe_wait(address.holder, address, timeout_s))
         if stop_asked() and thread.is_alive():
             raise RankEndedError(f"asked to stop before {address.holder} had answered", ExitCode.REQUEUE)
 
@@ -185,11 +204,25 @@ def _leave(store: Store, address: Address, text: str, code: int) -> None:
 
 
 def _name_missing(store: Store, address: Address, timeout_s: float) -> str:
-    # Asked of the store: a rank that came has left its name there.
-    missing = [rank for rank in range(address.world_size) if not store.check([_presence(rank)])]
+    missing = _missing(store, address)
     return (
         f"{len(missing)} of {address.world_size} ranks did not come within {timeout_s:g} s (engine.start_timeout_s): "
         f"{list_few(missing)}; their processes were not started, ended before, or cannot reach {address.holder}"
+    )
+
+
+def _missing(store: Store, address: Address) -> list[int]:
+    # Asked of the store: a rank that came has left its name there.
+    return [rank for rank in range(address.world_size) if not store.check([_presence(rank)])]
+
+
+def _describe_wait(ranks: str, address: Address, timeout_s: float) -> str:
+    """Word what is waited for, and which variables say so: they may be left over from another program."""
+    return (
+        f"waiting up to {timeout_s:g} s (engine.start_timeout_s) for {ranks}: RANK={address.rank} and "
+        f"WORLD_SIZE={address.world_size} in the environment say that this is one of several processes, which meet at "
+        f"MASTER_ADDR:MASTER_PORT ({address.host}:{address.port}); if it runs alone, they are left over from another "
+        "program: unset RANK WORLD_SIZE LOCAL_RANK"
     )
 
 

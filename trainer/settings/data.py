@@ -8,10 +8,14 @@ from ...data.errors import ConfigError, DataError
 from ...data.sequences import TimeSpan
 from ...data.stream.options import ONE_PASS, ReadOptions
 from ...data.windows.selection import Published, Rule, Selection, choose
-from .ranges import check_number
+from .ranges import MOST_FRAMES, check_number
 
 VALIDATION_SHARE: Final = 0.1
 GUARD_H: Final = 24.0
+MOST_THREADS: Final = 1024
+"""More than any machine's cores; a system starts some ten thousand of them a process."""
+MOST_BLOCK_MB: Final = 100_000.0
+"""More than a lane reads in a day."""
 SPLIT_KEYS: Final = ("validation_share", "test_share", "guard_h", "train_times", "validation_times", "test_times")
 """Settings that split an archive in time."""
 
@@ -75,7 +79,7 @@ class ArchiveConfig:
         """Check the ranges."""
         # Counts, sizes and shares.
         for name in ("threads", "readers"):
-            check_number(f"data.{name}", getattr(self, name), least=1)
+            check_number(f"data.{name}", getattr(self, name), least=1, most=MOST_THREADS)
         for name in ("decoded_mb", "prefetch_mb", "deadline_s", "cache_gb"):
             check_number(f"data.{name}", getattr(self, name), above=0)
         for name in ("validation_share", "test_share"):
@@ -224,7 +228,7 @@ class WindowsConfig(ArchiveConfig):
         for name in ("global_batch", "micro_batch", "lanes", "prefetch_steps", "evaluation_windows"):
             check_number(f"data.{name}", getattr(self, name), least=1)
         check_number("data.quarantine", self.quarantine, least=0)
-        check_number("data.block_mb", self.block_mb, above=0)
+        check_number("data.block_mb", self.block_mb, above=0, most=MOST_BLOCK_MB)
         if self.source is not None and self.weights is not None:
             raise ConfigError("data.weights has no effect beside data.source, which reads one source; leave one out")
 
@@ -252,7 +256,7 @@ class DataConfig(WindowsConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        check_number("data.window", self.window, least=1)
+        check_number("data.window", self.window, least=1, most=MOST_FRAMES)
         self.selection(self.window)
 
 

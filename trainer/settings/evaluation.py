@@ -17,6 +17,9 @@ PUBLISHED_THRESHOLD_MMH: Final = 0.5
 """SmaAt-UNet: Trebing, Stanczyk and Mehrkanoon (2021), Pattern Recognition Letters 145, 178-186,
 doi:10.1016/j.patrec.2021.01.036."""
 
+MOST_SCALE: Final = 4096
+"""Side of a neighbourhood in pixels: beyond any composite's, and memory grows with its square."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -71,7 +74,7 @@ class EvaluateConfig:
         for name in ("limit", "frames_in", "frames_out", "fit_windows"):
             check_number(name, getattr(self, name), least=1)
         check_rising("thresholds", self.thresholds, "mm/h")
-        check_rising("scales", self.scales, "pixels")
+        check_rising("scales", self.scales, "pixels", most=MOST_SCALE)
 
         if self.protocol == "published" and PUBLISHED_THRESHOLD_MMH not in self.thresholds:
             stated = ", ".join(f"{threshold:g}" for threshold in self.thresholds)

@@ -1,11 +1,14 @@
 """The sections of a run's configuration but its data: frozen dataclasses that check their ranges."""
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Final, Literal
 
 from ...data.errors import ConfigError
 from ...data.units import ModelSpace
-from .ranges import check_number
+from .ranges import MOST_FRAMES, check_number
+
+MOST_WIDTH: Final = 16_384
+"""Channels of a level: one 3 x 3 convolution of so many to as many has 10 GB of weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +100,9 @@ class NowcastConfig:
         advects = self.name == "spat_spark" and self.head == "advected"
         finds_motion = advects or self.match in ("extrapolated", "floor")
         check_number("model.frames_in", self.frames_in, least=2 if finds_motion else 1)
-        check_number("model.frames_out", self.frames_out, least=1)
-        check_number("model.smaat_width", self.smaat_width, least=2)
+        check_number("model.frames_in", self.frames_in, most=MOST_FRAMES)
+        check_number("model.frames_out", self.frames_out, least=1, most=MOST_FRAMES)
+        check_number("model.smaat_width", self.smaat_width, least=2, most=MOST_WIDTH)
         _check_shared(self)
         if self.freeze == "both" and self.translation == "identity" and self.head == "patch":
             raise ConfigError(
@@ -120,6 +124,7 @@ def _check_shared(config: ModelConfig | NowcastConfig) -> None:
     """Check the ranges of what masked pretraining and nowcasters have both."""
     if config.decoder_width < 32 or config.decoder_width % 32:
         raise ConfigError(f"model.decoder_width is {config.decoder_width}; it is halved 5 times: a multiple of 32")
+    check_number("model.decoder_width", config.decoder_width, most=MOST_WIDTH)
     check_number("model.mask_ratio", config.mask_ratio, least=0, below=1)
     check_number("model.depth_drop", config.depth_drop, least=0, below=1)
 

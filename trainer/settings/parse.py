@@ -3,21 +3,25 @@
 import dataclasses
 import difflib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from ...data.command import MOST_NUMBER, MOST_SEED, expand_home
 from ...data.credentials import looks_secret, redact
 from ...data.errors import ConfigError
 from .experiment import FinetuneConfig, PretrainConfig, TrainingConfig, flatten
 from .help import help_text, type_words
 from .recipes import find_config
-from .yaml_files import check_yaml_file
+from .yaml_files import check_yaml_file, long_number
 
+PATHS: Final = ("run.dir", "run.checkpoint_url", "data.shards", "data.cache_dir", "init_from", "out", "report")
+"""Settings that hold a path or an address; a leading ~ is the home folder."""
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 
 
@@ -69,10 +73,33 @@ def _build(cls: type[_Parsed], parser: ArgumentParser, read: Callable[[], Namesp
     """Read settings of a class and build it; what is wrong is named, with the nearest of the valid keys."""
     parser.add_class_arguments(cls, None)
     try:
-        values = parser.instantiate(read())
+        values = read()
+        # Before the settings' own checks, which compute with them.
+        for key, value in flatten(values.as_dict()).items():
+            _check_bounds(key, value)
+            if key == "models":
+                values[key] = tuple(map(_with_home, value or ()))
+            elif key in PATHS and value is not None:
+                values[key] = expand_home(value)
+        values = parser.instantiate(values)
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_with_nearest(" ".join(_cause(error).split()), keys)) from None
     return cls(**{leaf.name: values[leaf.name] for leaf in dataclasses.fields(cls)})
+
+
+def _check_bounds(key: str, value: Any) -> None:
+    """Raise ConfigError for a number that is out of every setting's range; each setting checks that it is finite."""
+    bound = MOST_SEED if key == "seed" else MOST_NUMBER
+    for number in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(number, int | float) and bound < abs(number) < math.inf:
+            text = f"{number:g}" if isinstance(number, float) else str(number)
+            raise ConfigError(f"{key} is {text}; expected a number from {-bound} to {bound}")
+
+
+def _with_home(model: str) -> str:
+    """Put the home folder in the place of a leading ~ of a run, RUN or NAME=RUN."""
+    name, between, path = model.partition("=")
+    return f"{name}={expand_home(path)}" if between else expand_home(model)
 
 
 def as_dict(config: TrainingConfig) -> dict[str, Any]:
@@ -131,7 +158,11 @@ def _list_text(values: Sequence[str], *, quoted: bool) -> str:
 
 def _with_files(words: Sequence[str], cls: type) -> list[str]:
     """Put the path of a recipe in its name's place, and check every file of settings."""
-    # Files are checked before the parser reads them: its own errors do not name the line.
+    # Words and files are checked before the parser reads them: its own errors do not name the option or the line.
+    for position, word in enumerate(words):
+        if text := long_number(word):
+            option = word if word.startswith("--") else words[max(position - 1, 0)]
+            raise ConfigError(f"{option.partition('=')[0]} is {text}")
     sections = {key.rpartition(".")[0] for key in dotted_keys(cls)} - {""}
     complete: list[str] = []
     for position, word in enumerate(words):

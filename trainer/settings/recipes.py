@@ -4,6 +4,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
+from ...data.command import expand_home
 from ...data.errors import ConfigError
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "configs"
@@ -20,9 +21,11 @@ def find_config(text: str) -> Path:
     Raises:
         ConfigError: It is neither; the nearest recipe is named.
     """
-    path = Path(text)
+    path = Path(expand_home(text))
     if path.is_file():
         return path
+    if path.is_dir():
+        raise ConfigError(f"--config {text}: is a folder; name a file of settings, such as the config.yaml of a run")
     if text in recipe_names():
         return FOLDER / f"{text}.yaml"
 

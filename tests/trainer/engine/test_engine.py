@@ -110,7 +110,7 @@ def test_place_is_read_from_the_environment() -> None:
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, "not LOCAL_RANK"),
         ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MASTER}, "RANK=2.*WORLD_SIZE=2"),
-        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MASTER}, "whole numbers"),
+        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MASTER}, "no whole number"),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "MASTER_ADDR, MASTER_PORT is not set"),
         ({**LAUNCHER, **MASTER}, "starts only one; add --multi_gpu"),
     ],

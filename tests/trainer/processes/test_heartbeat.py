@@ -1,6 +1,7 @@
 """Who is named as late or silent, and how ranks come together; whole runs are in tests/integration/test_ranks.py."""
 
 import os
+import re
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import Store
 
+from rainspark.trainer.processes import rendezvous
 from rainspark.trainer.processes.heartbeat import WAITING, Heartbeat
 from rainspark.trainer.processes.rendezvous import (
     Address,
@@ -155,6 +157,30 @@ def test_missing_ranks_are_named_by_all_that_came() -> None:
         assert isinstance(error, RankEndedError)
         assert error.code == 7
         assert "2 of 4 ranks did not come within 2 s (engine.start_timeout_s): 1, 3;" in str(error)
+
+
+def test_a_long_wait_is_reported_once_with_the_variables_that_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rendezvous, "NOTIFY_S", 0.5)
+    port = free_port()
+    with ThreadPoolExecutor(2) as pool:
+        for end in [pool.submit(met, rank, 4, port, timeout_s=2.0) for rank in (0, 2)]:
+            assert isinstance(end.exception(), RankEndedError)
+    (line,) = caplog.messages
+    assert line.startswith("waiting up to 2 s (engine.start_timeout_s) for rank 1, 3 of 4: RANK=0 and WORLD_SIZE=4 in ")
+    assert f"MASTER_ADDR:MASTER_PORT (127.0.0.1:{port})" in line
+    assert line.endswith("left over from another program: unset RANK WORLD_SIZE LOCAL_RANK")
+
+
+def test_the_wait_for_who_holds_the_store_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rendezvous, "NOTIFY_S", 0.5)
+    with pytest.raises(RankEndedError, match="did not answer within 2 s"):
+        met(1, 2, free_port(), timeout_s=2.0)
+    (line,) = caplog.messages
+    assert re.match(r"waiting up to 2 s .* for rank 0 at 127\.0\.0\.1:\d+: RANK=1 and WORLD_SIZE=2", line)
 
 
 def test_a_stop_ends_the_wait_of_all() -> None:

@@ -8,9 +8,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rainspark.data.command import MOST_NUMBER, MOST_SEED
 from rainspark.data.errors import ConfigError
 from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.processes.entry import run_entry
+from rainspark.trainer.settings.evaluation import parse_evaluation
 from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig, flatten
 from rainspark.trainer.settings.parse import as_dict, as_yaml, dotted_keys, parse_config
 from tests.conftest import REPOSITORY
@@ -80,6 +82,64 @@ def test_what_a_user_mistypes_is_named(words: list[str], message: str) -> None:
         parse(*words)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--run.steps", "9" * 24], r"^run\.steps is 9{24}; expected a number from -1000000000 to 1000000000$"),
+        (["--run.steps", "-" + "9" * 24], r"^run\.steps is -9{24}; expected a number from"),
+        (["--run.steps", "9" * 5000], r"^--run\.steps is 9{20}\.\.\., a number of 5000 digits; expected one from"),
+        (["--run.steps=" + "9" * 5000], r"^--run\.steps is 9{20}\.\.\., a number of 5000 digits"),
+        (["--optim.lr", "0x" + "f" * 5000], r"^--optim\.lr is 0xf{18}\.\.\., a number of 5002 digits"),
+        (["--optim.betas", f"[0.9, {'9' * 5000}]"], r"^--optim\.betas is 9{20}\.\.\., a number of 5000 digits"),
+        (["--optim.lr", "1e400"], r"^optim\.lr is inf; it must be finite"),
+        (["--optim.lr", "1_000e99"], r"^optim\.lr is 1e\+102; expected a number from"),
+        (["--optim.lr=-1e99"], r"^optim\.lr is -1e\+99; expected a number from"),
+        (["--optim.betas", "[0.9, 1e99]"], r"^optim\.betas is 1e\+99; expected a number from"),
+        (["--data.weights", '{"a": 1e99}'], r"^data\.weights\.a is 1e\+99; expected a number from"),
+        (["--seed", "9" * 24], r"^seed is 9{24}; expected a number from -9223372036854775808 to 9223372036854775808$"),
+        (["--data.threads", "1000000"], r"data\.threads is 1000000; it must be at most 1024"),
+        (["--data.window", "1000000"], r"data\.window is 1000000; it must be at most 10000"),
+        (["--data.block_mb", "1e8"], r"data\.block_mb is 100000000\.0; it must be at most 100000"),
+        (["--model.decoder_width", "32000000"], r"model\.decoder_width is 32000000; it must be at most 16384"),
+    ],
+)
+def test_a_number_beyond_every_bound_is_named_with_the_bound(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(*words)
+
+
+def test_numbers_at_the_bound_are_taken() -> None:
+    config = parse("--run.steps", str(MOST_NUMBER), "--optim.lr", "1e9", "--seed", str(-MOST_SEED))
+    assert (config.run.steps, config.optim.lr, config.seed) == (MOST_NUMBER, 1e9, -MOST_SEED)
+
+
+@pytest.mark.parametrize("case", ["steps_huge", "empty_config"])
+def test_the_files_that_users_sent_in_are_refused(shared_dir: Path, case: str) -> None:
+    messages = {"steps_huge": r"^run\.steps is 9{23}; expected a number from", "empty_config": "holds no settings"}
+    with pytest.raises(ConfigError, match=messages[case]):
+        parse("--config", str(shared_dir / "cases" / case / "c.yaml"))
+
+
+def test_a_leading_tilde_of_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.yaml").write_text("run: {dir: ~/runs/b}\ndata: {cache_dir: ~/c}\n")
+    words = ["--config=~/own.yaml", "--data.shards=~/packed", "--run.checkpoint_url", "s3://bucket/~/c"]
+    config = parse_config([*words, "--init_from", "~/a"], PretrainConfig, prog="test")
+    assert config.run.dir == f"{tmp_path}/runs/b"
+    assert (config.data.cache_dir, config.data.shards) == (f"{tmp_path}/c", f"{tmp_path}/packed")
+    assert (config.run.checkpoint_url, config.init_from) == ("s3://bucket/~/c", f"{tmp_path}/a")
+
+    scored = parse_evaluation(["--data.shards=~/p", "--out=~/o", "--models", "~/x", "n=~/y", "a~b", "--report", "~/r"])
+    assert (scored.out, scored.report, scored.data.shards) == tuple(f"{tmp_path}/{name}" for name in "orp")
+    assert scored.models == (f"{tmp_path}/x", f"n={tmp_path}/y", "a~b")
+
+
+def test_a_home_folder_that_there_is_not_is_named() -> None:
+    for words in (["--run.dir", "~no-such-user/a"], ["--config", "~no-such-user/c.yaml"]):
+        with pytest.raises(ConfigError, match=r"^~no-such-user/.*: there is no user or home folder of that name"):
+            parse(*words)
+
+
 def test_where_a_run_starts_from_is_the_same_place_for_every_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +167,19 @@ def test_required_settings_are_named() -> None:
         ("optim: 3\n", r"bad\.yaml: optim is 3"),
         ("a: &a [1]\nb: [*a, *a]\n", r"bad\.yaml: uses an alias \(\*a\); write the value out"),
         ("[" * 200, r"bad\.yaml: nested deeper than 8 levels"),
+        ("", r"bad\.yaml holds no settings; list some, such as run"),
+        ("# steps: 3\n---\n", r"bad\.yaml holds no settings"),
+        ("{}\n", r"bad\.yaml holds no settings"),
+        ("- run\n- data\n", r"bad\.yaml holds a list; expected sections"),
+        ("3\n", r"bad\.yaml holds the value 3; expected sections"),
+        ("optim: {3: 4}\n", r"bad\.yaml, line 1: 3 is no name of a setting"),
+        ("run: {dir: 2020-13-45}\n", r"bad\.yaml is not YAML: month must be in 1\.\.12"),
+        (
+            f"run:\n  steps: {'9' * 5000}\n",
+            r"bad\.yaml, line 2: 9{20}\.\.\., a number of 5000 digits; expected",
+        ),
+        (f"run: {{steps: 0b{'1' * 5000}}}\n", r"bad\.yaml, line 1: 0b1{18}\.\.\., a number of 5002 digits"),
+        ("optim:\n  lr: 1_000e99\n", r"optim\.lr is 1e\+102; expected a number from"),
         ("run: {dir: !!python/object/apply:os.system ['touch /tmp/never']}\n", r"bad\.yaml|python"),
     ],
 )
@@ -115,6 +188,19 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, text: str, message: str) 
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         parse("--config", str(path))
+
+
+@pytest.mark.parametrize("content", [bytes(range(128, 256)), "run: {dir: é}".encode("latin-1"), b"run: {dir: \0}"])
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"^\S*bad\.yaml is not YAML: .*[^\n]$"):
+        parse("--config", str(path))
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"--config {tmp_path}: is a folder; name a file of settings"):
+        parse("--config", str(tmp_path))
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
