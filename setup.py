@@ -99,7 +99,9 @@ setup(
     package_dir={"rainspark": "."},
     packages=["rainspark", *(f"rainspark.{room}" for room in find_packages(include=ROOMS))],
     cmdclass={"build_py": BuildRooms},
-    package_data={"rainspark": ["configs/*", "launch/multinode.sh", "trainer/evaluation/*.j2"]},
+    package_data={
+        "rainspark": ["configs/*", "launch/multinode.sh", "trainer/evaluation/*.j2", "trainer/forecasting/*.npz"]
+    },
     entry_points={"console_scripts": ["rainspark = rainspark.__main__:start"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

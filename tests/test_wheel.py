@@ -45,7 +45,8 @@ def test_it_holds_every_module_the_recipes_and_the_batch_script(wheel: Path) -> 
     modules = {path.relative_to(REPOSITORY) for room in rooms for path in (REPOSITORY / room).rglob("*.py")}
     assert {f"rainspark/{module.as_posix()}" for module in modules} <= held
     recipes = {f"rainspark/configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.yaml")}
-    assert {*recipes, "rainspark/launch/multinode.sh", "rainspark/trainer/evaluation/report.html.j2"} <= held
+    others = ("launch/multinode.sh", "trainer/evaluation/report.html.j2", "trainer/forecasting/natural_earth.npz")
+    assert {*recipes, *(f"rainspark/{other}" for other in others)} <= held
     assert not {name for name in held if "/tests/" in name or name == "rainspark/setup.py"}
 
 

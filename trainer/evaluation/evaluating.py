@@ -21,7 +21,7 @@ from ...data.stream.stream import evaluation_batches
 from ...models.nowcasting.baselines import Forecaster
 from ..engine.engine import Engine
 from ..forecasting.forecaster import RunForecaster, load_forecaster
-from ..pictures.forecasts import Case
+from ..pictures.forecasts import Case, radar_credit
 from ..processes.agreement import on_all_ranks, settle
 from ..processes.entry import set_up_logging, start_other_processes
 from ..settings.engine import EngineConfig
@@ -188,7 +188,8 @@ class Evaluating:
             {name: forecasts[name] for name in shown},
             reference_time_s=chosen.issue_s,
             cadence_s=plan.index.cadence_s,
-            pixel_km=plan.index.grid.pixel_km,
+            grid=plan.index.grid.cropped(plan.index.crop),
+            credit=radar_credit(plan.index.source, plan.index.licence),
         )
 
 

@@ -187,7 +187,8 @@ def _draw(forecast: Forecast, out: Path) -> list[Path]:
     from PIL import Image
 
     from ..pictures.animation import write_animation
-    from ..pictures.forecasts import Case, forecast_frames
+    from ..pictures.forecasts import Case, forecast_frames, radar_credit
+    from .map_lines import map_lines
 
     case = Case(
         radar_mmh_thw=forecast.latest.rain_mmh_thw,
@@ -196,6 +197,8 @@ def _draw(forecast: Forecast, out: Path) -> list[Path]:
         reference_time_s=forecast.reference_time_s,
         cadence_s=forecast.cadence_s,
         pixel_km=forecast.latest.grid.pixel_km,
+        map=map_lines(forecast.latest.grid),
+        credit=radar_credit(forecast.latest.source, forecast.latest.licence),
     )
     # A still picture a lead time for whoever needs one, and all of them in motion.
     title = f"{forecast.model}: forecast from {case.clock(0)}"

@@ -17,6 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 
 from ...data.shards.palette import rgb
+from .maps import NATURAL_EARTH, MapLines, Overlay, draw_map, write_credit
 from .panels import (
     DOTS_PER_INCH,
     GAP_INCHES,
@@ -42,6 +43,8 @@ _FOOT_INCHES = 0.95
 _PANEL_PIXELS = 560
 _SMALL_PANEL_PIXELS = 300
 _BESIDE_INCHES = 1.9
+_LABELLED_PIXELS = 400
+"""Panels from this width on carry the degrees and the north arrow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ class Case:
         reference_time_s: End of the last input frame, epoch seconds UTC.
         cadence_s: Seconds between frames.
         pixel_km: Side of a pixel.
+        map: Coasts, borders and graticule on the grid; None where they cannot be drawn.
+        credit: Whose radar data the pictures show; see `radar_credit`.
     """
 
     radar_mmh_thw: npt.NDArray[np.floating]
@@ -67,11 +72,18 @@ class Case:
     reference_time_s: int
     cadence_s: int
     pixel_km: float = 1.0
+    map: MapLines | None = None
+    credit: str = ""
 
     @property
     def num_leads(self) -> int:
         """Count the lead times."""
         return len(next(iter(self.forecasts_mmh.values())))
+
+    @property
+    def credit_line(self) -> str:
+        """Name whose data a picture shows, those of the map besides."""
+        return " ".join(text for text in (self.credit, NATURAL_EARTH if self.map else "") if text)
 
     @property
     def seen_hw(self) -> npt.NDArray[np.bool_]:
@@ -157,6 +169,11 @@ class Stage:
         # In points times letters, a letter being about 0.56 of the font size wide: a long name is set smaller.
         self._label_room = 72 * panel_width / 0.56
 
+        # The map is drawn once, and laid over every frame's pixels.
+        self._overlay = None
+        if case.map is not None:
+            self._overlay = Overlay(case.map, (rows, cols), zoom, labelled=zoom * cols >= _LABELLED_PIXELS)
+
         # Lines of panels from the top down, centred; the first one carries the scale bar.
         left_inches = (width - across * panel_width - (across - 1) * GAP_INCHES) / 2
         for panel in range(num_panels):
@@ -165,13 +182,16 @@ class Stage:
             bottom = height - _HEAD_INCHES - (line + 1) * (panel_height + _LABEL_INCHES)
             axis = add_panel(self._figure, left, bottom, panel_width, panel_height)
             blank = np.zeros((rows, cols, 3), dtype=np.uint8)
-            self._images.append(axis.imshow(blank, interpolation="nearest", aspect="auto"))
+            extent = (-0.5, cols - 0.5, rows - 0.5, -0.5)
+            self._images.append(axis.imshow(blank, interpolation="nearest", aspect="auto", extent=extent))
+            # Five points above the panel, however high that is.
             label: dict[str, Any] = {"fontsize": 8.5, "color": INK, "va": "bottom", "parse_math": False}
-            self._labels.append(axis.text(0, 1.015, "", transform=axis.transAxes, **label))
+            self._labels.append(axis.annotate("", (0, 1), (0, 5), "axes fraction", "offset points", **label))
             if panel == 0:
                 scale_bar(axis, case.pixel_km)
 
         self._add_time_line(case, left_inches, width, height)
+        write_credit(self._figure, case.credit_line)
         rain_legend(self._figure, case.legend_patches(hatched=False))
 
     def draw(
@@ -189,7 +209,7 @@ class Stage:
             The picture, (height, width, 3), 0..255.
         """
         for field, image in zip(self._images, images, strict=True):
-            field.set_data(image)
+            field.set_data(image if self._overlay is None else self._overlay.over(image))
         for text, label in zip(self._labels, labels, strict=True):
             text.set_text(label)
             text.set_fontsize(min(8.5, self._label_room / max(len(label), 1)))
@@ -264,13 +284,21 @@ def forecast_beside_radar(path: Path, case: Case, *, leads: Sequence[int], title
                 missing_hw = ~case.seen_hw
             axis.imshow(image, interpolation="nearest")
             hatch_missing(axis, missing_hw)
+            if case.map is not None:
+                draw_map(axis, case.map, labelled=False)
             if line == 0:
                 heading = f"{case.lead_text(lead)}   {case.clock(lead)[11:16]} UTC"
                 axis.set_title(heading, fontsize=9, color=INK, pad=5)
 
     scale_bar(axes[0][0], case.pixel_km)
     rain_legend(figure, case.legend_patches())
+    write_credit(figure, case.credit_line)
     write_png(figure, path)
+
+
+def radar_credit(source: str, licence: str) -> str:
+    """Name the product that was drawn and its licence."""
+    return f"Radar: {source}. Licence: {licence}."
 
 
 def scale_bar(axis: Axes, pixel_km: float) -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.frames import Grid
 from ...data.stream.stream import Batch
 from ..engine.engine import Engine
 from ..forecasting.forecaster import forecast_whole, rain_of
-from ..pictures.forecasts import Case, forecast_beside_radar
+from ..forecasting.map_lines import map_lines
+from ..pictures.forecasts import Case, forecast_beside_radar, radar_credit
 from ..settings.experiment import FinetuneConfig
 from .held_out import HeldOut
 from .nowcast_task import Frames, NowcastTask
@@ -104,7 +106,8 @@ class NowcastHeldOut(HeldOut):
                 {"Forecast": _array(rain_mmh_bthw)},
                 reference_time_s=self.first_s + (self.task.frames_in - 1) * cadence_s,
                 cadence_s=cadence_s,
-                pixel_km=self.origin.grid.pixel_km,
+                grid=self.origin.grid.cropped(self.origin.crop),
+                credit=radar_credit(self.origin.source, self.origin.licence),
             )
             leads = np.unique(np.linspace(1, case.num_leads, NUM_SHOWN_LEADS).round().astype(int)).tolist()
             title = f"{self.headline(step)}\nfrom {case.clock(0)}"
@@ -119,7 +122,8 @@ def case_of(
     *,
     reference_time_s: int,
     cadence_s: int,
-    pixel_km: float,
+    grid: Grid,
+    credit: str,
 ) -> Case:
     """Put a window and its forecasts together for a picture.
 
@@ -128,7 +132,8 @@ def case_of(
         forecasts_mmh: By model, mm/h, (lead times, rows, cols).
         reference_time_s: End of its last past frame, epoch seconds.
         cadence_s: Seconds from frame to frame.
-        pixel_km: Side of a pixel.
+        grid: Where the pixels lie.
+        credit: Whose radar data they are.
     """
     return Case(
         radar_mmh_thw=_array(frames.past_mmh_bthw),
@@ -138,7 +143,9 @@ def case_of(
         observed_valid_thw=_mask(frames.future_mmh_bthw, frames.future_valid_bthw),
         reference_time_s=reference_time_s,
         cadence_s=cadence_s,
-        pixel_km=pixel_km,
+        pixel_km=grid.pixel_km,
+        map=map_lines(grid),
+        credit=credit,
     )
 
 
