@@ -12,6 +12,8 @@ from ..units import SCALES_MMH
 
 MAX_PERIOD_S: Final = 366 * 86400
 """Longest span that a value is a sum over: a year of gauges."""
+UNSTATED: Final = "not stated"
+"""What a licence is where nobody says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,8 @@ def check_origins(origins: Sequence[Origin], rows: int, cols: int) -> None:
 
 def describe(recipe: Recipe) -> str:
     """Write a recipe in one line."""
-    options = ", ".join(f"{name} {shown(value)}" for name, value in recipe.options.items())
+    stated = {name: value for name, value in recipe.options.items() if value not in ({}, [], False, UNSTATED)}
+    options = ", ".join(f"{name} {_words(value)}" for name, value in stated.items())
     return f"{recipe.kind} ({options})" if options else recipe.kind
 
 
@@ -117,6 +120,13 @@ def common(origins: Sequence[Origin], name: str) -> Any:
         f"{name}: the archive holds several, such as {_format(first)} and {_format(other)}, and one is needed here; "
         f"{advice}"
     )
+
+
+def _words(value: Any) -> str:
+    """Write an option's value without the brackets of JSON."""
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_words(inner)}" for name, inner in value.items())
+    return " ".join(map(_words, value)) if isinstance(value, list) else shown(value)
 
 
 def _format(value: object) -> str:
