@@ -233,8 +233,9 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
     failures: list[DataError] = []
     for radar in radars:
         try:
+            paths = _paths_of(radar, options.input) if several else options.input
             forecast = make_forecast(
-                forecaster, options.input, radar=radar, area=options.crop, allow_missing=options.allow_missing
+                forecaster, paths, radar=radar, area=options.crop, allow_missing=options.allow_missing
             )
         except DataError as error:
             # Of several radars each is forecast for which there is something.
@@ -260,6 +261,22 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
     for failure in failures:
         sys.stderr.write(printable(f"not forecast: {failure}\n"))
     return ExitCode.DONE
+
+
+def _paths_of(radar: Radar, paths: Sequence[Path]) -> list[Path]:
+    """Choose the paths of several radars' files that one radar's source can read; raises DataError for none."""
+    readable = []
+    problems = []
+    for path in paths:
+        try:
+            radar.source.scan([path])
+        except DataError as error:
+            problems.append(error)
+        else:
+            readable.append(path)
+    if not readable:
+        raise problems[0]
+    return readable
 
 
 def _folder_name(source: str) -> str:
