@@ -7,6 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -201,6 +203,20 @@ def whole_number(least: int, most: int = MOST_NUMBER) -> Callable[[str], int]:
         raise argparse.ArgumentTypeError(f"{shown(text)!r} is no whole number of {least} or more, up to {most}")
 
     return read
+
+
+def first_time(text: str) -> int:
+    """Read the first day or time of a span, UTC, as epoch seconds."""
+    for form in ("%Y-%m-%d", "%Y-%m-%dT%H:%M"):
+        with suppress(ValueError, OverflowError):
+            return int(datetime.strptime(text, form).replace(tzinfo=UTC).timestamp())
+    raise argparse.ArgumentTypeError(f"{shown(text)!r}; expected a day, 2019-01-31, or a time, 2019-01-31T12:00 (UTC)")
+
+
+def last_time(text: str) -> int:
+    """Read the last day, which is wanted whole, or time of a span; gives the second behind it."""
+    # A time is wanted itself; a day up to where the next one begins.
+    return first_time(text) + (1 if "T" in text else 86_400)
 
 
 def _path(text: str) -> Path:

@@ -95,8 +95,13 @@ def check_credentials(service: str, where: str) -> None:
     Raises:
         DataError: There are none; names `where`, and what to set.
     """
-    if not any(all(_is_given(name) for name in choice.split("+")) for choice in CREDENTIALS[service].split()):
+    if not has_credentials(service):
         raise DataError(f"{where}: no credentials in the environment; {ADVICE[service]}")
+
+
+def has_credentials(service: str) -> bool:
+    """Check whether there are credentials of a service, right or wrong, or a switch that asks for none."""
+    return any(all(_is_given(name) for name in choice.split("+")) for choice in CREDENTIALS[service].split())
 
 
 def variable(name: str) -> str:

@@ -5,16 +5,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Final
 
 from tqdm import tqdm
 
-from ..command import GOES_ON, CommandParser, run_command
+from ..command import GOES_ON, CommandParser, first_time, last_time, run_command
 from ..credentials import check_credentials, variable
 from ..errors import DataError
 from ..json_checks import shown
@@ -159,20 +158,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(work, interrupted=GOES_ON)
 
 
-def _first(text: str) -> int:
-    """Read the first day or time, UTC."""
-    for form in ("%Y-%m-%d", "%Y-%m-%dT%H:%M"):
-        with suppress(ValueError, OverflowError):
-            return int(datetime.strptime(text, form).replace(tzinfo=UTC).timestamp())
-    raise argparse.ArgumentTypeError(f"{shown(text)!r}; expected a day, 2019-01-31, or a time, 2019-01-31T12:00 (UTC)")
-
-
-def _last(text: str) -> int:
-    """Read the last day, which is wanted whole, or time; returns the second behind it."""
-    # A time is wanted itself; a day up to where the next one begins.
-    return _first(text) + (1 if "T" in text else 86_400)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of `rainspark fetch`."""
     parser = CommandParser(prog="rainspark fetch", description=__doc__)
@@ -183,8 +168,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = knmi.add_argument
     add("--dataset", required=True, metavar="NAME", help=f"any of KNMI's, for example {known}")
     add("--version", metavar="V", help="its version (known for the datasets above)")
-    add("--from", dest="start_s", type=_first, required=True, metavar="DAY", help="first day or time, UTC")
-    add("--to", dest="stop_s", type=_last, required=True, metavar="DAY", help="last day or time, UTC, included")
+    add("--from", dest="start_s", type=first_time, required=True, metavar="DAY", help="first day or time, UTC")
+    add("--to", dest="stop_s", type=last_time, required=True, metavar="DAY", help="last day or time, UTC, included")
     add("--out", required=True, metavar="FOLDER_OR_BUCKET", help="folder or s3://, gs://, az:// address")
     add("--dry-run", action="store_true", help="list only: nothing is downloaded")
     add("--parallel", type=int, choices=range(1, 17), default=2, metavar="N", help="files at once, 1 to 16 (2)")

@@ -11,6 +11,7 @@ from ..errors import DataError
 from ..shards.blosc import blosc2
 from ..shards.index import Index
 from ..shards.writer import PackedFrame, PlannedSequence, pack_frame
+from ..sources.files import Place
 from ..sources.source import Source
 from ..store.storage import Storage, open_storage
 from ..units import MISSING_COUNT
@@ -20,7 +21,7 @@ from .writing import write_or_keep
 
 
 def pack(
-    paths: Sequence[Path],
+    paths: Sequence[Place],
     out: str | Path,
     options: PackOptions,
     *,
@@ -34,7 +35,7 @@ def pack(
     killed pack goes on where it stopped, and ends with the same bytes.
 
     Args:
-        paths: Files, folders and archives.
+        paths: Files, folders, archives and objects of stores.
         out: Folder to make, or the address of an object store.
         options: How to pack.
         source: What reads `paths`; None for KNMI composites.

@@ -3,17 +3,25 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
-from ..command import CommandParser
-from ..errors import DataError
+from ..command import CommandParser, first_time, last_time
+from ..errors import ConfigError, DataError
 from ..frames import Crop, parse_crop
+from ..sequences import TimeSpan
 from ..shards.index import MAX_CADENCE_S
 from ..sources.choice import add_kinds, source_of
+from .places import place_of
 from .survey import MEGABYTE, WINDOW, PackInput, PackOptions
 
 BETWEEN_SOURCES: Final = "+"
+FILES: Final = (
+    "files, folders and archives, also with wildcards in quotation marks; or s3://BUCKET/PREFIX (gs://, az://) or a "
+    "pattern of keys such as s3://BUCKET/%%Y/%%m/%%d/*RATE*.h5 with --from and --to"
+)
+FIRST_S: Final = -(2**33)
+LAST_S: Final = 2**33
+"""Times before and after all radars, epoch seconds: 1697 and 2242."""
 EPILOG: Final = (
     "Several sources go into one archive with + between them, all at one cadence and in frames of one size: "
     "knmi FILES --out SHARDS --crop 284:572,225:513 + odim FILES --tile 288. Options of the archive stand before the +."
@@ -87,7 +95,20 @@ def _options(arguments: argparse.Namespace) -> PackOptions:
         shard_bytes=arguments.shard_mb * MEGABYTE,
         max_bad=arguments.max_bad,
         allow_period=arguments.allow_period,
+        span=_span(arguments),
     )
+
+
+def _span(arguments: argparse.Namespace) -> TimeSpan | None:
+    """Check the times that are packed; open to one side where one of them is not given."""
+    start_s: int | None = arguments.start_s
+    stop_s: int | None = arguments.stop_s
+    if start_s is None and stop_s is None:
+        return None
+    span = TimeSpan(start_s=FIRST_S if start_s is None else start_s, stop_s=LAST_S if stop_s is None else stop_s)
+    if span.start_s >= span.stop_s:
+        raise ConfigError(f"--from and --to name no time: {span}; expected --from before --to")
+    return span
 
 
 def _area(arguments: argparse.Namespace) -> tuple[Crop | None, int | None, int | None]:
@@ -103,7 +124,7 @@ def _input(arguments: argparse.Namespace, options: PackOptions) -> PackInput:
     crop, tile, stride = _area(arguments)
     return PackInput(
         source=source_of(arguments, options.cadence_s),
-        paths=tuple(arguments.files),
+        paths=tuple(place_of(text, options.span) for text in arguments.files),
         crop=crop,
         tile=tile,
         stride=stride,
@@ -116,7 +137,7 @@ def make_parser(description: str, *, archive: bool) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     for source in add_kinds(commands):
-        source.add_argument("files", nargs="+", type=Path, metavar="FILES_OR_FOLDERS")
+        source.add_argument("files", nargs="+", metavar="FILES_FOLDERS_OR_BUCKET", help=FILES)
         source.add_argument("--crop", metavar="R0:R1,C0:C1", help="rows and columns to keep (all)")
         source.add_argument("--tile", type=int, metavar="PIXELS", help="cut into whole square tiles of this side")
         source.add_argument("--stride", type=int, metavar="PIXELS", help="from tile to tile (the tile's side)")
@@ -140,5 +161,9 @@ def _add_archive_options(source: argparse.ArgumentParser) -> None:
     source.add_argument("--max-bad", type=int, default=0, help=bad_help)
     period_help = "pack values that are sums or means over another span than the cadence"
     source.add_argument("--allow-period", action="store_true", help=period_help)
+    from_help = "first day or time of the frames to pack, UTC"
+    source.add_argument("--from", dest="start_s", type=first_time, metavar="DAY", help=from_help)
+    to_help = "last day or time, UTC, included"
+    source.add_argument("--to", dest="stop_s", type=last_time, metavar="DAY", help=to_help)
     restart_help = "drop the shards of an unfinished pack of other files or options"
     source.add_argument("--restart", action="store_true", help=restart_help)

@@ -3,18 +3,18 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final, NoReturn
 
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..frames import Crop
-from ..sequences import find_runs
+from ..frames import Crop, iso_time
+from ..sequences import Run, TimeSpan, find_runs
 from ..shards.index import SCHEMA_VERSION, draft_index
 from ..shards.origins import Origin, check_origins
 from ..shards.writer import PlannedSequence
 from ..sources.choice import recipe_of
+from ..sources.files import Place
 from ..sources.hdf5 import ChoiceError
 from ..sources.knmi import KnmiSource
 from ..sources.source import Found, FrameRef, Header, Source
@@ -44,6 +44,7 @@ class PackOptions:
         shard_bytes: Size that shards shall not pass by much.
         max_bad: Input files that may be damaged; they are listed and leave gaps.
         allow_period: Also pack values that are sums or means over another span than the cadence.
+        span: End times of the frames that are packed; None for all.
     """
 
     crop: Crop | None = None
@@ -55,6 +56,7 @@ class PackOptions:
     shard_bytes: int = 256 * MEGABYTE
     max_bad: int = 0
     allow_period: bool = False
+    span: TimeSpan | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class PackInput:
     """One source of an archive: what reads it, where it lies, and which part of its grid is packed."""
 
     source: Source
-    paths: tuple[Path, ...]
+    paths: tuple[Place, ...]
     crop: Crop | None = None
     tile: int | None = None
     stride: int | None = None
@@ -124,12 +126,12 @@ class Job:
 
 
 def survey(
-    paths: Sequence[Path], options: PackOptions, source: Source | None = None, more: Sequence[PackInput] = ()
+    paths: Sequence[Place], options: PackOptions, source: Source | None = None, more: Sequence[PackInput] = ()
 ) -> Job:
     """Find out what every frame says about itself, and plan the archive; nothing is written.
 
     Args:
-        paths: Files, folders and archives.
+        paths: Files, folders, archives and objects of stores.
         options: How to pack; crop and tiles are those of `paths`.
         source: What reads `paths`; None for KNMI composites.
         more: Further sources of the archive.
@@ -141,7 +143,7 @@ def survey(
         source=source or KnmiSource(), paths=tuple(paths), crop=options.crop, tile=options.tile, stride=options.stride
     )
     inputs = (first, *more)
-    scanned = [asked.source.scan(asked.paths) for asked in inputs]
+    scanned = [_inside(asked.source.scan(asked.paths), options.span) for asked in inputs]
     window = _window(scanned, options)
     settled = replace(options, window=window, max_frames=max(window, options.max_frames))
 
@@ -151,7 +153,7 @@ def survey(
             find_runs([ref.end_time_s for ref in frames.refs], settled.cadence_s)
 
     # The digest names the job: options, and every file's bytes and time.
-    digest = hashlib.sha256(repr((SCHEMA_VERSION, settled)).encode())
+    digest = hashlib.sha256(repr((SCHEMA_VERSION, replace(settled, span=None))).encode())
     notes = [note for frames in scanned for note in frames.notes]
     supplies: list[Supply] = []
     sequences: list[tuple[PlannedSequence, ...]] = []
@@ -179,6 +181,31 @@ def survey(
     units = _units(supplies, sequences, num_shards)
     plan = _plan(supplies, units, min(num_shards, len(units)), window, settled, digest.hexdigest())
     return Job(supplies=tuple(supplies), units=units, plan=plan, notes=tuple(notes))
+
+
+def _inside(found: Found, span: TimeSpan | None) -> Found:
+    """Keep the frames of a span of time; of ready windows those that lie in it as a whole."""
+    if span is None:
+        return found
+    runs = found.windows
+    if runs is None:
+        runs = tuple(Run(first=number, num_frames=1) for number in range(len(found.refs)))
+    kept = [
+        frames
+        for frames in (found.refs[run.first : run.first + run.num_frames] for run in runs)
+        if all(span.start_s <= ref.end_time_s < span.stop_s for ref in frames)
+    ]
+    if not kept:
+        first, last = (iso_time(found.refs[number].end_time_s) for number in (0, -1))
+        raise DataError(f"no frames of {span}; expected some between {first} and {last}: check --from and --to")
+    length = len(kept[0])
+    return replace(
+        found,
+        refs=tuple(ref for window in kept for ref in window),
+        windows=None
+        if found.windows is None
+        else tuple(Run(first=n * length, num_frames=length) for n in range(len(kept))),
+    )
 
 
 def _survey_source(

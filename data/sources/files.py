@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 from ..credentials import redact
 from ..errors import DataError
 from .archives import Member, list_members, read_member
+from .places.buckets import Bucket, StoredObject
 
 ARCHIVE_ENDINGS: Final = (".tar", ".zip")
 COMPRESSED_ENDINGS: Final = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
@@ -21,12 +22,23 @@ COMPANION_PREFIX: Final = "._"
 """Beginning of the names of macOS' companions of files (AppleDouble, RFC 1740), which hold no radar data."""
 
 
+Place = Path | Bucket
+"""Where radar files lie: a file, a folder, an archive, a path with wildcards; or objects of a store."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RadarFile:
-    """A radar file's bytes: a file of its own, or a member of an archive."""
+    """A radar file's bytes: a file of its own, a member of an archive, or an object of a store.
+
+    Attributes:
+        path: The file or archive; of an object, its key.
+        member: Where it lies in the archive.
+        stored: The object.
+    """
 
     path: Path
     member: Member | None = None
+    stored: StoredObject | None = None
 
     @property
     def name(self) -> str:
@@ -35,19 +47,25 @@ class RadarFile:
 
     def __str__(self) -> str:
         """Name the file as messages do."""
+        if self.stored is not None:
+            return str(self.stored)
         return str(self.path) if self.member is None else f"{self.path}, member {self.member.name}"
 
     @property
-    def key(self) -> tuple[Path, int]:
+    def key(self) -> tuple[Path | str, int]:
         """What is equal for the same bytes, however they are reached."""
+        if self.stored is not None:
+            return str(self.stored), -1
         return self.path.resolve(), -1 if self.member is None else self.member.offset
 
     def content(self, limit_bytes: int) -> Path | bytes:
         """Give what h5py opens to read a header: the file where it lies, or all bytes where it is no file."""
-        return self.path if self.member is None else self.read(limit_bytes)
+        return self.path if self.member is None and self.stored is None else self.read(limit_bytes)
 
     def read(self, limit_bytes: int) -> bytes:
         """Read all of it; raises DataError for what cannot be read or is longer than the limit, before it is held."""
+        if self.stored is not None:
+            return self.stored.read(limit_bytes)
         if self.member is not None:
             return read_member(self.path, self.member, limit_bytes)
 
@@ -63,8 +81,8 @@ class RadarFile:
             raise DataError(f"{self.path}: could not read: {error.strerror or error}") from error
 
 
-def find(paths: Iterable[Path], endings: Sequence[str]) -> list[RadarFile]:
-    """Find files by their endings among files, folders (searched to the bottom, through links), tars and zips.
+def find(paths: Iterable[Place], endings: Sequence[str]) -> list[RadarFile]:
+    """Find files by their endings among files, folders (searched to the bottom, through links), tars, zips and buckets.
 
     A file that is named stands for itself, whatever its ending. Each file is found once. macOS' companions of files
     ("._NAME") are passed over.
@@ -76,8 +94,12 @@ def find(paths: Iterable[Path], endings: Sequence[str]) -> list[RadarFile]:
     # Radar files that are compressed one by one are refused as well: their bytes cannot be read in place.
     compressed = tuple(ending + compression for ending in endings for compression in COMPRESSIONS)
     unreadable = (*COMPRESSED_ENDINGS, *compressed)
-    radar_files: dict[tuple[Path, int], RadarFile] = {}
+    radar_files: dict[tuple[Path | str, int], RadarFile] = {}
     for path in paths:
+        if isinstance(path, Bucket):
+            for radar_file in _objects_of(path, tuple(endings), (*ARCHIVE_ENDINGS, *unreadable)):
+                radar_files.setdefault(radar_file.key, radar_file)
+            continue
         for file in files_of(path, (*endings, *ARCHIVE_ENDINGS, *unreadable)):
             name = file.name.lower()
             if name.endswith(unreadable):
@@ -99,12 +121,17 @@ def digest_of(path: Path) -> str:
         raise DataError(f"{path}: could not read: {error.strerror or error}") from error
 
 
-def files_of(path: Path, endings: Sequence[str]) -> Iterator[Path]:
+def files_of(path: Place, endings: Sequence[str]) -> Iterator[Path]:
     """List a file, or those of a folder with these endings; behind links too, each folder once.
 
     A path with wildcards (*, ?, [...], ** for folders of any depth) that is no file itself stands for all that it
     matches: a shell leaves one in quotation marks as it is.
     """
+    if isinstance(path, Bucket):
+        raise DataError(
+            f"{path} lies in a store, and files of this kind are read from disks only; expected files or folders: copy "
+            "the objects first"
+        )
     if glob.has_magic(str(path)) and not os.path.lexists(path):
         matches = sorted(glob.iglob(str(path), recursive=True))  # noqa: PTH207
         if not matches:
@@ -139,6 +166,18 @@ def files_of(path: Path, endings: Sequence[str]) -> Iterator[Path]:
                 _stat(file)
             if is_wanted:
                 yield file
+
+
+def _objects_of(bucket: Bucket, endings: tuple[str, ...], unreadable: tuple[str, ...]) -> Iterator[RadarFile]:
+    """List a bucket's radar files; one that the pattern names to its last character stands for itself."""
+    for stored in bucket.objects():
+        radar_file = RadarFile(path=Path(stored.name), stored=stored)
+        name = radar_file.name.lower()
+        is_named = stored.name == bucket.pattern
+        if name.endswith(unreadable):
+            _refuse_compressed(str(radar_file))
+        if is_named or (name.endswith(endings) and not name.startswith(COMPANION_PREFIX)):
+            yield radar_file
 
 
 def _members_of(path: Path, endings: tuple[str, ...], unreadable: tuple[str, ...]) -> Iterator[RadarFile]:

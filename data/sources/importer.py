@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -24,7 +23,7 @@ from ..counts import QUANTUM_MMH, Rounding, requantise
 from ..errors import ConfigError, DataError
 from ..frames import Crop, Grid
 from ..json_checks import JsonRecord
-from .files import RadarFile, digest_of, files_of
+from .files import Place, RadarFile, digest_of, files_of
 from .foreign.importer_arguments import check_arguments, effective
 from .foreign.name_times import NEEDED, NameTimes
 from .hdf5 import MAX_PIXELS, explained
@@ -83,7 +82,7 @@ class ImporterSource(JsonRecord):
         """Give all of these."""
         return f"importer {self!r}"
 
-    def scan(self, paths: Sequence[Path]) -> Found:
+    def scan(self, paths: Sequence[Place]) -> Found:
         """Find the files whose names hold a time, in time order; those of folders that hold none are counted.
 
         Raises:

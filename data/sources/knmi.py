@@ -25,7 +25,7 @@ from ..frames import Crop, Frame, Grid, iso_time
 from ..json_checks import JsonRecord
 from ..units import MISSING_COUNT, SCALES_MMH, ZR
 from . import hdf5
-from .files import RadarFile
+from .files import Place, RadarFile
 from .places.composites import Finder, Look, find_composites
 from .source import SYNTHETIC, Found, FrameRef, Header, Reading, Surveyed
 from .source import FileRef as FileRef
@@ -75,7 +75,7 @@ class KnmiSource(JsonRecord):
         """Give the relation, where there is one."""
         return "knmi" if self.zr is None else f"knmi {self.zr!r}"
 
-    def scan(self, paths: Sequence[Path]) -> Found:
+    def scan(self, paths: Sequence[Place]) -> Found:
         """Find the composites, in time order: by the times in their names, or else in the files.
 
         Raises:

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import h5py
@@ -28,7 +27,7 @@ from ..units import MISSING_COUNT
 from ..units import ZR as ZR
 from ..units import parse_zr as parse_zr
 from . import hdf5
-from .files import RadarFile
+from .files import Place, RadarFile
 from .odim_grid import read_grid
 from .places.composites import Finder, Look, find_composites
 from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed
@@ -82,7 +81,7 @@ class OdimSource(JsonRecord):
         """Give all of these."""
         return f"odim {self!r}"
 
-    def scan(self, paths: Sequence[Path]) -> Found:
+    def scan(self, paths: Sequence[Place]) -> Found:
         """Find the composites, in time order: by the times in their names, or else in the files."""
         return find_composites(
             paths,

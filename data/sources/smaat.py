@@ -24,7 +24,7 @@ from ..sequences import Run
 from ..units import KNMI_MMH_PER_COUNT, MISSING_COUNT, NL50_MAX_MM_5MIN
 from . import hdf5
 from .blocks import BlockReader
-from .files import files_of
+from .files import Place, files_of
 from .knmi import ALWAYS_MISSING, FILE_ENDINGS, LICENCE, PRODUCT_TIME, parse_product_time
 from .source import Found, FrameRef, Header, Reading, Surveyed, in_time_order
 
@@ -89,7 +89,7 @@ class SmaatSource(JsonRecord):
         """Give all of these."""
         return f"smaat {self.group} {self.cadence_s} {self.skip_gaps}"
 
-    def scan(self, paths: Sequence[Path]) -> Found:
+    def scan(self, paths: Sequence[Place]) -> Found:
         """Find the frames, in time order; or the ready windows, in the order of their first frames."""
         files = dict.fromkeys(file for path in paths for file in files_of(path, FILE_ENDINGS))
         if not files:

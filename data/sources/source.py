@@ -13,7 +13,7 @@ from ..counts import NO_ROUNDING, Rounding
 from ..errors import DataError
 from ..frames import Crop, Grid
 from ..sequences import Run
-from .files import RadarFile
+from .files import Place, RadarFile
 
 SYNTHETIC: Final = "synthetic storms"
 """The source that data.sources.knmi gives to made-up rain: its times and its grid are made up too."""
@@ -143,7 +143,7 @@ class Source(Protocol):
     def settings(self) -> str:
         """Everything beside the input bytes that decides what is packed."""
 
-    def scan(self, paths: Sequence[Path]) -> Found:
+    def scan(self, paths: Sequence[Place]) -> Found:
         """Find the frames among files, folders and archives."""
 
     def survey(self, ref: FrameRef) -> Surveyed:

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
-from ..credentials import check_credentials, is_on, redact, variable
+from ..credentials import check_credentials, has_credentials, is_on, redact, variable
 from ..errors import DataError
 from .names import check_name
 
@@ -70,8 +70,8 @@ class Access:
     endpoint: str = ""
 
 
-def open_access(url: str, limits: TimeLimits) -> Access:
-    """Open a store by its address.
+def open_access(url: str, limits: TimeLimits, *, may_be_public: bool = False) -> Access:
+    """Open a store by its address; where it may be public, without a signature if the environment holds no credentials.
 
     Raises:
         DataError: A malformed address, one that holds credentials, an unknown scheme, missing or contradicting settings
@@ -86,10 +86,13 @@ def open_access(url: str, limits: TimeLimits) -> Access:
         allow_http = address.scheme == "http"
     else:
         kind = _KINDS[address.scheme]
-        shown, prefix = _check_bucket(address)
+        is_public = may_be_public and not has_credentials(address.scheme)
+        shown, prefix = _check_bucket(address, is_public=is_public)
         # One DELETE an object: not every store of this kind knows the request for many.
-        config = {"disable_bulk_delete": True} if address.scheme == "s3" else None
-        where = {"bucket": address.netloc, "prefix": prefix or None, "config": config}
+        config: dict[str, Any] = {"disable_bulk_delete": True} if address.scheme == "s3" else {}
+        if is_public:
+            config["skip_signature"] = True
+        where = {"bucket": address.netloc, "prefix": prefix or None, "config": config or None}
         emulated = address.scheme == "az" and is_on("AZURE_STORAGE_USE_EMULATOR")
         allow_http = emulated or _endpoint(address.scheme).startswith("http://")
 
@@ -113,7 +116,7 @@ def open_access(url: str, limits: TimeLimits) -> Access:
         raise DataError(f"{shown}: the store cannot be opened: {redact(str(error).partition(chr(10))[0])}") from None
 
 
-def _check_bucket(address: SplitResult) -> tuple[str, str]:
+def _check_bucket(address: SplitResult, *, is_public: bool) -> tuple[str, str]:
     """Check bucket, prefix, endpoint and credentials of a store; gives its address for messages, and the prefix."""
     bucket = address.netloc
     prefix = address.path.strip("/")
@@ -123,7 +126,8 @@ def _check_bucket(address: SplitResult) -> tuple[str, str]:
     if prefix:
         check_name(shown, prefix)
     _check_endpoint(address.scheme, shown)
-    check_credentials(address.scheme, shown)
+    if not is_public:
+        check_credentials(address.scheme, shown)
     return shown, prefix
 
 

@@ -55,6 +55,20 @@ def check_range(where: str, start: int, stop: int | None) -> None:
         raise DataError(f"{where}: bytes {start} to {stop} were asked for; expected 0 <= start <= stop")
 
 
+def just_before(prefix: str) -> str | None:
+    """Give a name behind which all names with a prefix come, and few others; None for one without such a name.
+
+    Stores list from there on, in the order of bytes: a day of a folder that holds years costs one request.
+    """
+    # The last letter or digit that has one before it: 2024-01-10 is found behind 2024-01-0zzz.
+    for length in range(len(prefix), prefix.rfind("/") + 1, -1):
+        last = prefix[length - 1]
+        before = chr(ord(last) - 1)
+        if last.isascii() and last.isalnum() and before.isalnum():
+            return f"{prefix[: length - 1]}{before}zzz"
+    return None
+
+
 def beyond_end(where: str, start: int, stop: int, num_bytes: int) -> DataError:
     """Word the error of a range that a file does not hold."""
     return DamagedError(

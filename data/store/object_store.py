@@ -7,11 +7,12 @@ rest is asked for, of the same version of the object (ETag), so that no byte is 
 
 import itertools
 import math
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from hashlib import sha256
+from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
@@ -22,8 +23,8 @@ from ..errors import DataError
 from ..whole_file import PARTIAL_SUFFIX
 from .access import Access, TimeLimits, open_access
 from .errors import RAISED_BY_OBSTORE, judge, judged, status_of
-from .names import Traffic, already_there, beyond_end, check_name, check_range
-from .ranges import RangeReader, ReplacedError
+from .names import Traffic, already_there, beyond_end, check_name, check_range, just_before
+from .ranges import RangeReader, ReplacedError, Version
 from .retries import Retries, RetryPolicy, TransientError
 
 _Result = TypeVar("_Result")
@@ -34,12 +35,20 @@ _MAX_PARTS: Final = 9_000
 _UPLOAD_BYTES_PER_S: Final = 1e6
 """What a large upload is allowed to take beyond the deadline: a slow line is not a dead one."""
 _UPLOADS_AT_ONCE: Final = 4
+_MD5: Final = re.compile(r"[0-9a-f]{32}")
+_LISTINGS: Final = 4
+"""Most listings that are asked for again where a store is written to meanwhile."""
 _DAMAGED_READS: Final = 3
 """Equal bytes refused so often are what the store holds, not what the way made of them."""
 
 
 def open_store(
-    url: str, *, deadline_s: float, connections: int = 16, read_timeout_s: float | None = None
+    url: str,
+    *,
+    deadline_s: float,
+    connections: int = 16,
+    read_timeout_s: float | None = None,
+    may_be_public: bool = False,
 ) -> "ObjectStorage":
     """Open an object store or files on a web server.
 
@@ -49,6 +58,7 @@ def open_store(
         connections: Requests that may be under way at once.
         read_timeout_s: Seconds without a byte after which a request counts as failed; None: 30, or less with a short
             deadline.
+        may_be_public: Ask without a signature where the environment holds no credentials.
 
     Raises:
         DataError: See data/store/access.py.
@@ -57,7 +67,8 @@ def open_store(
         raise DataError(f"{url}: a deadline of {deadline_s} s; expected one above 0")
     try_s = min(60.0, deadline_s / 4)
     read_s = min(30.0, try_s / 2) if read_timeout_s is None else min(read_timeout_s, try_s)
-    access = open_access(url, TimeLimits(connect_s=min(10.0, try_s / 2), read_s=read_s, request_s=try_s))
+    limits = TimeLimits(connect_s=min(10.0, try_s / 2), read_s=read_s, request_s=try_s)
+    access = open_access(url, limits, may_be_public=may_be_public)
     return ObjectStorage(access, RetryPolicy(deadline_s=deadline_s, try_s=try_s), connections)
 
 
@@ -77,6 +88,7 @@ class ObjectStorage:
         self._traffic = Traffic()
         self._retries = Retries(policy, self._traffic, connections, endpoint=access.endpoint)
         self._reader = RangeReader(self._client, self.url, self._retries, self._traffic)
+        self._e_tags_are_md5 = True
         # Threads start when a read is first split.
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="ranges")
 
@@ -103,26 +115,52 @@ class ObjectStorage:
 
     def names(self, prefix: str = "") -> list[str]:
         """List the objects that begin with a prefix, sorted; unfinished ones are left out."""
+        return [name for name, _ in self._list(prefix)]
+
+    def objects(self, prefix: str = "") -> list[tuple[str, int]]:
+        """List names and lengths of the objects that begin with a prefix, sorted; unfinished ones are left out.
+
+        Without encryption nothing shows a byte that was damaged on the way: the listing is asked for until it comes
+        twice.
+        """
+        listed = self._list(prefix)
+        for _ in range(_LISTINGS if self._access.endpoint.startswith("http://") else 0):
+            again = self._list(prefix)
+            if again == listed:
+                break
+            listed = again
+        return listed
+
+    def _list(self, prefix: str) -> list[tuple[str, int]]:
         if self._access.read_only:
             raise DataError(f"{self.url}: a web server cannot be listed; expected an index that names its files")
         folder = prefix.rpartition("/")[0]
         if folder:
             check_name(self.url, folder)
-        paths: list[str] = []
+        paths: list[tuple[str, int]] = []
 
         def attempt(_: int) -> None:
             # After a failure the listing goes on behind the last name that came; a store without order starts again.
             if paths != sorted(paths):
                 paths.clear()
-            pages = obstore.list(self._client, folder or None, offset=paths[-1] if paths else None, chunk_size=1000)
+            behind = paths[-1][0] if paths else just_before(prefix)
+            pages = obstore.list(self._client, folder or None, offset=behind, chunk_size=1000)
             for number, page in enumerate(pages):
-                paths.extend(entry["path"] for entry in page)
+                paths.extend((entry["path"], int(entry["size"])) for entry in page)
                 self._traffic.add(requests=1 if number else 0)
+                # In a store with order, none comes behind the last that begins so.
+                last = paths[-1][0] if paths else ""
+                if last > prefix and not last.startswith(prefix) and paths == sorted(paths):
+                    break
 
         self._run(f"{self.url}/{prefix}", "list", attempt)
         # Consoles of stores mark a folder, this one too, by an empty object of its name.
         return sorted(
-            {path for path in paths if path and path.startswith(prefix) and not path.endswith(PARTIAL_SUFFIX)}
+            {
+                (path, num_bytes)
+                for path, num_bytes in paths
+                if path and path.startswith(prefix) and not path.endswith(PARTIAL_SUFFIX)
+            }
         )
 
     def exists(self, name: str) -> bool:
@@ -154,11 +192,38 @@ class ObjectStorage:
 
         def attempt(_: int) -> bytes:
             try:
-                return self._read_version(name, start, stop)
+                return self._read_version(name, start, stop)[0]
             except ReplacedError:
                 raise TransientError("the object was replaced while it was read") from None
 
         # Its parts repeat what fails; what is repeated here is a read that met two versions.
+        return self._retries.repeat(where, "read", attempt)
+
+    def read_object(self, name: str, limit_bytes: int) -> bytes:
+        """Read all of an object, of one version; nothing is held of one that is longer than the limit.
+
+        An ETag that has the form of an MD5 digest is one, but for objects that are encrypted or were uploaded in parts:
+        bytes that do not fit it are read again, and are the object's own if they come back the same.
+        """
+        where = self._address(name)
+        read: dict[str, int] = {}
+
+        def attempt(_: int) -> bytes:
+            try:
+                data, version = self._read_version(name, 0, None, limit_bytes=limit_bytes)
+            except ReplacedError:
+                raise TransientError("the object was replaced while it was read") from None
+            digest = (version.e_tag or "").strip('"').lower()
+            if not self._e_tags_are_md5 or not _MD5.fullmatch(digest):
+                return data
+            found = md5(data, usedforsecurity=False).hexdigest()
+            if found != digest:
+                read[found] = read.get(found, 0) + 1
+                if read[found] < _DAMAGED_READS:
+                    raise TransientError("the bytes were damaged on the way: they do not fit the object's ETag")
+                self._e_tags_are_md5 = False
+            return data
+
         return self._retries.repeat(where, "read", attempt)
 
     def read_checked(self, name: str, start: int, stop: int, check: Callable[[bytes], None]) -> bytes:
@@ -253,16 +318,23 @@ class ObjectStorage:
         """Send a request until it succeeds, with obstore's errors judged."""
         return self._retries.run(where, action, judged(where, action, attempt), more_s=more_s)
 
-    def _read_version(self, name: str, start: int, stop: int | None) -> bytes:
+    def _read_version(
+        self, name: str, start: int, stop: int | None, *, limit_bytes: int | None = None
+    ) -> tuple[bytes, Version]:
         """Read a range of one version, in parts of which the later ones come at the same time."""
         # The first part shows the version, and with it the length.
         first_stop = start + PART_BYTES if stop is None else min(stop, start + PART_BYTES)
         first, version = self._reader.read_range(name, start, first_stop, version=None, clip=stop is None)
+        if limit_bytes is not None and version.num_bytes > limit_bytes:
+            raise DataError(
+                f"{self._address(name)} has {version.num_bytes:,} bytes; expected at most {limit_bytes:,}: choose the "
+                "files by another pattern"
+            )
         end = version.num_bytes if stop is None else stop
         if end > version.num_bytes:
             raise beyond_end(self._address(name), start, end, version.num_bytes)
         if start + len(first) == end:
-            return first
+            return first, version
 
         # The other parts come at the same time, and have to be of that version.
         bounds = [*range(start + len(first), end, PART_BYTES), end]
@@ -271,7 +343,7 @@ class ObjectStorage:
             for begin, until in itertools.pairwise(bounds)
         ]
         try:
-            return b"".join([first, *(future.result()[0] for future in futures)])
+            return b"".join([first, *(future.result()[0] for future in futures)]), version
         finally:
             for future in futures:
                 future.cancel()

@@ -15,7 +15,7 @@ from typing import Final
 
 from ...errors import DataError
 from ...frames import iso_time
-from ..files import RadarFile, files_of, find
+from ..files import Place, RadarFile, files_of, find
 from ..hdf5 import ChoiceError
 from ..source import FileRef, Found, in_time_order, without_copies
 from .formats import format_of_file
@@ -63,7 +63,7 @@ class Finder:
     max_bytes: int
 
 
-def find_composites(paths: Sequence[Path], finder: Finder) -> Found:
+def find_composites(paths: Sequence[Place], finder: Finder) -> Found:
     """Find the files that a source takes, in time order.
 
     Raises:
@@ -88,9 +88,9 @@ def find_composites(paths: Sequence[Path], finder: Finder) -> Found:
     return Found(refs=in_time_order(kept), notes=(*_notes(others), *copies))
 
 
-def _other_files(paths: Sequence[Path]) -> str:
+def _other_files(paths: Sequence[Place]) -> str:
     """Name a file that lies there instead, its format, and what reads it."""
-    others = [file for path in paths for file in files_of(path, ("",))]
+    others = [file for path in paths if isinstance(path, Path) for file in files_of(path, ("",))]
     if not others:
         return ""
     form = format_of_file(others[0])
@@ -117,6 +117,9 @@ def _looks(files: Sequence[RadarFile], times_s: dict[RadarFile, int | None], fin
 
 
 def _folder(file: RadarFile) -> PurePath:
+    """Give the folder in which products are told apart; a store's folders are days and hours of one product."""
+    if file.stored is not None:
+        return PurePath(file.stored.store.url)
     return file.path.parent if file.member is None else file.path / PurePath(file.member.name).parent
 
 

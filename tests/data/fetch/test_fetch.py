@@ -319,7 +319,7 @@ def test_the_command_and_its_dry_run(tmp_path: Path, knmi: Knmi, capsys: pytest.
         (["--dataset", "unknown"], 4, "dataset 'unknown', version '': expected a name, and a --version where"),
         (["--dataset", "../x", "--version", "1"], 4, "dataset '../x', version '1': expected a name"),
         (["--parallel", "0"], 3, "--parallel: invalid choice: 0"),
-        (["--patience-min", "nan"], 3, "--patience-min: invalid int value: 'nan'"),
+        (["--patience-min", "nan"], 3, "--patience-min: 'nan' is no whole number"),
         (["--api", "http://api.example/open-data"], 4, "http://api.example/.*: could not be asked .*; expected https:"),
         (["--api", "ftp://127.0.0.1/"], 4, "could not be asked .*; expected https"),
         (["--out", "ftp://bucket"], 4, "ftp://"),
