@@ -8,8 +8,8 @@ from typing import Final, NoReturn
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..frames import Crop, iso_time
-from ..sequences import Run, TimeSpan, find_runs
+from ..frames import Crop
+from ..sequences import TimeSpan, find_runs
 from ..shards.index import SCHEMA_VERSION, draft_index
 from ..shards.origins import Origin, check_origins
 from ..shards.writer import PlannedSequence
@@ -18,6 +18,7 @@ from ..sources.files import Place
 from ..sources.hdf5 import ChoiceError
 from ..sources.knmi import KnmiSource
 from ..sources.source import Found, FrameRef, Header, Source
+from .scanning import inside, surveyed_ahead
 from .tiling import Unit, around, beyond_tiles, cut_sequences, cut_tiles, spread_tiles
 from .writing import ArchivePlan
 
@@ -143,7 +144,7 @@ def survey(
         source=source or KnmiSource(), paths=tuple(paths), crop=options.crop, tile=options.tile, stride=options.stride
     )
     inputs = (first, *more)
-    scanned = [_inside(asked.source.scan(asked.paths), options.span) for asked in inputs]
+    scanned = [inside(asked.source.scan(asked.paths), options.span) for asked in inputs]
     window = _window(scanned, options)
     settled = replace(options, window=window, max_frames=max(window, options.max_frames))
 
@@ -183,31 +184,6 @@ def survey(
     return Job(supplies=tuple(supplies), units=units, plan=plan, notes=tuple(notes))
 
 
-def _inside(found: Found, span: TimeSpan | None) -> Found:
-    """Keep the frames of a span of time; of ready windows those that lie in it as a whole."""
-    if span is None:
-        return found
-    runs = found.windows
-    if runs is None:
-        runs = tuple(Run(first=number, num_frames=1) for number in range(len(found.refs)))
-    kept = [
-        frames
-        for frames in (found.refs[run.first : run.first + run.num_frames] for run in runs)
-        if all(span.start_s <= ref.end_time_s < span.stop_s for ref in frames)
-    ]
-    if not kept:
-        first, last = (iso_time(found.refs[number].end_time_s) for number in (0, -1))
-        raise DataError(f"no frames of {span}; expected some between {first} and {last}: check --from and --to")
-    length = len(kept[0])
-    return replace(
-        found,
-        refs=tuple(ref for window in kept for ref in window),
-        windows=None
-        if found.windows is None
-        else tuple(Run(first=n * length, num_frames=length) for n in range(len(kept))),
-    )
-
-
 def _survey_source(
     asked: PackInput, scanned: Found, options: PackOptions, first_origin: int, notes: list[str]
 ) -> tuple[Supply, int]:
@@ -220,9 +196,10 @@ def _survey_source(
     bad: list[str] = []
     first: Header | None = None
     num_bytes = 0
-    for ref in tqdm(scanned.refs, desc="checking", unit=" frames", mininterval=0.5):
+    ahead = surveyed_ahead(asked.source, scanned.refs)
+    for ref, result in tqdm(ahead, total=len(scanned.refs), desc="checking", unit=" frames", mininterval=0.5):
         try:
-            surveyed = asked.source.survey(ref)
+            surveyed = result()
             if options.max_bad:
                 grid = surveyed.header.grid
                 asked.source.read(ref, asked.crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols))
