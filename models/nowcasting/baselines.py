@@ -21,6 +21,9 @@ from torch import Tensor
 from .motion import DRIZZLE_MMH, NUM_FRAMES, displacements, estimate_motion, extrapolate, fill_missing
 
 _FieldFunction = Callable[..., npt.NDArray[np.float64]]
+WHOLLY: Final = 1 - 1e-6
+"""Least weight of measured pixels, which are interpolated between, of a pixel that is known: 1 but for rounding."""
+
 EXTRA_HINT: Final = "pip install 'rainspark[nowcast]'"
 
 
@@ -75,7 +78,7 @@ class Advection:
 
 
 class Extrapolation:
-    """The last frame carried on by pysteps: Lucas-Kanade optical flow, semi-Lagrangian; nothing flows in.
+    """The last frame carried on by pysteps: Lucas-Kanade optical flow, semi-Lagrangian; what flows in is not known.
 
     The motion is found on 10 log10(max(R, 0.1)) of the last three frames, features are not searched in missing pixels,
     and both parts run with pysteps' defaults: Pulkkinen et al. (2019), Pysteps: an open-source Python library for
@@ -95,20 +98,39 @@ class Extrapolation:
         self._follow, self._carry = _import_pysteps()
 
     def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int) -> Tensor:
-        """Carry the last frames on, a window at a time on the CPU; see `Forecaster`."""
+        """Carry the last frames on, a window at a time on the CPU; see `Forecaster`. What flows in counts as dry."""
+        return self.forecast_known(rain_mmh_bthw, valid_bthw, frames_out)[0]
+
+    def forecast_known(
+        self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int
+    ) -> tuple[Tensor, Tensor]:
+        """Forecast, and mark what is known: what comes from inside the last frame, and was measured there.
+
+        Returns:
+            (rain in mm/h, 0 where not known; True where known), both (b, frames_out, rows, cols).
+        """
         rain: npt.NDArray[np.float64] = rain_mmh_bthw.detach().cpu().double().numpy()
         valid = np.ones(rain.shape, bool) if valid_bthw is None else valid_bthw.cpu().numpy()
         forecasts = [self._one(window, measured, frames_out) for window, measured in zip(rain, valid, strict=True)]
-        return torch.from_numpy(np.stack(forecasts)).to(rain_mmh_bthw)
+        rains, knowns = zip(*forecasts, strict=True)
+        known_bthw = torch.from_numpy(np.stack(knowns)).to(rain_mmh_bthw.device)
+        return torch.from_numpy(np.stack(rains)).to(rain_mmh_bthw), known_bthw
 
     def _one(
         self, rain_thw: npt.NDArray[np.float64], valid_thw: npt.NDArray[np.bool_], frames_out: int
-    ) -> npt.NDArray[np.float64]:
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         rain_thw = np.where(valid_thw, rain_thw, 0.0)[-self.frames_in :]
         motion_2hw = self._motion(rain_thw, valid_thw[-self.frames_in :])
         forecast_thw = self._carry(rain_thw[-1], motion_2hw, frames_out)
         # What comes from outside is not known and counts as dry; bilinear weights cannot make rain negative.
-        return np.where(np.isfinite(forecast_thw), forecast_thw, 0.0)
+        known_thw = np.isfinite(forecast_thw)
+        forecast_thw = np.where(known_thw, forecast_thw, 0.0)
+
+        # What was not measured is carried along as dry: nor is it known, not even where it has a part in a pixel.
+        if not valid_thw[-1].all():
+            measured_thw = self._carry(valid_thw[-1].astype(np.float64), motion_2hw, frames_out)
+            known_thw &= measured_thw > WHOLLY
+        return forecast_thw, known_thw
 
     def _motion(self, rain_thw: npt.NDArray[np.float64], valid_thw: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
         still_2hw = np.zeros((2, *rain_thw.shape[1:]))

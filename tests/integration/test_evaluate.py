@@ -22,6 +22,7 @@ import torch
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.pack.__main__ import main as pack
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
+from rainspark.models.nowcasting.baselines import Extrapolation
 from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.checkpoint.folder import load, save
 from rainspark.trainer.processes.entry import run_entry
@@ -444,3 +445,54 @@ def test_the_launcher_starts_two_processes(trained: Runs, scored: Path, tmp_path
     assert "2 process(es)" in ended.stderr
     assert ended.stdout.count("done: 5 windows") == 1
     assert (tmp_path / "out" / "scores.json").read_bytes() == (scored / "scores.json").read_bytes()
+
+
+def sliding(number: int) -> np.ndarray:
+    """Rain of smooth random rates, in counts, that moves to the left by 3 pixels a frame; a corner is missing."""
+    random = np.random.default_rng(7)
+    wide = torch.from_numpy(random.gamma(1.5, 15.0, (1, 1, 16, 50)))
+    smooth = torch.nn.functional.interpolate(wide, scale_factor=4, mode="bicubic")[0, 0].numpy()
+    counts = smooth.clip(min=0).round()[:, 3 * number : 3 * number + 64]
+    counts[:10, :10] = 65535
+    return counts
+
+
+@pytest.mark.parametrize("rule", ["dry", "leave_out"])
+def test_what_extrapolation_cannot_know_counts_as_the_setting_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str
+) -> None:
+    shards = write_archive(tmp_path, sliding)
+    stated = ["--split", "all", "--frames_out", "3", "--limit", "4", "--unknown", rule]
+    out = tmp_path / "out"
+    assert evaluate(command(shards, out, ["persistence", "extrapolation"], *stated)) == ExitCode.DONE
+    contents, printed = scores_of(out), capsys.readouterr().out
+    measured = 4 * 3 * (64 * 64 - 100)
+    unknown = contents["about"]["unknown"]
+    assert (unknown["rule"], unknown["num_measured"]) == (rule, measured)
+    assert unknown["num_by_model"] == {"extrapolation": unknown["num_by_any"]}
+    # 3, 6 and 9 columns of 64 flow in, and what the missing corner leaves behind.
+    assert 0.08 < unknown["num_by_any"] / measured < 0.13
+    scored = measured - (unknown["num_by_any"] if rule == "leave_out" else 0)
+    assert [contents["models"][name]["num_valid"] for name in ("persistence", "extrapolation")] == [scored, scored]
+    line = f"{unknown['num_by_any']} of {measured} measured pixels"
+    assert line in printed
+    assert line in (out / "scores.md").read_text()
+
+    # A plain count of persistence on the pixels that the rule leaves.
+    with np.load(out / "rows" / "persistence.npz") as rows:
+        issue_s, hits, misses = rows["issue_s"].tolist(), rows["hits"][..., 0], rows["misses"][..., 0]
+    frames = {1_609_459_200 + 300 * number: sliding(number) for number in range(40)}
+    for at, time_s in enumerate(issue_s):
+        past = np.stack([frames[time_s - 300 * back] for back in (2, 1, 0)])
+        valid_bthw = torch.from_numpy(past != 65535)[None]
+        rain_bthw = torch.from_numpy(np.where(past == 65535, 0, past * 0.12)).float()[None]
+        known_bthw = Extrapolation().forecast_known(rain_bthw, valid_bthw, 3)[1]
+        for lead in range(3):
+            then = frames[time_s + 300 * (lead + 1)]
+            counted = then != 65535
+            if rule == "leave_out":
+                counted &= known_bthw[0, lead].numpy()
+            rains = (then * 12 > round(THRESHOLDS[0] * 100)) & counted
+            forecast = np.where(past[-1] == 65535, 0, past[-1]) * 12 > round(THRESHOLDS[0] * 100)
+            assert hits[at, lead] == (rains & forecast).sum()
+            assert misses[at, lead] == (rains & ~forecast).sum()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 from ...data.stream.stream import evaluation_batches
-from ...models.nowcasting.baselines import Forecaster
+from ...models.nowcasting.baselines import Extrapolation, Forecaster
 from ..engine.engine import Engine
 from ..forecasting.forecaster import RunForecaster, load_forecaster
 from ..pictures.forecasts import Case, radar_credit
@@ -41,6 +42,7 @@ from .contestants import (
 from .output import check_folders, write_outputs
 from .plan import Plan, make_plan
 from .result import Evaluation, score_models
+from .unknown import Unknown, count_unknown, unknown_by_any
 
 LOG = logging.getLogger(__name__)
 MICRO_A_PROCESS = 4
@@ -102,19 +104,22 @@ class Evaluating:
 
         # Each rank scores its own windows; the main one unites their rows and writes. They travel a model at a time, so
         # that the other ranks never hold those of more than one.
-        own = on_all_ranks(engine, self._score)
+        own, own_unknown = on_all_ranks(engine, self._score)
+        counts = engine.gather_objects(own_unknown)
         models: dict[str, Rows] = {}
         for name in self.forecasters:
             rows = engine.gather_objects(own[name])
             if engine.is_main:
                 models[name] = merge(*(piece for piece in rows if piece is not None))
-        on_all_ranks(engine, lambda: self._write(models) if engine.is_main else None)
+        unknown = reduce(Unknown.plus, counts) if engine.is_main else Unknown()
+        on_all_ranks(engine, lambda: self._write(models, unknown) if engine.is_main else None)
         return ExitCode.DONE
 
-    def _score(self) -> dict[str, Rows | None]:
+    def _score(self) -> tuple[dict[str, Rows | None], Unknown]:
         """Forecast and score this rank's windows, one at a time: a forecast depends on no other window."""
         config, engine, plan = self.config, self.engine, self.plan
         scored: dict[str, list[Rows]] = {name: [] for name in self.forecasters}
+        unknown = Unknown()
         batches = evaluation_batches(
             plan.storage,
             plan.index,
@@ -134,26 +139,39 @@ class Evaluating:
                 observed_thw = window.future_mmh_bthw[0].numpy()
                 valid = window.future_valid_bthw
                 valid_thw = None if valid is None else valid[0].numpy()
-                for name, forecast_thw in self._forecasts(window).items():
-                    scored[name].append(score_window(plan.settings, window_id, forecast_thw, observed_thw, valid_thw))
-        return {name: merge(*rows) if rows else None for name, rows in scored.items()}
+                forecasts, unknown_thw = self._forecasts(window)
 
-    def _forecasts(self, window: WindowRain) -> dict[str, npt.NDArray[np.float32]]:
-        """Let all models forecast one window: mm/h, (lead times, rows, cols)."""
+                # What one model cannot know is left out for all, or dry for that one.
+                unknown = unknown.plus(count_unknown(unknown_thw, valid_thw, observed_thw.size))
+                any_thw = unknown_by_any(unknown_thw) if config.unknown == "leave_out" else None
+                if any_thw is not None:
+                    valid_thw = ~any_thw if valid_thw is None else valid_thw & ~any_thw
+                for name, forecast_thw in forecasts.items():
+                    scored[name].append(score_window(plan.settings, window_id, forecast_thw, observed_thw, valid_thw))
+        return {name: merge(*rows) if rows else None for name, rows in scored.items()}, unknown
+
+    def _forecasts(
+        self, window: WindowRain
+    ) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, npt.NDArray[np.bool_]]]:
+        """Let all models forecast one window: rain in mm/h, (lead times, rows, cols), and what some cannot know."""
         device = self.engine.device
         past = window.past_mmh_bthw.to(device)
         valid = None if window.past_valid_bthw is None else window.past_valid_bthw.to(device)
-        forecasts = {}
+        forecasts, unknown_thw = {}, {}
         for name, forecaster in self.forecasters.items():
             # Each model gets the past frames that it takes, the newest ones.
             last = slice(-forecaster.frames_in, None)
             last_valid = None if valid is None else valid[:, last]
             with torch.no_grad():
-                rain_bthw = forecaster.forecast(past[:, last], last_valid, self.plan.frames_out)
+                if isinstance(forecaster, Extrapolation):
+                    rain_bthw, known = forecaster.forecast_known(past[:, last], last_valid, self.plan.frames_out)
+                    unknown_thw[name] = ~known[0].cpu().numpy()
+                else:
+                    rain_bthw = forecaster.forecast(past[:, last], last_valid, self.plan.frames_out)
             forecasts[name] = rain_bthw[0].float().cpu().numpy()
-        return forecasts
+        return forecasts, unknown_thw
 
-    def _write(self, models: Mapping[str, Rows]) -> None:
+    def _write(self, models: Mapping[str, Rows], unknown: Unknown) -> None:
         """Compute everything once from all windows' rows, and write it."""
         config = self.config
         kinds = {entry.name: entry.kind for entry in self.entries}
@@ -165,6 +183,7 @@ class Evaluating:
             about={name: describe(kinds[name], forecaster) for name, forecaster in self.forecasters.items()},
             cases=self.cases,
             command=self.command,
+            unknown=unknown,
         )
         self.is_writing = True
         text = write_outputs(evaluation, self._draw)
@@ -181,11 +200,12 @@ class Evaluating:
         (window,) = windows_of(batches, plan.frames_in)
 
         # One mean everywhere is worth no panel, unless nothing else is there.
-        forecasts = self._forecasts(window)
+        forecasts, unknown_thw = self._forecasts(window)
         shown = [entry.name for entry in self.entries if entry.kind != "training_mean"] or list(forecasts)
         return case_of(
             window,
             {name: forecasts[name] for name in shown},
+            unknown_thw=unknown_thw,
             reference_time_s=chosen.issue_s,
             cadence_s=plan.index.cadence_s,
             grid=plan.index.grid.cropped(plan.index.crop),

@@ -139,6 +139,7 @@ def _about(evaluation: Evaluation, files: Sequence[str]) -> dict[str, Any]:
         "limit": config.limit,
         "seed": config.seed,
         "models": {name: dict(model) for name, model in evaluation.about.items()},
+        "unknown": {"rule": config.unknown, **asdict(evaluation.unknown)},
         "caveats": evaluation.caveats,
         "cases": [{"time_s": case.issue_s, "why": case.why} for case in evaluation.cases],
         "files": list(files),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..verification.rows import PublishedProtocol, Rows, Scores, published_proto
 from .cases import Chosen
 from .contestants import FITTED
 from .plan import Plan
+from .unknown import Unknown
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +100,7 @@ class Evaluation:
         about: What each model is, by name, as plain JSON.
         cases: Windows to draw; the first one is animated.
         command: How it was started.
+        unknown: Pixels that some models cannot know.
     """
 
     config: EvaluateConfig
@@ -108,6 +110,7 @@ class Evaluation:
     about: Mapping[str, Mapping[str, Any]]
     cases: Sequence[Chosen]
     command: str
+    unknown: Unknown = field(default_factory=Unknown)
 
     @property
     def references(self) -> dict[str, str]:
@@ -146,7 +149,7 @@ class Evaluation:
     @property
     def caveats(self) -> list[str]:
         """List what a reader must know before trusting a figure."""
-        lines = [*self.plan.caveats]
+        lines = [*self.plan.caveats, *self.unknown.lines(self.config.unknown)]
         for model in self.scored:
             if num := int(model.rows.num_nonfinite.sum()):
                 lines.append(

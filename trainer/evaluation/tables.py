@@ -120,10 +120,12 @@ def build_tables(evaluation: Evaluation) -> ScoreTables:
         if (num := int(model.rows.num_nonfinite.sum()))
     ]
 
+    unknown = [f"**{line}**" for line in evaluation.unknown.lines(evaluation.config.unknown)]
+
     # None stands for all lead times pooled.
     shown: list[float | None] = [None, *(lead for lead in SHOWN_LEADS_MIN if lead in settings.leads_min)]
     return ScoreTables(
-        introduction=[f"Windows: {len(rows)}, days: {len(days)}{period}. {_RULES}", *failed],
+        introduction=[f"Windows: {len(rows)}, days: {len(days)}{period}. {_RULES}", *failed, *unknown],
         by_threshold={
             threshold_mmh: Section(
                 heading=f"Rain above {threshold_mmh:g} mm/h",

@@ -1,7 +1,7 @@
 """Forecasts as pictures, on the radar colours: one frame a lead time, and chosen leads beside the radar."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 
-from ...data.shards.palette import rgb
+from ...data.shards.palette import MISSING_COLOUR, rgb
 from .maps import NATURAL_EARTH, MapLines, Overlay, draw_map, write_credit
 from .panels import (
     DOTS_PER_INCH,
@@ -33,6 +33,10 @@ from .panels import (
 
 NONFINITE_COLOUR: Final = "#00a884"
 """Forecast pixels that are no finite number: a green that no rain class comes near."""
+
+UNKNOWN_COLOUR: Final = "#e3e3e3"
+STRIPES_PX: Final = 8
+"""Pixels that a forecast cannot know are striped in this colour and that of missing ones, so wide."""
 
 ACCENT: Final = "#0b5cad"
 TRACK_COLOUR: Final = "#d5d8dc"
@@ -60,6 +64,8 @@ class Case:
         reference_time_s: End of the last input frame, epoch seconds UTC.
         cadence_s: Seconds between frames.
         pixel_km: Side of a pixel.
+        unknown_thw: By model, what it cannot know, (frames out, rows, cols), such as what flows in from outside; models
+            that know all are left out.
         map: Coasts, borders and graticule on the grid; None where they cannot be drawn.
         credit: Whose radar data the pictures show; see `radar_credit`.
     """
@@ -72,6 +78,7 @@ class Case:
     reference_time_s: int
     cadence_s: int
     pixel_km: float = 1.0
+    unknown_thw: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     map: MapLines | None = None
     credit: str = ""
 
@@ -102,15 +109,21 @@ class Case:
         return rgb(self.observed_mmh_thw[lead], ~self.observed_valid_thw[lead])
 
     def forecast_image(self, model: str, lead: int) -> npt.NDArray[np.uint8]:
-        """Colour a model's forecast at a lead, (rows, cols, 3); what is not finite stands out."""
+        """Colour a forecast at a lead, (rows, cols, 3): what is not finite in green, what is unknown striped."""
         field_hw = self.forecasts_mmh[model][lead]
         image = rgb(field_hw, ~self.seen_hw)
-        image[~np.isfinite(field_hw) & self.seen_hw] = list(bytes.fromhex(NONFINITE_COLOUR[1:]))
+        image[~np.isfinite(field_hw) & self.seen_hw] = _bytes_of(NONFINITE_COLOUR)
+        if model in self.unknown_thw:
+            unknown_hw = self.unknown_thw[model][lead] & self.seen_hw
+            row, col = np.nonzero(unknown_hw)
+            is_dark = (row + col) % STRIPES_PX < STRIPES_PX / 2
+            image[row, col] = np.where(is_dark[:, None], _bytes_of(MISSING_COLOUR), _bytes_of(UNKNOWN_COLOUR))
         return image
 
     def num_nonfinite(self, model: str, lead: int) -> int:
         """Count the pixels of a forecast that are no finite number where the radar had measured."""
-        return int((~np.isfinite(self.forecasts_mmh[model][lead]) & self.seen_hw).sum())
+        known_hw = ~self.unknown_thw[model][lead] if model in self.unknown_thw else True
+        return int((~np.isfinite(self.forecasts_mmh[model][lead]) & self.seen_hw & known_hw).sum())
 
     def label(self, model: str, lead: int, text: str) -> str:
         """Add to a panel's label how many pixels of its forecast are no finite number."""
@@ -131,6 +144,9 @@ class Case:
         patches = []
         if not all(valid is None or valid.all() for valid in (self.radar_valid_thw, self.observed_valid_thw)):
             patches.append(missing_patch(hatched=hatched))
+        if any(self.unknown_thw[model].any() for model in self.forecasts_mmh if model in self.unknown_thw):
+            style: dict[str, Any] = {"edgecolor": MISSING_COLOUR, "linewidth": 0.4, "hatch": "/////"}
+            patches.append(Patch(facecolor=UNKNOWN_COLOUR, label="unknown: flows in", **style))
         if any(self.num_nonfinite(model, lead) for model in self.forecasts_mmh for lead in range(self.num_leads)):
             patches.append(Patch(facecolor=NONFINITE_COLOUR, edgecolor="#666666", linewidth=0.4, label="not a number"))
         return patches
@@ -208,8 +224,8 @@ class Stage:
         Returns:
             The picture, (height, width, 3), 0..255.
         """
-        for field, image in zip(self._images, images, strict=True):
-            field.set_data(image if self._overlay is None else self._overlay.over(image))
+        for panel, image in zip(self._images, images, strict=True):
+            panel.set_data(image if self._overlay is None else self._overlay.over(image))
         for text, label in zip(self._labels, labels, strict=True):
             text.set_text(label)
             text.set_fontsize(min(8.5, self._label_room / max(len(label), 1)))
@@ -294,6 +310,10 @@ def forecast_beside_radar(path: Path, case: Case, *, leads: Sequence[int], title
     rain_legend(figure, case.legend_patches())
     write_credit(figure, case.credit_line)
     write_png(figure, path)
+
+
+def _bytes_of(colour: str) -> list[int]:
+    return list(bytes.fromhex(colour[1:]))
 
 
 def radar_credit(source: str, licence: str) -> str:

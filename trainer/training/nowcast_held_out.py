@@ -124,6 +124,7 @@ def case_of(
     cadence_s: int,
     grid: Grid,
     credit: str,
+    unknown_thw: Mapping[str, np.ndarray] | None = None,
 ) -> Case:
     """Put a window and its forecasts together for a picture.
 
@@ -134,6 +135,7 @@ def case_of(
         cadence_s: Seconds from frame to frame.
         grid: Where the pixels lie.
         credit: Whose radar data they are.
+        unknown_thw: By model, what it cannot know; None: all know all.
     """
     return Case(
         radar_mmh_thw=_array(frames.past_mmh_bthw),
@@ -146,6 +148,7 @@ def case_of(
         pixel_km=grid.pixel_km,
         map=map_lines(grid),
         credit=credit,
+        unknown_thw=unknown_thw or {},
     )
 
 

@@ -193,3 +193,33 @@ def test_pysteps_is_quiet_and_leaves_the_warning_filters_alone() -> None:
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+
+
+def test_extrapolation_knows_only_what_comes_from_measured_pixels() -> None:
+    """A texture that moves by 3 pixels a frame to the right: 3 columns more flow in with every frame."""
+    random = np.random.default_rng(3)
+    wide = torch.from_numpy(random.gamma(2.0, 2.0, (1, 1, 24, 40)))
+    smooth = torch.nn.functional.interpolate(wide, scale_factor=4, mode="bicubic").clamp(min=0)[0, 0].float()
+    frames = torch.stack([smooth[:, 40 - 3 * k : 136 - 3 * k] for k in range(3)])[None]
+    model = Extrapolation()
+    rain, known = model.forecast_known(frames, None, 4)
+    assert torch.equal(rain, model.forecast(frames, None, 4))
+    assert known.dtype == torch.bool
+    for lead in range(4):
+        inflow = 3 * (lead + 1)
+        assert not known[0, lead, 20:76, : inflow - 2].any()
+        assert known[0, lead, 20:76, inflow + 2 : 90].all()
+        assert (rain[0, lead][~known[0, lead]] == 0).all()
+
+    # Missing pixels are carried along: what comes from columns 30 to 49 is known no more.
+    valid = torch.ones_like(frames, dtype=torch.bool)
+    valid[:, :, :, 30:50] = False
+    rain, known = model.forecast_known(frames, valid, 4)
+    assert torch.equal(rain, model.forecast(frames, valid, 4))
+    moved = model.forecast_known(valid.float() * 5, None, 1)[1]
+    assert moved.all(), "what does not move flows in nowhere"
+    for lead in (0, 1):
+        shift = 3 * (lead + 1)
+        assert not known[0, lead, 20:76, 30 + shift + 3 : 50 + shift - 4].any()
+        assert known[0, lead, 20:76, 50 + shift + 3 : 90].all()
+        assert known[0, lead, 20:76, shift + 3 : 30 + shift - 8].all()

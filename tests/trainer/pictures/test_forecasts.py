@@ -7,8 +7,14 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import ImageColor
 
-from rainspark.data.shards.palette import RAIN_COLOURS
-from rainspark.trainer.pictures.forecasts import forecast_beside_radar, forecast_frames, scale_bar, shortened
+from rainspark.data.shards.palette import MISSING_COLOUR, RAIN_COLOURS
+from rainspark.trainer.pictures.forecasts import (
+    UNKNOWN_COLOUR,
+    forecast_beside_radar,
+    forecast_frames,
+    scale_bar,
+    shortened,
+)
 from tests.trainer.cases import COLS, ROWS, field, make_case, read_picture, shares
 
 
@@ -69,6 +75,30 @@ def test_what_is_no_number_stands_out_and_what_no_radar_saw_is_grey() -> None:
     assert shares(forecast_frames(unseen, "a", "")[0])["missing"] > 0.3
     assert [patch.get_label() for patch in broken.legend_patches()] == ["not a number"]
     assert [patch.get_label() for patch in unseen.legend_patches()] == ["no data"]
+
+
+def test_what_a_model_cannot_know_is_striped_and_neither_dry_nor_a_failure() -> None:
+    unknown_thw = np.zeros((3, ROWS, COLS), dtype=bool)
+    unknown_thw[0, :, :12] = True
+    rain = field(7)
+    rain[unknown_thw] = 0
+    case = make_case(forecasts_mmh={"a": rain, "b": field(7)}, unknown_thw={"a": unknown_thw})
+    image = case.forecast_image("a", 0)
+    stripes = {tuple(colour) for colour in image[:, :12].reshape(-1, 3).tolist()}
+    assert stripes == {ImageColor.getrgb(MISSING_COLOUR), ImageColor.getrgb(UNKNOWN_COLOUR)}
+    assert (image[:, 12:] == ImageColor.getrgb(RAIN_COLOURS[5])).all()
+    assert (case.forecast_image("a", 1) == ImageColor.getrgb(RAIN_COLOURS[5])).all()
+    assert (case.forecast_image("b", 0) == ImageColor.getrgb(RAIN_COLOURS[5])).all()
+
+    rain[unknown_thw] = np.nan
+    assert case.num_nonfinite("a", 0) == 0
+    assert [patch.get_label() for patch in case.legend_patches()] == ["unknown: flows in"]
+    # Where no radar looked it is missing, whatever the model knows.
+    valid = np.ones((2, ROWS, COLS), dtype=bool)
+    valid[:, :20] = False
+    unseen = make_case(forecasts_mmh={"a": rain}, unknown_thw={"a": unknown_thw}, radar_valid_thw=valid)
+    assert (unseen.forecast_image("a", 0)[:20] == ImageColor.getrgb(MISSING_COLOUR)).all()
+    assert shares(forecast_frames(case, "a", "")[0])["dry"] < 0.02, "only the legend's"
 
 
 @pytest.mark.parametrize(
