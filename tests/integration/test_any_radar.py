@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import netCDF4
 import numpy as np
@@ -12,11 +14,13 @@ import pytest
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.pack.__main__ import main as pack
 from rainspark.data.sources.synthetic import main as write_storms
+from rainspark.data.store.storage import open_storage
 from rainspark.trainer.forecasting.outputs import run as run_forecast
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.settings.forecast import make_parser
 from tests.data.radar_files import LAEA, odim_name, storms, write_odim_file
 from tests.integration.runs import nowcast_arguments, train
+from tests.s3_server import S3, fault_rules, s3, s3_server  # noqa: F401
 
 SIDE, TILE, FRAMES = 160, 64, 26
 FIRST_S = 1_577_836_800
@@ -139,3 +143,35 @@ def test_a_run_on_two_radars_forecasts_each(radar: Path, tmp_path: Path, capsys:
     assert len(list((tmp_path / "one").rglob("*.nc"))) == 1
     chosen = forecast("--run", run, "--input", radar, "--out", tmp_path / "chosen", "--source", "synthetic storms")
     assert run_entry(chosen) == ExitCode.DATA
+
+
+def rain_of(out: Path) -> Any:
+    (path,) = out.glob("*.nc")
+    with netCDF4.Dataset(path) as file:
+        return int(file["forecast_reference_time"][()]), file["rainfall_rate"][:].filled(np.nan)
+
+
+def test_a_bucket_gives_the_forecast_of_its_files_as_of_a_time(
+    radar: Path,
+    tiles_run: Path,
+    tmp_path: Path,
+    s3: S3,  # noqa: F811
+) -> None:
+    store = open_storage(s3.url, to_write=True)
+    contents = {path.name: path.read_bytes() for path in radar.iterdir()}
+    for name, content in contents.items():
+        day = datetime.fromtimestamp(FIRST_S, UTC)
+        store.write(f"{day:%Y/%m/%d}/{name}", content)
+    s3.inject(fault_rules(0.05, 200, min(map(len, contents.values()))))
+
+    at = ("--at", "2020-01-01T01:02")
+    pattern = f"{s3.url}/%Y/%m/%d/*.hdf"
+    remote = forecast("--run", tiles_run, "--input", pattern, "--out", tmp_path / "remote", *at)
+    assert run_entry(remote) == ExitCode.DONE
+    assert run_entry(forecast("--run", tiles_run, "--input", radar, "--out", tmp_path / "local", *at)) == ExitCode.DONE
+    # The newest frame up to that time is the forecast's first: what came later was not there.
+    (time_s, rain_mmh_thw), (local_s, local_mmh_thw) = rain_of(tmp_path / "remote"), rain_of(tmp_path / "local")
+    assert time_s == local_s == FIRST_S + 12 * 300
+    np.testing.assert_array_equal(rain_mmh_thw, local_mmh_thw)
+    early = forecast("--run", tiles_run, "--input", radar, "--out", tmp_path / "early", "--at", "2019-01-01")
+    assert run_entry(early) == ExitCode.DATA

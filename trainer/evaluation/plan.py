@@ -134,13 +134,14 @@ def _rule_caveats(
     """List what the split, the thresholds and the selection of windows do to the scores."""
     if config.split == "validation" and runs:
         yield "The runs' best checkpoints were chosen on this very part: their scores are a little too good."
-    for threshold in config.thresholds:
-        # Rain comes in whole counts: a threshold between two of them is the same for all readers.
-        if abs(threshold / index.scale_mmh - round(threshold / index.scale_mmh)) < 1e-6:
-            yield (
-                f"The threshold {threshold:g} mm/h lies on a step of the radar's rain ({index.scale_mmh:g} mm/h a "
-                "count): rounding decides whether that very step is above it."
-            )
+    # Rain comes in whole counts: a threshold between two of them is the same for all readers.
+    counts = [(threshold, threshold / index.scale_mmh) for threshold in config.thresholds]
+    on_step = [f"{threshold:g}" for threshold, count in counts if abs(count - round(count)) < 1e-6]
+    if on_step:
+        yield (
+            f"The thresholds {', '.join(on_step)} mm/h lie on steps of the radar's rain ({index.scale_mmh:g} mm/h a "
+            "count): rounding decides whether that very step is above them."
+        )
     if table.selection.rule == "smaat_compat":
         lost = sum(lost_to_gaps(index, table.selection).values())
         yield f"{lost} windows of the published rule lie across gaps in time, and are not there to be scored."

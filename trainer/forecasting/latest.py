@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from ...data.errors import DataError
 from ...data.frames import Crop, Grid, iso_time
+from ...data.sources.files import Place
 from ...data.sources.hdf5 import ChoiceError
 from ...data.sources.source import FrameRef, Header
 from ...data.units import MISSING_COUNT
@@ -57,13 +57,14 @@ class Latest:
 
 
 def read_latest(
-    paths: Iterable[Path],
+    paths: Iterable[Place],
     *,
     radar: Radar,
     cadence_s: int,
     frames_in: int,
     area: Area = "whole",
     allow_missing: int = 0,
+    before_s: int | None = None,
 ) -> Latest:
     """Read the last frames among files, folders and archives.
 
@@ -77,6 +78,7 @@ def read_latest(
         area: Which of the files' pixels are read.
         allow_missing: Frames that may be missing, damaged or without a measurement; they are bridged
             (`trainer.forecasting.bridging`).
+        before_s: Only frames before this time are there, epoch seconds UTC; None for all.
 
     Raises:
         DataError: Too few frames, a gap, another cadence, another grid, a frame without any measurement, frames of
@@ -85,7 +87,8 @@ def read_latest(
     scanned = radar.source.scan(tuple(paths))
     if scanned.windows is not None:
         raise DataError("the files hold ready windows, which do not follow each other; give files of single frames")
-    refs = _last(scanned.refs, cadence_s, frames_in, allow_missing)
+    known = [ref for ref in scanned.refs if before_s is None or ref.end_time_s < before_s]
+    refs = _last(known, cadence_s, frames_in, allow_missing)
 
     # The newest frame that can be read sets what the others must agree with.
     frames: dict[int, _Frame] = {}
@@ -216,7 +219,7 @@ def _offset(grid: Grid, inside: Grid) -> tuple[int, int]:
 def _last(refs: Sequence[FrameRef], cadence_s: int, frames_in: int, allow_missing: int) -> Sequence[FrameRef]:
     """Take the frames of the last times that the model asks for, as far as there are any."""
     if not refs:
-        raise DataError("no frames; expected radar files")
+        raise DataError("no frames up to the time of --at; expected radar files")
     # Without gaps the last frames are those of the last times; with gaps, those are fewer.
     last = list(refs[-frames_in:])
     _check_cadence(last, cadence_s, gaps=allow_missing > 0)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ import torch
 from ...data.errors import ConfigError, DataError
 from ...data.exit_codes import ExitCode
 from ...data.frames import iso_time, printable
+from ...data.pack.places import place_of
+from ...data.sequences import TimeSpan
+from ...data.sources.files import Place
 from ...data.store.storage import open_storage
 from ..checkpoint.state import installed_versions
 from ..processes.agreement import NonFiniteError
@@ -33,6 +36,8 @@ from .readers import Radar, radars_of
 
 FRAMES_FOLDER = "frames"
 ANIMATION_NAME = "forecast.gif"
+LISTED_S: Final = 2 * 86_400
+"""How far back a bucket is searched for the latest frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +82,12 @@ class Forecast:
 
 def make_forecast(
     forecaster: RunForecaster,
-    paths: Sequence[Path],
+    paths: Sequence[Place],
     *,
     radar: Radar | None = None,
     area: Area = "whole",
     allow_missing: int = 0,
+    before_s: int | None = None,
 ) -> Forecast:
     """Read the latest files and run the model.
 
@@ -91,6 +97,7 @@ def make_forecast(
         radar: Which of the run's radars; None for its only one.
         area: Which of the files' pixels are forecast, see `trainer.forecasting.latest.read_latest`.
         allow_missing: Frames that may be missing or damaged; they are bridged.
+        before_s: Only frames before this time are there, epoch seconds UTC; None for all.
 
     Raises:
         DataError: The input does not fit the run; see `trainer.forecasting.latest.read_latest`.
@@ -103,6 +110,7 @@ def make_forecast(
         frames_in=forecaster.frames_in,
         area=area,
         allow_missing=allow_missing,
+        before_s=before_s,
     )
 
     # A batch of one window; without missing pixels the model needs no mask.
@@ -230,12 +238,17 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
     forecaster = load_forecaster(options.run, name=options.name, device=options.device)
     radars = radars_of(forecaster, source=options.source, reader=options.reader)
     several = len(radars) > 1
+    places = [place_of(text, _span(options.at)) for text in options.input]
     failures: list[DataError] = []
     for radar in radars:
         try:
-            paths = _paths_of(radar, options.input) if several else options.input
             forecast = make_forecast(
-                forecaster, paths, radar=radar, area=options.crop, allow_missing=options.allow_missing
+                forecaster,
+                _paths_of(radar, places) if several else places,
+                radar=radar,
+                area=options.crop,
+                allow_missing=options.allow_missing,
+                before_s=options.at,
             )
         except DataError as error:
             # Of several radars each is forecast for which there is something.
@@ -263,7 +276,13 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
     return ExitCode.DONE
 
 
-def _paths_of(radar: Radar, paths: Sequence[Path]) -> list[Path]:
+def _span(before_s: int | None) -> TimeSpan:
+    """Give the times whose days are listed of a bucket: the last two days before a forecast."""
+    stop_s = int(datetime.now(UTC).timestamp()) + 1 if before_s is None else before_s
+    return TimeSpan(start_s=stop_s - LISTED_S, stop_s=stop_s)
+
+
+def _paths_of(radar: Radar, paths: Sequence[Place]) -> list[Place]:
     """Choose the paths of several radars' files that one radar's source can read; raises DataError for none."""
     readable = []
     problems = []

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from ...data.command import CommandParser, whole_number
+from ...data.command import CommandParser, last_time, whole_number
 from ...data.errors import DataError
 from ...data.frames import Crop, parse_crop
 
@@ -19,8 +19,10 @@ def make_parser() -> argparse.ArgumentParser:
         description="Forecast from the latest radar files, which are read as the run's archive was packed.",
     )
     parser.add_argument("--run", required=True, type=Path, help="folder of a fine-tuning run, or of a checkpoint")
-    input_help = "radar files, archives or folders of them"
-    parser.add_argument("--input", required=True, nargs="+", type=Path, metavar="FILES", help=input_help)
+    input_help = "radar files, archives, folders of them, or s3://BUCKET/PREFIX-OR-PATTERN, as rainspark pack takes"
+    parser.add_argument("--input", required=True, nargs="+", metavar="FILES", help=input_help)
+    at_help = "forecast from the newest frame up to this time, UTC, as if nothing later were there (the newest)"
+    parser.add_argument("--at", type=last_time, metavar="TIME", help=at_help)
     parser.add_argument("--out", required=True, type=Path, help="folder to write to; made if need be")
     parser.add_argument("--source", help="which radar of a run on several (all of them)")
     reader_help = "how the files are read, in the words of rainspark pack, such as 'odim --zr 200,1.6' (as the run's)"
