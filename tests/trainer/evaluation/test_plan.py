@@ -39,7 +39,7 @@ def test_any_word_may_name_a_model(words: list[str]) -> None:
     [
         (["--models"], "models is empty"),
         (["--models", "a", "--thresholds", "-1"], "thresholds holds -1.0; expected finite numbers above 0"),
-        (["--models", "a", "--thresholds", ".nan"], "thresholds holds nan; expected finite numbers above 0, in mm/h"),
+        (["--models", "a", "--thresholds", ".nan"], "thresholds holds nan; expected finite numbers above 0 and up to 1000000000, in mm/h"),
         (["--models", "a", "--thresholds", *map(str, range(1, 102))], "holds 101 values; expected 100 at most"),
         (["--models", "a", "--scales", "[]"], "scales is empty"),
         (["--models", "a", "--scales", "5", "1"], "scales holds 1 after 5; expected rising order: 1, 5"),
