@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..command import GOES_ON, expand_home, run_command
+from ..exit_codes import ExitCode
 from ..shards.contact_sheet import draw_contact_sheet
-from ..shards.index import INDEX_NAME, check_shard_sizes, load_index
-from ..shards.summary import summarise
+from ..shards.index import INDEX_NAME, Index, check_shard_sizes, load_index
+from ..shards.summary import count_windows, summarise
+from ..shards.timeline import longest_run
 from ..store.storage import open_storage
 from . import options
 from .archive import pack
@@ -35,9 +37,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         first, *more = command.inputs
         index = pack(first.paths, command.out, command.options, source=first.source, more=more, restart=command.restart)
         sys.stdout.write(f"{summarise(index)}{outcome}{storage.url}\n")
-        return 0
+        return _check_windows(index, is_asked=command.options.window is not None)
 
     return run_command(work, interrupted=GOES_ON)
+
+
+def _check_windows(index: Index, *, is_asked: bool) -> int:
+    """Warn where no window of the archive's length can be read of it; an exit code, an error's where it was asked for.
+
+    What was packed stays: shorter windows can be read.
+    """
+    if count_windows(index, index.window, 0.0):
+        return ExitCode.DONE
+    longest = longest_run(index, range(len(index.origins)))
+    sys.stderr.write(
+        f"{'error' if is_asked else 'warning'}: the archive holds no window of {index.window} frames: the longest run "
+        f"of frames without a gap has {longest}; it serves windows of up to that: pack more frames that follow each "
+        "other, or check --cadence-min\n"
+    )
+    return ExitCode.DATA if is_asked else ExitCode.DONE
 
 
 def _inspect(command: Command) -> None:

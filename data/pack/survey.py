@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, NoReturn
 
@@ -26,6 +27,8 @@ MIN_SHARDS: Final = 16
 MEGABYTE: Final = 1_000_000
 SIDES: Final = 32
 """Frames' sides are multiples of this wherever models train: patches, and five halvings."""
+PROBED: Final = 5
+"""Files that are looked into behind a damaged one, to see whether leaving it out would help."""
 MAX_BAD_HINT: Final = "--max-bad N leaves out up to N damaged files and lists them"
 WINDOW: Final = 24
 """Longest window by default: an hour in, an hour out, at 5 minutes."""
@@ -209,7 +212,8 @@ def _survey_source(
                 raise
             bad.append(str(error))
             if len(bad) > options.max_bad:
-                _refuse_damaged(bad, options.max_bad, error)
+                is_rest_sound = first is not None or _is_any_sound(asked.source, scanned.refs, len(bad))
+                _refuse_damaged(bad, options.max_bad, error, is_rest_sound=is_rest_sound)
             continue
 
         # The first good frame sets what all others must agree with.
@@ -242,8 +246,21 @@ def _survey_source(
     return supply, num_bytes
 
 
-def _refuse_damaged(bad: Sequence[str], max_bad: int, error: DataError) -> NoReturn:
+def _is_any_sound(source: Source, refs: Sequence[FrameRef], num_bad: int) -> bool:
+    """Find out whether a frame among those behind the bad ones can be read, or all are wrong in the same way."""
+    for ref in refs[num_bad : num_bad + PROBED]:
+        with suppress(DataError):
+            source.survey(ref)
+            return True
+    return False
+
+
+def _refuse_damaged(bad: Sequence[str], max_bad: int, error: DataError, *, is_rest_sound: bool) -> NoReturn:
     """Refuse more damaged files than may be: all that was found wrong up to here, and what helps."""
+    if not is_rest_sound:
+        # Leaving files out would leave nothing: the source or its options are not theirs.
+        more = f"; none of the first {len(bad)} files and those behind can be read" if max_bad else ""
+        raise DataError(f"{error}{more}") from error
     if not max_bad:
         raise DataError(f"{error} ({MAX_BAD_HINT})") from error
     listed = "".join(f"\n  {line}" for line in bad)

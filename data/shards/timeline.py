@@ -1,12 +1,13 @@
 """The frames and windows that an archive holds, from the index alone: which follows which, and how wet each is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..sequences import split_at_gaps
 from .index import NO_FRAME_AFTER, Index, SequenceEntry
 
 NO_TIME_S = np.iinfo(np.int64).max
@@ -69,6 +70,19 @@ def owned_windows(
     sequence = np.repeat(np.array(order, np.int64), counts)
     start = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
     return sequence, start
+
+
+def longest_run(index: Index, origins: Iterable[int]) -> int:
+    """Count the frames of the longest run without a gap, of any of these origins; 0 without frames."""
+    sequences = by_origin(index.sequences)
+    num_pixels = index.rows * index.cols
+    longest = 0
+    for origin in origins:
+        own = [index.sequences[position] for position in sequences.get(origin, ())]
+        if own:
+            times_s = origin_frames(own, cadence_s=index.cadence_s, num_pixels=num_pixels).times_s.tolist()
+            longest = max(longest, *(run.num_frames for run in split_at_gaps(times_s, index.cadence_s).runs))
+    return longest
 
 
 def by_origin(sequences: Sequence[SequenceEntry]) -> dict[int, list[int]]:

@@ -14,6 +14,7 @@ from ..shards.timeline import (
     by_origin,
     frame_bases,
     frames_after,
+    longest_run,
     origin_frames,
     owned_windows,
     rain_fractions,
@@ -178,9 +179,14 @@ def candidate_windows(index: Index, selection: Selection) -> Candidates:
     """
     window, sequences = selection.window, index.sequences
     if window > index.window:
+        # Packing anew helps only where frames follow each other for so long.
+        longest = longest_run(index, _selected_origins(index, selection))
+        advice = f"pack again, or rainspark reshard, with --window {window}, or ask for shorter ones"
+        if longest < window:
+            advice = f"the longest run of frames without a gap has {longest}: ask for shorter ones"
         raise DataError(
             f"windows of {window} frames were asked for, but the shards were packed for windows of 1 to "
-            f"{index.window} frames; pack again, or rainspark reshard, with --window {window}, or ask for shorter ones"
+            f"{index.window} frames; {advice}"
         )
 
     # In the order in which they lie in the shards, which evaluations and caches follow.
@@ -202,6 +208,12 @@ def select_windows(index: Index, selection: Selection) -> WindowTable:
     candidates = candidate_windows(index, selection)
     wanted = candidates.inside & candidates.enough
     if not wanted.any():
+        if not len(wanted):
+            longest = longest_run(index, _selected_origins(index, selection))
+            raise DataError(
+                f"there is no window of {selection.window} frames: the longest run of frames without a gap has "
+                f"{longest}; ask for windows of at most that, or pack more frames that follow each other"
+            )
         raise DataError(
             f"no windows of {selection.window} frames are selected: the shards hold {len(wanted)}, "
             f"{_describe_wettest(index, selection, candidates)} "

@@ -83,7 +83,7 @@ def _build(cls: type[_Parsed], parser: ArgumentParser, read: Callable[[], Namesp
                 values[key] = expand_home(value)
         values = parser.instantiate(values)
     except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_with_nearest(" ".join(_cause(error).split()), keys)) from None
+        raise ConfigError(_with_nearest(_plain_union(" ".join(_cause(error).split()), cls), keys)) from None
     return cls(**{leaf.name: values[leaf.name] for leaf in dataclasses.fields(cls)})
 
 
@@ -200,10 +200,24 @@ def _cause(error: Exception) -> str:
     return re.sub(r"(?:a )?<class '(\w+)'>", r"\1", text)
 
 
+def _plain_union(message: str, cls: type) -> str:
+    """Write in a few words what the parser says of a value that fits none of a setting's types."""
+    match = re.fullmatch(r'(Parser key "(.+?)": )Does not validate .* Given value: (.*?)\s*', message)
+    if match is None:
+        return message
+    # Follow the dotted key through the sections to the setting's type.
+    kind: Any = cls
+    for name in match[2].split("."):
+        kind = next((leaf.type for leaf in dataclasses.fields(kind) if leaf.name == name), None)
+        if kind is None:
+            return message
+    return f"{match[1]}Expected {type_words(kind)}. Got value: {match[3]}"
+
+
 def _with_nearest(message: str, keys: Sequence[str]) -> str:
     """Add the valid key that an unknown one, as the parser quotes it, is nearest to."""
-    # A value that does not fit is no key.
-    if "Got value" in message:
+    # A value that does not fit is no key, and no other key would take it.
+    if message.startswith("Parser key "):
         return message
     # Nearest as it was written, else by its last word alone.
     leaf_keys = {key.rpartition(".")[2]: key for key in keys}

@@ -221,10 +221,11 @@ def _part(
     try:
         return select_windows(index, config.selection(window, spans[part]))
     except DataError as error:
-        # Of an archive that is not split, or of windows longer than the packed ones, the parts are not the cause.
-        is_split = part != "train" or config.train_times or spans["validation"] or spans["test"]
-        if not is_split or window > index.window:
-            raise
+        # Where the archive holds no such window in any part, no other split helps.
+        try:
+            select_windows(index, config.selection(window))
+        except DataError as of_all:
+            raise DataError(f"{config.shards}: {of_all}") from error
 
         if config.train_times is not None:
             origin = f"data.{part}_times"
@@ -233,7 +234,7 @@ def _part(
             shares = f"data.validation_share {config.validation_share}, data.test_share {config.test_share}"
             origin = f"{shares}, data.guard_h {config.guard_h}"
             more = "Hold out less" if part == "train" else f"Hold out more, set data.{part}_share 0"
-            advice = f"{more}, or shorten data.guard_h"
+            advice = f"{more}, or shorten data.guard_h" if config.guard_h else more
             if len(index.sources) > 1:
                 advice += "; where its sources are of different years, state data.train_times and the other parts'"
         name = {"train": "training", "validation": "held-out", "test": "test"}[part]

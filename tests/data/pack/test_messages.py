@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rainspark.data.count import main as count
 from rainspark.data.errors import DataError
 from rainspark.data.pack.__main__ import main
 from rainspark.data.pack.archive import pack
@@ -54,6 +55,65 @@ def test_a_missing_option_is_not_taken_for_damage(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="choose another --quantity") as caught:
         pack([tmp_path], tmp_path / "out", PackOptions(), source=OdimSource(quantity="ACRR"))
     assert "--max-bad" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_files", [1, 3])
+@pytest.mark.parametrize("more", [[], ["--max-bad", "1"]])
+def test_leaving_files_out_is_no_advice_where_none_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_files: int, more: list[str]
+) -> None:
+    for file in write_series(tmp_path / "radar", range(num_files)):
+        file.write_bytes(b"no radar")
+    assert main(["knmi", str(tmp_path / "radar"), "--out", str(tmp_path / "out"), "--window", "1", *more]) == 4
+    errors = capsys.readouterr().err
+    assert "allow more" not in errors
+    assert "--max-bad N" not in errors
+
+
+def test_leaving_files_out_is_advice_where_others_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_series(tmp_path / "radar", range(4))
+    for file in files[:3]:
+        file.write_bytes(b"no radar")
+    assert main(["knmi", str(tmp_path / "radar"), "--out", str(tmp_path / "out"), "--window", "1"]) == 4
+    assert "--max-bad N leaves out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("numbers", "window", "code", "words"),
+    [
+        ([0, 1, 2], "4", 4, "error: the archive holds no window of 4 frames: the longest run of frames .* has 3;"),
+        (
+            [0, 1, 3, 4, 6],
+            "3",
+            4,
+            "error: the archive holds no window of 3 frames: the longest run .* has 2;",
+        ),
+        ([0, 1, 2], None, 0, "warning: the archive holds no window of 24 frames: the longest run of frames .* has 3;"),
+        ([0, 1, 2], "3", 0, None),
+    ],
+)
+def test_an_archive_without_a_window_is_no_success(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    numbers: list[int],
+    window: str | None,
+    code: int,
+    words: str | None,
+) -> None:
+    write_series(tmp_path / "radar", numbers, size=(32, 32))
+    command = ["knmi", str(tmp_path / "radar"), "--out", str(tmp_path / "out")]
+    command += [] if window is None else ["--window", window]
+    # The second call finds the archive complete, and it has no more windows then.
+    for _ in range(2):
+        assert main(command) == code
+        errors = capsys.readouterr().err
+        assert (words is None) == ("no window" not in errors)
+        assert words is None or re.search(words, errors)
+    # What was packed stays: shorter windows are read.
+    assert count([str(tmp_path / "out"), "--window", "2"]) == 0
+    assert re.search(r" [1-9]\d* windows", capsys.readouterr().out)
 
 
 def test_a_damaged_ready_window_cannot_be_left_out(tmp_path: Path) -> None:

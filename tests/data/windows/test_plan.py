@@ -195,6 +195,23 @@ def test_selections_that_select_nothing(selection: dict[str, Any], message: str)
         select_windows(index, Selection(**({"window": 4} | selection)))
 
 
+@pytest.mark.parametrize(
+    ("runs", "packed", "window", "message"),
+    [
+        # No run is so long: neither packing anew nor another selection helps.
+        ([3, 7, 2], 12, 12, "^there is no window of 12 frames: the longest run of frames without a gap has 7; ask for"),
+        ([1, 1], 2, 2, "^there is no window of 2 frames: the longest run of frames without a gap has 1;"),
+        ([7], 4, 12, r"packed for windows of 1 to 4 frames; the longest run .* has 7: ask for shorter ones$"),
+        # Packing anew does.
+        ([40], 4, 12, r"packed for windows of 1 to 4 frames; pack again, or rainspark reshard, with --window 12"),
+    ],
+)
+def test_advice_on_windows_fits_the_longest_run(runs: list[int], packed: int, window: int, message: str) -> None:
+    index = index_in_memory(runs, window=packed, max_frames=max(20, packed), num_shards=2)
+    with pytest.raises(DataError, match=message):
+        select_windows(index, Selection(window=window))
+
+
 @pytest.mark.parametrize("micro_batch", [1, 7, 8, 64, 100])
 def test_evaluation_plan_is_exact(micro_batch: int) -> None:
     index = index_in_memory([40], window=4, max_frames=20, num_shards=2)

@@ -75,6 +75,17 @@ def test_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Pat
         (["--data.guard_h", ".nan"], r"data\.guard_h is nan; it must be finite and 0 or more"),
         (["--optim.betas", "[0.9, .nan]"], r"optim\.betas"),
         (["--config", "/nowhere/x.yaml"], r"/nowhere/x\.yaml"),
+        # Of a value no key is near: the setting is the right one.
+        (
+            ["--data.weights", "[weight]"],
+            r"data\.weights\": Expected table of text to float or null\. Got value: \['weight'\]$",
+        ),
+        (
+            ["--data.weights", '{"weight": "x"}'],
+            r"data\.weights\": Expected table .* Got value: \{'weight': 'x'\}$",
+        ),
+        (["--run.keep_every", "steps"], r"^Parser key \"run\.keep_every\": Expected int or null\. Got value: steps$"),
+        (["--data", "shards"], r"^Parser key \"data\": Unable to load config [^;]+$"),
     ],
 )
 def test_what_a_user_mistypes_is_named(words: list[str], message: str) -> None:

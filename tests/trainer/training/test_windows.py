@@ -118,6 +118,12 @@ TIMES = {"train_times": ("2020-06-01T00:00/2020-06-01T02:00",), "guard_h": 0.0}
             r"the test part .*data\.test_times\) has no window.*State other times",
         ),
         ({"min_rain_fraction": 1.0, "guard_h": 0.0}, r"highest rain fraction"),
+        (
+            {"validation_share": 0.5, "test_share": 0.48, "guard_h": 0.0},
+            r"Hold out less$",
+        ),
+        # What the whole archive does not hold, no other split gives.
+        ({"min_rain_fraction": 1.0, "validation_share": 0.5, "guard_h": 0.0}, r"^(?!.*[Hh]old out).*at least 1\.0"),
     ],
 )
 def test_a_part_without_windows_is_named_with_the_settings_that_made_it(
