@@ -153,7 +153,8 @@ def _list_text(values: Sequence[str], *, quoted: bool) -> str:
         return values[0]
     if not quoted:
         return f"[{', '.join(values)}]"
-    return yaml.safe_dump(list(values), default_flow_style=True, width=sys.maxsize).strip()
+    # Every word in quotes: the parser takes more of them for numbers than YAML does.
+    return yaml.safe_dump(list(values), default_flow_style=True, default_style='"', width=sys.maxsize).strip()
 
 
 def _with_files(words: Sequence[str], cls: type) -> list[str]:
