@@ -20,7 +20,7 @@ from ..hdf5 import ChoiceError
 from ..source import FileRef, Found, in_time_order, without_copies
 from .formats import format_of_file
 
-DIGITS_OF_TIME: Final = re.compile(r"\d{8,}")
+DIGITS_OF_TIME: Final = re.compile(r"\d{8,}(?:[T_-]\d{4,6}(?!\d))?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,19 +165,19 @@ def test_places_are_paths_and_buckets() -> None:
     assert (str(place), place.span) == ("s3://bucket/%Y/*.h5", TWO_DAYS)
 
 
-def stored_series(folder: Path, numbers: range, prefix: str = "%Y/%m/%d/") -> dict[str, bytes]:
-    """Make the objects of a series, by the folder of their days."""
+def stored_series(folder: Path, numbers: range) -> dict[str, bytes]:
+    """Make the objects of a series, by the folder of their days and by OPERA's names."""
     objects = {}
     for number, path in zip(numbers, write_odim_series(folder, numbers), strict=True):
         time = datetime.fromtimestamp(FIRST_S + 300 * number, UTC)
-        objects[f"{time:{prefix}}{path.name}"] = path.read_bytes()
+        objects[f"{time:%Y/%m/%d/OPERA/COMP/OPERA@%Y%m%dT%H%M@0@RATE.h5}"] = path.read_bytes()
     return objects
 
 
 def test_a_bucket_packs_to_the_bytes_of_its_files(tmp_path: Path) -> None:
     folder = Folder(stored_series(tmp_path / "in", range(12)))
     span = TimeSpan(start_s=FIRST_S, stop_s=FIRST_S + DAY_S)
-    pack([bucket_of(folder, "%Y/%m/%d/*.hdf", span)], tmp_path / "remote", OPTIONS, source=OdimSource())
+    pack([bucket_of(folder, "%Y/%m/%d/OPERA/COMP/*@RATE.h5", span)], tmp_path / "remote", OPTIONS, source=OdimSource())
     pack([tmp_path / "in"], tmp_path / "local", OPTIONS, source=OdimSource())
     assert digests(tmp_path / "remote") == digests(tmp_path / "local")
     # One look at the product, one survey a frame, one reading a packed frame (sequences overlap).
@@ -189,7 +189,7 @@ def test_a_damaged_object_ends_the_survey_where_it_lies(tmp_path: Path) -> None:
     objects = stored_series(tmp_path / "in", range(30))
     damaged = sorted(objects)[11]
     folder = Folder({**objects, damaged: objects[damaged][:300]})
-    place = bucket_of(folder, "**.hdf")
+    place = bucket_of(folder, "**@RATE.h5")
     with pytest.raises(DataError, match=f"s3://bucket/{damaged} cannot be read as an ODIM_H5 composite"):
         survey([place], OPTIONS, OdimSource())
     # Those that were asked for meanwhile, and no more.
@@ -263,11 +263,18 @@ def upload(s3: S3, objects: Mapping[str, bytes]) -> None:  # noqa: F811
 
 def test_a_faulty_bucket_packs_to_the_bytes_of_its_files(s3: S3, tmp_path: Path) -> None:  # noqa: F811
     objects = stored_series(tmp_path / "in", range(40))
-    upload(s3, {**objects, "2020/01/02/other.hdf": b"not asked for", "2019/12/30/x.hdf": b"nor this"})
+    upload(
+        s3,
+        {
+            **objects,
+            "2020/01/02/OPERA/COMP/other@RATE.h5": b"not asked for",
+            "2020/01/01/OPERA/COMP/OPERA@20200101T0000@0@RATE.tiff": b"nor this",
+        },
+    )
     pack([tmp_path / "in"], tmp_path / "local", OPTIONS, source=OdimSource())
     body_bytes = min(map(len, objects.values()))
     s3.inject(fault_rules(0.05, 400, body_bytes))
-    command = ["odim", f"{s3.url}/%Y/%m/%d/*.hdf", "--from", "2019-12-31", "--to", "2020-01-01"]
+    command = ["odim", f"{s3.url}/%Y/%m/%d/OPERA/COMP/*@RATE.h5", "--from", "2019-12-31", "--to", "2020-01-01"]
     assert main([*command, "--window", "3", "--frames", "6", "--out", str(tmp_path / "remote")]) == 0
     done = [what for _, _, what in s3.log() if what]
     assert len(done) >= 3, done

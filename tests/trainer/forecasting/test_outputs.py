@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import netCDF4
@@ -14,6 +15,7 @@ from rainspark.data.exit_codes import ExitCode
 from rainspark.data.sources import knmi
 from rainspark.data.sources.knmi_writer import file_name as name_of
 from rainspark.data.sources.knmi_writer import write_knmi_file
+from rainspark.data.store.storage import open_storage
 from rainspark.data.units import MISSING_COUNT
 from rainspark.trainer.checkpoint.folder import save
 from rainspark.trainer.forecasting.build import build_nowcaster
@@ -30,6 +32,7 @@ from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.settings.run import NowcastRunConfig
 from tests.data.radar_files import read_header, storms
 from tests.integration.faults import state_of
+from tests.s3_server import S3, s3, s3_server  # noqa: F401
 
 SIZE = 64
 FRAMES_IN, FRAMES_OUT = 3, 2
@@ -90,6 +93,24 @@ def test_a_forecast_is_written_with_its_pictures(run: Path, tmp_path: Path, caps
         assert "rainspark forecast --run" in file.history
     with Image.open(out / "forecast.gif") as picture:
         assert getattr(picture, "n_frames", 1) == FRAMES_IN + FRAMES_OUT
+
+
+def test_the_newest_objects_of_a_bucket_are_forecast_from(run: Path, tmp_path: Path, s3: S3) -> None:  # noqa: F811
+    radar = _write_radar(tmp_path / "radar", 5)
+    storage = open_storage(s3.url)
+    for path in radar.iterdir():
+        time = datetime.strptime(path.stem[-12:], "%Y%m%d%H%M")
+        storage.write(f"{time:%Y/%m/%d}/{path.name}", path.read_bytes())
+    storage.write("2019/12/30/RAD_NL25_RAP_5min_201912302300.h5", b"of no interest")
+    s3.inject([{"match": "GET", "skip": 2, "times": 1, "do": "503"}, {"match": "GET", "skip": 3, "do": "corrupt"}])
+    # Of the pattern, that day and those before it are searched.
+    options = ("--run", run, "--no-pictures", "--at", "2020-01-01T00:00", "--out")
+    assert _main(*options, tmp_path / "remote", "--input", f"{s3.url}/%Y/%m/%d/*.h5")() is ExitCode.DONE
+    assert _main(*options, tmp_path / "local", "--input", radar)() is ExitCode.DONE
+    (remote,), (local,) = ((tmp_path / where).glob("*.nc") for where in ("remote", "local"))
+    with netCDF4.Dataset(remote) as ours, netCDF4.Dataset(local) as theirs:
+        np.testing.assert_array_equal(ours["rainfall_rate"][:], theirs["rainfall_rate"][:])
+        np.testing.assert_array_equal(ours["time"][:], theirs["time"][:])
 
 
 def test_without_pictures_only_the_file_is_written(run: Path, tmp_path: Path) -> None:
