@@ -16,6 +16,9 @@ from ...data.sources.odim_grid import PROJECTION_TERM
 
 NUMBER: Final = re.compile(r"[+-]?\d+\.?\d*(?:[eE][+-]?\d+)?", re.ASCII)
 LENGTHS: Final = ("a", "b", "R", "x_0", "y_0")
+EARTH: Final = ("a", "b", "R", "rf", "f", "es", "ellps", "datum")
+"""Keys that state a figure of the Earth; BoM's files state none."""
+
 KILOMETRES_BELOW: Final = 1e5
 """An axis of the Earth below this is stated in kilometres, with all other lengths (KNMI: +a=6378.137)."""
 
@@ -48,8 +51,13 @@ def in_metres(projection: str) -> str:
     if unknown:
         raise DataError(f"projection {projection!r:.200}: the term {unknown[0]!r:.50} is not known; remove it")
 
-    # The last of equal terms counts, and lengths are in metres whatever the unit of the coordinates is.
-    values = dict(term[1:].partition("=")[::2] for term in terms) | {"units": "m", "no_defs": ""}
+    # The last of equal terms counts. Without an Earth it is that of PROJ, as long as its defaults are not refused.
+    values = dict(term[1:].partition("=")[::2] for term in terms)
+    if "no_defs" not in values and values.keys().isdisjoint(EARTH):
+        values["datum"] = "WGS84"
+
+    # Lengths are in metres whatever the unit of the coordinates is.
+    values |= {"units": "m", "no_defs": ""}
     axis = values.get("a", values.get("R", ""))
     in_kilometres = NUMBER.fullmatch(axis) is not None and float(axis) < KILOMETRES_BELOW
     for key, value in values.items():

@@ -43,6 +43,8 @@ PROJECTIONS: Final[dict[str, tuple[str, float, float]]] = {
     "merc": ("+proj=merc +lon_0=5 +lat_ts=40 +ellps=WGS84", 5.0, 44.0),
     "aeqd": ("+proj=aeqd +lat_0=46.5 +lon_0=11.3 +ellps=WGS84 +units=m", 11.3, 46.5),
     "aea": ("+proj=aea +lat_1=-18 +lat_2=-36 +lat_0=0 +lon_0=132 +ellps=GRS80", 145.0, -35.0),
+    "aea_without_earth": ("+proj=aea +lon_0=144.752 +lat_0=-37.852 +lat_1=-18.000 +lat_2=-36.000", 145.0, -37.5),
+    "utm_without_earth": ("+proj=utm +zone=33 +units=km", 15.0, 50.0),
     "lat_lon": ("+proj=eqc +lat_ts=0 +lon_0=0 +R=6371000 +units=m", -95.0, 38.0),
     "lat_lon_at_the_edge": ("+proj=eqc +lat_ts=0 +lon_0=0 +R=6371000 +units=m", 175.0, -41.0),
     "wkt_laea_north_first": (CRS.from_epsg(3035).to_wkt(), 10.0, 52.0),

@@ -149,6 +149,7 @@ def test_a_missing_sign_and_a_rounded_axis_are_the_same_projection() -> None:
         (KNMI.replace("6356.752", "7000"), "cannot be used"),
         ("+proj=longlat +datum=WGS84", "gives degrees"),
         ("", "cannot be used"),
+        ("+proj=utm +zone=33 +no_defs", "Must specify ellipsoid or sphere"),
         (CRS.from_epsg(4326).to_wkt(), "gives degrees"),
         ("PROJCRS[nothing]", "cannot be used"),
         (SHIFTED_BY_FILE, "names a file of shifts"),
