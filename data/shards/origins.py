@@ -94,8 +94,8 @@ def check_origins(origins: Sequence[Origin], rows: int, cols: int) -> None:
 def describe(recipe: Recipe) -> str:
     """Write a recipe in one line."""
     stated = {name: value for name, value in recipe.options.items() if value not in ({}, [], False, UNSTATED)}
-    options = ", ".join(f"{name} {_words(value)}" for name, value in stated.items())
-    return f"{recipe.kind} ({options})" if options else recipe.kind
+    options = ", ".join(f"{shown(name)} {_words(value)}" for name, value in stated.items())
+    return f"{shown(recipe.kind)} ({options:.400})" if options else shown(recipe.kind)
 
 
 def sources_of(origins: Sequence[Origin]) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ def common(origins: Sequence[Origin], name: str) -> Any:
 def _words(value: Any) -> str:
     """Write an option's value without the brackets of JSON."""
     if isinstance(value, dict):
-        return " ".join(f"{name}={_words(inner)}" for name, inner in value.items())
+        return " ".join(f"{shown(name)}={_words(inner)}" for name, inner in value.items())
     return " ".join(map(_words, value)) if isinstance(value, list) else shown(value)
 
 

@@ -1,15 +1,15 @@
 """Which radars a run can forecast, how their files are read, and on which pixels it learned."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ...data.errors import ConfigError, DataError
-from ...data.frames import Grid, parse_crop
+from ...data.frames import Grid
+from ...data.json_checks import canonical, read_json
 from ...data.sources.choice import source_of_recipe, source_of_words
 from ...data.sources.knmi import KnmiSource
 from ...data.sources.source import SYNTHETIC, Recipe, Source
+from ..checkpoint.learned import Learned
 from .forecaster import RunForecaster
 
 
@@ -50,8 +50,7 @@ def radars_of(forecaster: RunForecaster, *, source: str | None = None, reader: s
         DataError: The run has no such product, does not say how its files are read, or where its pixels lie.
         ConfigError: A reader that no sub-command of `rainspark pack` understands.
     """
-    data = forecaster.data
-    readers: Mapping[str, Any] = data.get("readers") or {str(data.get("source")): {}}
+    readers = _recorded(forecaster)
     if source is not None and source not in readers:
         raise DataError(
             f"{forecaster.name} did not learn from --source {source!r}; its sources: {'; '.join(map(repr, readers))}"
@@ -66,28 +65,38 @@ def radars_of(forecaster: RunForecaster, *, source: str | None = None, reader: s
     return [_radar(forecaster, name, values, reader) for name, values in chosen.items()]
 
 
-def _radar(forecaster: RunForecaster, name: str, values: Mapping[str, Any], reader: str | None) -> Radar:
-    """Put together what a run records of a product; runs from before recipes were recorded know their part alone."""
-    grid = Grid.from_json(values["grid"]) if values.get("grid") is not None else None
-    if grid is None:
-        part: Grid | None = forecaster.grid
-    else:
-        part = grid.cropped(parse_crop(values["crop"])) if values.get("crop") is not None else None
-    return Radar(name=name, source=_source(forecaster, name, values, reader), grid=grid, part=part)
+def _recorded(forecaster: RunForecaster) -> dict[str, Learned | None]:
+    """Read what the run records of its sources; None for the source of a run from before that was recorded."""
+    recorded = forecaster.data.get("readers")
+    if recorded is None:
+        return {str(forecaster.data.get("source")): None}
+    try:
+        return {name: read_json(Learned, canonical(values)) for name, values in recorded.items()}
+    except (DataError, AttributeError) as error:
+        raise DataError(
+            f"{forecaster.path}: what it records of its sources cannot be read ({error}); another version wrote it, or "
+            "it was changed"
+        ) from error
 
 
-def _source(forecaster: RunForecaster, name: str, values: Mapping[str, Any], reader: str | None) -> Source:
-    cadence_s = forecaster.cadence_s
+def _radar(forecaster: RunForecaster, name: str, learned: Learned | None, reader: str | None) -> Radar:
+    source = _source(forecaster, name, None if learned is None else learned.recipe, reader)
+    if learned is None:
+        return Radar(name=name, source=source, grid=None, part=forecaster.grid)
+    part = None if learned.crop is None else learned.grid.cropped(learned.crop)
+    return Radar(name=name, source=source, grid=learned.grid, part=part)
+
+
+def _source(forecaster: RunForecaster, name: str, recipe: Recipe | None, reader: str | None) -> Source:
     if reader is not None:
         try:
             words = shlex.split(reader)
         except ValueError as error:
             raise ConfigError(f"--reader {reader!r}: {error}; expected words such as odim --zr 200,1.6") from error
-        return source_of_words(words, cadence_s)
+        return source_of_words(words, forecaster.cadence_s)
 
-    recipe = values.get("recipe")
     if recipe is not None:
-        return source_of_recipe(Recipe(kind=str(recipe.get("kind")), options=dict(recipe.get("options") or {})))
+        return source_of_recipe(recipe)
     # What was packed before archives recorded it: KNMI's files, or files like them.
     if name.startswith("KNMI RAD_") or name == SYNTHETIC:
         return KnmiSource()

@@ -1,5 +1,6 @@
 """Which windows a run trains on, which it holds out, and what that is recorded as."""
 
+import json
 import logging
 import math
 from dataclasses import asdict, dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...data.errors import ConfigError, DataError
+from ...data.json_checks import canonical
 from ...data.sequences import TimeSpan, split_spans
 from ...data.shards.index import Index, load_index, of_source
 from ...data.store.cache import CachedStorage
@@ -18,6 +20,7 @@ from ...data.windows.mixing import BatchLayout, default_block_bytes, default_lan
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from ...models.masking import num_visible
 from ...models.patches import PATCH, misfit
+from ..checkpoint.learned import Learned
 from ..checkpoint.seen import WindowTimes, listed
 from ..settings.data import ArchiveConfig, WindowsConfig
 from ..settings.experiment import FinetuneConfig, TrainingConfig
@@ -64,24 +67,23 @@ class Windows:
             # Of several places or radars there is none: what is learned then is bound to no part of the map.
             "grid": index.grid.cropped(index.crop).to_json() if len(index.origins) == 1 else None,
             "cadence_s": index.cadence_s,
-            "readers": {source: _reader(of_source(index, source)) for source in index.sources},
+            "readers": {source: _learned(of_source(index, source)) for source in index.sources},
             "scale_mmh": scales_mmh.pop() if len(scales_mmh) == 1 else None,
             "spans": {split: [asdict(span) for span in spans] for split, spans in self.spans.items()},
         }
 
 
-def _reader(index: Index) -> dict[str, Any]:
-    """Describe how frames of an index's one source were read, and from which grid: a forecast reads the newest ones so.
-
-    The crop is that of an archive which holds one part of the grid; tiles have none.
-    """
+def _learned(index: Index) -> dict[str, Any]:
+    """Describe how frames of an index's one source were read, and from which grid, as plain JSON."""
     origin = index.origins[0]
-    return {
-        "recipe": None if origin.recipe is None else asdict(origin.recipe),
-        "grid": origin.grid.to_json(),
-        "crop": str(origin.crop) if len(index.origins) == 1 else None,
-        "period_s": origin.period_s,
-    }
+    learned = Learned(
+        recipe=origin.recipe,
+        grid=origin.grid,
+        crop=origin.crop if len(index.origins) == 1 else None,
+        period_s=origin.period_s,
+    )
+    plain: dict[str, Any] = json.loads(canonical(learned))
+    return plain
 
 
 def window_times(index: Index, table: WindowTable) -> WindowTimes:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rainspark.data.errors import ConfigError, DataError
-from rainspark.data.frames import Grid, parse_crop
+from rainspark.data.frames import Crop, Grid
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.shards.index import Index
 from rainspark.data.windows.selection import WindowTable
@@ -82,9 +82,9 @@ def test_what_is_recorded_reads_back(shards: Path) -> None:
     said = windows.described()
     expected = {"source", "sources", "licence", "fingerprint", "grid", "cadence_s", "scale_mmh", "readers", "spans"}
     assert expected == said.keys()
-    reader = said["readers"]["synthetic storms"]
-    assert (reader["recipe"], reader["period_s"]) == ({"kind": "knmi", "options": {}}, 300)
-    assert Grid.from_json(reader["grid"]).cropped(parse_crop(reader["crop"])) == Grid.from_json(said["grid"])
+    learned = said["readers"]["synthetic storms"]
+    assert (learned["recipe"], learned["period_s"]) == ({"kind": "knmi", "options": {}}, 300)
+    assert Grid.from_json(learned["grid"]).cropped(Crop(**learned["crop"])) == Grid.from_json(said["grid"])
     assert said["sources"] == [said["source"]] == ["synthetic storms"]
     assert {part: tuple(TimeSpan(**span) for span in some) for part, some in said["spans"].items()} == windows.spans
     assert (said["cadence_s"], said["scale_mmh"]) == (300, pytest.approx(0.12))
