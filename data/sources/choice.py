@@ -9,6 +9,8 @@ from typing import Any, Final, Protocol, cast
 from ..command import CommandParser
 from ..errors import ConfigError, DataError
 from ..json_checks import JsonRecord, canonical, read_json, shown
+from .foreign.opening import ENGINES
+from .foreign.xarray_source import XarraySource
 from .importer import ImporterSource
 from .knmi import KnmiSource
 from .odim import QUANTITIES, OdimSource, parse_zr
@@ -17,7 +19,7 @@ from .source import Recipe, Source
 
 LICENCE_UNKNOWN: Final = "not stated"
 SOURCES: Final[dict[str, type[JsonRecord]]] = {
-    source.kind: source for source in (KnmiSource, SmaatSource, OdimSource, ImporterSource)
+    source.kind: source for source in (KnmiSource, SmaatSource, OdimSource, ImporterSource, XarraySource)
 }
 ODIM_TIMES: Final = (
     "A composite of RATE or DBZH is a frame of its nominal time (/what), which the end of its data may follow or "
@@ -48,13 +50,23 @@ def add_kinds(commands: Commands) -> tuple[argparse.ArgumentParser, ...]:
     argument_help = "a further argument of the importer"
     importer.add_argument("--argument", action="append", default=[], metavar="NAME=VALUE", help=argument_help)
 
+    xarray = commands.add_parser("xarray", help="NetCDF, Zarr, GRIB, GeoTIFF, RADOLAN: whatever xarray opens")
+    xarray.add_argument("--variable", required=True, metavar="NAME", help="which to take (GeoTIFF and GRIB: band_data)")
+    xarray.add_argument("--engine", choices=tuple(ENGINES), help="what opens the files (the usual one of their format)")
+    xarray.add_argument("--units", help="the variable's, such as mm/h (what the files say)")
+    period_help = "minutes that its values are sums or means over (what the files say)"
+    xarray.add_argument("--period-min", type=float, metavar="MINUTES", help=period_help)
+    xarray.add_argument("--time-pattern", action="append", default=[], metavar="PATTERN", help=pattern_help)
+    xarray.add_argument("--name", help="the product's name (what the files say)")
+    xarray.add_argument("--licence", help="licence of the data (what the files say)")
+
     # What several kinds share.
-    for parser in (knmi, odim, importer):
+    for parser in (knmi, odim, importer, xarray):
         parser.add_argument("--zr", metavar="A,B", help="Z = A R**B for reflectivity, such as 200,1.6")
     for parser in (odim, importer):
         parser.add_argument("--name", help="the product's name (what the files say)")
         parser.add_argument("--licence", default=LICENCE_UNKNOWN, help=f"licence of the data ({LICENCE_UNKNOWN})")
-    return knmi, smaat, odim, importer
+    return knmi, smaat, odim, importer, xarray
 
 
 def source_of(arguments: argparse.Namespace, cadence_s: int) -> Source:
@@ -71,6 +83,17 @@ def source_of(arguments: argparse.Namespace, cadence_s: int) -> Source:
         return KnmiSource(zr=zr)
     if arguments.command == "odim":
         return OdimSource(quantity=arguments.quantity, zr=zr, name=arguments.name, licence=arguments.licence)
+    if arguments.command == "xarray":
+        return XarraySource(
+            variable=arguments.variable,
+            engine=arguments.engine,
+            units=arguments.units,
+            period_min=arguments.period_min,
+            zr=zr,
+            name=arguments.name,
+            licence=arguments.licence,
+            time_patterns=tuple(arguments.time_pattern),
+        )
     return ImporterSource(
         importer=arguments.importer,
         time_patterns=tuple(arguments.time_pattern),

@@ -9,7 +9,6 @@ files on disk only, and check less than data.sources.hdf5 does.
 import contextlib
 import io
 import math
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,22 +24,17 @@ from ..frames import Crop, Grid
 from ..json_checks import JsonRecord
 from .files import Place, RadarFile, digest_of, files_of
 from .foreign.importer_arguments import check_arguments, effective
+from .foreign.mapping import AGREEMENT, DEGREE_M, PLATE_CARREE, SQUARE
 from .foreign.name_times import NEEDED, NameTimes
+from .foreign.opening import ALONE
 from .hdf5 import MAX_PIXELS, explained
 from .odim import ZR
 from .places.formats import format_of_file
 from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order, without_copies
 
 KIND: Final = "a field with pysteps' metadata"
-EARTH_RADIUS_M: Final = 6_371_000
-"""Mean radius of the Earth (IUGG, R1, to the kilometre): a grid in degrees is plate carrée on this sphere."""
-PLATE_CARREE: Final = f"+proj=eqc +lat_ts=0 +lon_0=0 +R={EARTH_RADIUS_M} +units=m"
-KILOMETRES: Final = {"m": 0.001, "km": 1.0, "degrees": math.radians(EARTH_RADIUS_M / 1000)}
+KILOMETRES: Final = {"m": 0.001, "km": 1.0, "degrees": DEGREE_M / 1000}
 """Kilometres of a `cartesian_unit`."""
-SQUARE: Final = 0.01
-"""Largest relative difference between a pixel's sides that still counts as square."""
-AGREEMENT: Final = 1e-4
-"""Largest relative difference between the stated size of pixels and the one by the grid's edges."""
 CONSTANT_PERIOD: Final = frozenset({"fmi_geotiff", "fmi_pgm", "mch_hdf5", "mrms_grib", "odim_hdf5", "opera_hdf5"})
 """Importers that write the same `accutime` whatever the file says (pysteps 1.21)."""
 READ_BY_US: Final[Mapping[str, str]] = {
@@ -74,8 +68,6 @@ class ImporterSource(JsonRecord):
     zr: ZR | None = None
     name: str | None = None
     licence: str = "not stated"
-    # The libraries below (netCDF4, GRIB) are not made for several threads.
-    _alone: ClassVar[threading.Lock] = threading.Lock()
 
     @property
     def settings(self) -> str:
@@ -180,7 +172,7 @@ class ImporterSource(JsonRecord):
         """Run the importer: the field with NaN where nothing was measured, and the metadata."""
         method, arguments = self._method()
         try:
-            with self._alone, contextlib.redirect_stdout(io.StringIO()):
+            with ALONE, contextlib.redirect_stdout(io.StringIO()):
                 imported = method(str(ref.path))
         # Importers raise whatever the library below them raises.
         except Exception as error:

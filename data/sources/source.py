@@ -163,18 +163,18 @@ def in_time_order(refs: Sequence[Ref]) -> tuple[Ref, ...]:
     return tuple(ordered)
 
 
-def without_copies(refs: Sequence[FileRef], digest_of: Callable[[FileRef], str]) -> tuple[list[FileRef], list[str]]:
+def without_copies(refs: Sequence[Ref], digest_of: Callable[[Ref], str]) -> tuple[list[Ref], list[str]]:
     """Leave out files that hold the same bytes as another one of their time.
 
     Returns:
         The files that stay, and a note where some were left out.
     """
-    of_time: dict[int, list[FileRef]] = {}
+    of_time: dict[int, list[Ref]] = {}
     for ref in sorted(refs, key=str):
         of_time.setdefault(ref.end_time_s, []).append(ref)
 
-    kept: list[FileRef] = []
-    copies: list[FileRef] = []
+    kept: list[Ref] = []
+    copies: list[Ref] = []
     for same in of_time.values():
         digests: set[str] = set()
         for ref in same:

@@ -24,7 +24,7 @@ from ..whole_file import PARTIAL_SUFFIX
 from .access import Access, TimeLimits, open_access
 from .errors import RAISED_BY_OBSTORE, judge, judged, status_of
 from .names import Traffic, already_there, beyond_end, check_name, check_range, just_before
-from .ranges import RangeReader, ReplacedError, Version
+from .ranges import RangeReader, ReplacedError, Version, version_of
 from .retries import Retries, RetryPolicy, TransientError
 
 _Result = TypeVar("_Result")
@@ -98,6 +98,11 @@ class ObjectStorage:
         return self._access.url
 
     @property
+    def is_plain(self) -> bool:
+        """Whether nothing shows a byte of a listing that was damaged on the way: it comes without encryption."""
+        return self._access.endpoint.startswith("http://")
+
+    @property
     def folder(self) -> Path | None:
         """None: the files are not local."""
         return None
@@ -124,7 +129,7 @@ class ObjectStorage:
         twice.
         """
         listed = self._list(prefix)
-        for _ in range(_LISTINGS if self._access.endpoint.startswith("http://") else 0):
+        for _ in range(_LISTINGS if self.is_plain else 0):
             again = self._list(prefix)
             if again == listed:
                 break
@@ -132,36 +137,56 @@ class ObjectStorage:
         return listed
 
     def _list(self, prefix: str) -> list[tuple[str, int]]:
+        listed: set[tuple[str, int]] = set()
+        self.visit(prefix, lambda name, version: listed.add((name, version.num_bytes)))
+        return sorted(listed)
+
+    def visit(self, prefix: str, take: Callable[[str, Version], object]) -> None:
+        """List the objects that begin with a prefix, with their versions; unfinished ones are left out.
+
+        Args:
+            prefix: How their names begin.
+            take: Called with each, in the store's order, and again after a failure in a store that keeps none.
+        """
         if self._access.read_only:
             raise DataError(f"{self.url}: a web server cannot be listed; expected an index that names its files")
         folder = prefix.rpartition("/")[0]
         if folder:
             check_name(self.url, folder)
-        paths: list[tuple[str, int]] = []
+        last = ""
+        in_order = True
 
         def attempt(_: int) -> None:
             # After a failure the listing goes on behind the last name that came; a store without order starts again.
-            if paths != sorted(paths):
-                paths.clear()
-            behind = paths[-1][0] if paths else just_before(prefix)
+            nonlocal last, in_order
+            behind = last if last and in_order else just_before(prefix)
             pages = obstore.list(self._client, folder or None, offset=behind, chunk_size=1000)
             for number, page in enumerate(pages):
-                paths.extend((entry["path"], int(entry["size"])) for entry in page)
+                for entry in page:
+                    path = entry["path"]
+                    in_order = in_order and path > last
+                    last = path
+                    # Consoles of stores mark a folder, this one too, by an empty object of its name.
+                    if path and path.startswith(prefix) and not path.endswith(PARTIAL_SUFFIX):
+                        take(path, version_of(entry))
                 self._traffic.add(requests=1 if number else 0)
                 # In a store with order, none comes behind the last that begins so.
-                last = paths[-1][0] if paths else ""
-                if last > prefix and not last.startswith(prefix) and paths == sorted(paths):
+                if in_order and last > prefix and not last.startswith(prefix):
                     break
 
         self._run(f"{self.url}/{prefix}", "list", attempt)
-        # Consoles of stores mark a folder, this one too, by an empty object of its name.
-        return sorted(
-            {
-                (path, num_bytes)
-                for path, num_bytes in paths
-                if path and path.startswith(prefix) and not path.endswith(PARTIAL_SUFFIX)
-            }
-        )
+
+    def children(self, folder: str) -> list[str]:
+        """List the objects and folders that lie directly in a folder ("" for the root), without what is in them."""
+        if folder:
+            check_name(self.url, folder)
+
+        def attempt(_: int) -> list[str]:
+            level = obstore.list_with_delimiter(self._client, folder or None)
+            paths = [*level["common_prefixes"], *(entry["path"] for entry in level["objects"])]
+            return sorted({path.rstrip("/").rpartition("/")[2] for path in paths})
+
+        return self._run(f"{self.url}/{folder}", "list", attempt)
 
     def exists(self, name: str) -> bool:
         """Check whether there is such an object."""
@@ -205,26 +230,34 @@ class ObjectStorage:
         An ETag that has the form of an MD5 digest is one, but for objects that are encrypted or were uploaded in parts:
         bytes that do not fit it are read again, and are the object's own if they come back the same.
         """
+        return self.read_whole(name, limit_bytes)[0]
+
+    def read_whole(self, name: str, limit_bytes: int) -> tuple[bytes, Version]:
+        """Read all of an object as `read_object` does, and say which version of it that was."""
         where = self._address(name)
         read: dict[str, int] = {}
 
-        def attempt(_: int) -> bytes:
+        def attempt(_: int) -> tuple[bytes, Version]:
             try:
                 data, version = self._read_version(name, 0, None, limit_bytes=limit_bytes)
             except ReplacedError:
                 raise TransientError("the object was replaced while it was read") from None
             digest = (version.e_tag or "").strip('"').lower()
             if not self._e_tags_are_md5 or not _MD5.fullmatch(digest):
-                return data
+                return data, version
             found = md5(data, usedforsecurity=False).hexdigest()
             if found != digest:
                 read[found] = read.get(found, 0) + 1
                 if read[found] < _DAMAGED_READS:
                     raise TransientError("the bytes were damaged on the way: they do not fit the object's ETag")
                 self._e_tags_are_md5 = False
-            return data
+            return data, version
 
         return self._retries.repeat(where, "read", attempt)
+
+    def version(self, name: str) -> Version:
+        """Say which version of an object there is."""
+        return self._run(self._address(name), "read", lambda _: version_of(obstore.head(self._client, name)))
 
     def read_checked(self, name: str, start: int, stop: int, check: Callable[[bytes], None]) -> bytes:
         """Read bytes start to stop - 1 and judge them; what is refused is read again, unless it comes back the same."""

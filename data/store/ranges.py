@@ -96,14 +96,14 @@ class RangeReader:
             if status_of(error) != 416:
                 raise
             self._traffic.add(requests=1)
-            version = _version(obstore.head(self._client, name))
+            version = version_of(obstore.head(self._client, name))
             if begin > version.num_bytes or not clip:
                 raise beyond_end(where, begin, wanted.stop, version.num_bytes) from None
             wanted.version = version
             return
 
         # The answer: of the version that was begun with, and of the bytes that were asked for.
-        version = _version(reply.meta)
+        version = version_of(reply.meta)
         if wanted.version not in (None, version):
             raise ReplacedError
         wanted.version = version
@@ -138,7 +138,7 @@ class _Range:
         self.received += len(piece)
 
 
-def _version(meta: "ObjectMeta") -> Version:
+def version_of(meta: "ObjectMeta") -> Version:
     """Take an object's version from a reply; a weak ETag stands for bytes that may differ."""
     e_tag = meta["e_tag"]
     return Version(int(meta["size"]), None if e_tag is None or e_tag.startswith("W/") else e_tag)

@@ -38,7 +38,7 @@ FORMATS: Final[tuple[tuple[re.Pattern[bytes], Format], ...]] = tuple(
         (
             rb".{0,64}?GRIB...[\x01\x02]",
             "a GRIB file",
-            f"{XARRAY} --engine cfgrib, or with importer --importer mrms_grib",
+            f"{XARRAY} --engine rasterio, or with importer --importer mrms_grib",
         ),
         (rb"II[*+]\0|MM\0[*+]", "a TIFF file", f"{XARRAY} --engine rasterio"),
         (rb"GIF8[79]a", "a GIF picture", "pack MeteoSwiss' with the sub-command importer --importer mch_gif"),

@@ -43,7 +43,7 @@ FORMATS = [
     (b"CDF\x01" + bytes(40), "a NetCDF-3 file", "sub-command xarray"),
     (b"CDF\x05" + bytes(40), "a NetCDF-3 file", "sub-command xarray"),
     (b"GRIB\0\0\xd1\x02" + bytes(40), "a GRIB file", "--importer mrms_grib"),
-    (b"\x01\r\r\n123\r\r\nFXXX01 EDZW 010000\r\r\nGRIB\0\0\xd1\x01", "a GRIB file", "xarray --engine cfgrib"),
+    (b"\x01\r\r\n123\r\r\nFXXX01 EDZW 010000\r\r\nGRIB\0\0\xd1\x01", "a GRIB file", "xarray --engine rasterio"),
     (picture("TIFF"), "a TIFF file", "xarray --engine rasterio"),
     (b"MM\0*" + bytes(20), "a TIFF file", "rasterio"),
     (b"II+\0" + bytes(20), "a TIFF file", "rasterio"),

@@ -1,0 +1,213 @@
+"""Read a frame of a variable that xarray opened: what it is, where and when, and its pixels in mm/h, north up."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import DataError
+from ...json_checks import shown
+from ..hdf5 import MAX_PIXELS, ChoiceError
+from .mapping import Placed, place
+from .peculiar import Peculiar, peculiar_of
+from .quantity import Quantity, quantity_of
+from .times import end_times_s, period_s, time_variable
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ...units import ZR
+
+HOUR_S: Final = 3600
+NO_ECHO_DBZ: Final = -100.0
+"""Reflectivities below are codes: a thousandth of a droplet in a cubic metre is above."""
+LICENCES: Final = ("license", "licence")
+"""Attributes that state a licence: CF's discovery convention, and British spelling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked for beside the files: the options of the source that decide how a variable is read.
+
+    Attributes:
+        variable: Its name.
+        units: Units that count in place of the file's; None for the file's.
+        period_s: Seconds over which amounts are sums, where the file does not say; None for the file's.
+        zr: From reflectivity to rain; needed for dBZ.
+    """
+
+    variable: str
+    units: str | None
+    period_s: int | None
+    zr: "ZR | None"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A variable of an open data set, understood.
+
+    Attributes:
+        dataset: The data set; its values are read when they are asked for.
+        variable: The variable.
+        wanted: What was asked for.
+        placed: Where its pixels lie.
+        quantity: What its numbers are.
+        period_s: Over which time they are means or sums; 0 of instantaneous ones, None where nothing says it.
+        peculiar: What the format says in its own words.
+        time_name: The dimension of its times; None of one frame.
+    """
+
+    dataset: "xr.Dataset"
+    variable: "xr.DataArray"
+    wanted: Wanted
+    placed: Placed
+    quantity: Quantity
+    period_s: int | None
+    peculiar: Peculiar
+    time_name: str | None
+
+    @property
+    def licence(self) -> str | None:
+        """The licence that the data set states; None where it states none."""
+        everywhere = {**self.variable.attrs, **self.dataset.attrs}
+        text = next((str(everywhere[name]).strip() for name in LICENCES if name in everywhere), "")
+        return " ".join(text.split()) or None
+
+    @property
+    def product(self) -> str:
+        """The product's name."""
+        attributes = self.dataset.attrs
+        producer = str(attributes.get("mlcast_dataset_identifier") or attributes.get("institution") or "").strip()
+        name = f"{shown(' '.join(producer.split())) or 'unknown institution'}, {self.wanted.variable} by xarray"
+        return f"{name} as rain by Z = {self.wanted.zr.a:g} R**{self.wanted.zr.b:g}" if self.wanted.zr else name
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames it holds."""
+        return 1 if self.time_name is None else self.dataset.sizes[self.time_name]
+
+    def times_s(self) -> npt.NDArray[np.int64] | None:
+        """Read when the frames end, epoch seconds UTC (frames,); None where the data set does not say."""
+        if self.peculiar.end_time_s is not None:
+            return np.array([self.peculiar.end_time_s], np.int64)
+        times_s = end_times_s(self.dataset, self.variable)
+        if times_s is not None and len(times_s) != self.num_frames:
+            raise DataError(f"it holds {self.num_frames} frames and {len(times_s)} times; expected as many")
+        return times_s
+
+    def rain_mmh(self, index: int) -> npt.NDArray[np.float64]:
+        """Read a frame, mm/h (rows, cols), north up, NaN where nothing was measured."""
+        raw_hw = self._values(self.variable, index)
+        peculiar = self.peculiar
+        missing_hw = np.isnan(raw_hw) | np.isin(raw_hw, peculiar.missing)
+        for name in peculiar.masks:
+            missing_hw |= self._values(self.dataset[name], index).astype(bool)
+
+        numbers_hw = (raw_hw * peculiar.gain + peculiar.offset) * self.quantity.factor
+        rain_hw = self._rain(numbers_hw)
+        if peculiar.dry is not None:
+            rain_hw[raw_hw == peculiar.dry] = 0.0
+        rain_hw[missing_hw] = np.nan
+        return rain_hw[::-1] if self.placed.is_south_up else rain_hw
+
+    def _values(self, variable: "xr.DataArray", index: int) -> npt.NDArray[np.float64]:
+        """Read the numbers of one frame (rows, cols), in the order of the file."""
+        one = {name: 0 for name in variable.dims if name not in (self.placed.y_name, self.placed.x_name)}
+        if self.time_name in one:
+            one[self.time_name] = index
+        picked = variable.isel(one).transpose(self.placed.y_name, self.placed.x_name)
+        return np.asarray(picked.values, np.float64)
+
+    def _rain(self, numbers_hw: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Turn rates, amounts or reflectivities into mm/h."""
+        if self.quantity.kind == "reflectivity":
+            assert self.wanted.zr is not None
+            rain_hw = self.wanted.zr.rain_mmh(numbers_hw)
+            # Codes and infinities are no rain: requantising counts them. Without an echo Z is 0, and dBZ -infinity.
+            is_code = ((numbers_hw < NO_ECHO_DBZ) & ~np.isneginf(numbers_hw)) | np.isposinf(numbers_hw)
+            return np.where(is_code, -np.inf, rain_hw)
+        if self.quantity.kind == "amount":
+            assert self.period_s
+            return numbers_hw * (HOUR_S / self.period_s)
+        return numbers_hw
+
+
+def layer_of(dataset: "xr.Dataset", wanted: Wanted, path: Path | None, engine: str) -> Layer:
+    """Understand a variable of an open data set.
+
+    Args:
+        dataset: The data set.
+        wanted: What was asked for.
+        path: The file; None in a store.
+        engine: What opened it.
+
+    Raises:
+        ChoiceError: There is no such variable, or it is nothing that was asked for.
+        DataError: It cannot be understood.
+    """
+    if wanted.variable not in dataset.data_vars:
+        held = ", ".join(f"{name} ({', '.join(map(str, dataset[name].dims))})" for name in dataset.data_vars)
+        raise ChoiceError(
+            f"it has no variable {shown(wanted.variable)}; its variables: {shown_list(held) or 'none'}",
+            holds="other variables",
+        )
+    variable = dataset[wanted.variable]
+    peculiar = peculiar_of(dataset, variable, path, engine)
+    quantity = quantity_of(peculiar.attributes, wanted.units)
+    _check_zr(quantity, wanted)
+    placed = place(dataset, variable)
+    time_name = _time_dimension(dataset, variable, placed)
+    if placed.grid.rows * placed.grid.cols > MAX_PIXELS:
+        raise DataError(f"its frames have {placed.grid.rows} x {placed.grid.cols} pixels; expected up to {MAX_PIXELS}")
+
+    period = wanted.period_s
+    if period is None:
+        stated = peculiar.period_s if quantity.kind != "reflectivity" else None
+        period = stated if stated is not None else period_s(dataset, variable, quantity.kind)
+    if quantity.kind == "amount" and not period:
+        raise ChoiceError(
+            f"{wanted.variable} is an amount, and neither bounds of its times nor the format say over which time; "
+            "state it with --period-min"
+        )
+    return Layer(
+        dataset=dataset,
+        variable=variable,
+        wanted=wanted,
+        placed=placed,
+        quantity=quantity,
+        period_s=period,
+        peculiar=peculiar,
+        time_name=time_name,
+    )
+
+
+def shown_list(text: str) -> str:
+    """Write a list of names of a file for people."""
+    return text[:300] if text.isprintable() else ascii(text[:300])
+
+
+def _check_zr(quantity: Quantity, wanted: Wanted) -> None:
+    if quantity.kind == "reflectivity" and wanted.zr is None:
+        raise ChoiceError(
+            f"{wanted.variable} is a reflectivity; expected a relation Z = A R**B to make rain of it: give --zr A,B "
+            "(--zr 200,1.6 is Marshall and Palmer's)"
+        )
+    if quantity.kind != "reflectivity" and wanted.zr is not None:
+        raise ChoiceError(f"{wanted.variable} is {quantity.kind} of rain already; leave --zr away")
+
+
+def _time_dimension(dataset: "xr.Dataset", variable: "xr.DataArray", placed: Placed) -> str | None:
+    """Find the dimension of a variable's times; every other one may hold one value only."""
+    times = time_variable(dataset, variable)
+    time_dims = set(times.dims) & set(variable.dims) if times is not None else set()
+    others: dict[Any, int] = {
+        name: variable.sizes[name]
+        for name in variable.dims
+        if name not in (placed.x_name, placed.y_name) and name not in time_dims and variable.sizes[name] > 1
+    }
+    if others:
+        listed = ", ".join(f"{name} ({size})" for name, size in others.items())
+        raise ChoiceError(f"{variable.name} has several values along {listed}; expected one: choose one first")
+    return next(map(str, time_dims), None)
