@@ -28,7 +28,7 @@ from ..processes.agreement import NonFiniteError
 from ..processes.entry import set_up_logging
 from ..settings.forecast import PRODUCTS
 from .forecaster import RunForecaster, load_forecaster
-from .geotiff import write_cogs
+from .geotiff import require_rasterio, write_cogs
 from .latest import Area, Latest, read_latest
 from .netcdf import Provenance, write_forecast
 from .odim import write_odim
@@ -233,6 +233,8 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
         raise DataError(f"--out {options.out} is a file; expected a folder to write to: choose another name")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: this machine has no CUDA device that torch can use; leave the option out")
+    if "cog" in options.products:
+        require_rasterio()
 
     # Settings have been checked: what fails from here on is the run, the radar files, or the disk.
     forecaster = load_forecaster(options.run, name=options.name, device=options.device)

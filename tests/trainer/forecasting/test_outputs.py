@@ -1,5 +1,6 @@
 """`trainer/forecast.py` from a small run's checkpoint: what it writes, and what it refuses with which exit code."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -12,9 +13,11 @@ import torch
 from PIL import Image
 
 from rainspark.data.exit_codes import ExitCode
+from rainspark.data.frames import Crop
 from rainspark.data.sources import knmi
 from rainspark.data.sources.knmi_writer import file_name as name_of
 from rainspark.data.sources.knmi_writer import write_knmi_file
+from rainspark.data.sources.odim import OdimSource
 from rainspark.data.store.storage import open_storage
 from rainspark.data.units import MISSING_COUNT
 from rainspark.trainer.checkpoint.folder import save
@@ -169,6 +172,33 @@ def test_refusals_have_their_exit_code_and_write_nothing(
         assert run_entry(_main(*words)) == code
         assert message in capsys.readouterr().err
         assert not out.exists()
+
+
+def test_products_are_read_back_and_a_missing_package_is_named_before_any_is_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    radar, out = _write_radar(tmp_path / "radar"), tmp_path / "out"
+    words = ("--run", run, "--input", radar, "--out", out, "--products", "netcdf", "cog", "odim")
+    assert run_entry(_main(*words)) == 0
+    with netCDF4.Dataset(out / "forecast_202001010000.nc") as file:
+        rain = file["rainfall_rate"][:].filled(np.nan)
+    for lead in range(FRAMES_OUT):
+        with rasterio.open(out / "cog" / f"forecast_202001010000_{5 * lead + 5:03d}min.tif") as file:
+            np.testing.assert_array_equal(file.read(1), rain[lead])
+    with rasterio.open(out / "cog" / "forecast_202001010000_010min_sum_010min.tif") as file:
+        np.testing.assert_allclose(file.read(1), rain.sum(axis=0) / 12, rtol=1e-6)
+    refs = OdimSource().scan([out / "odim"]).refs
+    for lead, ref in enumerate(refs):
+        counts = OdimSource().read(ref, Crop(row0=0, row1=SIZE, col0=0, col1=SIZE)).counts
+        np.testing.assert_allclose(counts / 100, rain[lead], atol=0.00501)
+
+    # As where the extra is not installed.
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    again = tmp_path / "again"
+    assert run_entry(_main(*words[:5], again, *words[6:])) == ExitCode.CONFIG
+    assert "pip install 'rainspark[formats]'" in capsys.readouterr().err
+    assert not again.exists()
 
 
 def test_a_run_that_does_not_record_its_cadence_says_so(run: Path, tmp_path: Path) -> None:
