@@ -4,7 +4,9 @@ import glob
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, NoReturn
@@ -62,6 +64,17 @@ class RadarFile:
         """Give what h5py opens to read a header: the file where it lies, or all bytes where it is no file."""
         return self.path if self.member is None and self.stored is None else self.read(limit_bytes)
 
+    @contextmanager
+    def on_disk(self, limit_bytes: int) -> Iterator[Path]:
+        """Give a file for libraries that read files only: itself, or a temporary one that goes with the block."""
+        if self.member is None and self.stored is None:
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory(prefix="rainspark-") as folder:
+            path = Path(folder) / self.name
+            path.write_bytes(self.read(limit_bytes))
+            yield path
+
     def read(self, limit_bytes: int) -> bytes:
         """Read all of it; raises DataError for what cannot be read or is longer than the limit, before it is held."""
         if self.stored is not None:
@@ -109,6 +122,19 @@ def find(paths: Iterable[Place], endings: Sequence[str]) -> list[RadarFile]:
                 inside = _members_of(file, tuple(endings), (*ARCHIVE_ENDINGS, *unreadable))
             for radar_file in inside:
                 radar_files.setdefault(radar_file.key, radar_file)
+    return list(radar_files.values())
+
+
+def find_all(paths: Iterable[Place]) -> list[RadarFile]:
+    """Find the files of folders and buckets, whatever their endings; as `find`, without looking into archives."""
+    radar_files: dict[tuple[Path | str, int], RadarFile] = {}
+    for path in paths:
+        if isinstance(path, Bucket):
+            inside = [RadarFile(path=Path(stored.name), stored=stored) for stored in path.objects()]
+        else:
+            inside = [RadarFile(path=file) for file in files_of(path, ("",))]
+        for radar_file in inside:
+            radar_files.setdefault(radar_file.key, radar_file)
     return list(radar_files.values())
 
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..counts import QUANTUM_MMH, Rounding, requantise
 from ..errors import ConfigError, DataError
 from ..frames import Crop, Grid
 from ..json_checks import JsonRecord
-from .files import Place, RadarFile, digest_of, files_of
+from .files import Place, digest_of, find_all
 from .foreign.importer_arguments import check_arguments, effective
 from .foreign.mapping import AGREEMENT, DEGREE_M, PLATE_CARREE, SQUARE
 from .foreign.name_times import NEEDED, NameTimes
@@ -32,6 +33,7 @@ from .odim import ZR
 from .places.formats import format_of_file
 from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order, without_copies
 
+MAX_FILE_BYTES: Final = 2**29
 KIND: Final = "a field with pysteps' metadata"
 KILOMETRES: Final = {"m": 0.001, "km": 1.0, "degrees": DEGREE_M / 1000}
 """Kilometres of a `cartesian_unit`."""
@@ -85,26 +87,21 @@ class ImporterSource(JsonRecord):
         name_times.check()
         _, arguments = self._method()
 
-        times_s = {file: name_times.time_of(file.name) for path in paths for file in files_of(path, ("",))}
+        times_s = {file: name_times.time_of(file.name) for file in find_all(paths)}
         others = [file for file, time_s in times_s.items() if time_s is None]
         patterns = " or ".join(map(repr, self.time_patterns))
-        misnamed = next((path for path in paths if path in others), None)
+        misnamed = next((file for file in others if file.stored is None and file.path in paths), None)
         if misnamed is not None:
             raise DataError(
                 f"{misnamed}: its name does not fit --time-pattern {patterns}; {NEEDED} (pysteps reads no archives: "
                 "take the files out first)"
             )
 
-        # Links may lead to a file twice.
-        unique = {
-            file.resolve(): FileRef(file=RadarFile(path=file), end_time_s=time_s)
-            for file, time_s in times_s.items()
-            if time_s is not None
-        }
-        if not unique:
+        timed = [FileRef(file=file, end_time_s=time_s) for file, time_s in times_s.items() if time_s is not None]
+        if not timed:
             names = ", ".join(map(str, paths)) or "nothing"
             raise DataError(f"no file in {names} has a name like {patterns}; {NEEDED}")
-        refs, notes = without_copies(list(unique.values()), lambda ref: digest_of(ref.path))
+        refs, notes = without_copies(timed, _digest)
         if others:
             notes.append(f"{len(others)} files have other names and are not read, such as {others[0]}")
         if arguments:
@@ -116,7 +113,9 @@ class ImporterSource(JsonRecord):
     def survey(self, ref: FrameRef) -> Surveyed:
         """Import a file for its metadata and its pixels' worth, and digest its bytes."""
         assert isinstance(ref, FileRef)
-        field_hw, metadata = self._imported(ref)
+        with ref.file.on_disk(MAX_FILE_BYTES) as path:
+            field_hw, metadata = self._imported(ref, path)
+            num_bytes, sha256 = path.stat().st_size, digest_of(path)
         with explained(str(ref), KIND):
             grid = _grid(metadata, field_hw.shape)
             period_s = self._period_s(metadata)
@@ -132,18 +131,20 @@ class ImporterSource(JsonRecord):
             licence=self.licence,
             period_s=period_s,
         )
-        return Surveyed(header=header, num_bytes=ref.path.stat().st_size, sha256=digest_of(ref.path))
+        return Surveyed(header=header, num_bytes=num_bytes, sha256=sha256)
 
     def read(self, ref: FrameRef, crop: Crop) -> Reading:
         """Import a file, and give a part of it as counts."""
         assert isinstance(ref, FileRef)
-        field_hw, metadata = self._imported(ref)
+        with ref.file.on_disk(MAX_FILE_BYTES) as path:
+            field_hw, metadata = self._imported(ref, path)
+            # Digested after it was read: whoever wrote to it before that is found out.
+            sha256 = digest_of(path)
         with explained(str(ref), KIND):
             crop.check_inside(*field_hw.shape)
             counts_hw, rounding = self._counts(field_hw, metadata, crop)
 
-        # Digested after it was read: whoever wrote to it before that is found out.
-        return Reading(counts=counts_hw, sha256=digest_of(ref.path), rounding=rounding)
+        return Reading(counts=counts_hw, sha256=sha256, rounding=rounding)
 
     def _counts(
         self, field_hw: npt.NDArray[Any], metadata: Mapping[str, Any], crop: Crop
@@ -168,18 +169,18 @@ class ImporterSource(JsonRecord):
         arguments = check_arguments(self.importer, method, self.arguments)
         return partial(method, **arguments), effective(method, arguments)
 
-    def _imported(self, ref: FileRef) -> tuple[npt.NDArray[np.float64], Mapping[str, Any]]:
+    def _imported(self, ref: FileRef, path: Path) -> tuple[npt.NDArray[np.float64], Mapping[str, Any]]:
         """Run the importer: the field with NaN where nothing was measured, and the metadata."""
         method, arguments = self._method()
         try:
             with ALONE, contextlib.redirect_stdout(io.StringIO()):
-                imported = method(str(ref.path))
+                imported = method(str(path))
         # Importers raise whatever the library below them raises.
         except Exception as error:
             advice = "the file is damaged or of another format: remove it, or choose another --importer"
             if arguments:
                 advice += f" or --argument (it ran with {arguments})"
-            if (form := format_of_file(ref.path)) is not None:
+            if (form := format_of_file(path)) is not None:
                 advice = f"it is {form.name}: {form.advice}; if it is what it should be, {advice}"
             if isinstance(error, ImportError) or type(error).__name__ == "MissingOptionalDependency":
                 advice = "install the package that it asks for"
@@ -233,6 +234,11 @@ class ImporterSource(JsonRecord):
                 "expected the minutes in which it fell, 1 to 1440"
             )
         return None
+
+
+def _digest(ref: FileRef) -> str:
+    with ref.file.on_disk(MAX_FILE_BYTES) as path:
+        return digest_of(path)
 
 
 def _pysteps_method(name: str) -> Callable[..., Any]:

@@ -24,7 +24,6 @@ from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import OdimSource
 from rainspark.data.sources.places.buckets import Bucket
 from rainspark.data.sources.smaat import SmaatSource
-from rainspark.data.sources.source import Source
 from rainspark.data.store.object_store import open_store
 from rainspark.data.store.storage import open_storage
 from tests.data.radar_files import FIRST_S, digests, write_odim_series, write_series
@@ -231,15 +230,25 @@ def test_spans_without_frames_are_refused(
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("kind", ["smaat", "importer"])
-def test_sources_of_files_on_disks_say_so(kind: str) -> None:
-    source: Source = SmaatSource()
-    if kind == "importer":
-        pytest.importorskip("pysteps")
-        arguments = {"product": "AQC", "unit": "mm", "accutime": "5"}
-        source = ImporterSource(importer="mch_gif", time_patterns=("%Y%m%d%H%M.gif",), arguments=arguments)
+def test_sources_of_files_on_disks_say_so() -> None:
     with pytest.raises(DataError, match=r"lies in a store, .* are read from disks only"):
-        source.scan([bucket_of(Folder({}), "a/")])
+        SmaatSource().scan([bucket_of(Folder({}), "a/")])
+
+
+def test_importers_read_objects_one_by_one(tmp_path: Path) -> None:
+    pytest.importorskip("pysteps")
+    objects = stored_series(tmp_path / "odim", range(4))
+    for name, data in objects.items():
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    source = ImporterSource(importer="odim_hdf5", time_patterns=("OPERA@%Y%m%dT%H%M@0@RATE.h5",))
+    folder = Folder({**objects, "2020/01/01/OPERA/COMP/README": b"not radar"})
+    span = TimeSpan(start_s=FIRST_S, stop_s=FIRST_S + DAY_S)
+    pack([bucket_of(folder, "%Y/%m/%d/", span)], tmp_path / "remote", OPTIONS, source=source)
+    pack([tmp_path / "in"], tmp_path / "local", OPTIONS, source=source)
+    assert digests(tmp_path / "remote") == digests(tmp_path / "local")
+    assert "2020/01/01/OPERA/COMP/README" not in folder.read
 
 
 def test_archives_in_a_bucket_are_refused() -> None:
