@@ -81,6 +81,8 @@ class ZarrStorage(Store):
         self.storage = storage
         self._identities: OrderedDict[str, bytes] = OrderedDict()
         self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._kept_bytes = 0
+        self._absent: set[str] = set()
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
 
@@ -180,6 +182,8 @@ class ZarrStorage(Store):
         try:
             with lock:
                 with self._guard:
+                    if key in self._absent:
+                        return None
                     if key in self._kept:
                         self._kept.move_to_end(key)
                         return self._kept[key]
@@ -197,8 +201,9 @@ class ZarrStorage(Store):
                 return self.storage.read(key)
             data, version = self.storage.read_whole(key, MAX_CHUNK_BYTES)
         except DamagedError:
-            if self.storage.exists(key):
-                raise
+            # All of a value was asked for, so it is not there at all.
+            with self._guard:
+                self._absent.add(key)
             return None
         with self._guard:
             self._identities[key] = identity_of(version)
@@ -209,8 +214,9 @@ class ZarrStorage(Store):
     def _keep(self, key: str, data: bytes) -> None:
         with self._guard:
             self._kept[key] = data
-            while sum(map(len, self._kept.values())) > CACHE_BYTES:
-                self._kept.popitem(last=False)
+            self._kept_bytes += len(data)
+            while self._kept_bytes > CACHE_BYTES:
+                self._kept_bytes -= len(self._kept.popitem(last=False)[1])
 
     def _ranged(self, key: str, byte_range: ByteRequest) -> bytes | None:
         """Read a part of a value: of shards, whose chunks lie behind each other."""
