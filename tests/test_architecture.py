@@ -31,7 +31,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models.weights", "data.stream", "data.pack", "data.fetch"),
     ("data.windows",),
     ("data.shards",),
-    ("data.store", "data.sources", "models.nowcasting"),
+    ("data.sources", "models.nowcasting"),
+    # Sources read Zarr's chunks and other objects through it.
+    ("data.store",),
     ("models", "data"),
     # Knows neither frames nor networks, and serves both.
     ("data.whole_file",),
