@@ -150,16 +150,6 @@ class LocalStorage:
         )
         return sorted(name for name in names if name.startswith(prefix) and not name.endswith(PARTIAL_SUFFIX))
 
-    def children(self, folder: str) -> list[str]:
-        """List the files and folders that lie directly in a folder ("" for the root), without what is in them."""
-        path = self._path(folder) if folder else self._root
-        try:
-            return sorted(child.name for child in path.iterdir() if not child.name.endswith(PARTIAL_SUFFIX))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise _failure("list", path, error) from error
-
     def exists(self, name: str) -> bool:
         """Check whether there is such a regular file."""
         path = self._path(name)

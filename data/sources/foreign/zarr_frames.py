@@ -6,15 +6,14 @@ import warnings
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
 from ...errors import DataError
-from ...store.object_store import ObjectStorage
-from ...store.storage import LocalStorage
 from ..places.buckets import Bucket
 from .frames import Layer, Wanted, layer_of
+from .keys import Folder, KeyStore
 from .opening import PACKAGES, explaining
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class ZarrFrames:
         DataError: It cannot be opened or understood.
     """
 
-    def __init__(self, storage: LocalStorage | ObjectStorage, wanted: Wanted) -> None:
+    def __init__(self, storage: KeyStore, wanted: Wanted) -> None:
         self.address = storage.url
         with explaining(self.address, "zarr"), warnings.catch_warnings():
             # Of metadata that are not consolidated, of several fill values.
@@ -52,7 +51,8 @@ class ZarrFrames:
             self.layer: Layer = layer_of(dataset, wanted, None, "zarr")
             self._array: Any = zarr.open_group(self._store, mode="r")[wanted.variable]
         self._listed: npt.NDArray[Any] | None = None
-        self.is_listed = isinstance(storage, ObjectStorage)
+        # A folder's files are digested one by one; a store names the versions of a thousand in one answer.
+        self._is_listed = not isinstance(storage, Folder)
 
     def __str__(self) -> str:
         """Name the hierarchy as messages do."""
@@ -64,7 +64,7 @@ class ZarrFrames:
 
     def listed_digest(self, index: int) -> str:
         """Digest what a frame is stored in before it is read: its chunks' versions, or in a folder their bytes."""
-        if not self.is_listed:
+        if not self._is_listed:
             return self.digest(index)
         if self._listed is None:
             self._listed = self._list_chunks()
@@ -109,7 +109,6 @@ class ZarrFrames:
                 listed[place] = np.void(identity_of(version))
 
         storage = self._store.storage
-        assert isinstance(storage, ObjectStorage)
         storage.visit(prefix, take)
         # Without encryption a damaged version would look like a changed chunk: until it comes twice.
         for _ in range(MAX_LISTINGS if storage.is_plain else 0):
@@ -130,8 +129,8 @@ def open_zarr(place: Path | Bucket, wanted: Wanted) -> ZarrFrames:
         import zarr  # noqa: F401
     except ImportError as error:
         raise DataError(f"{place}: zarr is not installed ({error}): {PACKAGES}") from error
-    storage = LocalStorage(place) if isinstance(place, Path) else place.open(str(place).rstrip("/"))
-    assert isinstance(storage, (LocalStorage, ObjectStorage))
+    # What opens buckets gives our stores, which know more than a bucket is asked for.
+    storage = Folder(place) if isinstance(place, Path) else cast(KeyStore, place.open(str(place).rstrip("/")))
     return ZarrFrames(storage, wanted)
 
 

@@ -1,4 +1,4 @@
-"""Read Zarr (v2, v3) in a folder or an object store through our own storage: its retries, its access, its limits.
+"""Read Zarr (v2, v3) in a folder or an object store through our own stores: their retries, their access, their limits.
 
 Zarr's metadata name the codecs that decode what a stranger stored. Some run code (pickles), so only known ones are let
 through. Chunks that hold several frames are kept for a while, since each frame would ask for them again.
@@ -18,9 +18,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from ...errors import DamagedError, DataError
 from ...json_checks import shown
-from ...store.object_store import ObjectStorage
-from ...store.ranges import Version
-from ...store.storage import LocalStorage
+from .keys import KeyStore, Version
 
 METADATA: Final = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 CODECS: Final = frozenset(
@@ -65,18 +63,18 @@ ABSENT: Final = bytes(32)
 
 
 def identity_of(version: Version) -> bytes:
-    """Identify a version of an object, 32 bytes."""
+    """Identify a version of a chunk, 32 bytes."""
     return hashlib.sha256(f"{version.num_bytes} {version.e_tag}".encode()).digest()
 
 
 class ZarrStorage(Store):
-    """The keys of a Zarr hierarchy as files of a `Storage`; read only.
+    """The keys of a Zarr hierarchy in a store; read only.
 
     Args:
         storage: The folder or store whose root is the hierarchy's.
     """
 
-    def __init__(self, storage: LocalStorage | ObjectStorage) -> None:
+    def __init__(self, storage: KeyStore) -> None:
         super().__init__(read_only=True)
         self.storage = storage
         self._identities: OrderedDict[str, bytes] = OrderedDict()
@@ -150,7 +148,7 @@ class ZarrStorage(Store):
         return True
 
     def identity(self, key: str) -> bytes:
-        """Identify what a chunk is made of, 32 bytes: a store's version of it, which was read last; else its bytes.
+        """Identify the version of a chunk that was read last, or else the one that there is, 32 bytes.
 
         A chunk that is not stored is its fill value, and zeros stand for it.
         """
@@ -158,13 +156,10 @@ class ZarrStorage(Store):
             identity = self._identities.get(key)
         if identity is not None:
             return identity
-        if isinstance(self.storage, ObjectStorage):
-            try:
-                return identity_of(self.storage.version(key))
-            except DamagedError:
-                return ABSENT
-        data = self._stored(key)
-        return ABSENT if data is None else hashlib.sha256(data).digest()
+        try:
+            return identity_of(self.storage.version(key))
+        except DamagedError:
+            return ABSENT
 
     def _read(self, key: str, byte_range: ByteRequest | None) -> bytes | None:
         is_metadata = key.rpartition("/")[2] in METADATA
@@ -197,8 +192,6 @@ class ZarrStorage(Store):
 
     def _stored(self, key: str) -> bytes | None:
         try:
-            if isinstance(self.storage, LocalStorage):
-                return self.storage.read(key)
             data, version = self.storage.read_whole(key, MAX_CHUNK_BYTES)
         except DamagedError:
             # All of a value was asked for, so it is not there at all.
