@@ -24,7 +24,7 @@ class Grid(JsonRecord):
         rows: Number of rows.
         cols: Number of columns.
         pixel_km: Side of a square pixel, in the projection's kilometres.
-        projection: PROJ string, as the source states it.
+        projection: PROJ string or well-known text, as the source states it.
         x0_km: Easting of the left edge of column 0.
         y0_km: Northing of the upper edge of row 0.
     """

@@ -27,6 +27,9 @@ PROJECTION_TERM: Final = re.compile(
     r"|no_defs|no_uoff|no_off|approx|R_A|south|over|wktext)",
     re.ASCII,
 )
+WKT_FILES: Final = re.compile(r"PARAMETERFILE|PROJ4_GRIDS|grids=(?!@null)", re.IGNORECASE)
+"""What names a file in well-known text; "@null" names none (GDAL writes web Mercator so)."""
+
 EPSG: Final = re.compile(r"(?:\+?init=)?epsg:(\d{4,6})(?: \+(?:no_defs|type=crs|wktext))*", re.ASCII | re.IGNORECASE)
 REFUSED_PROJECTIONS: Final = frozenset({"pipeline", "longlat", "latlong", "latlon", "lonlat"})
 PROJECTION: Final = "expected one projection in metres, of plain +key=value terms"

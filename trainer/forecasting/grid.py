@@ -12,7 +12,7 @@ from pyproj.exceptions import CRSError
 
 from ...data.errors import DataError
 from ...data.frames import Grid
-from ...data.sources.odim_grid import PROJECTION_TERM
+from ...data.sources.odim_grid import PROJECTION_TERM, WKT_FILES
 
 NUMBER: Final = re.compile(r"[+-]?\d+\.?\d*(?:[eE][+-]?\d+)?", re.ASCII)
 LENGTHS: Final = ("a", "b", "R", "x_0", "y_0")
@@ -27,9 +27,6 @@ PART_OF_PIXEL: Final = 0.01
 
 WKT: Final = re.compile(r"\s*[A-Za-z_]+\s*[\[(]")
 """How well-known text begins: a keyword and a bracket."""
-
-WKT_FILES: Final = re.compile(r"PARAMETERFILE|PROJ4_GRIDS|grids=(?!@null)", re.IGNORECASE)
-"""What names a file in well-known text; "@null" names none (GDAL writes web Mercator so)."""
 
 WGS84: Final = "EPSG:4326"
 TEXTS: Final = ("crs_wkt", "proj4")

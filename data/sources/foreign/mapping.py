@@ -1,7 +1,6 @@
 """Find where the pixels of a variable lie: its horizontal coordinates, their spacing and order, and the projection."""
 
 import math
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pyproj
 from ...errors import DataError
 from ...frames import Grid
 from ...json_checks import shown
-from ..odim_grid import PROJECTION_TERM
+from ..odim_grid import PROJECTION_TERM, WKT_FILES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,8 +40,6 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "y": ("projection_y_coordinate", "latitude", "grid_latitude", "y", "lat", "northing"),
 }
 """Standard names and usual names of the coordinates, by axis."""
-WKT_FILES: Final = re.compile(r"PARAMETERFILE|PROJ4_GRIDS|grids=(?!@null)", re.IGNORECASE)
-"""What names a file of shifts in well-known text, which is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)

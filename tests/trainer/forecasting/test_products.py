@@ -11,6 +11,7 @@ import pytest
 from pyproj import CRS, Proj, Transformer
 
 from rainspark.data.frames import Crop, Grid
+from rainspark.data.sources.foreign.xarray_source import XarraySource
 from rainspark.data.sources.importer import ImporterSource
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import ZR, OdimSource
@@ -44,6 +45,9 @@ SOURCES: dict[str, tuple[Source, str]] = {
     "bom": (ImporterSource(importer="bom_rf3", time_patterns=("2_%Y%m%d_%H%M%S.prcp-cscn.nc",)), "bom/*.nc"),
     "opera": (OdimSource(quantity="RATE"), "odim/T_PAAH21*.hdf"),
     "opera_2024": (OdimSource(quantity="DBZH", zr=ZR(a=200, b=1.6)), "odim/T_PABV21*.hdf"),
+    "radolan": (XarraySource(variable="RY", engine="radolan"), "radolan/radolan_ry"),
+    "geotiff": (XarraySource(variable="band_data", zr=ZR(a=223, b=1.53)), "geotiff/*.tif"),
+    "mrms": (XarraySource(variable="band_data", units="mm/h"), "mrms/*.grib2"),
     "rmi": (OdimSource(), "rmi/*"),
 }
 
@@ -68,6 +72,7 @@ def _cut(shared: Path, name: str) -> tuple[Grid, int, np.ndarray]:
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_product_gives_the_field_and_the_place_back(shared_dir: Path, tmp_path: Path, name: str) -> None:
     rasterio, pysteps_io = pytest.importorskip("rasterio"), pytest.importorskip("pysteps.io")
+    pytest.importorskip("wradlib")
     grid, time_s, counts = _cut(shared_dir, name)
     rain_mmh = np.where(counts == MISSING_COUNT, np.nan, counts / 100).astype(np.float32)
     content: dict[str, Any] = {
