@@ -73,15 +73,23 @@ class Bucket:
         return f"{self.address}/{self.pattern}"
 
     def objects(self) -> list[StoredObject]:
-        """List the objects; raises ConfigError for a pattern that needs days which are not given."""
+        """List the objects; raises ConfigError for a pattern that needs days which are not given.
+
+        Where nothing is called so, an address without wildcards stands for all names that begin with it.
+        """
         store = self.open(self.address)
-        found: dict[str, StoredObject] = {}
+        has_wildcards = any(token in WILDCARDS for token in TOKEN.findall(self.pattern))
+        matching: dict[str, StoredObject] = {}
+        beginning: dict[str, StoredObject] = {}
         for day in self._days():
-            prefix, expression = _of_day(self.pattern, day)
+            prefix, beginning_so, called_so = _of_day(self.pattern, day)
             for name, num_bytes in store.objects(prefix):
-                if expression.fullmatch(name):
-                    found.setdefault(name, StoredObject(store, name, num_bytes))
-        return [found[name] for name in sorted(found)]
+                if called_so.fullmatch(name):
+                    matching[name] = StoredObject(store, name, num_bytes)
+                elif not has_wildcards and beginning_so.match(name):
+                    beginning[name] = StoredObject(store, name, num_bytes)
+        listed = matching or beginning
+        return [listed[name] for name in sorted(listed)]
 
     def _days(self) -> Sequence[datetime | None]:
         """List the days whose objects are wanted; one None where the pattern knows no days."""
@@ -102,8 +110,8 @@ class Bucket:
         return [first + timedelta(days=number) for number in range((last - first).days + 1)]
 
 
-def _of_day(pattern: str, day: datetime | None) -> tuple[str, re.Pattern[str]]:
-    """Give what is fixed of a pattern on a day, and the expression that its keys match."""
+def _of_day(pattern: str, day: datetime | None) -> tuple[str, re.Pattern[str], re.Pattern[str]]:
+    """Give what is fixed of a pattern on a day, and the expressions that its keys begin with and match."""
     fixed = ""
     is_fixed = True
     pieces = []
@@ -121,5 +129,6 @@ def _of_day(pattern: str, day: datetime | None) -> tuple[str, re.Pattern[str]]:
         fixed += text if is_fixed else ""
 
     # A prefix stands for all that lies below it, and for an object of that name.
+    begin = "".join(pieces)
     below = ".*" if not pattern or pattern.endswith("/") else "(?:/.*)?"
-    return fixed, re.compile("".join(pieces) + below, re.DOTALL)
+    return fixed, re.compile(begin, re.DOTALL), re.compile(begin + below, re.DOTALL)

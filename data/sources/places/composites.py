@@ -155,7 +155,11 @@ def _notes(others: dict[RadarFile, ChoiceError]) -> tuple[str, ...]:
     for file, error in others.items():
         examples.setdefault(error.holds, file)
     counts = Counter(error.holds for error in others.values())
-    return tuple(f"{counts[holds]} files hold {holds} and are not read, such as {examples[holds]}" for holds in counts)
+    notes = []
+    for holds, count in counts.items():
+        subject = "1 file holds" if count == 1 else f"{count} files hold"
+        notes.append(f"{subject} {holds} and {'is' if count == 1 else 'are'} not read, such as {examples[holds]}")
+    return tuple(notes)
 
 
 def _refuse_all(others: dict[RadarFile, ChoiceError]) -> None:

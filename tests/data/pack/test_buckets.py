@@ -13,7 +13,7 @@ import pytest
 
 from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.pack.__main__ import main
-from rainspark.data.pack.archive import pack
+from rainspark.data.pack.archive import pack, write_job
 from rainspark.data.pack.places import place_of
 from rainspark.data.pack.scanning import OBJECTS_AT_ONCE
 from rainspark.data.pack.survey import PackOptions, survey
@@ -107,6 +107,9 @@ TWO_DAYS = TimeSpan(start_s=day("2020-01-01"), stop_s=day("2020-01-03"))
         ("flat/", None, [7, 8, 9], ["flat/"]),
         ("", None, [0, 1, 2, 3, 4, 6, 7, 8, 9], [""]),
         ("flat/RAD_20200110_0005.h5", None, [9], ["flat/RAD_20200110_0005.h5"]),
+        ("2020/01/02/OPERA/a_", None, [4], ["2020/01/02/OPERA/a_"]),
+        ("%Y/%m/%d/OPERA/a_%Y%m%d", TWO_DAYS, [2, 4], ["2020/01/01/OPERA/a_20200101", "2020/01/02/OPERA/a_20200102"]),
+        ("flat/RAD_20?", None, [], ["flat/RAD_20"]),
         ("2020/01/02/OPERA/a_202001020000.txt", None, [5], ["2020/01/02/OPERA/a_202001020000.txt"]),
     ],
 )
@@ -195,6 +198,16 @@ def test_a_damaged_object_ends_the_survey_where_it_lies(tmp_path: Path) -> None:
     assert len(folder.read) <= 1 + 12 + OBJECTS_AT_ONCE
     job = survey([place], replace(OPTIONS, max_bad=1), OdimSource())
     assert len(job.supplies[0].refs) == 29
+
+
+def test_an_object_that_changes_between_survey_and_packing_stops_the_pack(tmp_path: Path) -> None:
+    objects = stored_series(tmp_path / "in", range(6))
+    folder = Folder(objects)
+    job = survey([bucket_of(folder, "**")], OPTIONS, OdimSource())
+    first, second, *_ = sorted(objects)
+    folder.objects_of = {**objects, first: objects[second]}
+    with pytest.raises(DataError, match=f"s3://bucket/{first} changed while it was packed"):
+        write_job(open_storage(tmp_path / "out"), job)
 
 
 def test_the_span_chooses_frames_of_folders_too(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_foreign_files_of_a_folder_are_counted(tmp_path: Path) -> None:
     (tmp_path / "composite_20191231235000.hdf").write_bytes(b"CDF\x02" + bytes(60))
     found = OdimSource().scan([tmp_path])
     assert len(found.refs) == 2
-    assert found.notes[0].startswith("1 files hold another format (a NetCDF-3 file) and are not read, such as ")
+    assert found.notes[0].startswith("1 file holds another format (a NetCDF-3 file) and is not read, such as ")
 
 
 def test_a_folder_of_another_format_is_named(tmp_path: Path) -> None:
