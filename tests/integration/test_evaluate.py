@@ -138,7 +138,8 @@ def write_archive(folder: Path, counts: Callable[[int], np.ndarray], *, minutes:
         time_s = 1_609_459_200 + 60 * minutes * number
         write_knmi_file(folder / "radar" / file_name(time_s), counts(number).astype(np.uint16), time_s)
     argv = ["knmi", str(folder / "radar"), "--out", str(folder / "shards"), "--cadence-min", str(minutes)]
-    assert pack(argv) == 0
+    # The files hold sums over 5 minutes, whatever lies between them.
+    assert pack(argv if minutes == 5 else [*argv, "--allow-period"]) == 0
     return folder / "shards"
 
 
