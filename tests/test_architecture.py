@@ -31,9 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models.weights", "data.stream", "data.pack", "data.fetch"),
     ("data.windows",),
     ("data.shards",),
-    ("data.sources", "models.nowcasting"),
-    # Sources read Zarr's chunks and other objects through it.
-    ("data.store",),
+    ("data.store", "data.sources", "models.nowcasting"),
     ("models", "data"),
     # Knows neither frames nor networks, and serves both.
     ("data.whole_file",),

@@ -4,11 +4,14 @@ NetCDF, GRIB, GeoTIFF and RADOLAN are files of one frame or several; Zarr is a f
 which nothing is read but its metadata and the frames that are asked for.
 """
 
+import gzip
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar, Final
 
 import numpy as np
@@ -19,7 +22,7 @@ from ...errors import ConfigError, DataError
 from ...frames import Crop, iso_time
 from ...json_checks import JsonRecord
 from ...units import ZR
-from ..files import Place, digest_of, files_of
+from ..files import Place, RadarFile, digest_of, files_of
 from ..hdf5 import ChoiceError
 from ..places.buckets import Bucket
 from ..source import Found, FrameRef, Header, Reading, Surveyed, in_time_order, without_copies
@@ -28,6 +31,9 @@ from .name_times import NEEDED, NameTimes
 from .opening import ENGINES, ZARR_MARKS, engine_for, explaining, is_known, is_zarr, opened
 from .zarr_frames import ZarrFrames, open_zarr
 
+GZIP_ENDING: Final = ".gz"
+MAX_OBJECT_BYTES: Final = 2**30
+"""Longest object that is held, and written to a temporary file, at once."""
 NOT_STATED: Final = "not stated"
 MINUTE_S: Final = 60
 MAX_PERIOD_MIN: Final = 1440
@@ -39,13 +45,13 @@ class GriddedRef:
     """A frame of a file or a Zarr store.
 
     Attributes:
-        place: The file, or the opened store.
+        place: The file, the object of a bucket, or the opened store of Zarr.
         index: Position of the frame there.
         end_time_s: Its end time, epoch seconds UTC.
         is_only: Whether it is the only one there.
     """
 
-    place: Path | ZarrFrames
+    place: Path | RadarFile | ZarrFrames
     index: int
     end_time_s: int
     is_only: bool
@@ -94,7 +100,7 @@ class XarraySource(JsonRecord):
         """
         self._check_options()
         refs: list[GriddedRef] = []
-        others: list[Path] = []
+        others: list[Path | RadarFile] = []
         for path in paths:
             for place in _places(path):
                 try:
@@ -119,27 +125,31 @@ class XarraySource(JsonRecord):
         The pixels of files are looked at too; those of stores, which may hold terabytes, when they are packed.
         """
         assert isinstance(ref, GriddedRef)
-        with self._layer(ref) as layer:
-            header = self._header(layer, ref)
-            if isinstance(ref.place, ZarrFrames):
-                return Surveyed(
-                    header=header, num_bytes=ref.place.num_bytes(), sha256=ref.place.listed_digest(ref.index)
-                )
-            grid = header.grid
-            _counts(layer, ref, Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols))
-            frames = layer.num_frames
-        return Surveyed(header=header, num_bytes=ref.place.stat().st_size // frames, sha256=_digest_of_state(ref.place))
+        if isinstance(ref.place, ZarrFrames):
+            with explaining(str(ref), "zarr"):
+                header = self._header(ref.place.layer, ref)
+            return Surveyed(header=header, num_bytes=ref.place.num_bytes(), sha256=ref.place.listed_digest(ref.index))
+
+        with _on_disk(ref.place) as path:
+            with self._layer(path) as layer:
+                header = self._header(layer, ref)
+                _counts(layer, ref, Crop(row0=0, row1=header.grid.rows, col0=0, col1=header.grid.cols))
+                frames = layer.num_frames
+            return Surveyed(header=header, num_bytes=path.stat().st_size // frames, sha256=_digest_of_state(path))
 
     def read(self, ref: FrameRef, crop: Crop) -> Reading:
         """Read a frame, and give a part of it as counts."""
         assert isinstance(ref, GriddedRef)
-        with self._layer(ref) as layer:
-            crop.check_inside(layer.placed.grid.rows, layer.placed.grid.cols)
-            counts_hw, rounding = _counts(layer, ref, crop)
         # Digested after it was read: whoever wrote to it before that is found out.
         if isinstance(ref.place, ZarrFrames):
+            with explaining(str(ref), "zarr"):
+                counts_hw, rounding = _cropped(ref.place.layer, ref, crop)
             return Reading(counts=counts_hw, sha256=ref.place.digest(ref.index), rounding=rounding)
-        return Reading(counts=counts_hw, sha256=_digest_of_state(ref.place), rounding=rounding)
+
+        with _on_disk(ref.place) as path:
+            with self._layer(path) as layer:
+                counts_hw, rounding = _cropped(layer, ref, crop)
+            return Reading(counts=counts_hw, sha256=_digest_of_state(path), rounding=rounding)
 
     @property
     def _wanted(self) -> Wanted:
@@ -154,14 +164,14 @@ class XarraySource(JsonRecord):
         if self.time_patterns:
             NameTimes(patterns=self.time_patterns).check()
 
-    def _frames_in(self, place: Place) -> list[GriddedRef]:
+    def _frames_in(self, place: Place | RadarFile) -> list[GriddedRef]:
         """List the frames of a file or store.
 
         Raises:
             ChoiceError: It holds no frames that were asked for.
             DataError: It cannot be read.
         """
-        if isinstance(place, Bucket) or place.is_dir():
+        if isinstance(place, Bucket) or (isinstance(place, Path) and place.is_dir()):
             frames = open_zarr(place, self._wanted)
             with explaining(str(frames), "zarr"):
                 times_s = frames.layer.times_s()
@@ -173,13 +183,13 @@ class XarraySource(JsonRecord):
                 patterns = " or ".join(map(repr, self.time_patterns))
                 raise ChoiceError(f"{place}: its name does not fit --time-pattern {patterns}; {NEEDED}")
             return _refs(place, np.array([time_s], np.int64))
-        with opened(place, self.engine) as dataset:
-            layer = layer_of(dataset, self._wanted, place, engine_for(place, self.engine))
+        with _on_disk(place) as path, self._layer(path) as layer:
             return _refs(place, layer.times_s())
 
-    def _such_as(self, others: Sequence[Path]) -> str:
+    def _such_as(self, others: Sequence[Path | RadarFile]) -> str:
         """Say why a file is not read, one of a known format before one of another."""
-        example = next((path for path in others if path.is_dir() or is_known(path)), others[0])
+        files = (path for path in others if isinstance(path, Path))
+        example = next((path for path in files if path.is_dir() or is_known(path)), others[0])
         try:
             self._frames_in(example)
         except ChoiceError as error:
@@ -187,14 +197,10 @@ class XarraySource(JsonRecord):
         return f"such as {example}"
 
     @contextmanager
-    def _layer(self, ref: GriddedRef) -> Iterator[Layer]:
-        """Open what holds a frame."""
-        if isinstance(ref.place, ZarrFrames):
-            with explaining(str(ref), "zarr"):
-                yield ref.place.layer
-            return
-        with opened(ref.place, self.engine) as dataset:
-            yield layer_of(dataset, self._wanted, ref.place, engine_for(ref.place, self.engine))
+    def _layer(self, path: Path) -> Iterator[Layer]:
+        """Open a file that holds frames."""
+        with opened(path, self.engine) as dataset:
+            yield layer_of(dataset, self._wanted, path, engine_for(path, self.engine))
 
     def _header(self, layer: Layer, ref: GriddedRef) -> Header:
         return Header(
@@ -208,15 +214,20 @@ class XarraySource(JsonRecord):
         )
 
 
-def _places(path: Place) -> Iterator[Place]:
-    """List a prefix of a bucket, a file, a Zarr store, or the files and Zarr stores of a folder."""
+def _places(path: Place) -> Iterator[Place | RadarFile]:
+    """List a file, a Zarr store, or the files and stores of a folder; of a bucket one store, or objects."""
     if isinstance(path, Bucket):
-        if not path.pattern or any(character in path.pattern for character in "*?%"):
+        # Zarr is many objects below one prefix; a pattern names objects that are files.
+        is_pattern = any(character in path.pattern for character in "*?%")
+        if not path.pattern or (is_pattern and ".zarr" in path.pattern):
             raise ConfigError(
-                f"{path}: of a bucket only Zarr is read, one at a time; expected the prefix that it lies below: copy "
-                "files of other formats first"
+                f"{path}: of a bucket Zarr is read one store at a time; expected the prefix that it lies below, or a "
+                "pattern of files such as **.tif"
             )
-        yield path
+        if is_pattern:
+            yield from (RadarFile(path=Path(stored.name), stored=stored) for stored in path.objects())
+        else:
+            yield path
         return
     if path.is_dir() and is_zarr(path):
         yield path
@@ -232,13 +243,44 @@ def _places(path: Place) -> Iterator[Place]:
             yield file
 
 
+@contextmanager
+def _on_disk(place: Path | RadarFile) -> Iterator[Path]:
+    """Give a file; an object, or what is compressed, as a temporary one, whose name no message shows."""
+    with ExitStack() as stack:
+        path = place if isinstance(place, Path) else stack.enter_context(place.on_disk(MAX_OBJECT_BYTES))
+        try:
+            if path.suffix.lower() == GZIP_ENDING and not is_known(path):
+                path = stack.enter_context(_unpacked(path))
+            yield path
+        except DataError as error:
+            raise type(error)(str(error).replace(str(path), str(place))) from error
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """Give what gzip packed, as MRMS publishes its GRIB, as a temporary file."""
+    with TemporaryDirectory(prefix="rainspark-") as folder:
+        unpacked = Path(folder) / path.stem
+        try:
+            with gzip.open(path) as packed:
+                data = packed.read(MAX_OBJECT_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} cannot be decompressed ({error}): fetch it again or remove it") from error
+        if len(data) > MAX_OBJECT_BYTES:
+            raise DataError(f"{path} holds more than {MAX_OBJECT_BYTES:,} bytes; expected files of frames: remove it")
+        unpacked.write_bytes(data)
+        yield unpacked
+
+
 def _identity(ref: GriddedRef) -> str:
-    """Tell frames apart by their files' bytes and their places there; those of stores are never copies."""
-    where = _digest_of_state(ref.place) if isinstance(ref.place, Path) else str(ref.place)
-    return f"{where} {ref.index}"
+    """Tell frames apart by their files' bytes and their places there; those of stores of Zarr are never copies."""
+    if isinstance(ref.place, ZarrFrames):
+        return f"{ref.place} {ref.index}"
+    with _on_disk(ref.place) as path:
+        return f"{_digest_of_state(path)} {ref.index}"
 
 
-def _refs(place: Path | ZarrFrames, times_s: npt.NDArray[np.int64] | None) -> list[GriddedRef]:
+def _refs(place: Path | RadarFile | ZarrFrames, times_s: npt.NDArray[np.int64] | None) -> list[GriddedRef]:
     if times_s is None:
         raise ChoiceError(
             f"{place} states no time of its own; expected a coordinate with the standard_name time: give "
@@ -248,6 +290,12 @@ def _refs(place: Path | ZarrFrames, times_s: npt.NDArray[np.int64] | None) -> li
         GriddedRef(place=place, index=index, end_time_s=int(time_s), is_only=len(times_s) == 1)
         for index, time_s in enumerate(times_s)
     ]
+
+
+def _cropped(layer: Layer, ref: GriddedRef, crop: Crop) -> tuple[npt.NDArray[np.uint16], Rounding]:
+    """Read a part of a frame that is checked to lie in it."""
+    crop.check_inside(layer.placed.grid.rows, layer.placed.grid.cols)
+    return _counts(layer, ref, crop)
 
 
 def _counts(layer: Layer, ref: GriddedRef, crop: Crop) -> tuple[npt.NDArray[np.uint16], Rounding]:

@@ -1,5 +1,6 @@
 """Packing from a bucket by dates: which objects are listed and read, what is refused, and what it costs."""
 
+import gzip
 import re
 import threading
 import time
@@ -9,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import numpy as np
 import pytest
 
 from rainspark.data.errors import ConfigError, DataError
@@ -19,6 +21,7 @@ from rainspark.data.pack.scanning import OBJECTS_AT_ONCE
 from rainspark.data.pack.survey import PackOptions, survey
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.sources.files import find
+from rainspark.data.sources.foreign.xarray_source import XarraySource
 from rainspark.data.sources.importer import ImporterSource
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import OdimSource
@@ -262,6 +265,37 @@ def test_importers_read_objects_one_by_one(tmp_path: Path) -> None:
     pack([tmp_path / "in"], tmp_path / "local", OPTIONS, source=source)
     assert digests(tmp_path / "remote") == digests(tmp_path / "local")
     assert "2020/01/01/OPERA/COMP/README" not in folder.read
+
+
+def test_files_that_xarray_opens_are_read_one_by_one(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    pytest.importorskip("rioxarray")
+    objects = {}
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        path = tmp_path / "in" / f"rain_{datetime.fromtimestamp(FIRST_S + 300 * number, UTC):%Y%m%d%H%M}.tif"
+        rain_mmh = np.random.default_rng(number).integers(0, 900, (24, 20)).astype(np.float32) / 100
+        shape = {"width": 20, "height": 24, "count": 1, "dtype": "float32", "nodata": -1}
+        transform = rasterio.transform.from_origin(3e5, 7e6, 1000, 1000)
+        with rasterio.open(path, "w", driver="GTiff", crs="EPSG:3067", transform=transform, **shape) as file:
+            file.write(rain_mmh, 1)
+        # One of them compressed, as MRMS publishes all of its own.
+        name, data = (path.name, path.read_bytes()) if number else (f"{path.name}.gz", gzip.compress(path.read_bytes()))
+        objects[f"{path.stem[5:9]}/{name}"] = data
+    source = XarraySource(variable="band_data", units="mm/h", period_min=0, time_patterns=("rain_%Y%m%d%H%M.tif*",))
+    folder = Folder({**objects, "2020/rain_202001010000.txt": b"not radar", "2021/rain_202101010000.tif": b""})
+    span = TimeSpan(start_s=FIRST_S, stop_s=FIRST_S + DAY_S)
+    pack([bucket_of(folder, "%Y/*.tif*", span)], tmp_path / "remote", OPTIONS, source=source)
+    pack([tmp_path / "in"], tmp_path / "local", OPTIONS, source=source)
+    assert digests(tmp_path / "remote") == digests(tmp_path / "local")
+    assert set(folder.read) == set(objects)
+
+    cut = gzip.compress(bytes(9000))[:20]
+    with pytest.raises(DataError, match=r"^s3://bucket/rain_202001010000\.tif\.gz cannot be decompressed"):
+        survey([bucket_of(Folder({"rain_202001010000.tif.gz": cut}), "*.gz")], OPTIONS, source)
+    damaged = bucket_of(Folder({"rain_202001010000.tif": b"II*\0 and no more"}), "*.tif")
+    with pytest.raises(DataError, match=r"^s3://bucket/rain_202001010000\.tif cannot be read by the engine rasterio"):
+        survey([damaged], OPTIONS, source)
 
 
 def test_archives_in_a_bucket_are_refused() -> None:

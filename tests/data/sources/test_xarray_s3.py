@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path: Path, s3: S3) -> None:  #
     ("suffix", "error", "message"),
     [
         ("/nothing.zarr", DataError, "nothing.zarr"),
-        ("/*.zarr", ConfigError, r"of a bucket only Zarr is read, one at a time"),
+        ("/*.zarr", ConfigError, r"of a bucket Zarr is read one store at a time"),
     ],
 )
 def test_what_is_no_zarr_is_refused(s3: S3, suffix: str, error: type[Exception], message: str) -> None:  # noqa: F811
