@@ -12,6 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Final
 
 from ..errors import DataError
+from .places.formats import TAR, ZIP, format_of_file
 
 TAR_ENDING: Final = ".tar"
 END_BYTES: Final = 2**20
@@ -48,6 +49,10 @@ def list_members(path: Path) -> Iterator[Member]:
         DataError: The archive is cut, damaged or of another kind, or more follows a tar's end mark; a member is a link,
             a device or the like, is encrypted or of an unknown compression, or its name leads outside.
     """
+    form = format_of_file(path)
+    ending = TAR_ENDING if _is_tar(path) else ".zip"
+    if form is not None and form.name not in (TAR, ZIP):
+        raise DataError(f"{path} could not be read as its ending says ({ending}): it is {form.name}: {form.advice}")
     with _named(str(path)):
         yield from _tar_members(path) if _is_tar(path) else _zip_members(path)
 

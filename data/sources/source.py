@@ -184,4 +184,6 @@ def without_copies(refs: Sequence[Ref], digest_of: Callable[[Ref], str]) -> tupl
             digests.add(digest)
     if not copies:
         return kept, []
+    if len(copies) == 1:
+        return kept, [f"1 file is a copy of another, byte for byte, and is not read: {copies[0]}"]
     return kept, [f"{len(copies)} files are copies of others, byte for byte, and are not read, such as {copies[0]}"]

@@ -29,6 +29,8 @@ class Format:
     is_sound: bool = True
 
 
+TAR: Final = "a tar"
+ZIP: Final = "a zip"
 XARRAY: Final = "pack it with the sub-command xarray"
 FORMATS: Final[tuple[tuple[re.Pattern[bytes], Format], ...]] = tuple(
     (re.compile(signature, re.DOTALL), Format(name=name, advice=advice))
@@ -60,8 +62,8 @@ FORMATS: Final[tuple[tuple[re.Pattern[bytes], Format], ...]] = tuple(
         (rb"BZh[1-9]", "bzip2-compressed", "take the compression off first (bunzip2)"),
         (rb"\xfd7zXZ\0", "xz-compressed", "take the compression off first (unxz)"),
         (rb"\x28\xb5\x2f\xfd", "zstd-compressed", "take the compression off first (unzstd)"),
-        (rb"PK(?:\x03\x04|\x05\x06)", "a zip", "give its name the ending .zip: archives are read in place"),
-        (rb".{257}ustar", "a tar", "give its name the ending .tar: archives are read in place"),
+        (rb"PK(?:\x03\x04|\x05\x06)", ZIP, "give its name the ending .zip: archives are read in place"),
+        (rb".{257}ustar", TAR, "give its name the ending .tar: archives are read in place"),
     )
 )
 HDF5: Final = FORMATS[0][1]

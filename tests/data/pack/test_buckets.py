@@ -29,7 +29,16 @@ from rainspark.data.sources.places.buckets import Bucket
 from rainspark.data.sources.smaat import SmaatSource
 from rainspark.data.store.object_store import open_store
 from rainspark.data.store.storage import open_storage
-from tests.data.radar_files import FIRST_S, digests, write_odim_series, write_series
+from tests.data.radar_files import (
+    FIRST_S,
+    digests,
+    odim_name,
+    rates,
+    write_odim_file,
+    write_odim_series,
+    write_series,
+)
+from tests.peak_memory import added_bytes
 from tests.s3_server import BUCKET, S3, fault_rules, s3, s3_server  # noqa: F401
 from tests.web_server import Reply, web_server
 
@@ -188,6 +197,27 @@ def test_a_bucket_packs_to_the_bytes_of_its_files(tmp_path: Path) -> None:
     # One look at the product, one survey a frame, one reading a packed frame (sequences overlap).
     assert len(folder.read) == 1 + 12 + 16
     assert 1 < folder.most <= OBJECTS_AT_ONCE
+
+
+def test_memory_is_that_of_a_few_objects(tmp_path: Path) -> None:
+    # 40 objects of 2.9 MB, which come from a disk as from a store.
+    for number in range(40):
+        time_s = FIRST_S + 300 * number
+        write_odim_file(tmp_path / odim_name(time_s), rates(number % 3, 600, 600), time_s)
+
+    class Disk(Folder):
+        def objects(self, prefix: str = "") -> list[tuple[str, int]]:
+            return sorted((path.name, path.stat().st_size) for path in tmp_path.glob(f"{prefix}*.hdf"))
+
+        def read_object(self, name: str, limit_bytes: int) -> bytes:
+            data = (tmp_path / name).read_bytes()
+            assert len(data) <= limit_bytes
+            return data
+
+    place = bucket_of(Disk({}), "")
+    options = PackOptions(window=2, max_frames=4)
+    survey([place], options, OdimSource())
+    assert added_bytes(lambda: survey([place], options, OdimSource()), "cpu") < 2 * OBJECTS_AT_ONCE * 3e6
 
 
 def test_a_damaged_object_ends_the_survey_where_it_lies(tmp_path: Path) -> None:

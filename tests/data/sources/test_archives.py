@@ -60,7 +60,7 @@ def test_one_time_in_a_folder_and_an_archive_names_both(tmp_path: Path) -> None:
     day = write_archive(tmp_path / "day.tar", files[1:2])
     # The same bytes are one file, wherever they lie.
     assert len(KnmiSource().scan([tmp_path]).refs) == 3
-    assert "1 files are copies of others" in KnmiSource().scan([tmp_path]).notes[0]
+    assert "1 file is a copy of another" in KnmiSource().scan([tmp_path]).notes[0]
     write_knmi_file(files[1], random_counts(9, 12, 10), FIRST_S + 300)
     with pytest.raises(DataError, match=f"two frames of one time: {day}, member 2020/{files[1].name} and {files[1]}"):
         scan([tmp_path / "radar", day])

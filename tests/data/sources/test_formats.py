@@ -73,6 +73,16 @@ def test_every_source_names_a_foreign_format(
         source.scan([path])
 
 
+@pytest.mark.parametrize("ending", ["tar", "zip"])
+def test_an_archive_of_another_format_is_named(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"day.{ending}"
+    path.write_bytes(gzip.compress(archive("tar")))
+    with pytest.raises(
+        DataError, match=rf"{path} could not be read .*\.{ending}.: it is a tar, gzip-compressed: .*gunzip"
+    ):
+        KnmiSource().scan([path])
+
+
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"\n<?xml version='1.0'?><Error>", b"<HTML>"])
 def test_an_error_page_is_a_damaged_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / odim_name(FIRST_S)

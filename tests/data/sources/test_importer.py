@@ -271,7 +271,7 @@ def test_several_folders_patterns_and_copies(tmp_path: Path, capsys: pytest.Capt
     command += ["--time-pattern", KNMI_NAMES, "--time-pattern", "copy-%Y%m%d%H%M.*", "--crop", "0:64,0:64"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     written = capsys.readouterr()
-    assert "1 files are copies of others, byte for byte, and are not read, such as" in written.err
+    assert "1 file is a copy of another, byte for byte, and is not read: " in written.err
     assert "frames        4 every 5 min" in written.out
 
     # Two of one time that differ are named.

@@ -148,7 +148,7 @@ def test_copies_of_composites_are_read_once(tmp_path: Path) -> None:
     (tmp_path / "b" / first.name).write_bytes(first.read_bytes())
     found = ECHO.scan([tmp_path])
     assert len(found.refs) == 1
-    assert found.notes[0].startswith("1 files are copies of others, byte for byte")
+    assert found.notes[0].startswith("1 file is a copy of another, byte for byte")
 
 
 @pytest.mark.parametrize(

@@ -428,7 +428,7 @@ def test_wildcards_are_expanded(tmp_path: Path) -> None:
     [
         ("odim_no_gain", OdimSource(), 14, "do not state gain, offset, nodata, undetect"),
         ("odim_lon_wrap", OdimSource(), 14, None),
-        ("identical_duplicates", OdimSource(), 14, "1 files are copies of others, byte for byte"),
+        ("identical_duplicates", OdimSource(), 14, "1 file is a copy of another, byte for byte"),
         ("rate_and_accumulation_in_one_folder", OdimSource(quantity="RATE"), 2, "2 files hold ACRR"),
     ],
 )
