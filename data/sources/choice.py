@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final, Protocol, cast
@@ -54,6 +55,10 @@ def add_kinds(commands: Commands) -> tuple[argparse.ArgumentParser, ...]:
     xarray.add_argument("--variable", required=True, metavar="NAME", help="which to take (GeoTIFF and GRIB: band_data)")
     xarray.add_argument("--engine", choices=tuple(ENGINES), help="what opens the files (the usual one of their format)")
     xarray.add_argument("--units", help="the variable's, such as mm/h (what the files say)")
+    scale_help = "what makes the variable of its numbers, such as 0.5,-32 (what the files say)"
+    xarray.add_argument("--scale", type=_pair, metavar="GAIN,OFFSET", help=scale_help)
+    missing_help = "a number that is no measurement, beside those that the files state; may be repeated"
+    xarray.add_argument("--missing", type=float, action="append", default=[], metavar="NUMBER", help=missing_help)
     period_help = "minutes that its values are sums or means over (what the files say)"
     xarray.add_argument("--period-min", type=float, metavar="MINUTES", help=period_help)
     xarray.add_argument("--time-pattern", action="append", default=[], metavar="PATTERN", help=pattern_help)
@@ -88,6 +93,8 @@ def source_of(arguments: argparse.Namespace, cadence_s: int) -> Source:
             variable=arguments.variable,
             engine=arguments.engine,
             units=arguments.units,
+            scale=arguments.scale,
+            missing=tuple(arguments.missing),
             period_min=arguments.period_min,
             zr=zr,
             name=arguments.name,
@@ -137,6 +144,14 @@ def source_of_recipe(recipe: Recipe) -> Source:
         return cast(Source, read_json(SOURCES[recipe.kind], canonical(recipe.options)))
     except DataError as error:
         raise DataError(f"the recipe of a source {recipe.kind}: {error}; state it with --reader") from error
+
+
+def _pair(text: str) -> tuple[float, float]:
+    """Parse two finite numbers; raises ValueError for anything else."""
+    first, second = (float(number) for number in text.split(","))
+    if not (math.isfinite(first) and math.isfinite(second)):
+        raise ValueError("not finite")
+    return first, second
 
 
 def _argument(text: str) -> tuple[str, str]:

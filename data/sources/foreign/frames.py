@@ -34,12 +34,16 @@ class Wanted:
     Attributes:
         variable: Its name.
         units: Units that count in place of the file's; None for the file's.
+        scale: Gain and offset that count in place of the file's tags; None for those.
+        missing: Further numbers that are no measurement.
         period_s: Seconds over which amounts are sums, where the file does not say; None for the file's.
         zr: From reflectivity to rain; needed for dBZ.
     """
 
     variable: str
     units: str | None
+    scale: tuple[float, float] | None
+    missing: tuple[float, ...]
     period_s: int | None
     zr: "ZR | None"
 
@@ -101,11 +105,12 @@ class Layer:
         """Read a frame, mm/h (rows, cols), north up, NaN where nothing was measured."""
         raw_hw = self._values(self.variable, index)
         peculiar = self.peculiar
-        missing_hw = np.isnan(raw_hw) | np.isin(raw_hw, peculiar.missing)
+        missing_hw = np.isnan(raw_hw) | np.isin(raw_hw, (*peculiar.missing, *self.wanted.missing))
         for name in peculiar.masks:
             missing_hw |= self._values(self.dataset[name], index).astype(bool)
 
-        numbers_hw = (raw_hw * peculiar.gain + peculiar.offset) * self.quantity.factor
+        gain, offset = self.wanted.scale or (peculiar.gain, peculiar.offset)
+        numbers_hw = (raw_hw * gain + offset) * self.quantity.factor
         rain_hw = self._rain(numbers_hw)
         if peculiar.dry is not None:
             rain_hw[raw_hw == peculiar.dry] = 0.0

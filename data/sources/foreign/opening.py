@@ -44,6 +44,8 @@ USUAL: Final[Mapping[str, str]] = {
 DRIVERS: Final[Mapping[str, str]] = {"a TIFF file": "GTiff", "a GRIB file": "GRIB"}
 """GDAL's drivers by format."""
 ZARR_MARKS: Final = ("zarr.json", ".zgroup", ".zmetadata")
+GZIPPED: Final = "gzip-compressed"
+"""How the names of what is compressed end (data.sources.places.formats)."""
 MAX_GROUPS: Final = 1000
 ALONE: Final = threading.Lock()
 """Held while a library below reads a file."""
@@ -58,10 +60,10 @@ def is_zarr(path: Path) -> bool:
 def is_known(path: Path) -> bool:
     """Check whether a file is of a format that an engine here opens."""
     form = format_of_file(path)
-    return form is not None and form.name in USUAL
+    return form is not None and form.name.removesuffix(f", {GZIPPED}") in USUAL
 
 
-def engine_for(path: Path, engine: str | None) -> str:
+def engine_for(path: Path, engine: str | None, name: str) -> str:
     """Choose the engine that opens a file.
 
     Raises:
@@ -70,24 +72,29 @@ def engine_for(path: Path, engine: str | None) -> str:
     form = format_of_file(path)
     if form is None or form.name not in USUAL:
         known = "its format is not known" if form is None else f"it is {form.name}: {form.advice}"
-        raise ChoiceError(f"{path}: {known}; expected NetCDF, Zarr, GRIB, GeoTIFF or RADOLAN")
+        raise ChoiceError(f"{name}: {known}; expected NetCDF, Zarr, GRIB, GeoTIFF or RADOLAN")
     if engine is not None and form.name not in ENGINES[engine]:
-        raise ChoiceError(f"{path} is {form.name}, which the engine {engine} does not read; leave --engine away")
+        raise ChoiceError(f"{name} is {form.name}, which the engine {engine} does not read; leave --engine away")
     return engine or USUAL[form.name]
 
 
 @contextlib.contextmanager
-def opened(path: Path, engine: str | None) -> Iterator["xr.Dataset"]:
+def opened(path: Path, engine: str | None, name: str) -> Iterator["xr.Dataset"]:
     """Open a file lazily; nobody else reads one until the block ends.
+
+    Args:
+        path: The file.
+        engine: What opens it; None for the usual engine of its format.
+        name: What messages call it.
 
     Raises:
         DataError: It is damaged, of another format, or refers to other files; a package is not installed.
     """
-    chosen = engine_for(path, engine)
+    chosen = engine_for(path, engine, name)
     with ALONE, warnings.catch_warnings():
         # Of several fill values, all of which are masked; of georeferences that a file lacks.
         warnings.simplefilter("ignore")
-        with explaining(str(path), chosen):
+        with explaining(name, chosen):
             if chosen in ("h5netcdf", "netcdf4"):
                 _check_links(path)
             with _opened(path, chosen) as dataset:

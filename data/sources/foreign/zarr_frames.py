@@ -14,7 +14,7 @@ from ...errors import DataError
 from ..places.buckets import Bucket
 from .frames import Layer, Wanted, layer_of
 from .keys import Folder, KeyStore
-from .opening import PACKAGES, explaining
+from .opening import PACKAGES, ZARR_MARKS, explaining
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -117,6 +117,12 @@ class ZarrFrames:
             if (before == listed).all():
                 break
         return listed
+
+
+def is_zarr_below(bucket: Bucket) -> bool:
+    """Check whether a prefix of a bucket is a Zarr hierarchy, by its metadata."""
+    store = cast(KeyStore, bucket.open(str(bucket).rstrip("/")))
+    return any(name in ZARR_MARKS for name in store.children(""))
 
 
 def open_zarr(place: Path | Bucket, wanted: Wanted) -> ZarrFrames:

@@ -1,5 +1,6 @@
 """What xarray opens: Zarr and NetCDF of five services as xarray itself reads them; what cannot be, refused by name."""
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,40 @@ def test_files_of_one_frame_with_times_in_their_names(tmp_path: Path, capsys: py
     assert "it has no year" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "x")]) == 4
     assert "states no time of its own" in capsys.readouterr().err
+
+
+def test_damaged_files_are_left_out_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        dataset = dataset_of(PLAIN, 4).isel(time=[number])
+        dataset.to_netcdf(tmp_path / f"rain-20240601T00{5 * number:02d}.nc", engine="h5netcdf")
+    path = tmp_path / "rain-20240601T0010.nc"
+    path.write_bytes(path.read_bytes()[:3000])
+    command = ["xarray", str(tmp_path), "--variable", PLAIN.variable, "--window", "2"]
+    assert main([*command, "--out", str(tmp_path / "x")]) == 4
+    assert "rain-20240601T0010.nc cannot be read by the engine h5netcdf" in capsys.readouterr().err
+    assert main([*command, "--max-bad", "1", "--out", str(tmp_path / "out")]) == 0
+    written = capsys.readouterr()
+    assert "left out: " in written.err
+    assert "gaps          1 (1 frames missing)" in written.out
+
+
+def test_compressed_files_and_stated_numbers(tmp_path: Path) -> None:
+    def raw(dataset: Any) -> Any:
+        values = np.full((2, ROWS, COLS), 110, np.uint8)
+        values[:, 0, :3] = (255, 0, 84)
+        dataset[PLAIN.variable] = (dataset[PLAIN.variable].dims, values, {"grid_mapping": "crs"})
+        return dataset
+
+    path = netcdf(tmp_path, raw)
+    packed = tmp_path / "in.nc.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    options: dict[str, Any] = {"units": "dBZ", "scale": (0.5, -32.0), "missing": (255.0,), "zr": ZR(a=200, b=1.6)}
+    for form in (path, packed):
+        # 23 dBZ is 1 mm/h by Marshall and Palmer, 10 dBZ 0.15.
+        assert read(form, **options)[1].counts[-1, :4].tolist() == [65535, 0, 15, 100]
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"in\.nc\.gz cannot be decompressed .*fetch it again or remove it"):
+        read(packed, **options)
 
 
 def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:

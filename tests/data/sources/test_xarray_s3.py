@@ -1,5 +1,6 @@
 """Zarr in a bucket, on the real S3 server behind the proxy that fails: the folder's frames, in one request a chunk."""
 
+import gzip
 import signal
 from collections import Counter
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.s3_server import S3, fault_rules, s3, s3_server  # noqa: F401
 
 pytest.importorskip("zarr", reason="zarr (extra formats) is not installed")
 
-from tests.data.gridded import COLS, ROWS, SERVICES, write_zarr
+from tests.data.gridded import COLS, ROWS, SERVICES, dataset_of, write_zarr
 
 FRAMES = 140
 SERVICE = SERVICES["denmark"]
@@ -70,6 +71,27 @@ def test_a_store_is_packed_under_faults_as_from_a_folder(
     s3.inject([])
     assert main([*command, str(tmp_path / "again"), f"{s3.url}/in.zarr"]) == 0
     assert digests(tmp_path / "again") == digests(tmp_path / "bucket")
+
+
+def test_files_of_a_bucket_are_packed_as_from_a_folder(tmp_path: Path, s3: S3) -> None:  # noqa: F811
+    (tmp_path / "in" / "day").mkdir(parents=True)
+    for number in range(6):
+        name = f"rain_2024060100{number}0.nc"
+        dataset = dataset_of(SERVICE, 6).isel(time=number).drop_vars("time")
+        dataset.to_netcdf(tmp_path / "in" / "day" / name, engine="h5netcdf")
+        # Some services compress the files as a whole.
+        data = gzip.compress((tmp_path / "in" / "day" / name).read_bytes(), mtime=0)
+        (tmp_path / "in" / "day" / name).rename(tmp_path / "in" / "day" / f"{name}.gz")
+        (tmp_path / "in" / "day" / f"{name}.gz").write_bytes(data)
+    upload(tmp_path / "in", f"{s3.url}/in")
+    command = ["xarray", "--variable", SERVICE.variable, "--window", "2", "--cadence-min", "10"]
+    command += ["--time-pattern", "rain_%Y%m%d%H%M.nc.gz", "--out"]
+    assert main([*command, str(tmp_path / "folder"), str(tmp_path / "in")]) == 0
+    s3.inject(fault_rules(0.1, 60, 5000))
+    assert main([*command, str(tmp_path / "bucket"), f"{s3.url}/in/d?y/*.nc.gz"]) == 0
+    assert digests(tmp_path / "bucket") == digests(tmp_path / "folder")
+    assert main([*command, str(tmp_path / "prefix"), f"{s3.url}/in"]) == 0
+    assert digests(tmp_path / "prefix") == digests(tmp_path / "folder")
 
 
 def test_a_killed_pack_of_a_bucket_goes_on_to_the_same_bytes(tmp_path: Path, s3: S3) -> None:  # noqa: F811
@@ -144,9 +166,10 @@ def test_memory_does_not_grow_with_the_store(tmp_path: Path, s3: S3) -> None:  #
     ("suffix", "error", "message"),
     [
         ("/nothing.zarr", DataError, "nothing.zarr"),
-        ("/*.zarr", ConfigError, r"of a bucket Zarr is read one store at a time"),
+        ("/*.zarr", ConfigError, r"holds Zarr .*; expected the prefix of one store, without wildcards"),
     ],
 )
 def test_what_is_no_zarr_is_refused(s3: S3, suffix: str, error: type[Exception], message: str) -> None:  # noqa: F811
+    open_storage(s3.url).write("in.zarr/zarr.json", b"{}")
     with pytest.raises(error, match=message):
         XarraySource(variable="rain").scan([place_of(s3.url + suffix)])
