@@ -201,7 +201,10 @@ def _objects_of(bucket: Bucket, endings: tuple[str, ...], unreadable: tuple[str,
         name = radar_file.name.lower()
         is_named = stored.name == bucket.pattern
         if name.endswith(unreadable):
-            _refuse_compressed(str(radar_file))
+            raise DataError(
+                f"{radar_file} is an archive or compressed, and is not read where it lies in a store; expected single "
+                "files: copy it into a folder first, or name the other objects by a pattern"
+            )
         if is_named or (name.endswith(endings) and not name.startswith(COMPANION_PREFIX)):
             yield radar_file
 

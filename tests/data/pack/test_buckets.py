@@ -328,9 +328,10 @@ def test_files_that_xarray_opens_are_read_one_by_one(tmp_path: Path) -> None:
         survey([damaged], OPTIONS, source)
 
 
-def test_archives_in_a_bucket_are_refused() -> None:
-    with pytest.raises(DataError, match=r"s3://bucket/a/day\.tar is compressed as a whole or lies in an archive"):
-        names_of(Folder({"a/day.tar": b""}), "a/")
+@pytest.mark.parametrize("name", ["day.tar", "day.zip", "day.tar.gz", "a.h5.bz2"])
+def test_archives_in_a_bucket_are_refused(name: str) -> None:
+    with pytest.raises(DataError, match=f"s3://bucket/a/{name} is an archive or compressed.*copy it into a folder"):
+        names_of(Folder({f"a/{name}": b""}), "a/")
 
 
 def test_an_empty_bucket_is_named() -> None:

@@ -77,9 +77,7 @@ def test_every_source_names_a_foreign_format(
 def test_an_archive_of_another_format_is_named(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"day.{ending}"
     path.write_bytes(gzip.compress(archive("tar")))
-    with pytest.raises(
-        DataError, match=rf"{path} could not be read .*\.{ending}.: it is a tar, gzip-compressed: .*gunzip"
-    ):
+    with pytest.raises(DataError, match=rf"{path} could not be read .*\.{ending}.: it is a tar, gzip-compressed"):
         KnmiSource().scan([path])
 
 
