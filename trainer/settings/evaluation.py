@@ -40,7 +40,7 @@ class EvaluateConfig:
         frames_in: Past frames of a window. Null: as many as the model that takes most.
         frames_out: Lead times. Null: as many as the run that gives fewest, 12 without runs.
         unknown: Pixels that `extrapolation` cannot know, because what lay outside the frame or was not measured flows
-            in: `dry` for it, or `leave_out`, for every model alike. The report says how many.
+            in: `leave_out` of the scores of every model alike, or count them as `dry` for it. The report says how many.
         fit_windows: Training windows, evenly spread, that `training_mean` and `damped_extrapolation` are fitted on.
         cases: Times (UTC) of the last radar frame of forecasts to draw. Null: the wettest, the one that changes most
             and a middling one.
@@ -62,7 +62,7 @@ class EvaluateConfig:
     limit: int | None = None
     frames_in: int | None = None
     frames_out: int | None = None
-    unknown: Literal["dry", "leave_out"] = "dry"
+    unknown: Literal["dry", "leave_out"] = "leave_out"
     fit_windows: int = 256
     cases: tuple[str, ...] | None = None
     allow_overlap: bool = False
