@@ -101,11 +101,15 @@ def source_of(arguments: argparse.Namespace, cadence_s: int) -> Source:
             licence=arguments.licence,
             time_patterns=tuple(arguments.time_pattern),
         )
+    given = [_argument(text) for text in arguments.argument]
+    names = [name for name, _ in given]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--argument {max(names, key=names.count)} is given twice; expected each once")
     return ImporterSource(
         importer=arguments.importer,
         time_patterns=tuple(arguments.time_pattern),
         # In one order, however they were given: the same arguments make the same archive.
-        arguments=dict(sorted(map(_argument, arguments.argument))),
+        arguments=dict(sorted(given)),
         zr=zr,
         name=arguments.name,
         licence=arguments.licence,

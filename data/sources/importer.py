@@ -24,6 +24,7 @@ from ..errors import ConfigError, DataError
 from ..frames import Crop, Grid
 from ..json_checks import JsonRecord
 from .files import Place, digest_of, find_all
+from .foreign.frames import rain_of_dbz
 from .foreign.importer_arguments import check_arguments, effective
 from .foreign.mapping import AGREEMENT, DEGREE_M, PLATE_CARREE, SQUARE
 from .foreign.name_times import NEEDED, NameTimes
@@ -210,13 +211,14 @@ class ImporterSource(JsonRecord):
         period_s = self._period_s(metadata)
         factor = 3600 / period_s if unit == "mm" and period_s else 1.0
         if self.zr is not None:
-            rain_hw = self.zr.rain_mmh(field_hw)
+            rain_hw = rain_of_dbz(self.zr, field_hw)
         else:
             rain_hw = factor * (10 ** (field_hw / 10) if transform == "dB" else field_hw)
 
         # In dB no rain has no number: pysteps puts zerovalue there, below the threshold of rain.
         if (transform == "dB" or self.zr is not None) and zero is not None and threshold is not None:
-            rain_hw = np.where((field_hw <= zero) & (field_hw < threshold), 0.0, rain_hw)
+            is_dry = (field_hw <= zero) & (field_hw < threshold) & ~np.isneginf(rain_hw)
+            rain_hw = np.where(is_dry, 0.0, rain_hw)
         return rain_hw
 
     def _period_s(self, metadata: Mapping[str, Any]) -> int | None:

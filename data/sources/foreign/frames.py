@@ -129,14 +129,20 @@ class Layer:
         """Turn rates, amounts or reflectivities into mm/h."""
         if self.quantity.kind == "reflectivity":
             assert self.wanted.zr is not None
-            rain_hw = self.wanted.zr.rain_mmh(numbers_hw)
-            # Codes and infinities are no rain: requantising counts them. Without an echo Z is 0, and dBZ -infinity.
-            is_code = ((numbers_hw < NO_ECHO_DBZ) & ~np.isneginf(numbers_hw)) | np.isposinf(numbers_hw)
-            return np.where(is_code, -np.inf, rain_hw)
+            return rain_of_dbz(self.wanted.zr, numbers_hw)
         if self.quantity.kind == "amount":
             assert self.period_s
             return numbers_hw * (HOUR_S / self.period_s)
         return numbers_hw
+
+
+def rain_of_dbz(zr: "ZR", dbz_hw: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Turn reflectivities into mm/h; codes and infinities among them become -infinity, which requantising counts.
+
+    Without an echo Z is 0, and dBZ -infinity: dry.
+    """
+    is_code = ((dbz_hw < NO_ECHO_DBZ) & ~np.isneginf(dbz_hw)) | np.isposinf(dbz_hw)
+    return np.where(is_code, -np.inf, zr.rain_mmh(dbz_hw))
 
 
 def layer_of(dataset: "xr.Dataset", wanted: Wanted, path: Path | None, engine: str) -> Layer:

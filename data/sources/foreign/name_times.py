@@ -24,7 +24,7 @@ DIRECTIVES: Final[Mapping[str, str]] = {
     "p": r"(?:AM|PM)",
     "M": r"[0-5]\d",
     "S": r"[0-5]\d",
-    "z": r"(?:Z|[+-]\d\d:?[0-5]\d)",
+    "z": r"(?:Z|[+-]\d\d(?::?[0-5]\d)?)",
 }
 """What each directive of strftime that a pattern may hold looks like in a name."""
 WILDCARDS: Final = ("*", "?")
@@ -35,8 +35,11 @@ REFUSED: Final[Mapping[str, str]] = {
     **dict.fromkeys("aAwuUWVG", "weekdays and weeks name no day: write %m and %d or %j, and a wildcard for the rest"),
     **dict.fromkeys("cxX", "it depends on the machine's language: write out what the name holds"),
 }
-ZONE: Final = re.compile(r"[^\d+-]?([+-](?:0\d|1[0-4]):?(?:00|15|30|45))(?!\d)")
-"""An offset from UTC, as ISO 8601 writes it, after a mark that may part it from the time."""
+ZONE: Final = re.compile(
+    r"[^A-Za-z\d+-]?(\+(?:0\d|1[0-4])(?::?(?:00|15|30|45))?(?!\d)|-(?:0\d|1[0-2]):?(?:00|30)(?!\d)|"
+    r"(?:MESZ|MEZ|AE[SD]T|AC[SD]T|AWST|NZ[SD]T|CES?T|EES?T|WES?T|[ECMP][SD]T|BST|JST|KST|IST|MSK)(?![A-Za-z]))"
+)
+"""An offset from UTC as ISO 8601 writes it, or the name of a zone, after a mark that may part it from the time."""
 NEEDED: Final = "expected the pattern of the files' names, with %Y, %m, %d, %H and %M (or %j for %m%d)"
 
 
@@ -150,8 +153,11 @@ def _check_pattern(pattern: str) -> None:
 
     if "M" not in held:
         _check_full_hour(tokens, seconds="S" in held)
-    if "z" not in held and ZONE.search("".join(tokens[_last_time(tokens) + 1 :])):
-        raise ConfigError("a zone stands in it as text; write %z in its place, so that times become UTC")
+    if "z" not in held and _is_zone(ZONE.match("".join(tokens[_last_time(tokens) + 1 :]))):
+        raise ConfigError(
+            "a zone stands in it as text; write %z in place of an offset, so that times become UTC (files with times "
+            "of a named zone have to be renamed)"
+        )
 
 
 def _check_full_hour(tokens: Sequence[str], *, seconds: bool) -> None:
@@ -169,6 +175,9 @@ def _last_time(tokens: Sequence[str]) -> int:
 def _time_of(match: re.Match[str]) -> int | None:
     """Compute the time of a name's directives; None where there is no such day."""
     texts = {name: text.upper() for name, text in match.groupdict().items()}
+    # An offset in hours alone is none that strptime reads.
+    if len(texts.get("z", "")) == 3:
+        texts["z"] += "00"
     try:
         time = datetime.strptime(" ".join(texts.values()), " ".join(f"%{name}" for name in texts))
     except ValueError:
@@ -176,11 +185,18 @@ def _time_of(match: re.Match[str]) -> int | None:
     return int((time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp())
 
 
+def _is_zone(match: re.Match[str] | None) -> bool:
+    """Tell a zone that moves times from none, and from UTC's own."""
+    return match is not None and bool(match[1][1:].strip("0:"))
+
+
 def _check_zone(name: str, pattern: str, match: re.Match[str]) -> None:
     """Refuse a wildcard that hides the zone of a time."""
     last = max((match.end(group) for group in match.groupdict() if group in "HIpMS"), default=0)
-    if "z" not in match.groupdict() and (zone := ZONE.match(name, last)) is not None and zone[1][1:].strip("0:"):
+    zone = ZONE.match(name, last)
+    if "z" not in match.groupdict() and zone is not None and _is_zone(zone):
         raise DataError(
             f"{name}: after the time stands {zone[1]}, which --time-pattern {pattern!r} leaves to a wildcard; expected "
-            "%z there, so that times become UTC (or the directives of the later time, if it is one)"
+            "%z in place of an offset, so that times become UTC (or the directives of a later time; files with times "
+            "of a named zone have to be renamed)"
         )

@@ -76,6 +76,8 @@ def test_the_command_packs_through_an_importer(tmp_path: Path, capsys: pytest.Ca
     assert "by pysteps' knmi_hdf5 (CC0-1.0)" in written.out
     assert main([*command, "--argument", "x", "--out", str(tmp_path / "x")]) == 3
     assert "--argument 'x': expected NAME=VALUE" in capsys.readouterr().err
+    assert main([*command, "--argument", "accutime=60", "--out", str(tmp_path / "x")]) == 3
+    assert "--argument accutime is given twice" in capsys.readouterr().err
 
 
 def field(**changes: Any) -> tuple[npt.NDArray[np.float64], None, dict[str, Any]]:
@@ -119,6 +121,14 @@ def test_no_rain_in_decibels_is_dry(imported: Any) -> None:
     dbz = np.array([[23.0, np.nan, 8.0], [33.0, 23.0, 8.0]])
     metadata = field(unit="dBZ", transform="dB", zerovalue=8.0, threshold=15.0)[2]
     assert imported((dbz, None, metadata), ZR_200)[1].counts.tolist() == [[100, 65535, 0], [421, 100, 0]]
+
+
+def test_codes_among_reflectivities_are_no_dry_weather(imported: Any) -> None:
+    dbz = np.array([[23.0, np.nan, -9999.0], [33.0, -np.inf, -32.0]])
+    metadata = field(unit="dBZ", transform="dB", zerovalue=-32.0, threshold=-31.5)[2]
+    reading = imported((dbz, None, metadata), ZR_200)[1]
+    assert reading.counts.tolist() == [[100, 65535, 65535], [421, 0, 0]]
+    assert reading.rounding.discarded == 1
 
 
 def test_degrees_are_a_plate_carree(imported: Any) -> None:

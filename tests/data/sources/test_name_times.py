@@ -24,6 +24,10 @@ def time_of(name: str, *patterns: str) -> str | None:
         ("r_%Y%m%d%H%M%z.h5", "r_202401010000+0200.h5", "2023-12-31T22:00:00"),
         ("r_%Y%m%d%H%M%z.h5", "r_202401010000-0330.h5", "2024-01-01T03:30:00"),
         ("r_%Y%m%d%H%M%z.h5", "r_202401010000+05:45.h5", "2023-12-31T18:15:00"),
+        ("r_%Y%m%d%H%M%z.h5", "r_202401010000+02.h5", "2023-12-31T22:00:00"),
+        ("r_%Y%m%d%H%MUTC.h5", "r_202401010000UTC.h5", "2024-01-01T00:00:00"),
+        ("r_%Y%m%d%H%M-01.h5", "r_202401010000-01.h5", "2024-01-01T00:00:00"),
+        ("%Y%m%d%H%M_ESTofex*", "202401010000_ESTofex.h5", "2024-01-01T00:00:00"),
         ("r_%Y%m%dT%H%M%S%z.h5", "r_20240101T000500Z.h5", "2024-01-01T00:05:00"),
         ("AQC%y%j%H%M?_00005.801.gif", "AQC170311145F_00005.801.gif", "2017-01-31T11:45:00"),
         ("AQC%y%j%H%M?_00005.801.gif", "AQC1703111500_00005.801.gif", "2017-01-31T11:50:00"),
@@ -71,6 +75,9 @@ def test_names_give_times(pattern: str, name: str, time: str | None) -> None:
         ("%Y%m%d%H%M%", "ends in %"),
         ("%Y%m%d%H%M+0200.h5", "a zone stands in it as text; write %z"),
         ("%Y%m%d%H%M%S_-03:30", "a zone stands in it as text"),
+        ("%Y%m%d%H%M+02.nc", "a zone stands in it as text"),
+        ("%Y%m%d%H%M_CEST.nc", "files with times of a named zone have to be renamed"),
+        ("%Y%m%d%H%MEST.nc", "a zone stands in it as text"),
     ],
 )
 def test_patterns_that_are_not_clear_are_refused(pattern: str, message: str) -> None:
@@ -96,6 +103,8 @@ def test_several_patterns_take_what_fits_and_agree() -> None:
         ("r_%Y%m%d%H%M*.h5", "r_202401010000+0200.h5", r"\+0200, .* leaves to a wildcard; expected %z"),
         ("r_%Y%m%dT%H%M*", "r_20240101T0000_-05:00.h5", "-05:00, .* leaves to a wildcard"),
         ("r_%Y%m%dT%H%M?????.h5", "r_20240101T0000+0545.h5", r"\+0545, .* leaves to a wildcard"),
+        ("r_%Y%m%d%H%M*", "r_202401010000+01.h5", r"\+01, .* leaves to a wildcard"),
+        ("r_%Y%m%d%H%M*", "r_202401010000_JST.h5", "JST, .* leaves to a wildcard.* have to be renamed"),
         ("*%Y%m%d%H%M*", "202401010000_202401010005.h5", "several times .*2024-01-01T00:00:00Z, 2024-01-01T00:05:00Z"),
     ],
 )
