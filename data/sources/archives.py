@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
-from typing import Final
+from typing import BinaryIO, Final
 
 from ..errors import DataError
+from .places.buckets import StoredObject
 from .places.formats import TAR, ZIP, format_of_file
 
 TAR_ENDING: Final = ".tar"
@@ -77,6 +78,16 @@ def read_member(path: Path, member: Member, limit_bytes: int) -> bytes:
     return data
 
 
+def read_stored_member(stored: StoredObject, member: Member, limit_bytes: int) -> bytes:
+    """Read the bytes of a member of a tar in a store; raises DataError for more than the limit."""
+    if member.num_bytes > limit_bytes:
+        raise DataError(
+            f"{stored}, member {member.name} declares {member.num_bytes:,} bytes; expected one frame of at most "
+            f"{limit_bytes:,}: copy the tar and take it out"
+        )
+    return stored.store.read(stored.name, member.offset, member.offset + member.num_bytes)
+
+
 @contextmanager
 def _named(name: str) -> Iterator[None]:
     """Turn what tarfile and zipfile raise for a damaged archive into a DataError that names it."""
@@ -96,43 +107,50 @@ def _is_tar(path: Path) -> bool:
     return path.name.lower().endswith(TAR_ENDING)
 
 
-def _tar_members(path: Path) -> Iterator[Member]:
-    with tarfile.open(path, "r:") as tar:
+def list_tar(name: str, file: BinaryIO) -> Iterator[Member]:
+    """List the plain files of a tar that is open, wherever it lies; for the errors see `list_members`."""
+    with _named(name), tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
-            _check_name(path, info.name)
+            _check_name(name, info.name)
             if info.isdir():
                 continue
-            _check_plain(path, info.name, info.isreg() and not info.issparse())
+            _check_plain(name, info.name, info.isreg() and not info.issparse())
             yield Member(name=info.name, offset=info.offset_data, num_bytes=info.size)
 
-        _check_end(path, tar.offset)
+        _check_end(name, file, tar.offset)
 
 
-def _check_end(path: Path, at: int) -> None:
+def _tar_members(path: Path) -> Iterator[Member]:
+    with path.open("rb") as file:
+        yield from list_tar(str(path), file)
+
+
+def _check_end(name: str, file: BinaryIO, at: int) -> None:
     """Demand an end mark and zeros to the end: tarfile stops without a word at a damaged header or a second tar."""
     num_zeros = 0
-    with path.open("rb") as file:
-        file.seek(at)
-        while piece := file.read(END_BYTES):
-            if piece.strip(b"\0"):
-                raise DataError(
-                    f"{path}: what follows byte {at} is neither a member nor the end, and frames may lie there: "
-                    "it is damaged, or several tars were joined; fetch it again, or pack each tar as a file of its own"
-                )
-            num_zeros += len(piece)
+    file.seek(at)
+    while piece := file.read(END_BYTES):
+        if piece.strip(b"\0"):
+            raise DataError(
+                f"{name}: what follows byte {at} is neither a member nor the end, and frames may lie there: "
+                "it is damaged, or several tars were joined; fetch it again, or pack each tar as a file of its own"
+            )
+        num_zeros += len(piece)
 
     if num_zeros < tarfile.BLOCKSIZE:
-        raise DataError(f"{path} was cut: its end mark is missing; fetch it again")
+        raise DataError(f"{name} was cut: its end mark is missing; fetch it again")
 
 
 def _zip_members(path: Path) -> Iterator[Member]:
     for info in _zip_at(path).infolist():
         # zipfile cuts a name at a NUL; the written one is judged.
-        _check_name(path, info.orig_filename)
+        _check_name(str(path), info.orig_filename)
         if info.is_dir():
             continue
         is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG) and not info.flag_bits & ZIP_ENCRYPTED
-        _check_plain(path, info.filename, is_file and info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+        _check_plain(
+            str(path), info.filename, is_file and info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        )
         yield Member(name=info.filename, offset=info.header_offset, num_bytes=info.file_size)
 
 
@@ -165,19 +183,19 @@ def _open_zip(path: Path, _state: tuple[int, ...]) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _check_name(path: Path, name: str) -> None:
+def _check_name(archive: str, name: str) -> None:
     # Windows' rules know both kinds of slashes, and drives.
     parts = PureWindowsPath(name)
     if not name.isprintable() or parts.anchor or ".." in parts.parts:
         raise DataError(
-            f"{path} holds a member named {name!r:.200}; expected relative names that stay inside: "
+            f"{archive} holds a member named {name!r:.200}; expected relative names that stay inside: "
             "nothing of this archive is read"
         )
 
 
-def _check_plain(path: Path, name: str, is_plain: bool) -> None:
+def _check_plain(archive: str, name: str, is_plain: bool) -> None:
     if not is_plain:
         raise DataError(
-            f"{path}, member {name!r:.200} is a link, a device, sparse, encrypted or of another compression than "
+            f"{archive}, member {name!r:.200} is a link, a device, sparse, encrypted or of another compression than "
             "deflate; expected plain files only: nothing of this archive is read"
         )

@@ -7,13 +7,13 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final, NoReturn
 
 from ..credentials import redact
 from ..errors import DataError
-from .archives import Member, list_members, read_member
+from .archives import TAR_ENDING, Member, list_members, list_tar, read_member, read_stored_member
 from .places.buckets import Bucket, StoredObject
 
 ARCHIVE_ENDINGS: Final = (".tar", ".zip")
@@ -49,16 +49,14 @@ class RadarFile:
 
     def __str__(self) -> str:
         """Name the file as messages do."""
-        if self.stored is not None:
-            return str(self.stored)
-        return str(self.path) if self.member is None else f"{self.path}, member {self.member.name}"
+        where = str(self.stored or self.path)
+        return where if self.member is None else f"{where}, member {self.member.name}"
 
     @property
     def key(self) -> tuple[Path | str, int]:
         """What is equal for the same bytes, however they are reached."""
-        if self.stored is not None:
-            return str(self.stored), -1
-        return self.path.resolve(), -1 if self.member is None else self.member.offset
+        where = str(self.stored) if self.stored is not None else self.path.resolve()
+        return where, -1 if self.member is None else self.member.offset
 
     def content(self, limit_bytes: int) -> Path | bytes:
         """Give what h5py opens to read a header: the file where it lies, or all bytes where it is no file."""
@@ -77,6 +75,8 @@ class RadarFile:
 
     def read(self, limit_bytes: int) -> bytes:
         """Read all of it; raises DataError for what cannot be read or is longer than the limit, before it is held."""
+        if self.stored is not None and self.member is not None:
+            return read_stored_member(self.stored, self.member, limit_bytes)
         if self.stored is not None:
             return self.stored.read(limit_bytes)
         if self.member is not None:
@@ -195,23 +195,31 @@ def files_of(path: Place, endings: Sequence[str]) -> Iterator[Path]:
 
 
 def _objects_of(bucket: Bucket, endings: tuple[str, ...], unreadable: tuple[str, ...]) -> Iterator[RadarFile]:
-    """List a bucket's radar files; one that the pattern names to its last character stands for itself."""
+    """List a bucket's radar files, of tars too; one that the pattern names to its last character stands for itself."""
     for stored in bucket.objects():
         radar_file = RadarFile(path=Path(stored.name), stored=stored)
         name = radar_file.name.lower()
-        is_named = stored.name == bucket.pattern
-        if name.endswith(unreadable):
+        if name.endswith(TAR_ENDING):
+            with stored.open() as file:
+                inside = (replace(radar_file, member=member) for member in list_tar(str(stored), file))
+                yield from _wanted(inside, endings, unreadable)
+        elif name.endswith(unreadable):
             raise DataError(
                 f"{radar_file} is an archive or compressed, and is not read where it lies in a store; expected single "
-                "files: copy it into a folder first, or name the other objects by a pattern"
+                "files or tars: copy it into a folder first, or name the other objects by a pattern"
             )
-        if is_named or (name.endswith(endings) and not name.startswith(COMPANION_PREFIX)):
+        elif stored.name == bucket.pattern or (name.endswith(endings) and not name.startswith(COMPANION_PREFIX)):
             yield radar_file
 
 
 def _members_of(path: Path, endings: tuple[str, ...], unreadable: tuple[str, ...]) -> Iterator[RadarFile]:
-    for member in list_members(path):
-        radar_file = RadarFile(path=path, member=member)
+    inside = (RadarFile(path=path, member=member) for member in list_members(path))
+    yield from _wanted(inside, endings, unreadable)
+
+
+def _wanted(members: Iterable[RadarFile], endings: tuple[str, ...], unreadable: tuple[str, ...]) -> Iterator[RadarFile]:
+    """Choose the radar files among an archive's members."""
+    for radar_file in members:
         name = radar_file.name.lower()
         if name.startswith(COMPANION_PREFIX):
             continue

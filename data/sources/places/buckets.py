@@ -4,11 +4,12 @@ A pattern is a key with wildcards (* and ? inside a folder, ** across folders) a
 %m, %d, %j) and of the time (%H, %M, %S). What of it is fixed for a day limits what is listed, day by day.
 """
 
+import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 from ...errors import ConfigError
 from ...sequences import TimeSpan
@@ -17,6 +18,8 @@ DAY_CODES: Final = ("%Y", "%y", "%m", "%d", "%j")
 TIME_CODES: Final = ("%H", "%M", "%S")
 WILDCARDS: Final = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
 TOKEN: Final = re.compile(r"\*\*|%.|.", re.DOTALL)
+HEADER_BYTES: Final = 2**14
+"""What is read of a tar at a time while its members are listed: a header, and the short files after it."""
 MAX_DAYS: Final = 36_525
 """Longest span of days that is listed one by one: a century."""
 
@@ -34,6 +37,9 @@ class ObjectStore(Protocol):
     def read_object(self, name: str, limit_bytes: int) -> bytes:
         """Read all of an object; nothing is held of one that is longer than the limit."""
 
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Read bytes start to stop - 1 of an object, or to the end."""
+
 
 @dataclass(frozen=True)
 class StoredObject:
@@ -50,6 +56,42 @@ class StoredObject:
     def read(self, limit_bytes: int) -> bytes:
         """Read all of it; raises DataError for one that is longer than the limit, before it is held."""
         return self.store.read_object(self.name, limit_bytes)
+
+    def open(self) -> BinaryIO:
+        """Open it to read here and there, as the headers of a tar are read."""
+        return io.BufferedReader(_ObjectFile(self), HEADER_BYTES)
+
+
+class _ObjectFile(io.RawIOBase):
+    """An object as a file, of which every read is a request."""
+
+    def __init__(self, stored: StoredObject) -> None:
+        self._stored = stored
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Say that it is."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say that it is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte."""
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._stored.num_bytes}
+        self._at = starts[whence] + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Read as much as there is room for."""
+        stop = min(self._at + len(buffer), self._stored.num_bytes)
+        if stop <= self._at:
+            return 0
+        data = self._stored.store.read(self._stored.name, self._at, stop)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 @dataclass(frozen=True, kw_only=True)

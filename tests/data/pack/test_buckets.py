@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import tarfile
 import threading
 import time
 from collections.abc import Mapping
@@ -57,7 +58,7 @@ class Folder:
     objects_of: Mapping[str, bytes]
     url: str = "s3://bucket"
     listed: list[str] = field(default_factory=list)
-    read: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     in_flight: int = 0
     most: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -68,7 +69,7 @@ class Folder:
 
     def read_object(self, name: str, limit_bytes: int) -> bytes:
         with self.lock:
-            self.read.append(name)
+            self.asked.append(name)
             self.in_flight += 1
             self.most = max(self.most, self.in_flight)
         data = self.objects_of[name]
@@ -78,6 +79,10 @@ class Folder:
         with self.lock:
             self.in_flight -= 1
         return data
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        self.asked.append(name)
+        return self.objects_of[name][start:stop]
 
 
 def bucket_of(folder: Folder, pattern: str, span: TimeSpan | None = None) -> Bucket:
@@ -195,7 +200,7 @@ def test_a_bucket_packs_to_the_bytes_of_its_files(tmp_path: Path) -> None:
     pack([tmp_path / "in"], tmp_path / "local", OPTIONS, source=OdimSource())
     assert digests(tmp_path / "remote") == digests(tmp_path / "local")
     # One look at the product, one survey a frame, one reading a packed frame (sequences overlap).
-    assert len(folder.read) == 1 + 12 + 16
+    assert len(folder.asked) == 1 + 12 + 16
     assert 1 < folder.most <= OBJECTS_AT_ONCE
 
 
@@ -228,7 +233,7 @@ def test_a_damaged_object_ends_the_survey_where_it_lies(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"s3://bucket/{damaged} cannot be read as an ODIM_H5 composite"):
         survey([place], OPTIONS, OdimSource())
     # Those that were asked for meanwhile, and no more.
-    assert len(folder.read) <= 1 + 12 + OBJECTS_AT_ONCE
+    assert len(folder.asked) <= 1 + 12 + OBJECTS_AT_ONCE
     job = survey([place], replace(OPTIONS, max_bad=1), OdimSource())
     assert len(job.supplies[0].refs) == 29
 
@@ -294,7 +299,7 @@ def test_importers_read_objects_one_by_one(tmp_path: Path) -> None:
     pack([bucket_of(folder, "%Y/%m/%d/", span)], tmp_path / "remote", OPTIONS, source=source)
     pack([tmp_path / "in"], tmp_path / "local", OPTIONS, source=source)
     assert digests(tmp_path / "remote") == digests(tmp_path / "local")
-    assert "2020/01/01/OPERA/COMP/README" not in folder.read
+    assert "2020/01/01/OPERA/COMP/README" not in folder.asked
 
 
 def test_files_that_xarray_opens_are_read_one_by_one(tmp_path: Path) -> None:
@@ -318,7 +323,7 @@ def test_files_that_xarray_opens_are_read_one_by_one(tmp_path: Path) -> None:
     pack([bucket_of(folder, "%Y/*.tif*", span)], tmp_path / "remote", OPTIONS, source=source)
     pack([tmp_path / "in"], tmp_path / "local", OPTIONS, source=source)
     assert digests(tmp_path / "remote") == digests(tmp_path / "local")
-    assert set(folder.read) == set(objects)
+    assert set(folder.asked) == set(objects)
 
     cut = gzip.compress(bytes(9000))[:20]
     with pytest.raises(DataError, match=r"^s3://bucket/rain_202001010000\.tif\.gz cannot be decompressed"):
@@ -328,7 +333,29 @@ def test_files_that_xarray_opens_are_read_one_by_one(tmp_path: Path) -> None:
         survey([damaged], OPTIONS, source)
 
 
-@pytest.mark.parametrize("name", ["day.tar", "day.zip", "day.tar.gz", "a.h5.bz2"])
+@pytest.mark.parametrize("kind", ["tar", "gnu.tar"])
+def test_tars_in_a_bucket_are_read_member_by_member(tmp_path: Path, kind: str) -> None:
+    files = write_series(tmp_path / "in", range(12))
+    objects = {}
+    for number, part in enumerate((files[:5], files[5:])):
+        path = tmp_path / f"day{number}.tar"
+        with tarfile.open(path, "w", format=tarfile.GNU_FORMAT if kind == "gnu.tar" else tarfile.PAX_FORMAT) as tar:
+            for file in part:
+                # Long names: extended headers.
+                tar.add(file, arcname=f"{'x' * 90}/{'y' * 90}/{file.name}")
+            tar.addfile(tarfile.TarInfo("README"))
+        objects[f"knmi/{path.name}"] = path.read_bytes()
+    folder = Folder(objects)
+    pack([bucket_of(folder, "knmi/")], tmp_path / "remote", OPTIONS, source=KnmiSource())
+    pack([tmp_path / "in"], tmp_path / "local", OPTIONS, source=KnmiSource())
+    assert digests(tmp_path / "remote") == digests(tmp_path / "local")
+
+    cut = {"knmi/day0.tar": objects["knmi/day0.tar"][:-14_000]}
+    with pytest.raises(DataError, match=r"s3://bucket/knmi/day0\.tar"):
+        KnmiSource().scan([bucket_of(Folder(cut), "knmi/")])
+
+
+@pytest.mark.parametrize("name", ["day.zip", "day.tar.gz", "a.h5.bz2"])
 def test_archives_in_a_bucket_are_refused(name: str) -> None:
     with pytest.raises(DataError, match=f"s3://bucket/a/{name} is an archive or compressed.*copy it into a folder"):
         names_of(Folder({f"a/{name}": b""}), "a/")
@@ -377,6 +404,18 @@ def test_knmi_files_are_read_from_a_flat_bucket(s3: S3, tmp_path: Path) -> None:
     job = survey([place_of(pattern, span)], PackOptions(window=2), KnmiSource())
     assert [Path(str(ref)).name for ref in job.supplies[0].refs] == [file.name for file in files[2:]]
     assert not any("201912" in line for line, _, _ in s3.log() if "RAD_NL25" in line.partition("?")[0])
+
+
+def test_tars_are_read_from_a_faulty_bucket(s3: S3, tmp_path: Path) -> None:  # noqa: F811
+    files = write_series(tmp_path / "in", range(10))
+    with tarfile.open(tmp_path / "day.tar", "w") as tar:
+        for file in files:
+            tar.add(file, arcname=file.name)
+    upload(s3, {"knmi/day.tar": (tmp_path / "day.tar").read_bytes()})
+    pack([tmp_path / "in"], tmp_path / "local", OPTIONS, source=KnmiSource())
+    s3.inject([rule for rule in fault_rules(0.1, 100, 400) if rule["do"] != "corrupt"])
+    pack([place_of(f"{s3.url}/knmi")], tmp_path / "remote", OPTIONS, source=KnmiSource())
+    assert digests(tmp_path / "remote") == digests(tmp_path / "local")
 
 
 def test_damage_on_the_way_is_read_again_and_damage_in_the_store_is_not(s3: S3) -> None:  # noqa: F811
