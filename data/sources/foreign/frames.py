@@ -92,6 +92,18 @@ class Layer:
         """How many frames it holds."""
         return 1 if self.time_name is None else self.dataset.sizes[self.time_name]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was read into it that it does not state: missing pixels where the fill value stands for no rain."""
+        fill = self.variable.encoding.get("_FillValue")
+        scale, offset = (self.variable.encoding.get(name) for name in ("scale_factor", "add_offset"))
+        # An array of Zarr has a fill value whether its writer chose one or not, and it is 0 by default.
+        if fill is None or np.size(fill) != 1 or self.quantity.kind == "reflectivity":
+            return ()
+        if float(fill) * (1.0 if scale is None else scale) + (0.0 if offset is None else offset) != 0:
+            return ()
+        return (f"{self.wanted.variable}: its fill value stands for 0, so that pixels of 0 are missing and not dry",)
+
     def times_s(self) -> npt.NDArray[np.int64] | None:
         """Read when the frames end, epoch seconds UTC (frames,); None where the data set does not say."""
         if self.peculiar.end_time_s is not None:

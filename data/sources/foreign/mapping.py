@@ -200,7 +200,7 @@ def _crs(mapping: Mapping[str, Any]) -> pyproj.CRS:
     """Read the projection of a grid mapping: well-known text, or the words of CF."""
     text = next((str(mapping[name]) for name in ("crs_wkt", "spatial_ref", "esri_pe_string") if name in mapping), "")
     if WKT_FILES.search(text):
-        raise DataError(f"its projection {shown(text)} names a file of shifts; expected one that needs no files")
+        raise DataError(f"its projection {shown(text)} names a file of shifts; expected one that needs none")
     try:
         if text:
             return pyproj.CRS.from_wkt(text)

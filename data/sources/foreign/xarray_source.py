@@ -128,14 +128,15 @@ class XarraySource(JsonRecord):
         if isinstance(ref.place, ZarrFrames):
             with explaining(str(ref), "zarr"):
                 header, sha256 = self._header(ref.place.layer, ref), ref.place.listed_digest(ref.index)
-            return Surveyed(header=header, num_bytes=ref.place.num_bytes(), sha256=sha256)
+            notes = ref.place.layer.notes
+            return Surveyed(header=header, num_bytes=ref.place.num_bytes(), sha256=sha256, notes=notes)
 
         with at_hand(ref.place) as file:
             with self._layer(ref.place, file) as layer:
                 header = self._header(layer, ref)
                 _counts(layer, ref, Crop(row0=0, row1=header.grid.rows, col0=0, col1=header.grid.cols))
-                num_bytes = file.num_bytes // layer.num_frames
-            return Surveyed(header=header, num_bytes=num_bytes, sha256=file.sha256())
+                num_bytes, notes = file.num_bytes // layer.num_frames, layer.notes
+            return Surveyed(header=header, num_bytes=num_bytes, sha256=file.sha256(), notes=notes)
 
     def read(self, ref: FrameRef, crop: Crop) -> Reading:
         """Read a frame, and give a part of it as counts."""

@@ -9,11 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
-from rainspark.data.errors import ConfigError, DataError
+from rainspark.data.errors import ConfigError, DamagedError, DataError
 from rainspark.data.frames import Crop
 from rainspark.data.pack.__main__ import main
 from rainspark.data.shards.contact_sheet import read_frame
 from rainspark.data.shards.index import load_index
+from rainspark.data.sources.foreign.keys import Folder
 from rainspark.data.sources.foreign.xarray_source import XarraySource
 from rainspark.data.sources.source import Header, Reading
 from rainspark.data.store.storage import open_storage
@@ -151,6 +152,24 @@ def moved(name: str, values: Any, **attributes: Any) -> Callable[[Any], Any]:
     return change
 
 
+def mapped(**attributes: str) -> Callable[[Any], Any]:
+    """Change the grid mapping."""
+
+    def change(dataset: Any) -> Any:
+        dataset["crs"].attrs.update(attributes)
+        return dataset
+
+    return change
+
+
+def uneven_bounds(dataset: Any) -> Any:
+    """Let the frames have periods of 5 and of 10 minutes."""
+    starts = dataset.time.values - np.array([5, 10]) * np.timedelta64(60, "s")
+    dataset["time_bnds"] = (("time", "nv"), np.stack([starts, dataset.time.values], axis=1))
+    dataset.time.attrs["bounds"] = "time_bnds"
+    return dataset
+
+
 X = 1000.0 * (10.5 + np.arange(COLS))
 Y = 1000.0 * (-20.5 - np.arange(ROWS))[::-1]
 
@@ -172,6 +191,17 @@ Y = 1000.0 * (-20.5 - np.arange(ROWS))[::-1]
         (moved("y", Y * 1.5), {}, "pixels of 1 by 1.5 km; expected square ones"),
         (moved("x", X, units="mile"), {}, "x is in mile; expected m, km or degrees"),
         (lambda dataset: dataset.drop_vars("crs"), {}, "its projection cannot be read from no grid_mapping"),
+        (mapped(crs_wkt="PROJCRS[", spatial_ref="PROJCRS["), {}, "its projection cannot be read from PROJCRS"),
+        (mapped(crs_wkt='X["PROJ4_GRIDS","/etc/x.gsb"]'), {}, "names a file of shifts; expected one that needs none"),
+        (mapped(grid_mapping_name="rotated_latitude_longitude"), {}, "x is in degrees of a rotated pole"),
+        (mapped(GeoTransform="10000 1001 0 -20000 0 -1000"), {}, "GeoTransform states pixels of 1001 by -1000"),
+        (mapped(GeoTransform="10000 1000 5 -20000 0 -1000"), {}, "skewed by 5, 0.* expected the same, and no skew"),
+        (uneven_bounds, {}, r"the bounds of its times are 300, 600 s apart; expected one period"),
+        (
+            lambda dataset: dataset.convert_calendar("noleap"),
+            {},
+            "time is object; expected times of the usual calendar",
+        ),
         (lambda dataset: dataset.drop_vars("x"), {}, "has a coordinate along x; expected one with the standard_name"),
         (
             lambda dataset: dataset.isel(time=0).drop_vars("time"),
@@ -240,6 +270,26 @@ def test_fill_values_and_codes(tmp_path: Path) -> None:
     assert counts[0, :2].tolist() == [65535] * 2
     assert counts[1, :3].tolist() == [65535] * 3
     assert counts[2, 4] == 65535
+
+
+def test_a_fill_value_of_no_rain_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = dataset_of(PLAIN, 2)
+    dataset[PLAIN.variable] = dataset[PLAIN.variable].fillna(0).assign_attrs(dataset[PLAIN.variable].attrs)
+    dataset.to_zarr(tmp_path / "in.zarr", zarr_format=2, encoding={PLAIN.variable: {"_FillValue": 0.0}})
+    command = ["xarray", str(tmp_path / "in.zarr"), "--variable", PLAIN.variable, "--window", "2"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "rainfall_flux: its fill value stands for 0, so that pixels of 0 are missing and not dry" in (
+        capsys.readouterr().err
+    )
+
+
+def test_netcdf_of_version_3_reads_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("netCDF4", reason="netCDF4 is not installed")
+    write_netcdf(tmp_path / "in.nc", PLAIN, 2)
+    dataset_of(PLAIN, 2).to_netcdf(tmp_path / "old.nc", format="NETCDF3_64BIT", engine="netcdf4")
+    new, old = read(tmp_path / "in.nc"), read(tmp_path / "old.nc")
+    assert old[0] == new[0]
+    np.testing.assert_array_equal(old[1].counts, new[1].counts)
 
 
 def test_bounds_tell_period_and_end(tmp_path: Path) -> None:
@@ -382,6 +432,22 @@ def test_files_of_strangers_lead_nowhere(tmp_path: Path) -> None:
         (tmp_path / "in.zarr" / name).write_text(text.replace('"filters": null', '"filters": [{"id": "pickle"}]'))
     with pytest.raises(DataError, match=r"in\.zarr.*names the codec 'pickle'; expected one that only computes"):
         read(tmp_path / "in.zarr")
+
+
+def test_keys_of_a_store_lead_out_of_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"1")
+    (tmp_path / "in.zarr").mkdir()
+    (tmp_path / "in.zarr" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "in.zarr" / "chunk").write_bytes(bytes(100))
+    folder = Folder(tmp_path / "in.zarr")
+    for name in ("../secret", "/etc/passwd", "link", "a/../../secret"):
+        with pytest.raises(DataError, match="leads out of the folder; expected one inside"):
+            folder.read_whole(name, 100)
+    with pytest.raises(DataError, match="chunk has more than 99 bytes; expected a chunk"):
+        folder.read_whole("chunk", 99)
+    with pytest.raises(DamagedError, match="nothing is not there"):
+        folder.read_whole("nothing", 99)
+    assert folder.read_whole("chunk", 100)[1] == folder.version("chunk")
 
 
 def test_damaged_files_and_stores_are_named(tmp_path: Path) -> None:
