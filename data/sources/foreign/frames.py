@@ -1,15 +1,19 @@
 """Read a frame of a variable that xarray opened: what it is, where and when, and its pixels in mm/h, north up."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from ...counts import NO_ROUNDING, Rounding, requantise
 from ...errors import DataError
+from ...frames import Crop
 from ...json_checks import shown
-from ..hdf5 import MAX_PIXELS, ChoiceError
+from ..hdf5 import MAX_PIXELS, STRIP_PIXELS, ChoiceError
 from .mapping import Placed, place
 from .peculiar import Peculiar, peculiar_of
 from .quantity import Quantity, quantity_of
@@ -113,29 +117,60 @@ class Layer:
             raise DataError(f"it holds {self.num_frames} frames and {len(times_s)} times; expected as many")
         return times_s
 
-    def rain_mmh(self, index: int) -> npt.NDArray[np.float64]:
-        """Read a frame, mm/h (rows, cols), north up, NaN where nothing was measured."""
-        raw_hw = self._values(self.variable, index)
+    def counts(self, index: int, crop: Crop) -> tuple[npt.NDArray[np.uint16], Rounding]:
+        """Read a part of a frame as counts of 0.01 mm/h, north up.
+
+        Raises:
+            DataError: The part reaches outside the frame, or too many of its pixels are no rain rate.
+        """
+        grid = self.placed.grid
+        crop.check_inside(grid.rows, grid.cols)
+        raw_hw = self._values(self.variable, index, crop)
+        masks_hw = [self._values(self.dataset[name], index, crop) for name in self.peculiar.masks]
+
+        # A strip at a time: whole frames of some services have gigabytes of 64-bit floats.
+        counts_hw = np.empty(raw_hw.shape, np.uint16)
+        rounding = NO_ROUNDING
+        height = max(1, STRIP_PIXELS // crop.cols)
+        for first in range(0, crop.rows, height):
+            strip = slice(first, first + height)
+            rain_mmh_hw = self._rain_mmh(
+                np.asarray(raw_hw[strip], np.float64), [mask_hw[strip] for mask_hw in masks_hw]
+            )
+            counts, rounding = requantise(
+                rain_mmh_hw.ravel(),
+                partial(_pixel, crop.row0 + first, crop.col0, crop.cols),
+                frame_pixels=grid.rows * grid.cols,
+                before=rounding,
+            )
+            counts_hw[strip] = counts.reshape(rain_mmh_hw.shape)
+        return counts_hw, rounding
+
+    def _values(self, variable: "xr.DataArray", index: int, crop: Crop) -> npt.NDArray[Any]:
+        """Read the numbers of a part of a frame (rows, cols), north up, as the file or its decoding holds them."""
+        rows = slice(crop.row0, crop.row1)
+        if self.placed.is_south_up:
+            rows = slice(self.placed.grid.rows - crop.row1, self.placed.grid.rows - crop.row0)
+        picks: dict[Any, int | slice] = dict.fromkeys(variable.dims, 0)
+        picks |= {self.placed.y_name: rows, self.placed.x_name: slice(crop.col0, crop.col1)}
+        if self.time_name in picks:
+            picks[self.time_name] = index
+        values: npt.NDArray[Any] = variable.isel(picks).transpose(self.placed.y_name, self.placed.x_name).values
+        return values[::-1] if self.placed.is_south_up else values
+
+    def _rain_mmh(self, raw_hw: npt.NDArray[np.float64], masks_hw: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """Turn numbers into mm/h, NaN where nothing was measured."""
         peculiar = self.peculiar
         missing_hw = np.isnan(raw_hw) | np.isin(raw_hw, (*peculiar.missing, *self.wanted.missing))
-        for name in peculiar.masks:
-            missing_hw |= self._values(self.dataset[name], index).astype(bool)
+        for mask_hw in masks_hw:
+            missing_hw |= mask_hw.astype(bool)
 
         gain, offset = self.wanted.scale or (peculiar.gain, peculiar.offset)
-        numbers_hw = (raw_hw * gain + offset) * self.quantity.factor
-        rain_hw = self._rain(numbers_hw)
+        rain_hw = self._rain((raw_hw * gain + offset) * self.quantity.factor)
         if peculiar.dry is not None:
             rain_hw[raw_hw == peculiar.dry] = 0.0
         rain_hw[missing_hw] = np.nan
-        return rain_hw[::-1] if self.placed.is_south_up else rain_hw
-
-    def _values(self, variable: "xr.DataArray", index: int) -> npt.NDArray[np.float64]:
-        """Read the numbers of one frame (rows, cols), in the order of the file."""
-        one = {name: 0 for name in variable.dims if name not in (self.placed.y_name, self.placed.x_name)}
-        if self.time_name in one:
-            one[self.time_name] = index
-        picked = variable.isel(one).transpose(self.placed.y_name, self.placed.x_name)
-        return np.asarray(picked.values, np.float64)
+        return rain_hw
 
     def _rain(self, numbers_hw: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Turn rates, amounts or reflectivities into mm/h."""
@@ -146,6 +181,11 @@ class Layer:
             assert self.period_s
             return numbers_hw * (HOUR_S / self.period_s)
         return numbers_hw
+
+
+def _pixel(row0: int, col0: int, cols: int, at: int) -> tuple[int, int]:
+    """Give the row and column of the n-th pixel of a part of a frame."""
+    return row0 + at // cols, col0 + at % cols
 
 
 def rain_of_dbz(zr: "ZR", dbz_hw: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...counts import QUANTUM_MMH, Rounding, requantise
+from ...counts import QUANTUM_MMH
 from ...errors import ConfigError, DataError
 from ...frames import Crop, iso_time
 from ...json_checks import JsonRecord
@@ -134,7 +134,7 @@ class XarraySource(JsonRecord):
         with at_hand(ref.place) as file:
             with self._layer(ref.place, file) as layer:
                 header = self._header(layer, ref)
-                _counts(layer, ref, Crop(row0=0, row1=header.grid.rows, col0=0, col1=header.grid.cols))
+                layer.counts(ref.index, Crop(row0=0, row1=header.grid.rows, col0=0, col1=header.grid.cols))
                 num_bytes, notes = file.num_bytes // layer.num_frames, layer.notes
             return Surveyed(header=header, num_bytes=num_bytes, sha256=file.sha256(), notes=notes)
 
@@ -144,11 +144,11 @@ class XarraySource(JsonRecord):
         # Digested after it was read: whoever wrote to it before that is found out.
         if isinstance(ref.place, ZarrFrames):
             with explaining(str(ref), "zarr"):
-                counts_hw, rounding = _counts(ref.place.layer, ref, crop)
+                counts_hw, rounding = ref.place.layer.counts(ref.index, crop)
                 return Reading(counts=counts_hw, sha256=ref.place.digest(ref.index), rounding=rounding)
         with at_hand(ref.place) as file:
             with self._layer(ref.place, file) as layer:
-                counts_hw, rounding = _counts(layer, ref, crop)
+                counts_hw, rounding = layer.counts(ref.index, crop)
             return Reading(counts=counts_hw, sha256=file.sha256(), rounding=rounding)
 
     @property
@@ -275,16 +275,3 @@ def _refs(place: RadarFile | ZarrFrames, times_s: npt.NDArray[np.int64] | None) 
         GriddedRef(place=place, index=index, end_time_s=int(time_s), is_only=len(times_s) == 1)
         for index, time_s in enumerate(times_s)
     ]
-
-
-def _counts(layer: Layer, ref: GriddedRef, crop: Crop) -> tuple[npt.NDArray[np.uint16], Rounding]:
-    """Read a part of a frame as counts."""
-    crop.check_inside(layer.placed.grid.rows, layer.placed.grid.cols)
-    rain_hw = layer.rain_mmh(ref.index)
-    part_hw = rain_hw[crop.row0 : crop.row1, crop.col0 : crop.col1]
-    counts, rounding = requantise(
-        part_hw.ravel(),
-        lambda at: (crop.row0 + at // crop.cols, crop.col0 + at % crop.cols),
-        frame_pixels=rain_hw.size,
-    )
-    return counts.reshape(part_hw.shape), rounding
