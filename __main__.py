@@ -75,6 +75,12 @@ def _forecast(argv: Sequence[str]) -> int:
     options = make_parser().parse_args(argv)
     # Looking for cycles among the objects that libraries make at import would take a quarter of its time.
     gc.disable()
+    if options.watch:
+        # It runs for months: cycles among objects are looked for again.
+        gc.enable()
+        from .trainer.watching.watch import watch
+
+        _end(lambda: watch(options, argv))
     from .trainer.forecasting.outputs import run
 
     _end(lambda: run(options, argv), at_once=True)

@@ -21,6 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (*ENTRY_SCRIPTS, "launch.doctor"),
     ("launch", "trainer.evaluation"),
     ("trainer.training",),
+    ("trainer.watching",),
     ("trainer.forecasting",),
     ("trainer.checkpoint",),
     ("trainer.record",),

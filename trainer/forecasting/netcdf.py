@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from ...data.errors import DataError
 from ...data.frames import Grid
 from ...data.store.storage import open_storage
 from .grid import grid_mapping, pixel_centres_m, to_degrees
@@ -101,6 +102,20 @@ def write_forecast(
     with h5py.File(buffer, "r+") as file:
         file[PYSTEPS_NAME] = file[RAIN_NAME]
     open_storage(path.parent).write(path.name, buffer.getvalue())
+
+
+def read_rain(path: Path) -> npt.NDArray[np.float32]:
+    """Read the rain of a forecast that `write_forecast` has written: mm/h, (leads, rows, cols), NaN where missing.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with h5netcdf.File(path, "r") as file:
+            rain_mmh_thw: npt.NDArray[np.float32] = file.variables[RAIN_NAME][...]
+            return rain_mmh_thw
+    except (OSError, KeyError) as error:
+        raise DataError(f"{path}: cannot be read as a forecast of ours: {error}") from error
 
 
 def _global_attributes(provenance: Provenance) -> dict[str, str]:

@@ -229,13 +229,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
         argv: The command line, for the file's history.
     """
     set_up_logging(0, logging.WARNING)
-    if options.out.exists() and not options.out.is_dir():
-        raise DataError(f"--out {options.out} is a file; expected a folder to write to: choose another name")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: this machine has no CUDA device that torch can use; leave the option out")
-    if "cog" in options.products:
-        require_rasterio()
-
+    check_options(options)
     # Settings have been checked: what fails from here on is the run, the radar files, or the disk.
     forecaster = load_forecaster(options.run, name=options.name, device=options.device)
     radars = radars_of(forecaster, source=options.source, reader=options.reader)
@@ -249,7 +243,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
                 _paths_of(radar, places) if several else places,
                 radar=radar,
                 area=options.crop,
-                allow_missing=options.allow_missing,
+                allow_missing=options.allow_missing or 0,
                 before_s=options.at,
             )
         except DataError as error:
@@ -260,7 +254,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
             continue
         written = write_outputs(
             forecast,
-            options.out / _folder_name(radar.name) if several else options.out,
+            options.out / folder_name(radar.name) if several else options.out,
             command=shlex.join(["rainspark", "forecast", *argv]),
             institution=options.institution,
             products=[name for name in options.products if name != "png" or not options.no_pictures],
@@ -276,6 +270,21 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
     for failure in failures:
         sys.stderr.write(printable(f"not forecast: {failure}\n"))
     return ExitCode.DONE
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be met on this machine.
+
+    Raises:
+        DataError: --out is a file.
+        ConfigError: A device or a package that is not there.
+    """
+    if options.out.exists() and not options.out.is_dir():
+        raise DataError(f"--out {options.out} is a file; expected a folder to write to: choose another name")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this machine has no CUDA device that torch can use; leave the option out")
+    if "cog" in options.products:
+        require_rasterio()
 
 
 def _span(before_s: int | None) -> TimeSpan:
@@ -300,7 +309,7 @@ def _paths_of(radar: Radar, paths: Sequence[Place]) -> list[Place]:
     return readable
 
 
-def _folder_name(source: str) -> str:
+def folder_name(source: str) -> str:
     """Turn a product's name into that of a folder."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", source).strip("_.") or "radar"
 

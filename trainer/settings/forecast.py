@@ -29,13 +29,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--reader", metavar="WORDS", help=reader_help)
     crop_help = "what is forecast: whole (all that the files hold), run (where the run learned), or rows and columns"
     parser.add_argument("--crop", type=_area, default="whole", metavar="AREA", help=crop_help)
-    missing_help = "frames that may be missing or damaged, and are bridged (0)"
-    parser.add_argument("--allow-missing", type=whole_number(0), default=0, metavar="N", help=missing_help)
+    missing_help = "frames that may be missing or damaged, and are bridged (0; with --watch 3)"
+    parser.add_argument("--allow-missing", type=whole_number(0), metavar="N", help=missing_help)
     products_help = f"what to write ({' '.join(PRODUCTS[:2])})"
     parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=PRODUCTS[:2], help=products_help)
     parser.add_argument("--name", help="the model's name in files and pictures (the run folder's name)")
     parser.add_argument("--institution", default="not stated", help="goes into the files (not stated)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the model runs (cpu)")
+    watch_help = "forecast every new cycle as its files come, until this process is ended; --out gets a folder a cycle"
+    parser.add_argument("--watch", action="store_true", help=watch_help)
+    poll_help = "with --watch: seconds between two looks at the files (5)"
+    parser.add_argument("--poll-s", type=whole_number(1), default=5, metavar="INT", help=poll_help)
+    keep_help = "with --watch: cycles that stay in --out (300)"
+    parser.add_argument("--keep", type=whole_number(1), default=300, metavar="INT", help=keep_help)
     parser.add_argument("--no-pictures", action="store_true", help="leave png out of the products")
     return parser
 

@@ -5,6 +5,7 @@ scores are the same for any number of processes, any batch size, and any order o
 """
 
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -133,6 +134,27 @@ class Rows:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **contents)
         open_storage(path.parent).write(path.name, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> "Rows":
+        """Read what `save` has written.
+
+        Raises:
+            ValueError: It is no such file.
+            OSError: It cannot be read.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as contents:
+                if int(contents["schema"]) != _SCHEMA:
+                    raise ValueError(f"{path}: schema {contents['schema']}; expected {_SCHEMA}")
+                settings = Settings(
+                    leads_min=tuple(contents["leads_min"].tolist()),
+                    thresholds_mmh=tuple(contents["thresholds_mmh"].tolist()),
+                    scales_px=tuple(contents["scales_px"].astype(int).tolist()),
+                )
+                return cls(settings=settings, **{name: contents[name] for name in (*ID_FIELDS, *FIELDS)})
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: not the scores of windows: {error}") from error
 
 
 ID_FIELDS: Final = ("issue_s", "name")
