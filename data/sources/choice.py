@@ -101,15 +101,15 @@ def source_of(arguments: argparse.Namespace, cadence_s: int) -> Source:
             licence=arguments.licence,
             time_patterns=tuple(arguments.time_pattern),
         )
-    given = [_argument(text) for text in arguments.argument]
-    names = [name for name, _ in given]
+    pairs = [_argument(text) for text in arguments.argument]
+    names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
         raise ConfigError(f"--argument {max(names, key=names.count)} is given twice; expected each once")
     return ImporterSource(
         importer=arguments.importer,
         time_patterns=tuple(arguments.time_pattern),
         # In one order, however they were given: the same arguments make the same archive.
-        arguments=dict(sorted(given)),
+        arguments=dict(sorted(pairs)),
         zr=zr,
         name=arguments.name,
         licence=arguments.licence,

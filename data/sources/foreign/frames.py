@@ -14,7 +14,7 @@ from ...errors import DataError
 from ...frames import Crop
 from ...json_checks import shown
 from ..hdf5 import MAX_PIXELS, STRIP_PIXELS, ChoiceError
-from .mapping import Placed, place
+from .mapping import Placed, locate
 from .peculiar import Peculiar, peculiar_of
 from .quantity import Quantity, quantity_of
 from .times import end_times_s, period_s, time_variable
@@ -220,7 +220,7 @@ def layer_of(dataset: "xr.Dataset", wanted: Wanted, path: Path | None, engine: s
     peculiar = peculiar_of(dataset, variable, path, engine)
     quantity = quantity_of(peculiar.attributes, wanted.units)
     _check_zr(quantity, wanted)
-    placed = place(dataset, variable)
+    placed = locate(dataset, variable)
     time_name = _time_dimension(dataset, variable, placed)
     if placed.grid.rows * placed.grid.cols > MAX_PIXELS:
         raise DataError(f"its frames have {placed.grid.rows} x {placed.grid.cols} pixels; expected up to {MAX_PIXELS}")

@@ -76,13 +76,13 @@ def parameters_of(importer: Callable[..., Any]) -> dict[str, Parameter]:
     }
 
 
-def check_arguments(name: str, importer: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Give all arguments that an importer is called with: those given, typed, and the values that leave data alone.
+def check_arguments(name: str, importer: Callable[..., Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Give all arguments that an importer is called with: those stated, typed, and the values that leave data alone.
 
     Args:
         name: The importer's name.
         importer: The importer.
-        given: Arguments by name, as texts or as values of their types.
+        stated: Arguments by name, as texts or as values of their types.
 
     Raises:
         ConfigError: A name that the importer does not take, with those that it does; a value of another type or not
@@ -90,19 +90,19 @@ def check_arguments(name: str, importer: Callable[..., Any], given: Mapping[str,
     """
     parameters = parameters_of(importer)
     listed = ", ".join(map(str, parameters.values())) or "none"
-    for argument in given:
+    for argument in stated:
         if argument not in parameters:
             why = f" ({NOT_PASSED[argument]})" if argument in NOT_PASSED else ""
             raise ConfigError(f"--argument {argument}: not one of {name}{why}; expected one of: {listed}")
 
     missing = [parameter.name for parameter in parameters.values() if parameter.is_required]
-    missing = [argument for argument in missing if argument not in given]
+    missing = [argument for argument in missing if argument not in stated]
     if missing:
         options = " ".join(f"--argument {argument}=..." for argument in missing)
         raise ConfigError(f"{name} needs {options}; it takes: {listed}")
 
     fixed = {argument: value for argument, value in FIXED.items() if argument in parameters}
-    return fixed | {argument: _typed(parameters[argument], value) for argument, value in given.items()}
+    return fixed | {argument: _typed(parameters[argument], value) for argument, value in stated.items()}
 
 
 def effective(importer: Callable[..., Any], arguments: Mapping[str, Any]) -> str:

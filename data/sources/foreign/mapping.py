@@ -59,7 +59,7 @@ class Placed:
     is_south_up: bool
 
 
-def place(dataset: "xr.Dataset", variable: "xr.DataArray") -> Placed:
+def locate(dataset: "xr.Dataset", variable: "xr.DataArray") -> Placed:
     """Find where a variable's pixels lie.
 
     Raises:

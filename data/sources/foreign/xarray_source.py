@@ -41,20 +41,20 @@ class GriddedRef:
     """A frame of a file or a Zarr store.
 
     Attributes:
-        place: The file or object, or the opened store.
+        holder: The file or object, or the opened store.
         index: Position of the frame there.
         end_time_s: Its end time, epoch seconds UTC.
         is_only: Whether it is the only one there.
     """
 
-    place: RadarFile | ZarrFrames
+    holder: RadarFile | ZarrFrames
     index: int
     end_time_s: int
     is_only: bool
 
     def __str__(self) -> str:
         """Name the frame as messages do."""
-        return str(self.place) if self.is_only else f"{self.place}, time {iso_time(self.end_time_s)}"
+        return str(self.holder) if self.is_only else f"{self.holder}, time {iso_time(self.end_time_s)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +102,14 @@ class XarraySource(JsonRecord):
         refs: list[GriddedRef] = []
         others: list[RadarFile] = []
         for path in paths:
-            for place in _places(path):
+            for holder in _holders(path):
                 try:
-                    refs += self._frames_in(place)
+                    refs += self._frames_in(holder)
                 # A folder may hold files of other kinds; one that was named may not be another.
                 except ChoiceError:
-                    if not isinstance(place, RadarFile) or place.path == path:
+                    if not isinstance(holder, RadarFile) or holder.path == path:
                         raise
-                    others.append(place)
+                    others.append(holder)
 
         if not refs:
             left = f"{len(others)} other files, {self._such_as(others)}" if others else KNOWN
@@ -125,14 +125,14 @@ class XarraySource(JsonRecord):
         The pixels of files are looked at too; those of stores, which may hold terabytes, when they are packed.
         """
         assert isinstance(ref, GriddedRef)
-        if isinstance(ref.place, ZarrFrames):
+        if isinstance(ref.holder, ZarrFrames):
             with explaining(str(ref), "zarr"):
-                header, sha256 = self._header(ref.place.layer, ref), ref.place.listed_digest(ref.index)
-            notes = ref.place.layer.notes
-            return Surveyed(header=header, num_bytes=ref.place.num_bytes(), sha256=sha256, notes=notes)
+                header, sha256 = self._header(ref.holder.layer, ref), ref.holder.listed_digest(ref.index)
+            notes = ref.holder.layer.notes
+            return Surveyed(header=header, num_bytes=ref.holder.num_bytes(), sha256=sha256, notes=notes)
 
-        with at_hand(ref.place) as file:
-            with self._layer(ref.place, file) as layer:
+        with at_hand(ref.holder) as file:
+            with self._layer(ref.holder, file) as layer:
                 header = self._header(layer, ref)
                 layer.counts(ref.index, Crop(row0=0, row1=header.grid.rows, col0=0, col1=header.grid.cols))
                 num_bytes, notes = file.num_bytes // layer.num_frames, layer.notes
@@ -142,12 +142,12 @@ class XarraySource(JsonRecord):
         """Read a frame, and give a part of it as counts."""
         assert isinstance(ref, GriddedRef)
         # Digested after it was read: whoever wrote to it before that is found out.
-        if isinstance(ref.place, ZarrFrames):
+        if isinstance(ref.holder, ZarrFrames):
             with explaining(str(ref), "zarr"):
-                counts_hw, rounding = ref.place.layer.counts(ref.index, crop)
-                return Reading(counts=counts_hw, sha256=ref.place.digest(ref.index), rounding=rounding)
-        with at_hand(ref.place) as file:
-            with self._layer(ref.place, file) as layer:
+                counts_hw, rounding = ref.holder.layer.counts(ref.index, crop)
+                return Reading(counts=counts_hw, sha256=ref.holder.digest(ref.index), rounding=rounding)
+        with at_hand(ref.holder) as file:
+            with self._layer(ref.holder, file) as layer:
                 counts_hw, rounding = layer.counts(ref.index, crop)
             return Reading(counts=counts_hw, sha256=file.sha256(), rounding=rounding)
 
@@ -171,36 +171,36 @@ class XarraySource(JsonRecord):
         if self.time_patterns:
             NameTimes(patterns=self.time_patterns).check()
 
-    def _frames_in(self, place: RadarFile | Path | Bucket) -> list[GriddedRef]:
+    def _frames_in(self, holder: RadarFile | Path | Bucket) -> list[GriddedRef]:
         """List the frames of a file, or of a Zarr store.
 
         Raises:
             ChoiceError: It holds no frames that were asked for.
             DataError: It cannot be read.
         """
-        if not isinstance(place, RadarFile):
-            frames = open_zarr(place, self._wanted)
+        if not isinstance(holder, RadarFile):
+            frames = open_zarr(holder, self._wanted)
             with explaining(str(frames), "zarr"):
                 times_s = frames.layer.times_s()
             return _refs(frames, times_s)
 
         if self.time_patterns:
-            time_s = NameTimes(patterns=self.time_patterns).time_of(place.name)
+            time_s = NameTimes(patterns=self.time_patterns).time_of(holder.name)
             if time_s is None:
                 patterns = " or ".join(map(repr, self.time_patterns))
-                raise ChoiceError(f"{place}: its name does not fit --time-pattern {patterns}; {NEEDED}")
-            return _refs(place, np.array([time_s], np.int64))
+                raise ChoiceError(f"{holder}: its name does not fit --time-pattern {patterns}; {NEEDED}")
+            return _refs(holder, np.array([time_s], np.int64))
         try:
-            with at_hand(place) as file, self._layer(place, file) as layer:
-                return _refs(place, layer.times_s())
+            with at_hand(holder) as file, self._layer(holder, file) as layer:
+                return _refs(holder, layer.times_s())
         except ChoiceError:
             raise
         except DataError:
             # Damaged: the survey names it, at the time that its name seems to state.
-            time_s = NameTimes(patterns=USUAL_NAMES).time_of(place.name)
+            time_s = NameTimes(patterns=USUAL_NAMES).time_of(holder.name)
             if time_s is None:
                 raise
-            return _refs(place, np.array([time_s], np.int64))
+            return _refs(holder, np.array([time_s], np.int64))
 
     def _such_as(self, others: Sequence[RadarFile]) -> str:
         """Say why a file is not read, one of a known format before one of another."""
@@ -230,7 +230,7 @@ class XarraySource(JsonRecord):
         )
 
 
-def _places(path: Place) -> Iterator[RadarFile | Path | Bucket]:
+def _holders(path: Place) -> Iterator[RadarFile | Path | Bucket]:
     """List a file, the files and Zarr stores of a folder, a Zarr store, or the objects of a store."""
     if isinstance(path, Bucket):
         if path.pattern and not any(character in path.pattern for character in "*?%") and is_zarr_below(path):
@@ -259,19 +259,19 @@ def _places(path: Place) -> Iterator[RadarFile | Path | Bucket]:
 
 def _identity(ref: GriddedRef) -> str:
     """Tell frames apart by their files' bytes and their places there; those of stores are never copies."""
-    if isinstance(ref.place, ZarrFrames):
+    if isinstance(ref.holder, ZarrFrames):
         return str(ref)
-    with at_hand(ref.place) as file:
+    with at_hand(ref.holder) as file:
         return f"{file.sha256()} {ref.index}"
 
 
-def _refs(place: RadarFile | ZarrFrames, times_s: npt.NDArray[np.int64] | None) -> list[GriddedRef]:
+def _refs(holder: RadarFile | ZarrFrames, times_s: npt.NDArray[np.int64] | None) -> list[GriddedRef]:
     if times_s is None:
         raise ChoiceError(
-            f"{place} states no time of its own; expected a coordinate with the standard_name time: give "
+            f"{holder} states no time of its own; expected a coordinate with the standard_name time: give "
             "--time-pattern for the one in the files' names"
         )
     return [
-        GriddedRef(place=place, index=index, end_time_s=int(time_s), is_only=len(times_s) == 1)
+        GriddedRef(holder=holder, index=index, end_time_s=int(time_s), is_only=len(times_s) == 1)
         for index, time_s in enumerate(times_s)
     ]

@@ -68,12 +68,12 @@ class ZarrFrames:
             return self.digest(index)
         if self._listed is None:
             self._listed = self._list_chunks()
-        places = list(self._chunks_of(index))
-        return _digest((self._key(place), bytes(self._listed[place])) for place in places)
+        positions = list(self._chunks_of(index))
+        return _digest((self._key(position), bytes(self._listed[position])) for position in positions)
 
     def digest(self, index: int) -> str:
         """Digest what a frame is stored in after it was read, in the same way."""
-        keys = [self._key(place) for place in self._chunks_of(index)]
+        keys = [self._key(position) for position in self._chunks_of(index)]
         return _digest((key, self._store.identity(key)) for key in keys)
 
     def _chunks_of(self, index: int) -> Iterator[tuple[int, ...]]:
@@ -92,8 +92,8 @@ class ZarrFrames:
         """Give the shape of what is stored in one key: a chunk, or a shard of many."""
         return tuple(self._array.metadata.chunk_grid.chunk_shape)
 
-    def _key(self, place: tuple[int, ...]) -> str:
-        return f"{self._array.path}/{self._array.metadata.encode_chunk_key(place)}".lstrip("/")
+    def _key(self, position: tuple[int, ...]) -> str:
+        return f"{self._array.path}/{self._array.metadata.encode_chunk_key(position)}".lstrip("/")
 
     def _list_chunks(self) -> "npt.NDArray[Any]":
         """List the versions of all chunks, 32 bytes each, by a request a thousand."""
@@ -104,9 +104,9 @@ class ZarrFrames:
         prefix = f"{self._array.path}/".lstrip("/")
 
         def take(name: str, version: Any) -> None:
-            place = tuple(map(int, re.findall(r"\d+", name.removeprefix(prefix))))
-            if len(place) == len(counts) and all(at < count for at, count in zip(place, counts, strict=True)):
-                listed[place] = np.void(identity_of(version))
+            position = tuple(map(int, re.findall(r"\d+", name.removeprefix(prefix))))
+            if len(position) == len(counts) and all(at < count for at, count in zip(position, counts, strict=True)):
+                listed[position] = np.void(identity_of(version))
 
         storage = self._store.storage
         storage.visit(prefix, take)
@@ -125,7 +125,7 @@ def is_zarr_below(bucket: Bucket) -> bool:
     return any(name in ZARR_MARKS for name in store.children(""))
 
 
-def open_zarr(place: Path | Bucket, wanted: Wanted) -> ZarrFrames:
+def open_zarr(where: Path | Bucket, wanted: Wanted) -> ZarrFrames:
     """Open a Zarr hierarchy in a folder or below a prefix of a bucket.
 
     Raises:
@@ -134,9 +134,9 @@ def open_zarr(place: Path | Bucket, wanted: Wanted) -> ZarrFrames:
     try:
         import zarr  # noqa: F401
     except ImportError as error:
-        raise DataError(f"{place}: zarr is not installed ({error}): {PACKAGES}") from error
+        raise DataError(f"{where}: zarr is not installed ({error}): {PACKAGES}") from error
     # What opens buckets gives our stores, which know more than a bucket is asked for.
-    storage = Folder(place) if isinstance(place, Path) else cast(KeyStore, place.open(str(place).rstrip("/")))
+    storage = Folder(where) if isinstance(where, Path) else cast(KeyStore, where.open(str(where).rstrip("/")))
     return ZarrFrames(storage, wanted)
 
 
