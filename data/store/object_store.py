@@ -245,10 +245,10 @@ class ObjectStorage:
             digest = (version.e_tag or "").strip('"').lower()
             if not self._e_tags_are_md5 or not _MD5.fullmatch(digest):
                 return data, version
-            found = md5(data, usedforsecurity=False).hexdigest()
-            if found != digest:
-                read[found] = read.get(found, 0) + 1
-                if read[found] < _DAMAGED_READS:
+            computed = md5(data, usedforsecurity=False).hexdigest()
+            if computed != digest:
+                read[computed] = read.get(computed, 0) + 1
+                if read[computed] < _DAMAGED_READS:
                     raise TransientError("the bytes were damaged on the way: they do not fit the object's ETag")
                 self._e_tags_are_md5 = False
             return data, version

@@ -95,7 +95,8 @@ def _other_files(paths: Sequence[Place]) -> str:
         return ""
     form = format_of_file(others[0])
     known = f", {form.name}: {form.advice}" if form is not None else ""
-    return f" ({len(others)} files with other endings, such as {others[0]}{known})"
+    count = "1 file" if len(others) == 1 else f"{len(others)} files"
+    return f" ({count} with other endings, such as {others[0]}{known})"
 
 
 def _looks(files: Sequence[RadarFile], times_s: dict[RadarFile, int | None], finder: Finder) -> dict[RadarFile, Look]:

@@ -109,7 +109,7 @@ def test_foreign_files_of_a_folder_are_counted(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_format_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.grib2").write_bytes(b"GRIB\0\0\xd1\x02" + bytes(40))
-    with pytest.raises(DataError, match=r"no radar files in .*1 files with other endings.*a\.grib2, a GRIB file"):
+    with pytest.raises(DataError, match=r"no radar files in .*1 file with other endings.*a\.grib2, a GRIB file"):
         OdimSource().scan([tmp_path])
 
 
