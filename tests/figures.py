@@ -1,7 +1,8 @@
 """Print the size and the shape of the code: `python -m tests.figures`, the last step of `make check`.
 
-Every figure stands beside its value of November 2026, before the rooms were laid, and beside what is wanted. Nothing
-fails here: a figure that grows is a reason to look.
+Sizes stand beside those of 29 November 2026, when the rooms had just been laid and KNMI's files were the only ones that a
+forecast opened; figures of shape beside those from before the rooms, and beside what is wanted. Nothing fails here: a
+figure that grows is a reason to look.
 """
 
 import ast
@@ -16,8 +17,7 @@ from typing import Final
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 TOPS: Final = ("data", "models", "trainer", "launch")
 ROOT_FILES: Final = ("__init__.py", "__main__.py")
-BEFORE: Final = {"data": 8489, "models": 1946, "trainer": 9817, "launch": 2050, "product": 22302, "tests": 26353}
-WANTED: Final = {"product": 19500, "tests": 24000}
+BEFORE: Final = {"data": 7109, "models": 1941, "trainer": 8532, "launch": 1798, "product": 19501, "tests": 24009}
 LONG_FUNCTION, LONG_FILE = 20, 300
 VAGUE: Final = frozenset({"found", "place", "part", "some", "given", "said", "told"})
 NO_CODE: Final = frozenset(
@@ -102,9 +102,8 @@ def report() -> str:
         code["tests"] += count_code_lines(text, ast.parse(text))
 
     rows = [
-        f"{name:<10}{count:>7} lines of code (before: {BEFORE.get(name, 0)}"
-        + (f"; wanted: at most {WANTED[name]})" if name in WANTED else ")")
-        for name, count in sorted(code.items(), key=lambda item: item[0] in WANTED)
+        f"{name:<10}{count:>7} lines of code (before: {BEFORE.get(name, 0)})"
+        for name, count in sorted(code.items(), key=lambda item: item[0] in ("product", "tests"))
     ]
     largest_room, largest = modules.most_common(1)[0]
     share = 100 * dense_functions / max(1, long_functions)
