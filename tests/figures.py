@@ -1,8 +1,8 @@
 """Print the size and the shape of the code: `python -m tests.figures`, the last step of `make check`.
 
-Sizes stand beside those of 29 November 2026, when the rooms had just been laid and KNMI's files were the only ones that a
-forecast opened; figures of shape beside those from before the rooms, and beside what is wanted. Nothing fails here: a
-figure that grows is a reason to look.
+Sizes stand beside those of 29 November 2026, when the rooms had just been laid and a forecast opened KNMI's files only;
+figures of shape beside those from before the rooms, and beside what is wanted. Nothing fails here: a figure that grows
+is a reason to look.
 """
 
 import ast

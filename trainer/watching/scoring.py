@@ -156,7 +156,11 @@ def _table(rows: Rows) -> Mapping[str, float]:
         for text, lead in shown.items()
         for threshold in THRESHOLDS_MMH
     }
-    table |= {f"FSS {SCALES_PX[-1]} px > {THRESHOLDS_MMH[0]:g} mm/h at {text}": scores.at(
-        "fss", lead_min=lead, threshold_mmh=THRESHOLDS_MMH[0], scale_px=SCALES_PX[-1]
-    ) for text, lead in shown.items()}  # fmt: skip
+    threshold_mmh, scale_px = THRESHOLDS_MMH[0], SCALES_PX[-1]
+    table |= {
+        f"FSS {scale_px} px > {threshold_mmh:g} mm/h at {text}": scores.at(
+            "fss", lead_min=lead, threshold_mmh=threshold_mmh, scale_px=scale_px
+        )
+        for text, lead in shown.items()
+    }
     return table | {"MSE, (mm/h)^2": scores.at("mse"), "mean error, mm/h": scores.at("mean_error")}
