@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -13,7 +14,7 @@ from ...counts import NO_ROUNDING, Rounding, requantise
 from ...errors import DataError
 from ...frames import Crop
 from ...json_checks import shown
-from ..hdf5 import MAX_PIXELS, STRIP_PIXELS, ChoiceError
+from ..hdf5 import KINDS, MAX_PIXELS, STRIP_PIXELS, TELLING_GROUPS, ChoiceError
 from .mapping import Placed, locate
 from .peculiar import Peculiar, peculiar_of
 from .quantity import Quantity, quantity_of
@@ -213,7 +214,7 @@ def layer_of(dataset: "xr.Dataset", wanted: Wanted, path: Path | None, engine: s
     if wanted.variable not in dataset.data_vars:
         held = ", ".join(f"{name} ({', '.join(map(str, dataset[name].dims))})" for name in dataset.data_vars)
         raise ChoiceError(
-            f"it has no variable {shown(wanted.variable)}; its variables: {shown_list(held) or 'none'}",
+            f"it has no variable {shown(wanted.variable)}; its variables: {shown_list(held) or 'none'}{_reader(path)}",
             holds="other variables",
         )
     variable = dataset[wanted.variable]
@@ -244,6 +245,15 @@ def layer_of(dataset: "xr.Dataset", wanted: Wanted, path: Path | None, engine: s
         peculiar=peculiar,
         time_name=time_name,
     )
+
+
+def _reader(path: Path | None) -> str:
+    """Name the sub-command that reads a file of HDF5 which is no NetCDF."""
+    if path is None or not h5py.is_hdf5(path):
+        return ""
+    with h5py.File(path, "r") as file:
+        kind = next((kind for group, kind in TELLING_GROUPS.items() if group in file), None)
+    return "" if kind is None else f" (it looks like {KINDS[kind]}: pack it with the sub-command {kind})"
 
 
 def shown_list(text: str) -> str:

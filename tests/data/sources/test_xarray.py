@@ -19,7 +19,7 @@ from rainspark.data.sources.foreign.xarray_source import XarraySource
 from rainspark.data.sources.source import Header, Reading
 from rainspark.data.store.storage import open_storage
 from rainspark.data.units import ZR
-from tests.data.radar_files import digests
+from tests.data.radar_files import digests, rates, write_odim_file, write_series
 
 xr = pytest.importorskip("xarray", reason="xarray (extra formats) is not installed")
 pytest.importorskip("zarr", reason="zarr (extra formats) is not installed")
@@ -403,6 +403,15 @@ def test_compressed_files_and_stated_numbers(tmp_path: Path) -> None:
     packed.write_bytes(packed.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"in\.nc\.gz cannot be decompressed .*fetch it again or remove it"):
         read(packed, **options)
+
+
+def test_hdf5_of_other_kinds_gets_its_sub_command(tmp_path: Path) -> None:
+    write_odim_file(tmp_path / "rain.h5", rates(1, ROWS, COLS), FIRST_S)
+    with pytest.raises(DataError, match=r"its variables: none \(it looks like an ODIM_H5 .*sub-command odim\)"):
+        read(tmp_path / "rain.h5")
+    write_series(tmp_path / "knmi", [0])
+    with pytest.raises(DataError, match=r"it looks like .*KNMI.*sub-command knmi\)"):
+        read(tmp_path / "knmi")
 
 
 def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
