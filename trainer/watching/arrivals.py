@@ -48,6 +48,11 @@ class Arrival:
         """End of the frame, epoch seconds UTC."""
         return self.ref.end_time_s
 
+    @property
+    def key(self) -> tuple[Signature, int]:
+        """Tell the frames of a file apart."""
+        return self.signature, self.time_s
+
 
 @dataclass(eq=False)
 class Arrivals:
@@ -61,7 +66,7 @@ class Arrivals:
     Attributes:
         frames: By time, all arrivals, the last changed first.
         problems: By file, why it holds no frame or cannot be looked at.
-        damaged: By signature, why a frame cannot be used.
+        damaged: By file and time, why a frame cannot be used.
     """
 
     source: Source
@@ -69,9 +74,10 @@ class Arrivals:
     settle_s: float
     frames: dict[int, list[Arrival]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
-    damaged: dict[Signature, str] = field(default_factory=dict)
+    damaged: dict[tuple[Signature, int], str] = field(default_factory=dict)
     _scanned: dict[Signature, tuple[FrameRef, ...]] = field(default_factory=dict)
-    _sound: set[Signature] = field(default_factory=set)
+    _unread: dict[Signature, str] = field(default_factory=dict)
+    _sound: set[tuple[Signature, int]] = field(default_factory=set)
     _since_s: dict[Signature, float] = field(default_factory=dict)
 
     def look(self) -> None:
@@ -98,8 +104,9 @@ class Arrivals:
 
         # What is gone or was changed is forgotten.
         self._scanned = {signature: refs for signature, refs in self._scanned.items() if signature in present}
-        self._sound &= present
-        self.damaged = {signature: text for signature, text in self.damaged.items() if signature in present}
+        self._unread = {signature: text for signature, text in self._unread.items() if signature in present}
+        self._sound = {key for key in self._sound if key[0] in present}
+        self.damaged = {key: text for key, text in self.damaged.items() if key[0] in present}
 
     def usable(self, time_s: int) -> Arrival | None:
         """Choose the frame of a time: settled, sound, the last changed of several; None where there is none."""
@@ -114,9 +121,9 @@ class Arrivals:
 
     def _is_sound(self, arrival: Arrival) -> bool:
         """Read a frame once, whole: what is damaged is known before a forecast begins."""
-        if arrival.signature in self._sound:
+        if arrival.key in self._sound:
             return True
-        if arrival.signature in self.damaged:
+        if arrival.key in self.damaged:
             return False
         try:
             header = self.source.survey(arrival.ref).header
@@ -124,21 +131,24 @@ class Arrivals:
                 raise DataError(f"{arrival.ref}: its content is of another time than its name")
             self.source.read(arrival.ref, Crop(row0=0, row1=header.grid.rows, col0=0, col1=header.grid.cols))
         except (DataError, OSError) as error:
-            self.damaged[arrival.signature] = str(error)
+            self.damaged[arrival.key] = str(error)
             return False
-        self._sound.add(arrival.signature)
+        self._sound.add(arrival.key)
         return True
 
     def _refs(self, place: Place, signature: Signature) -> tuple[FrameRef, ...]:
         """Scan a file that is new or was changed."""
-        if signature not in self._scanned:
+        if signature not in self._scanned and signature not in self._unread:
             try:
                 self._scanned[signature] = self.source.scan([place]).refs
             except (DataError, OSError) as error:
-                # Not kept: a file that is being written may hold a frame a moment later.
-                self.problems[str(place)] = str(error)
-                return ()
-        return self._scanned[signature]
+                self._unread[signature] = str(error)
+        if signature in self._unread:
+            self.problems[str(place)] = self._unread[signature]
+            # A store may have failed for a moment; a file on a disk is another one when it has changed.
+            if isinstance(place, Bucket):
+                del self._unread[signature]
+        return self._scanned.get(signature, ())
 
     def _entries(self) -> list[tuple[Place, Signature, int]]:
         """List the newest files of all places, each as it is now."""
@@ -163,6 +173,8 @@ class Arrivals:
     def _of_path(self, place: Path) -> Iterator[tuple[Place, Signature, int]]:
         pattern = str(place)
         is_pattern = glob.has_magic(pattern) and not os.path.lexists(place)
+        if not is_pattern and not place.exists():
+            self.problems[pattern] = "is not there"
         for name in glob.iglob(pattern, recursive=True) if is_pattern else [pattern]:  # noqa: PTH207
             yield from _walk(Path(name))
 

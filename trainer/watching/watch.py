@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ...data.errors import DataError
+from ...data.errors import ConfigError, DataError
 from ...data.exit_codes import ExitCode
 from ...data.frames import iso_time, printable
 from ...data.pack.places import place_of
@@ -100,7 +100,7 @@ class RadarWatch:
             # At the first start the newest cycle is made, and not all that the folder could give.
             latest_s = self.shelf.latest_s
             whole = (time_s for time_s in self.known_s() if self._is_whole(time_s))
-            self.since_s = next(whole, 0) if latest_s is None else max(latest_s - BACKLOG_S, min(self.shelf.cycles))
+            self.since_s = next(whole, None) if latest_s is None else max(latest_s - BACKLOG_S, min(self.shelf.cycles))
 
     def known_s(self) -> list[int]:
         """List the times of frames that have come, newest first, without those of the future."""
@@ -147,7 +147,7 @@ class RadarWatch:
         if newest is None:
             if self.arrivals.is_waiting(time_s):
                 return False
-            damaged = [self.arrivals.damaged.get(arrival.signature, "") for arrival in self.arrivals.frames[time_s]]
+            damaged = [self.arrivals.damaged.get(arrival.key, "") for arrival in self.arrivals.frames[time_s]]
             raise DataError(f"its newest frame is damaged: {damaged[0]}")
         missing_s = self._missing_s(time_s)
         if len(missing_s) > self.allow_missing:
@@ -288,6 +288,8 @@ def watch(
     """
     set_up_logging(0, logging.WARNING)
     check_options(options)
+    if options.at is not None:
+        raise ConfigError("--at has no effect beside --watch, which forecasts from what comes; leave it out")
     forecaster = load_forecaster(options.run, name=options.name, device=options.device)
     if stop is None:
         stop = threading.Event()

@@ -1,7 +1,9 @@
 """What a watch publishes, reports and scores of what lies in a folder or a bucket, a look at a time."""
 
+import io
 import json
 import os
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -265,6 +267,35 @@ def test_two_watches_of_one_folder_are_refused(
         code = run_entry(lambda: watch(make_parser().parse_args(words), words, stop=threading.Event()))
     assert code == ExitCode.DATA
     assert "another watch publishes there" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_yet_is_waited_for(started: Looker, tmp_path: Path, data: list[bytes]) -> None:
+    watched = started([time_of(3)], tmp_path / "later")
+    assert work(watched) == []
+    assert watched.report()["not_read"] == [f"{tmp_path / 'later'}: is not there"]
+    deliver(tmp_path / "later", data, range(4))
+    assert work(watched) == [stamp_of(time_of(3))]
+
+
+def test_a_time_is_refused_beside_a_watch(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--watch", "--run", str(run), "--input", "x", "--out", str(tmp_path / "out"), "--at", "2020-01-01T00:00"]
+    assert run_entry(lambda: watch(make_parser().parse_args(words), words, stop=threading.Event())) == ExitCode.CONFIG
+    assert "--at has no effect beside --watch" in capsys.readouterr().err
+
+
+def test_frames_of_a_tar_are_told_apart(started: Looker, tmp_path: Path, data: list[bytes]) -> None:
+    (tmp_path / "radar").mkdir()
+    with tarfile.open(tmp_path / "radar" / "day.tar", "w") as tar:
+        for number in range(5):
+            content = data[number] if number != 3 else data[number][:400]
+            member = tarfile.TarInfo(radar_name(number))
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    watched = started([time_of(4)])
+    assert work(watched) == [stamp_of(time_of(4))]
+    about = json.loads((tmp_path / "out" / "latest" / "cycle.json").read_text())
+    assert about["bridged"] == ["2020-01-01T00:15:00Z"]
+    assert len(watched.report()["damaged"]) == 1
 
 
 def test_a_bucket_is_watched(started: Looker, data: list[bytes], s3: S3) -> None:  # noqa: F811
