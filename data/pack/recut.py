@@ -151,9 +151,9 @@ def _joined_origins(opened: Sequence[tuple[Storage, Index]]) -> tuple[Origin, ..
     """List the origins of all archives, each once; raises DataError for an archive that does not fit the others."""
     first = opened[0][1]
     origins: tuple[Origin, ...] = ()
-    for storage, index in opened:
+    for (storage, index), own in zip(opened, _read_as_newest(opened), strict=True):
+        origins = tuple(dict.fromkeys((*origins, *own)))
         try:
-            origins = _with_origins(origins, index.origins)
             demand(
                 index.cadence_s == first.cadence_s, "cadence_s", index.cadence_s, f"{first.cadence_s}, as in the first"
             )
@@ -166,24 +166,21 @@ def _joined_origins(opened: Sequence[tuple[Storage, Index]]) -> tuple[Origin, ..
     return origins
 
 
-def _with_origins(origins: Sequence[Origin], more: Sequence[Origin]) -> tuple[Origin, ...]:
-    """Add origins, each once; one that an archive of schema 2 knows less of is filled in from another archive."""
-    joined = {origin.part: origin for origin in origins}
-    for origin in more:
-        known = joined.setdefault(origin.part, origin)
-        if known.recipe is None:
-            joined[origin.part] = origin
-        elif origin.recipe is not None:
-            same = (known.recipe, known.period_s) == (origin.recipe, origin.period_s)
-            demand(same, "recipe", origin.recipe, f"{known.recipe} with a period of {known.period_s} s, as before")
-    # Parts of one source from archives of both schemas: all of them were read alike.
-    recipes = {origin.source: origin for origin in joined.values() if origin.recipe is not None}
-    return tuple(
-        replace(origin, recipe=recipes[origin.source].recipe, period_s=recipes[origin.source].period_s)
-        if origin.recipe is None and origin.source in recipes
-        else origin
-        for origin in joined.values()
-    )
+def _read_as_newest(opened: Sequence[tuple[Storage, Index]]) -> list[tuple[Origin, ...]]:
+    """Fill in how each archive's origins were read: as the source's newest archive says, where one of them does.
+
+    Archives of schema 2 do not say it, and names of files change over the years: the newest ones are what a forecast
+    has to read.
+    """
+    by_time = sorted((index for _, index in opened), key=lambda index: index.sequences[-1].start_s)
+    known = {origin.source: origin for index in by_time for origin in index.origins if origin.recipe is not None}
+
+    def filled(origin: Origin) -> Origin:
+        newest = known.get(origin.source, origin)
+        period_s = newest.period_s if origin.recipe is None else origin.period_s
+        return replace(origin, recipe=newest.recipe, period_s=period_s)
+
+    return [tuple(map(filled, index.origins)) for _, index in opened]
 
 
 def _own(archives: Sequence[OpenArchive], option: str, values: Sequence[int]) -> int:

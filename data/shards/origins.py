@@ -83,7 +83,7 @@ def check_origins(origins: Sequence[Origin], rows: int, cols: int) -> None:
 
         # One scale and licence of a source, and every part of its grid once.
         first = first_of.setdefault(origin.source, origin)
-        for name in ("licence", "scale_mmh", "period_s", "recipe"):
+        for name in ("licence", "scale_mmh", "period_s"):
             value = getattr(origin, name)
             expected = getattr(first, name)
             demand(value == expected, where + name, value, f"{shown(expected)}, as in the source's other origin")

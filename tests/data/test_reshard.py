@@ -258,11 +258,24 @@ def test_what_one_archive_knows_of_a_source_fills_in_another_of_schema_2(tmp_pat
         assert joined.origins == (known,)
 
 
-def test_archives_of_one_source_that_was_read_in_two_ways_are_refused(tmp_path: Path) -> None:
-    for first, name, kind in ((0, "a", "knmi"), (1000, "b", "odim")):
+def test_the_newest_archive_says_how_a_source_is_read(tmp_path: Path) -> None:
+    for first, name in ((1000, "new"), (0, "old")):
         index = small_archive(tmp_path / name, first=first)
-        rewrite(tmp_path / name, index, origins=(dataclasses.replace(index.origins[0], recipe=Recipe(kind=kind)),))
-    with pytest.raises(DataError, match=r"b does not fit .*: key recipe is Recipe\(kind='odim'.*expected .*'knmi'"):
+        read = Recipe(kind="odim", options={"name": name})
+        rewrite(tmp_path / name, index, origins=(dataclasses.replace(index.origins[0], period_s=0, recipe=read),))
+    for order in (("new", "old"), ("old", "new")):
+        joined = again([tmp_path / name for name in order], tmp_path / "-".join(order))
+        assert [origin.recipe for origin in joined.origins] == [Recipe(kind="odim", options={"name": "new"})]
+
+
+def test_archives_of_one_source_whose_values_are_over_other_spans_are_refused(tmp_path: Path) -> None:
+    for first, name, period_s in ((0, "a", 300), (1000, "b", 600)):
+        index = small_archive(tmp_path / name, first=first)
+        known = dataclasses.replace(index.origins[0], period_s=period_s, recipe=Recipe(kind="knmi"))
+        rewrite(tmp_path / name, index, origins=(known,))
+    with pytest.raises(
+        DataError, match=r"b does not fit .*origins\[1\]\.period_s is 600; expected 300, as in the source"
+    ):
         reshard([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "out"), SAME)
 
 
