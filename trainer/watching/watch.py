@@ -68,6 +68,7 @@ class RadarWatch:
 
     Attributes:
         failures: By time, why a cycle is not published.
+        unscored: Times of cycles that cannot be scored.
         since_s: Cycles before this time are not asked for.
     """
 
@@ -80,7 +81,7 @@ class RadarWatch:
     command: str
     clock: Callable[[], float]
     failures: dict[int, Failure] = field(default_factory=dict)
-    unscored: dict[int, str] = field(default_factory=dict)
+    unscored: set[int] = field(default_factory=set)
     since_s: int | None = None
 
     @property
@@ -101,6 +102,11 @@ class RadarWatch:
             latest_s = self.shelf.latest_s
             whole = (time_s for time_s in self.known_s() if self._is_whole(time_s))
             self.since_s = next(whole, None) if latest_s is None else max(latest_s - BACKLOG_S, min(self.shelf.cycles))
+
+        # What is too old to be made up for is forgotten.
+        oldest_s = (self.shelf.latest_s or 0) - BACKLOG_S
+        self.failures = {time_s: failure for time_s, failure in self.failures.items() if time_s >= oldest_s}
+        self.unscored &= set(self.shelf.cycles)
 
     def known_s(self) -> list[int]:
         """List the times of frames that have come, newest first, without those of the future."""
@@ -203,12 +209,13 @@ class RadarWatch:
             if len(places) < len(frames):
                 # A frame that is late may come; a day later it does not.
                 if time_s < (self.shelf.latest_s or 0) - BACKLOG_S:
-                    self.unscored[time_s] = "a radar frame is missing"
+                    self.unscored.add(time_s)
                 continue
             try:
                 self.scoring.score(time_s, self._netcdf(time_s), dict.fromkeys(places))
             except (DataError, OSError, ValueError) as error:
-                self.unscored[time_s] = str(error)
+                LOG.warning("%s: not scored: %s", iso_time(time_s), error)
+                self.unscored.add(time_s)
             self.scoring.drop_before(time_s - SCORES_KEPT_S)
             return True
         return False

@@ -20,6 +20,8 @@ from ..hdf5 import ChoiceError
 from ..source import FileRef, Found, in_time_order, without_copies
 from .formats import format_of_file
 
+MOST_OTHERS: Final = 20
+"""Files of other endings that are looked into for one of a known format."""
 DIGITS_OF_TIME: Final = re.compile(r"\d{8,}(?:[T_-]\d{4,6}(?!\d))?", re.ASCII)
 
 
@@ -93,10 +95,12 @@ def _other_files(paths: Sequence[Place]) -> str:
     others = [file for path in paths if isinstance(path, Path) for file in files_of(path, ("",))]
     if not others:
         return ""
-    form = format_of_file(others[0])
+    # One whose format is known helps more than a text that lies beside it.
+    forms = ((file, format_of_file(file)) for file in others[:MOST_OTHERS])
+    example, form = next(((file, form) for file, form in forms if form is not None), (others[0], None))
     known = f", {form.name}: {form.advice}" if form is not None else ""
     count = "1 file" if len(others) == 1 else f"{len(others)} files"
-    return f" ({count} with other endings, such as {others[0]}{known})"
+    return f" ({count} with other endings, such as {example}{known})"
 
 
 def _looks(files: Sequence[RadarFile], times_s: dict[RadarFile, int | None], finder: Finder) -> dict[RadarFile, Look]:

@@ -50,6 +50,17 @@ def test_a_file_of_another_kind_names_its_sub_command(
     assert asked == held or "--max-bad" not in errors
 
 
+@pytest.mark.parametrize("sub_command", ["knmi", "odim"])
+def test_a_folder_of_other_files_is_described_by_one_of_a_known_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sub_command: str
+) -> None:
+    (tmp_path / "a_note.txt").write_text("read me")
+    (tmp_path / "b.gif").write_bytes(b"GIF89a" + bytes(20))
+    assert main([sub_command, str(tmp_path), "--out", str(tmp_path / "out")]) == 4
+    expected = f"2 files with other endings, such as {tmp_path / 'b.gif'}, a GIF picture: pack MeteoSwiss' with"
+    assert expected in capsys.readouterr().err
+
+
 def test_a_missing_option_is_not_taken_for_damage(tmp_path: Path) -> None:
     write_odim_file(tmp_path / odim_name(FIRST_S), np.zeros((8, 8)), FIRST_S)
     with pytest.raises(DataError, match="choose another --quantity") as caught:

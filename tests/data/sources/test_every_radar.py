@@ -318,6 +318,10 @@ CASES = {
         files="data/geotiff/*.tif", words="xarray {} --variable band_data --zr 223,1.53", read=read_geotiff,
         crop=(3000, 3400, 2000, 2400), is_large=True,
     ),
+    "MRMS by GDAL": Case(
+        files="data/mrms/*.grib2", words="xarray {} --variable band_data --cadence-min 2", read=read_mrms,
+        crop=(400, 800, 4400, 4800), is_large=True,
+    ),
     "MRMS": Case(
         files="data/mrms/*.grib2",
         words="xarray {} --engine cfgrib --variable unknown --units mm/h --cadence-min 2", read=read_mrms,
