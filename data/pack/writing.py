@@ -66,6 +66,11 @@ def _finished(storage: Storage, draft: Index) -> Index:
     """Accept the archive that is there if it is the planned one."""
     index = load_index(storage)
     # Equal digests of input and options mean equal bytes.
+    if index.schema_version != draft.schema_version:
+        raise DataError(
+            f"{storage.url} holds an archive of schema {index.schema_version}, packed by an older version; it is read "
+            f"as it is, and rainspark reshard {storage.url} --out NEW renews it: choose another --out"
+        )
     if index.packed_from != draft.packed_from:
         raise DataError(
             f"{storage.url} holds an archive packed from other files or with other options (frames of {index.source}, "

@@ -37,6 +37,7 @@ from tests.data.radar_files import (
     rates,
     write_odim_file,
 )
+from tests.data.sound_archives import as_schema_2
 
 
 def cropped(number: int) -> npt.NDArray[np.uint16]:
@@ -163,6 +164,14 @@ def test_packing_again_changes_nothing(radar: Path, tmp_path: Path, capsys: pyte
     assert pack([radar], tmp_path / "out", OPTIONS) == first
     assert "already packed" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_finished_archive_of_schema_2_is_kept_and_can_be_renewed(radar: Path, tmp_path: Path) -> None:
+    as_schema_2(tmp_path / "old", pack([radar], tmp_path / "new", OPTIONS), tmp_path / "new")
+    before = digests(tmp_path / "old")
+    with pytest.raises(DataError, match=r"an archive of schema 2, .*rainspark reshard \S+old --out NEW renews it"):
+        pack([radar], tmp_path / "old", OPTIONS)
+    assert digests(tmp_path / "old") == before
 
 
 def test_a_finished_archive_of_other_input_or_options_is_kept(radar: Path, tmp_path: Path) -> None:
