@@ -1,6 +1,7 @@
 """Forecasts of radars that are not KNMI's: read as the run's archive was packed, on the whole domain."""
 
 import re
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +16,11 @@ from rainspark.data.exit_codes import ExitCode
 from rainspark.data.pack.__main__ import main as pack
 from rainspark.data.sources.synthetic import main as write_storms
 from rainspark.data.store.storage import open_storage
+from rainspark.trainer.forecasting.forecaster import load_forecaster
 from rainspark.trainer.forecasting.outputs import run as run_forecast
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.settings.forecast import make_parser
+from rainspark.trainer.watching.watch import start_watches
 from tests.data.radar_files import LAEA, odim_name, storms, write_odim_file
 from tests.integration.runs import nowcast_arguments, train
 from tests.s3_server import S3, fault_rules, s3, s3_server  # noqa: F401
@@ -141,6 +144,15 @@ def test_a_run_on_two_radars_forecasts_each(radar: Path, tmp_path: Path, capsys:
     assert run_entry(one) == ExitCode.DONE
     assert "not forecast: ODIM ORG:247 DBZH as rain" in capsys.readouterr().err
     assert len(list((tmp_path / "one").rglob("*.nc"))) == 1
+    # A watch publishes both, each in a folder of its own.
+    argv = ["--watch", "--run", str(run), "--out", str(tmp_path / "watched"), "--no-pictures"]
+    options = make_parser().parse_args([*argv, "--input", str(tmp_path / "knmi"), str(radar)])
+    options.poll_s = 0
+    for radar_watch in start_watches(options, argv, load_forecaster(run), time.time):
+        radar_watch.look()
+        assert radar_watch.make_next()
+    assert {path.parent.parent.name for path in (tmp_path / "watched").glob("*/latest/*.nc")} == shapes.keys()
+
     chosen = forecast("--run", run, "--input", radar, "--out", tmp_path / "chosen", "--source", "synthetic storms")
     assert run_entry(chosen) == ExitCode.DATA
 

@@ -13,7 +13,7 @@ from ...data.errors import DataError
 from ...data.frames import Crop
 from ...data.sources.files import Place
 from ...data.sources.places.buckets import Bucket
-from ...data.sources.source import FrameRef, Source
+from ...data.sources.source import FrameRef, Header, Source
 
 MOST_FILES: Final = 2000
 """Newest files that are looked into; a forecast takes the last dozen."""
@@ -61,6 +61,7 @@ class Arrivals:
     Args:
         source: What reads the files.
         places: Gives where they lie.
+        check: Raises DataError for a frame of another radar.
         settle_s: Seconds for which a file is the same when nobody writes to it.
 
     Attributes:
@@ -71,6 +72,7 @@ class Arrivals:
 
     source: Source
     places: Callable[[], Sequence[Place]]
+    check: Callable[[Header], object]
     settle_s: float
     frames: dict[int, list[Arrival]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
@@ -129,6 +131,7 @@ class Arrivals:
             header = self.source.survey(arrival.ref).header
             if header.end_time_s != arrival.time_s:
                 raise DataError(f"{arrival.ref}: its content is of another time than its name")
+            self.check(header)
             self.source.read(arrival.ref, Crop(row0=0, row1=header.grid.rows, col0=0, col1=header.grid.cols))
         except (DataError, OSError) as error:
             self.damaged[arrival.key] = str(error)

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +21,10 @@ from ...data.frames import iso_time, printable
 from ...data.pack.places import place_of
 from ...data.sequences import TimeSpan
 from ...data.sources.files import Place
+from ...data.sources.source import Header
 from ...data.store.storage import hold_folder
 from ..forecasting.forecaster import RunForecaster, load_forecaster
-from ..forecasting.latest import LEAST_FRAMES
+from ..forecasting.latest import LEAST_FRAMES, Area, find_area
 from ..forecasting.outputs import Forecast, check_options, folder_name, make_forecast, write_outputs
 from ..forecasting.readers import Radar, radars_of
 from ..processes.entry import set_up_logging
@@ -162,10 +164,10 @@ class RadarWatch:
                 f"{self.allow_missing} (--allow-missing): {', '.join(map(iso_time, missing_s[:3]))}, ..."
             )
 
-        places = [found.place for when_s in self._window_s(time_s) if (found := self.arrivals.usable(when_s))]
+        frames = [self.arrivals.usable(when_s) for when_s in self._window_s(time_s)]
         forecast = make_forecast(
             self.forecaster,
-            list(dict.fromkeys(places)),
+            list(dict.fromkeys(frame.place for frame in frames if frame is not None)),
             radar=self.radar,
             area=self.options.crop,
             allow_missing=self.allow_missing,
@@ -305,7 +307,7 @@ def watch(
 
     with ExitStack() as stack:
         stack.enter_context(hold_folder(options.out, "another watch publishes there; end it, or choose another --out"))
-        watches = _start(options, argv, forecaster, clock)
+        watches = start_watches(options, argv, forecaster, clock)
         while not stop.is_set():
             for radar_watch in watches:
                 radar_watch.look()
@@ -319,9 +321,10 @@ def watch(
     return ExitCode.DONE
 
 
-def _start(
+def start_watches(
     options: argparse.Namespace, argv: Sequence[str], forecaster: RunForecaster, clock: Callable[[], float]
 ) -> list[RadarWatch]:
+    """Start the watch of each of a run's radars; what a killed one has left is put right."""
     radars = radars_of(forecaster, source=options.source, reader=options.reader)
     watches = []
     for radar in radars:
@@ -330,7 +333,12 @@ def _start(
             RadarWatch(
                 forecaster=forecaster,
                 radar=radar,
-                arrivals=Arrivals(radar.source, lambda: _places(options.input, clock), settle_s=float(options.poll_s)),
+                arrivals=Arrivals(
+                    source=radar.source,
+                    places=lambda: _places(options.input, clock),
+                    check=partial(_check_radar, radar, radars, options.crop),
+                    settle_s=float(options.poll_s),
+                ),
                 shelf=Shelf(folder, options.keep),
                 scoring=Scoring(
                     folder=folder / SCORES_FOLDER,
@@ -346,6 +354,13 @@ def _start(
             )
         )
     return watches
+
+
+def _check_radar(radar: Radar, radars: Sequence[Radar], area: Area, header: Header) -> None:
+    """Raise DataError for a frame of another of the run's radars, or of other pixels than the run's."""
+    if header.source in {other.name for other in radars} - {radar.name}:
+        raise DataError(f"a frame of {header.source}")
+    find_area(area, radar, header.grid)
 
 
 def _places(texts: Sequence[str], clock: Callable[[], float]) -> list[Place]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import h5py
 import netCDF4
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import torch
 from rainspark.data.errors import DataError
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.sources import knmi
+from rainspark.data.sources.knmi_writer import write_knmi_file
 from rainspark.data.store.storage import hold_folder, open_storage
 from rainspark.data.units import MISSING_COUNT
 from rainspark.models.nowcasting.baselines import Extrapolation
@@ -27,7 +29,7 @@ from rainspark.trainer.settings.forecast import make_parser
 from rainspark.trainer.verification.rows import Rows, Settings, WindowId, score_window
 from rainspark.trainer.watching.publishing import Shelf, stamp_of
 from rainspark.trainer.watching.status import write_status
-from rainspark.trainer.watching.watch import RadarWatch, _start, watch
+from rainspark.trainer.watching.watch import RadarWatch, start_watches, watch
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 from tests.trainer.watching.tiny import FRAMES_IN, FRAMES_OUT, counts_of, make_run, radar_bytes, radar_name, time_of
 
@@ -54,7 +56,7 @@ def started(run: Path, tmp_path: Path) -> Looker:
         options = make_parser().parse_args([*words, *more])
         options.poll_s = 0
         (tmp_path / "radar").mkdir(exist_ok=True)
-        (made,) = _start(options, words, load_forecaster(run), lambda: now_s[-1])
+        (made,) = start_watches(options, words, load_forecaster(run), lambda: now_s[-1])
         return made
 
     return start
@@ -110,6 +112,20 @@ def test_a_damaged_copy_does_not_hide_a_sound_one(started: Looker, tmp_path: Pat
     copy.write_bytes(data[3][:500])
     os.utime(copy, (time.time() + 5, time.time() + 5))
     assert work(started([time_of(3)])) == [stamp_of(time_of(3))]
+
+
+def test_a_frame_of_another_grid_does_not_hide_the_radars_own(
+    started: Looker, tmp_path: Path, data: list[bytes]
+) -> None:
+    deliver(tmp_path / "radar", data, range(4))
+    other = tmp_path / "radar" / radar_name(3).replace("RAP", "RAX")
+    write_knmi_file(other, counts_of(1)[0], time_of(3))
+    with h5py.File(other, "r+") as file:
+        file["geographic"].attrs["geo_row_offset"] = np.array([3650.3], np.float32)
+    os.utime(other, (time.time() + 5, time.time() + 5))
+    watched = started([time_of(3)])
+    assert work(watched) == [stamp_of(time_of(3))]
+    assert "the pixels do not lie on the run's" in watched.report()["damaged"][0]
 
 
 def test_frames_of_the_future_and_other_files_change_nothing(
