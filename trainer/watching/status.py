@@ -27,8 +27,9 @@ table { border-collapse: collapse } td, th { padding: .1em 1em .1em 0; text-alig
 {{ radar.age_min }} minutes ago (expected: less than {{ "%g" % radar.stale_after_min }}).</p>
 {% else %}<p>The latest forecast starts from {{ radar.latest }}, {{ radar.age_min }} minutes ago.</p>
 {% endif %}
-{% for title, lines in (("Missing", radar.missing), ("Damaged, or not of this radar", radar.damaged), ("Of the future", radar.future),
-  ("Several files of one time", radar.several_of_one_time), ("Not read", radar.not_read)) if lines %}
+{% for title, lines in (("Missing", radar.missing), ("Damaged, or not of this radar", radar.damaged),
+  ("Of the future", radar.future), ("Several files of one time", radar.several_of_one_time),
+  ("Not read", radar.not_read)) if lines %}
 <h3>{{ title }}</h3><ul>{% for line in lines %}<li>{{ line | short }}</li>{% endfor %}</ul>
 {% endfor %}
 {% if radar.not_published %}
