@@ -192,7 +192,10 @@ def read_geotiff(path: Path, part: Part) -> SecondReading:
         time_s=epoch_s(stated["Observation time"], "%Y%m%d%H%M"),
         shape=shape,
         rain_mmh=np.where(codes == float(stated["Nodata"]), np.nan, rain_mmh),
-        corners={"UL": transform * (0, 0), "LR": transform * (shape[1], shape[0])},
+        corners={
+            "UL": (transform.c, transform.f),
+            "LR": (transform.c + shape[1] * transform.a, transform.f + shape[0] * transform.e),
+        },
         in_crs=crs,
     )
 
