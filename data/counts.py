@@ -18,6 +18,9 @@ MAX_COUNT: Final = MISSING_COUNT - 1
 MAX_DISCARDED: Final = 0.001
 """Largest share of a frame's pixels that may be no rain rate, one pixel in any case: real files hold single ones."""
 
+MAX_CLAMPED: Final = 0.01
+"""Largest share of a frame's pixels that may lie above the range: hail and clutter do, codes of no data are more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
@@ -65,12 +68,14 @@ def requantise(
         before: What requantising the frame's other parts changed; merged into what is returned.
 
     Raises:
-        DataError: More pixels of the frame are no rate than 1 in 1000, and more than one.
+        DataError: More pixels of the frame are no rate than 1 in 1000, or above the range than 1 in 100, and more than
+            one.
     """
     # What rounds to 0 from below is 0; what lies lower is no rain rate.
     wrong = (rain_mmh < -QUANTUM_MMH / 2) | np.isinf(rain_mmh)
     num_wrong = int(np.count_nonzero(wrong))
-    most = max(1, int((frame_pixels or rain_mmh.size) * MAX_DISCARDED))
+    pixels = frame_pixels or rain_mmh.size
+    most = max(1, int(pixels * MAX_DISCARDED))
     if num_wrong and num_wrong + (before.discarded or 0) > most:
         first = int(np.argmax(wrong))
         raise DataError(
@@ -83,11 +88,17 @@ def requantise(
     exact = np.where(missing, 0.0, rain_mmh) / QUANTUM_MMH
     rounded = np.clip(np.rint(exact), 0, MAX_COUNT)
     above = exact > MAX_COUNT + 0.5
+    num_above = int(np.count_nonzero(above))
+    if num_above and num_above + before.clamped > max(1, int(pixels * MAX_CLAMPED)):
+        first = int(np.argmax(above))
+        raise DataError(
+            f"pixel {pixel_of(first)} is {rain_mmh[first]:g} mm/h (one of {num_above}); expected rates of up to "
+            f"{MAX_COUNT * QUANTUM_MMH:g} in 99% of the frame's pixels: its units are others, or the number stands for "
+            "no data, which the file does not state"
+        )
     error = float(np.max(np.abs(rounded - exact), initial=0.0, where=~above)) * QUANTUM_MMH
 
     counts = rounded.astype(np.uint16)
     counts[missing] = MISSING_COUNT
-    changed = Rounding(
-        max_error_mmh=error, clamped=int(np.count_nonzero(above)), discarded=num_wrong if num_wrong else None
-    )
+    changed = Rounding(max_error_mmh=error, clamped=num_above, discarded=num_wrong if num_wrong else None)
     return counts, before.plus(changed)

@@ -16,9 +16,9 @@ from ...frames import Crop
 from ...json_checks import shown
 from ..hdf5 import KINDS, MAX_PIXELS, STRIP_PIXELS, TELLING_GROUPS, ChoiceError
 from .mapping import Placed, locate
-from .peculiar import Peculiar, peculiar_of
+from .peculiar import EVERYTHING, Peculiar, peculiar_of
 from .quantity import Quantity, quantity_of
-from .times import end_times_s, period_s, time_variable
+from .times import SPANS, end_times_s, period_s, time_variable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -99,7 +99,28 @@ class Layer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was read into it that it does not state: missing pixels where the fill value stands for no rain."""
+        """What was read into it that it does not state, or hardly anybody looks at."""
+        return (*self._fill_notes(), *self._valid_notes(), *self._period_notes())
+
+    def _period_notes(self) -> tuple[str, ...]:
+        """Note values over a time that nothing states."""
+        methods = str(self.variable.attrs.get("cell_methods", ""))
+        if self.period_s is not None or not SPANS.search(methods):
+            return ()
+        return (
+            f"{self.wanted.variable}: its cell_methods are {shown(methods)}, and nothing says over which time: "
+            "--period-min states it",
+        )
+
+    def _valid_notes(self) -> tuple[str, ...]:
+        """Note the range beyond which values are missing."""
+        low, high = self.peculiar.valid
+        if (low, high) == EVERYTHING:
+            return ()
+        return (f"{self.wanted.variable}: values outside of its valid range, {low:g} to {high:g}, are missing",)
+
+    def _fill_notes(self) -> tuple[str, ...]:
+        """Note missing pixels where the fill value stands for no rain."""
         fill = self.variable.encoding.get("_FillValue")
         scale, offset = (self.variable.encoding.get(name) for name in ("scale_factor", "add_offset"))
         # An array of Zarr has a fill value whether its writer chose one or not, and it is 0 by default.
@@ -163,6 +184,8 @@ class Layer:
         """Turn numbers into mm/h, NaN where nothing was measured."""
         peculiar = self.peculiar
         missing_hw = np.isnan(raw_hw) | np.isin(raw_hw, (*peculiar.missing, *self.wanted.missing))
+        low, high = peculiar.valid
+        missing_hw |= (raw_hw < low) | (raw_hw > high)
         for mask_hw in masks_hw:
             missing_hw |= mask_hw.astype(bool)
 
@@ -226,10 +249,14 @@ def layer_of(dataset: "xr.Dataset", wanted: Wanted, path: Path | None, engine: s
     if placed.grid.rows * placed.grid.cols > MAX_PIXELS:
         raise DataError(f"its frames have {placed.grid.rows} x {placed.grid.cols} pixels; expected up to {MAX_PIXELS}")
 
-    period = wanted.period_s
-    if period is None:
-        stated = peculiar.period_s if quantity.kind != "reflectivity" else None
-        period = stated if stated is not None else period_s(dataset, variable, quantity.kind)
+    stated = peculiar.period_s if quantity.kind != "reflectivity" else None
+    stated = stated if stated is not None else period_s(dataset, variable, quantity.kind)
+    if None not in (stated, wanted.period_s) and stated != wanted.period_s:
+        raise ChoiceError(
+            f"{wanted.variable} is of {(stated or 0) / 60:g} min, as the file says; --period-min is for what files do "
+            "not say: leave it away"
+        )
+    period = stated if wanted.period_s is None else wanted.period_s
     if quantity.kind == "amount" and not period:
         raise ChoiceError(
             f"{wanted.variable} is an amount, and neither bounds of its times nor the format say over which time; "

@@ -29,6 +29,8 @@ AGREEMENT: Final = 1e-4
 """Largest relative difference between the stated size of pixels and the one by the grid's coordinates."""
 UNEVEN: Final = 0.02
 """Pixels that a coordinate may lie off its place: 32-bit floats do so by 0.002 of a hundredth of a degree."""
+PIXELS_M: Final = (10, 200_000)
+"""Smallest and largest pixels of a composite, metres: of X-band radars in towns, and of satellites' coarsest."""
 SAME_M: Final = 1.0
 """Metres that a projection's short text may move a corner on the Earth."""
 METRES: Final[Mapping[str, float]] = {
@@ -68,18 +70,22 @@ def locate(dataset: "xr.Dataset", variable: "xr.DataArray") -> Placed:
     """
     x_name, y_name = _axis(dataset, variable, "x"), _axis(dataset, variable, "y")
     mapping = _mapping_attributes(dataset, variable)
-    first_x, step_x = _evenly(dataset[x_name])
-    first_y, step_y = _evenly(dataset[y_name])
+    is_degrees = _is_degrees(dataset[x_name], mapping)
+    first_x, step_x = _evenly(dataset, x_name, circle=is_degrees)
+    first_y, step_y = _evenly(dataset, y_name)
     if step_x < 0:
         raise DataError(f"{x_name} falls from {first_x:g} on; expected columns from west to east")
-    step_x, step_y = _stated_steps(mapping, step_x, step_y)
 
     # Edges: half a pixel outside of the outermost centres.
     is_south_up = step_y > 0
     cols, rows = dataset.sizes[x_name], dataset.sizes[y_name]
     left = first_x - step_x / 2
     upper = (first_y + (rows - 1) * step_y if is_south_up else first_y) + abs(step_y) / 2
-    if _is_degrees(dataset[x_name], mapping):
+    unit = 1.0 if is_degrees else _metres(dataset[x_name], mapping) / _crs_metres(mapping)
+    step_x, step_y = _stated_steps(mapping, (left, upper), (step_x, step_y), unit)
+    if is_degrees:
+        if max(upper, rows * abs(step_y) - upper) > 90 + abs(step_y):
+            raise DataError(f"{y_name} reaches beyond the poles; expected latitudes, of -90 to 90 degrees")
         projection, x_m, y_m = _plate_carree(step_x, abs(step_y))
         # Degrees east run on to 360 in some files.
         left -= 360 if left >= 180 else 0
@@ -89,6 +95,12 @@ def locate(dataset: "xr.Dataset", variable: "xr.DataArray") -> Placed:
     wide_m, high_m = step_x * x_m, abs(step_y) * y_m
     if abs(high_m - wide_m) > SQUARE * wide_m:
         raise DataError(f"pixels of {wide_m / 1000:g} by {high_m / 1000:g} km; expected square ones")
+    if not PIXELS_M[0] <= wide_m <= PIXELS_M[1]:
+        raise DataError(
+            f"pixels of {wide_m:g} m, by the coordinates {x_name} and {y_name} and their units; expected "
+            f"{PIXELS_M[0]} m to {PIXELS_M[1] // 1000} km: coordinates in km state the units km, and numbers of "
+            "pixels are no coordinates"
+        )
 
     corners = (left * x_m, upper * y_m, left * x_m + cols * wide_m, upper * y_m - rows * high_m)
     grid = Grid(
@@ -119,20 +131,35 @@ def _axis(dataset: "xr.Dataset", variable: "xr.DataArray", axis: str) -> str:
     )
 
 
-def _evenly(coordinate: "xr.DataArray") -> tuple[float, float]:
-    """Read the first value of a coordinate and its step; raises DataError for values that are not evenly spaced."""
-    values = np.asarray(coordinate.values)
+def _evenly(dataset: "xr.Dataset", name: str, *, circle: bool = False) -> tuple[float, float]:
+    """Read the first value of a coordinate and its step; of degrees in a circle, also across 360 or 180.
+
+    Raises:
+        DataError: Values that are not evenly spaced, or that do not lie in the middle of their bounds.
+    """
+    values = np.asarray(dataset[name].values)
     if values.ndim != 1 or len(values) < 2 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-        raise DataError(f"{coordinate.name} is {values.dtype} of shape {values.shape}; expected 2 numbers and more")
+        raise DataError(f"{name} is {values.dtype} of shape {values.shape}; expected 2 numbers and more")
     values = values.astype(np.float64)
+    values = np.unwrap(values, period=360) if circle else values
     step = (values[-1] - values[0]) / (len(values) - 1)
     ideal = values[0] + step * np.arange(len(values))
     off = float(np.max(np.abs(values - ideal)))
     if step == 0 or off > UNEVEN * abs(step):
         raise DataError(
-            f"{coordinate.name} is unevenly spaced: up to {off:g} off steps of {step:g}; expected a regular grid: "
+            f"{name} is unevenly spaced: up to {off:g} off steps of {step:g}; expected a regular grid: "
             "resample it first"
         )
+
+    # Pixels reach as far to one side as to the other, unless the coordinates are their edges.
+    bounds = dataset.get(str(dataset[name].attrs.get("bounds", dataset[name].encoding.get("bounds", ""))))
+    if bounds is not None and bounds.shape == (len(values), 2):
+        first, last = sorted(np.asarray(bounds.values[0], np.float64).tolist())
+        if max(abs(first - values[0] + abs(step) / 2), abs(last - values[0] - abs(step) / 2)) > UNEVEN * abs(step):
+            raise DataError(
+                f"{name} starts at {values[0]:g}, its bounds {bounds.name} at {first:g} to {last:g}; expected "
+                f"coordinates of the pixels' centres, {step:g} apart"
+            )
     return float(values[0]), float(step)
 
 
@@ -147,17 +174,43 @@ def _mapping_attributes(dataset: "xr.Dataset", variable: "xr.DataArray") -> Mapp
     return {}
 
 
-def _stated_steps(mapping: Mapping[str, Any], step_x: float, step_y: float) -> tuple[float, float]:
-    """Take the size of pixels that GDAL's GeoTransform states, which has to agree with the coordinates."""
-    words = str(mapping.get("GeoTransform", "")).split()
+def _stated_steps(
+    mapping: Mapping[str, Any], corner: tuple[float, float], steps: tuple[float, float], unit: float
+) -> tuple[float, float]:
+    """Take the size of pixels that GDAL's GeoTransform states, which has to agree with the coordinates.
+
+    Args:
+        mapping: Attributes of the grid mapping.
+        corner: Left and upper edge by the coordinates.
+        steps: Steps of the coordinates.
+        unit: The coordinates' unit in the projection's, in which GeoTransform is.
+
+    Raises:
+        DataError: Sizes differ, the grid is skewed, or the two are a part of a pixel away from each other.
+    """
+    step_x, step_y = steps
+    stated = mapping.get("GeoTransform", "")
+    words = list(stated) if isinstance(stated, tuple) else str(stated).replace(",", " ").split()
     if len(words) != 6:
-        return step_x, step_y
-    stated_x, skew_x, skew_y, stated_y = (float(words[at]) for at in (1, 2, 4, 5))
+        return steps
+    try:
+        left, stated_x, skew_x, upper, skew_y, stated_y = (float(word) / unit for word in words)
+    except ValueError as error:
+        raise DataError(f"GeoTransform is {shown(stated)}; expected six numbers") from error
+
     agree = abs(stated_x - step_x) <= AGREEMENT * step_x and abs(abs(stated_y) - abs(step_y)) <= AGREEMENT * abs(step_y)
     if skew_x or skew_y or not agree:
         raise DataError(
             f"GeoTransform states pixels of {stated_x:g} by {stated_y:g} (skewed by {skew_x:g}, {skew_y:g}), its "
             f"coordinates are {step_x:g} and {step_y:g} apart; expected the same, and no skew"
+        )
+    # A part of a grid may keep the whole one's, which is whole pixels away.
+    pixels = ((corner[0] - left) / step_x, (corner[1] - upper) / step_y)
+    if any(abs(away - round(away)) > UNEVEN for away in pixels):
+        raise DataError(
+            f"GeoTransform states the corner {left:g}, {upper:g}, its coordinates {corner[0]:g}, {corner[1]:g}, "
+            f"{pixels[0]:.2f} and {pixels[1]:.2f} pixels away; expected whole ones: coordinates are pixels' centres, "
+            "and GeoTransform counts from their edge"
         )
     return stated_x, math.copysign(stated_y, step_y)
 
@@ -171,6 +224,8 @@ def _is_degrees(x: "xr.DataArray", mapping: Mapping[str, Any]) -> bool:
         "lon",
         "longitude",
     )
+    if is_unstated and not is_geographic and mapping:
+        is_geographic = _crs(mapping).is_geographic
     return standard_name == "longitude" or units.startswith("degree") or (is_unstated and is_geographic)
 
 
@@ -193,6 +248,11 @@ def _metres(coordinate: "xr.DataArray", mapping: Mapping[str, Any]) -> float:
         return METRES[units]
     if units not in ("", "1"):
         raise DataError(f"{coordinate.name} is in {shown(units)}; expected m, km or degrees")
+    return _crs_metres(mapping)
+
+
+def _crs_metres(mapping: Mapping[str, Any]) -> float:
+    """Find how many metres the unit of a projection has."""
     return float(_crs(mapping).axis_info[0].unit_conversion_factor or 1.0)
 
 

@@ -36,10 +36,13 @@ REFUSED: Final[Mapping[str, str]] = {
     **dict.fromkeys("cxX", "it depends on the machine's language: write out what the name holds"),
 }
 ZONE: Final = re.compile(
-    r"[^A-Za-z\d+-]?(\+(?:0\d|1[0-4])(?::?(?:00|15|30|45))?(?!\d)|-(?:0\d|1[0-2]):?(?:00|30)(?!\d)|"
-    r"(?:MESZ|MEZ|AE[SD]T|AC[SD]T|AWST|NZ[SD]T|CES?T|EES?T|WES?T|[ECMP][SD]T|BST|JST|KST|IST|MSK)(?![A-Za-z]))"
+    r"[^A-Za-z\d+-]?(?:UTC|GMT|Z(?=[+-]))?(\+(?:0\d|1[0-4])(?::?(?:00|15|30|45))?(?!\d)|"
+    r"-(?:0\d|1[0-2]):?(?:00|30)(?!\d)|\+[1-9](?!\d)|(?<=UTC|GMT)[+-](?:0?[1-9]|1[0-4])(?!\d)|"
+    r"(?:LOCAL|[Ll]ocal|MESZ|MEZ|AE[SD]T|AC[SD]T|AWST|NZ[SD]T|CES?T|EES?T|WES?T|[ECMP][SD]T|BST|JST|KST|IST|MSK)"
+    r"(?![A-Za-z]))"
 )
-"""An offset from UTC as ISO 8601 writes it, or the name of a zone, after a mark that may part it from the time."""
+"""An offset from UTC as ISO 8601 writes it or in hours, or the name of a zone, after what may part it from the
+time."""
 NEEDED: Final = "expected the pattern of the files' names, with %Y, %m, %d, %H and %M (or %j for %m%d)"
 
 

@@ -1,10 +1,13 @@
 """State in one way what formats say in their own words: tags of GeoTIFFs, flags and periods of RADOLAN, MRMS' codes."""
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from ...errors import DataError
 from ...json_checks import shown
@@ -23,6 +26,18 @@ MRMS_CENTRE: Final = "161"
 """NOAA's Office of Oceanic and Atmospheric Research, which NSSL is part of, as ecCodes states it."""
 MRMS_MISSING: Final = (-1.0, -3.0, -99.0, -999.0)
 """What MRMS writes for a missing value and for no coverage: of rates, and of reflectivities (MRMS GRIB2 tables)."""
+EVERYTHING: Final = (-math.inf, math.inf)
+"""The valid range of what states none."""
+NETCDF: Final = ("h5netcdf", "netcdf4", "scipy")
+FILLS: Final = {
+    "i2": -32767,
+    "u2": 65535,
+    "i4": -(2**31) + 1,
+    "u4": 2**32 - 1,
+    "f4": 2.0**122 * 1.875,
+    "f8": 2.0**122 * 1.875,
+}
+"""NetCDF's own fill values by type (netcdf.h): what was never written is them."""
 MASKS: Final = ("cluttermask", "nodatamask")
 """Variables of wradlib that mark pixels without a measurement."""
 
@@ -40,6 +55,7 @@ class Peculiar:
         gain: What a number is multiplied with.
         offset: What is added to it then.
         masks: Variables of the data set that are true where nothing was measured.
+        valid: Smallest and largest number that is a measurement.
     """
 
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +66,7 @@ class Peculiar:
     gain: float = 1.0
     offset: float = 0.0
     masks: tuple[str, ...] = ()
+    valid: tuple[float, float] = EVERYTHING
 
 
 def peculiar_of(dataset: "xr.Dataset", variable: "xr.DataArray", path: Path | None, engine: str) -> Peculiar:
@@ -64,6 +81,54 @@ def peculiar_of(dataset: "xr.Dataset", variable: "xr.DataArray", path: Path | No
     Raises:
         DataError: A tag that is none.
     """
+    peculiar = _of_format(dataset, variable, path, engine)
+    codes = _default_fill(variable) if engine in NETCDF else ()
+    return replace(peculiar, valid=_valid_range(variable), missing=(*peculiar.missing, *codes))
+
+
+def _valid_range(variable: "xr.DataArray") -> tuple[float, float]:
+    """Read the range of a variable's measurements, as CF and NetCDF's guide have it, in its decoded numbers."""
+    attributes = variable.attrs
+    ends = np.atleast_1d(attributes.get("valid_range", (attributes.get("valid_min"), attributes.get("valid_max"))))
+    try:
+        low, high = (end if end is None else _decoded(variable, np.asarray(end)) for end in ends)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"its valid range is {shown(ends.tolist())}; expected two numbers") from error
+
+    # By less than half a step of packed numbers nothing lies outside of it.
+    half = abs(float(variable.encoding.get("scale_factor", 0.0))) / 2
+    return (-math.inf if low is None else low - half, math.inf if high is None else high + half)
+
+
+def _default_fill(variable: "xr.DataArray") -> tuple[float, ...]:
+    """Give the number that NetCDF fills a variable with by itself, where the file states none (bytes have none)."""
+    stored = np.dtype(variable.encoding.get("dtype", variable.dtype))
+    if "_FillValue" in variable.encoding or f"{stored.kind}{stored.itemsize}" not in FILLS:
+        return ()
+    return (_decoded(variable, np.array(FILLS[f"{stored.kind}{stored.itemsize}"], stored)),)
+
+
+def _decoded(variable: "xr.DataArray", number: "np.ndarray[Any, Any]") -> float:
+    """Decode a number as xarray did the variable's: one of the stored type is packed, another is not."""
+    encoding = variable.encoding
+    stored = np.dtype(encoding.get("dtype", variable.dtype))
+    if number.dtype.kind not in "iuf":
+        raise TypeError(f"{number.dtype}")
+    if stored.kind in "iu" and number.dtype.kind not in "iu":
+        return float(number)
+    if str(encoding.get("_Unsigned", "")).lower() == "true" and number < 0:
+        number = number + 2 ** (8 * stored.itemsize)
+
+    # Step by step in the type that was decoded to: the code is then found again as it is.
+    decoded = np.array([number], variable.dtype)
+    if variable.dtype.kind == "f":
+        decoded *= encoding.get("scale_factor", 1.0)
+        decoded += encoding.get("add_offset", 0.0)
+    return float(decoded[0])
+
+
+def _of_format(dataset: "xr.Dataset", variable: "xr.DataArray", path: Path | None, engine: str) -> Peculiar:
+    """Find what a file's format alone says."""
     attributes = dict(variable.attrs)
     if engine == "rasterio" and GDAL_METADATA in {**dataset.attrs, **attributes}:
         return _of_tags(attributes, str({**dataset.attrs, **attributes}[GDAL_METADATA]))

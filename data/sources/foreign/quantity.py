@@ -28,6 +28,8 @@ RAIN_WORDS: Final = ("rain", "precipitation", "snowfall")
 _NUMBER: Final = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _FACTOR: Final = re.compile(rf"\s*(/?)\s*({_NUMBER})?\s*([a-z]+)\^?([+-]?\d)?(?![\d.])\s*")
 """A line, a number, a symbol and its power, of which units are made: "0.1 mm", "kg m-2 s-1", "mm/5min", "kg/m^2"."""
+_BETWEEN: Final = re.compile(r"(?<=[a-z])\s+|(?<=[a-z^]\d)\s+")
+"""The space between two symbols below one line: "kg/(m2 s)"."""
 EXPECTED: Final = "expected a rate (mm/h, kg m-2 s-1, m s-1), an amount (mm, kg m-2) or dBZ: state it with --units"
 
 Kind = Literal["rate", "amount", "reflectivity"]
@@ -91,7 +93,9 @@ def _article(kind: str | None) -> str:
 def _parsed(units: str, where: str, *, is_reflectivity: bool = False) -> Quantity:
     """Parse units: depths of water, or kilograms on a square metre, with or without a time below the line."""
     # One way of writing for "[mm/hr]", "mm.h-1", "kg m**-2" and "mm per hour".
-    text = re.sub(r"[\[\]()·]|(?<=[a-z])\.", " ", units.strip().lower()).replace("**", "^").replace(" per ", "/")
+    text = units.strip().lower().replace(" per ", "/")
+    text = re.sub(r"/\s*\(([^()/]*)\)", lambda below: "/" + _BETWEEN.sub("/", below[1].strip()), text)
+    text = re.sub(r"[\[\]()·]|(?<=[a-z])\.", " ", text).replace("**", "^")
     if text.strip() == "dbz" or (is_reflectivity and text.strip() in ("db", "decibel")):
         return Quantity(kind="reflectivity")
     factors = list(_FACTOR.finditer(text))

@@ -1,7 +1,7 @@
 """Find when a variable's frames end and over how long their values are means or sums, as CF says it and GDAL's tags."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,16 +10,31 @@ import numpy.typing as npt
 
 from ...errors import DataError
 from ...json_checks import shown
+from .quantity import SECONDS
 
 if TYPE_CHECKING:
     import xarray as xr
 
 NANOSECONDS: Final = 1_000_000_000
 MAX_PERIOD_S: Final = 86_400
+SPANS: Final = re.compile(r"\btime:\s*(?:sum|mean|maximum|minimum|mid_range|median)\b", re.IGNORECASE)
+"""A method of CF's cell_methods that makes one value of a span of time."""
 VALID_TIME: Final = "GRIB_VALID_TIME"
 """GDAL's tag of the time that a GRIB message is valid for, epoch seconds."""
 START: Final = "start_time"
 """The scalar that stands beside the time of a sum in files without bounds (BoM's Rainfields)."""
+BOUNDS: Final = ("bnds", "bounds")
+"""How names of bounds end that no attribute names."""
+ZONES: Final = re.compile(r"(time_?zone|tz(_?info|_?name)?|(utc|gmt|time)_?offset)", re.IGNORECASE)
+"""Attributes that state a time zone."""
+NAMED_ZONE: Final = re.compile(r"\bsince\s+[\d-]+(?:[T\s]+[\d:.]+)?+\s*([A-Za-z].*?)\s*$")
+"""A word behind the origin of times: xarray drops the names of zones."""
+UTC_NAMES: Final = re.compile(r"|(etc/)?(utc|gmt|ut|z|zulu|universal)?([+-]?0*(:0*)?)?", re.IGNORECASE)
+"""UTC, whether by a name or by an offset of nothing."""
+INTERVAL: Final = re.compile(
+    r"\btime:\s*(?!point\b)\w+[^()]*\([^()]*\binterval:\s*(\d+(?:\.\d+)?)\s*([a-z]+)", re.IGNORECASE
+)
+"""A method over time and the interval of what went into it, as CF's cell_methods say it."""
 
 
 def time_variable(dataset: "xr.Dataset", variable: "xr.DataArray") -> "xr.DataArray | None":
@@ -31,7 +46,7 @@ def time_variable(dataset: "xr.Dataset", variable: "xr.DataArray") -> "xr.DataAr
     candidates = [
         dataset[name]
         for name in dataset.variables
-        if dataset[name].attrs.get("standard_name") == "time" or name in ("time", "valid_time")
+        if _is_time(dataset[name])
         if dataset[name].attrs.get("standard_name") != "forecast_reference_time"
         if set(dataset[name].dims) <= set(variable.dims) or dataset[name].size == 1
     ]
@@ -49,7 +64,36 @@ def time_variable(dataset: "xr.Dataset", variable: "xr.DataArray") -> "xr.DataAr
         )
     if times.ndim > 1:
         raise DataError(f"{times.name} has dimensions {', '.join(map(str, times.dims))}; expected one at most")
+    _check_zone(dataset, times)
     return times
+
+
+def _is_time(values: "xr.DataArray") -> bool:
+    """Tell times by their standard name or usual name, or as a dimension that consists of times."""
+    is_dimension = values.dtype.kind == "M" and values.dims == (values.name,)
+    return values.attrs.get("standard_name") == "time" or values.name in ("time", "valid_time") or is_dimension
+
+
+def _check_zone(dataset: "xr.Dataset", times: "xr.DataArray") -> None:
+    """Refuse times of another zone than UTC that were decoded as if they were UTC; raises DataError."""
+    for name, text in _zones(dataset, times):
+        if not UTC_NAMES.fullmatch(text.replace(" ", "")):
+            raise DataError(
+                f"{times.name} states the zone {shown(text)!r} ({name}); expected times in UTC, or an offset in its "
+                "units such as 'seconds since 2024-01-01 00:00:00 +02:00': write them in UTC first"
+            )
+
+
+def _zones(dataset: "xr.Dataset", times: "xr.DataArray") -> Iterator[tuple[str, str]]:
+    """List what says in which zone times are, and what it says."""
+    named = NAMED_ZONE.search(str(times.encoding.get("units", "")))
+    if named is not None:
+        yield "units", named[1]
+    for name, value in {**dataset.attrs, **times.attrs}.items():
+        if ZONES.fullmatch(name):
+            yield name, str(value)
+    if re.search(r"\blocal\b", str(times.attrs.get("long_name", "")), re.IGNORECASE):
+        yield "long_name", str(times.attrs["long_name"])
 
 
 def end_times_s(dataset: "xr.Dataset", variable: "xr.DataArray") -> npt.NDArray[np.int64] | None:
@@ -75,6 +119,8 @@ def end_times_s(dataset: "xr.Dataset", variable: "xr.DataArray") -> npt.NDArray[
 def bounds_of(dataset: "xr.Dataset", times: "xr.DataArray") -> npt.NDArray[Any] | None:
     """Read the bounds of times (frames, 2); None where there are none."""
     name = times.attrs.get("bounds", times.encoding.get("bounds"))
+    if name is None:
+        name = next((f"{times.name}_{end}" for end in BOUNDS if f"{times.name}_{end}" in dataset.variables), None)
     if name in dataset.variables and dataset[name].dtype.kind == "M":
         bounds = dataset[name].values.reshape(-1, 2)
         if len(bounds) == times.size:
@@ -104,7 +150,7 @@ def period_s(dataset: "xr.Dataset", variable: "xr.DataArray", kind: str) -> int 
     times = time_variable(dataset, variable)
     bounds = None if times is None else bounds_of(dataset, times)
     if bounds is None:
-        return None
+        return None if kind == "amount" else _interval_s(methods, times)
 
     spans = np.unique(np.abs(np.diff(bounds, axis=1)).astype("timedelta64[s]").astype(np.int64))
     # Where the bounds are the time itself they say nothing.
@@ -112,6 +158,21 @@ def period_s(dataset: "xr.Dataset", variable: "xr.DataArray", kind: str) -> int 
         listed = ", ".join(f"{span:g}" for span in spans[:4])
         raise DataError(f"the bounds of its times are {listed} s apart; expected one period, of at most a day")
     return int(spans[0]) or None
+
+
+def _interval_s(methods: str, times: "xr.DataArray | None") -> int | None:
+    """Read over which time rates are means at least, where only the interval of their samples is stated, seconds.
+
+    An interval that is no longer than the step of the times says nothing: samples are taken within a period.
+    """
+    match = INTERVAL.search(methods)
+    if match is None or match[2].lower() not in SECONDS:
+        return None
+    interval_s = round(float(match[1]) * SECONDS[match[2].lower()])
+    if times is not None and times.size > 1:
+        first, second = times.values.reshape(-1)[:2].astype("datetime64[s]").astype(np.int64)
+        return None if interval_s <= second - first else interval_s
+    return interval_s
 
 
 def _tagged_times(attributes: Mapping[str, Any], everywhere: Mapping[str, Any]) -> npt.NDArray[np.int64] | None:

@@ -5,7 +5,7 @@ which nothing is read but its metadata and the frames that are asked for.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
@@ -31,6 +31,8 @@ from .zarr_frames import ZarrFrames, is_zarr_below, open_zarr
 NOT_STATED: Final = "not stated"
 MINUTE_S: Final = 60
 MAX_PERIOD_MIN: Final = 1440
+ZONES_S: Final = 26 * 3600
+"""Furthest that two zones' times lie apart; a time that lies further away is a placeholder."""
 USUAL_NAMES: Final = ("*%Y%m%d%H%M*", "*%Y%m%d?%H%M*", "*%Y%m%d%H%M%S*", "*%Y%m%d?%H%M%S*")
 """How names mostly hold their times."""
 KNOWN: Final = "expected NetCDF, Zarr, GRIB, GeoTIFF or RADOLAN"
@@ -133,6 +135,7 @@ class XarraySource(JsonRecord):
 
         with at_hand(ref.holder) as file:
             with self._layer(ref.holder, file) as layer:
+                self._check_named_time(layer, ref)
                 header = self._header(layer, ref)
                 layer.counts(ref.index, Crop(row0=0, row1=header.grid.rows, col0=0, col1=header.grid.cols))
                 num_bytes, notes = file.num_bytes // layer.num_frames, layer.notes
@@ -217,6 +220,25 @@ class XarraySource(JsonRecord):
         with opened(copy.path, self.engine, str(file)) as dataset:
             engine = engine_for(copy.path, self.engine, str(file))
             yield layer_of(dataset, self._wanted, copy.path, engine)
+
+    def _check_named_time(self, layer: Layer, ref: GriddedRef) -> None:
+        """Compare a time of a name with the one that the file states, if any; raises DataError where they differ."""
+        if not self.time_patterns:
+            return
+        if layer.num_frames != 1:
+            raise DataError(
+                f"{ref} holds {layer.num_frames} frames, and --time-pattern states the time of one: leave it away "
+                "where the files state their times, or split them"
+            )
+        times_s = None
+        # A file whose time cannot be read is what patterns are for.
+        with suppress(DataError):
+            times_s = layer.times_s()
+        if times_s is not None and MINUTE_S <= abs(int(times_s[0]) - ref.end_time_s) <= ZONES_S:
+            raise DataError(
+                f"{ref}: its name says {iso_time(ref.end_time_s)}, its content {iso_time(int(times_s[0]))}; expected "
+                "the same end time in UTC: write %z for a zone in the name, or leave --time-pattern away"
+            )
 
     def _header(self, layer: Layer, ref: GriddedRef) -> Header:
         return Header(

@@ -78,6 +78,10 @@ def test_names_give_times(pattern: str, name: str, time: str | None) -> None:
         ("%Y%m%d%H%M+02.nc", "a zone stands in it as text"),
         ("%Y%m%d%H%M_CEST.nc", "files with times of a named zone have to be renamed"),
         ("%Y%m%d%H%MEST.nc", "a zone stands in it as text"),
+        ("%Y%m%d%H%M_local.nc", "a zone stands in it as text"),
+        ("%Y%m%d%H%M+2.nc", "a zone stands in it as text"),
+        ("%Y%m%d%H%M_UTC-3.nc", "a zone stands in it as text"),
+        ("%Y%m%d%H%MZ+01.nc", "a zone stands in it as text"),
     ],
 )
 def test_patterns_that_are_not_clear_are_refused(pattern: str, message: str) -> None:

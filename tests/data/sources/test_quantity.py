@@ -23,6 +23,8 @@ def test_millimetres_an_hour_in_every_spelling(units: str, name: str) -> None:
         ("m s-1", "rate", 3.6e6),
         ("mm/5min", "rate", 12.0),
         ("mm/(5 min)", "rate", 12.0),
+        ("kg/(m2 s)", "rate", 3600.0),
+        ("kg / (m^2 h)", "rate", 1.0),
         ("0.1 mm/h", "rate", 0.1),
         ("mm d-1", "rate", 1 / 24),
         ("inch/hour", "rate", 25.4),
