@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...data.errors import DataError
-from ...data.whole_file import make_durable, write_whole
+from ...data.whole_file import PARTIAL_SUFFIX, make_durable, write_whole
 
 LATEST: Final = "latest"
 ABOUT_NAME: Final = "cycle.json"
@@ -38,9 +38,7 @@ class Shelf:
         self.folder = folder
         self.keep = keep
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
-            if path.name.startswith((MAKING, REMOVING)):
-                _remove(path)
+        remove_unfinished(folder)
 
         self.cycles: dict[int, dict[str, Any]] = {}
         for path in folder.glob(f"*/{ABOUT_NAME}"):
@@ -116,6 +114,13 @@ class Shelf:
             with suppress(OSError):
                 old.rename(removing)
             _remove(removing)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed watch has left half written in a folder."""
+    for path in folder.glob(".*"):
+        if path.name.startswith((MAKING, REMOVING)) or path.name.endswith(PARTIAL_SUFFIX):
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -29,7 +29,7 @@ from ..forecasting.outputs import Forecast, check_options, folder_name, make_for
 from ..forecasting.readers import Radar, radars_of
 from ..processes.entry import set_up_logging
 from .arrivals import Arrivals
-from .publishing import Shelf, stamp_of
+from .publishing import Shelf, remove_unfinished, stamp_of
 from .scoring import Scoring
 from .status import write_status
 
@@ -307,6 +307,7 @@ def watch(
 
     with ExitStack() as stack:
         stack.enter_context(hold_folder(options.out, "another watch publishes there; end it, or choose another --out"))
+        remove_unfinished(options.out)
         watches = start_watches(options, argv, forecaster, clock)
         while not stop.is_set():
             for radar_watch in watches:
@@ -329,6 +330,7 @@ def start_watches(
     watches = []
     for radar in radars:
         folder = options.out / folder_name(radar.name) if len(radars) > 1 else options.out
+        remove_unfinished(folder / SCORES_FOLDER)
         watches.append(
             RadarWatch(
                 forecaster=forecaster,

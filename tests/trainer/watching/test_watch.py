@@ -262,6 +262,7 @@ def test_what_a_killed_watch_leaves_is_put_right(tmp_path: Path) -> None:
     (tmp_path / "out" / ".making-202001010010").mkdir()
     (tmp_path / "out" / ".making-202001010010" / "half.nc").touch()
     (tmp_path / "out" / ".removing-201912312355").mkdir()
+    (tmp_path / "out" / ".status.json.86de3aea295b.partial").write_text("{")
     (tmp_path / "out" / "latest").unlink()
     (tmp_path / "out" / "latest").symlink_to(stamp_of(time_of(0)))
     # Somebody else's folders are no cycles, and stay.
