@@ -185,7 +185,8 @@ def files_of(path: Place, endings: Sequence[str]) -> Iterator[Path]:
 
         for file in (folder / inner for inner in sorted(files)):
             # Wanted or not, a link has to lead somewhere: frames may lie behind it.
-            is_companion = file.name.startswith(COMPANION_PREFIX)
+            # Hidden files are a system's companions of others, or not written to their end yet.
+            is_companion = file.name.startswith("." if any(endings) else COMPANION_PREFIX)
             is_wanted = file.name.lower().endswith(tuple(endings)) and not is_companion
             # os.walk lists a link among the files when its folder is closed or not mounted.
             if is_wanted or file.is_symlink():

@@ -7,17 +7,20 @@ themselves. Formulas are parsed, never evaluated.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+import pyproj
 
 from ..counts import QUANTUM_MMH, Rounding, requantise
 from ..errors import DataError
@@ -26,6 +29,7 @@ from ..json_checks import JsonRecord
 from ..units import MISSING_COUNT, SCALES_MMH, ZR
 from . import hdf5
 from .files import Place, RadarFile
+from .odim_grid import to_metres
 from .places.composites import Finder, Look, find_composites
 from .source import SYNTHETIC, Found, FrameRef, Header, Reading, Surveyed
 from .source import FileRef as FileRef
@@ -52,6 +56,9 @@ SQUARE: Final = 1e-4
 """Largest relative difference between a pixel's sides: the real-time composites since 2018 state 1.0000035 by
 -1.0000048 km, which is 1 m over the whole grid (files of nl_rdr_data_rtcor_5m 1.0)."""
 
+CORNERS: Final = "geo_product_corners"
+MAX_RADIUS_KM: Final = 100_000
+"""Ellipsoids with larger numbers are in metres."""
 SECONDS_AN_HOUR: Final = 3600
 LICENCE: Final = "CC BY 4.0, KNMI"
 SYNTHETIC_GROUP: Final = "SYNTHETIC_STORMS"
@@ -307,7 +314,7 @@ def _grid(file: Any, dtypes: Sequence[str]) -> Grid:
             f"pixels of {pixel_km} by {pixel_y_km}; expected square ones whose rows run south, such as 1, -1"
         )
 
-    return Grid(
+    grid = Grid(
         rows=rows,
         cols=cols,
         # To a tenth of a metre: products of one grid then have one size, and no pixel moves by more than 4 m.
@@ -316,6 +323,42 @@ def _grid(file: Any, dtypes: Sequence[str]) -> Grid:
         x0_km=hdf5.number(geographic, "geo_column_offset") * pixel_km,
         y0_km=hdf5.number(geographic, "geo_row_offset") * pixel_y_km,
     )
+    _check_corners(geographic, grid)
+    return grid
+
+
+def _check_corners(geographic: Any, grid: Grid) -> None:
+    """Compare the corners in degrees, where they are stated, with those that sizes and offsets give.
+
+    Raises:
+        DataError: One of them lies more than half a pixel away.
+    """
+    stated = np.atleast_1d(geographic.attrs.get(CORNERS, ()))
+    if stated.shape != (8,) or stated.dtype.kind != "f":
+        return
+    # From the lower left one on, clockwise: longitude, latitude.
+    right_km, lower_km = grid.x0_km + grid.cols * grid.pixel_km, grid.y0_km - grid.rows * grid.pixel_km
+    corners_km = ((grid.x0_km, lower_km), (grid.x0_km, grid.y0_km), (right_km, grid.y0_km), (right_km, lower_km))
+    # KNMI's ellipsoids are in kilometres, and so is what they place.
+    unit_km = 1.0 if _radius(grid.projection) < MAX_RADIUS_KM else 0.001
+    for (x_km, y_km), (lon, lat) in zip(corners_km, stated.reshape(4, 2).tolist(), strict=True):
+        stated_x_km, stated_y_km = (unit_km * at for at in to_metres(grid.projection, lon, lat))
+        if max(abs(stated_x_km - x_km), abs(stated_y_km - y_km)) > grid.pixel_km / 2:
+            raise DataError(
+                f"{CORNERS} states {lon:g} E, {lat:g} N, which lies at {stated_x_km:.3f}, "
+                f"{stated_y_km:.3f} km; expected {x_km:.3f}, {y_km:.3f} km, as pixels and offsets say: fetch the "
+                "file again or ask its producer"
+            )
+
+
+@lru_cache(maxsize=8)
+def _radius(projection: str) -> float:
+    """Give the ellipsoid's equatorial radius, in the unit in which the projection states it."""
+    try:
+        ellipsoid = pyproj.CRS.from_user_input(projection).ellipsoid
+    except pyproj.exceptions.CRSError as error:
+        raise DataError(f"projection_proj4_params is {projection!r:.200}, which PROJ cannot read ({error})") from error
+    return math.inf if ellipsoid is None else float(ellipsoid.semi_major_metre)
 
 
 def _formula(calibration: Any) -> tuple[Fraction, Fraction]:

@@ -129,7 +129,7 @@ def _corners(projection: str, where: hdf5.Attributes) -> list[_Corner]:
         if where.hold(f"{name}_x", f"{name}_y")
     ]
     in_degrees = [
-        _Corner(name, at, *_to_metres(projection, where.number(f"{name}_lon"), where.number(f"{name}_lat")))
+        _Corner(name, at, *to_metres(projection, where.number(f"{name}_lon"), where.number(f"{name}_lat")))
         for name, at in CORNERS.items()
         if where.hold(f"{name}_lon", f"{name}_lat")
     ]
@@ -173,7 +173,7 @@ def _mismatch(corners: list[_Corner], between: tuple[int, int], pixel_m: float, 
     return None
 
 
-def _to_metres(projection: str, lon: float, lat: float) -> tuple[float, float]:
+def to_metres(projection: str, lon: float, lat: float) -> tuple[float, float]:
     """Project a place; raises DataError for a projection that places it nowhere."""
     # Without its unit a projection gives metres, in which ODIM_H5 states scales whatever the projection's unit is.
     in_metres = " ".join(term for term in projection.split() if not re.match(r"\+?units=", term))

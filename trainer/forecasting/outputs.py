@@ -263,6 +263,8 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
             sys.stderr.write(
                 printable(f"note: the run learned from {radar.name}; these are {forecast.latest.source}\n")
             )
+        if options.at is not None:
+            _note_age(forecast.latest.end_times_s, options.at)
         _report(forecast, written)
 
     if len(failures) == len(radars):
@@ -270,6 +272,16 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
     for failure in failures:
         sys.stderr.write(printable(f"not forecast: {failure}\n"))
     return ExitCode.DONE
+
+
+def _note_age(end_times_s: Sequence[int], before_s: int) -> None:
+    """Note that newer frames were due at the time of --at: forecasts of old frames look like those of new ones."""
+    cadence_s = end_times_s[-1] - end_times_s[-2] if len(end_times_s) > 1 else 0
+    age_s = before_s - 1 - end_times_s[-1]
+    if cadence_s and age_s >= cadence_s:
+        sys.stderr.write(
+            f"note: the newest frame ends at {iso_time(end_times_s[-1])}, {age_s // 60} min before the time of --at\n"
+        )
 
 
 def check_options(options: argparse.Namespace) -> None:

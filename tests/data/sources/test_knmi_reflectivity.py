@@ -1,5 +1,6 @@
 """KNMI's reflectivity composites: dBZ of one moment, as rain by a Z-R relation, beside the precipitation product."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def reading_of(path: Path, crop: Crop = WHOLE, source: KnmiSource = ECHO) -> Rea
         (FORMULA, 0.5, -32.0),
         ("GEO=0.5*PV-31.5", 0.5, -31.5),
         ("GEO=0.25*PV + 1.0", 0.25, 1.0),
-        ("GEO=5e-1*PV--2", 0.5, 2.0),
+        ("GEO=3e-1*PV--2", 0.3, 2.0),
     ],
 )
 def test_codes_become_rain_pixel_by_pixel(tmp_path: Path, dtype: Any, formula: str, gain: float, offset: float) -> None:
@@ -191,3 +192,31 @@ def test_real_files_read_as_h5py_reads_them(shared_dir: Path) -> None:
     np.testing.assert_array_equal(ECHO.read(refs[20], crop).counts, slow_counts(raw_hw))
     header = ECHO.survey(refs[20]).header
     assert (header.period_s, header.grid.rows, header.grid.cols, header.grid.pixel_km) == (0, 765, 700, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (set_attribute("geographic", "geo_product_corners", np.arange(8.0)), "geo_product_corners states 0 E, 1 N"),
+        (set_attribute("geographic", "geo_column_offset", 1.0), r"expected 1.000, .* as pixels and offsets say"),
+    ],
+)
+def test_corners_that_are_stated_have_to_agree(
+    shared_dir: Path, tmp_path: Path, edit: Callable[[Any], None], message: str
+) -> None:
+    for name in ("knmi/RAD_NL25_RAP_5min_201008260000.h5", "knmi_reflectivity/RAD_NL25_PCP_NA_202101012005.h5"):
+        path = tmp_path / Path(name).name
+        shutil.copy(shared_dir / "data" / name, path)
+        source = KnmiSource() if name.startswith("knmi/") else KnmiSource(zr=ZR(a=200, b=1.6))
+        (ref,) = source.scan([path]).refs
+        source.survey(ref)
+        change(path, edit)
+        with pytest.raises(DataError, match=f"{path}: .*{message}"):
+            source.survey(ref)
+
+
+@pytest.mark.parametrize("name", [".x.h5", "._RAD_NL25_RAP_5min_201008260000.h5", ".RAD_NL25_202101012005.h5"])
+def test_hidden_files_of_a_folder_are_not_read(tmp_path: Path, name: str) -> None:
+    paths = write_series(tmp_path, range(2))
+    (tmp_path / name).write_bytes(b"half")
+    assert [str(ref) for ref in KnmiSource().scan([tmp_path]).refs] == list(map(str, paths))

@@ -62,8 +62,9 @@ def test_times_are_the_ends_of_their_intervals(written: Path) -> None:
         time = file["time"]
         ends = np.asarray(netCDF4.num2date(time[:], time.units, time.calendar))
         assert [str(end) for end in ends] == [f"2010-08-26 00:{minute:02d}:00" for minute in (5, 10, 15)]
-        assert file[time.bounds][:].tolist() == [[REFERENCE_S + 300 * k, REFERENCE_S + 300 * (k + 1)] for k in range(3)]
-        assert file["forecast_reference_time"][...].item() == REFERENCE_S
+        assert time.units == "seconds since 2010-08-26 00:00:00"
+        assert file[time.bounds][:].tolist() == [[300 * k, 300 * (k + 1)] for k in range(3)]
+        assert file["forecast_reference_time"][...].item() == 0
         assert file["forecast_reference_time"].units == time.units
         assert file["forecast_period"][:].tolist() == [5, 10, 15]
         assert file["forecast_period"].units == "minutes"
@@ -72,8 +73,8 @@ def test_times_are_the_ends_of_their_intervals(written: Path) -> None:
 def test_every_variable_says_what_cf_asks_for(written: Path) -> None:
     """CF 1.8: 2.6 (file), 3 (units, names), 4.4 (time), 5.6 (grid mapping), 7.1 (bounds), 7.3 (cell methods)."""
     names = {
-        "time": ("time", "seconds since 1970-01-01 00:00:00"),
-        "forecast_reference_time": ("forecast_reference_time", "seconds since 1970-01-01 00:00:00"),
+        "time": ("time", "seconds since 2010-08-26 00:00:00"),
+        "forecast_reference_time": ("forecast_reference_time", "seconds since 2010-08-26 00:00:00"),
         "forecast_period": ("forecast_period", "minutes"),
         "x": ("projection_x_coordinate", "m"),
         "y": ("projection_y_coordinate", "m"),
@@ -108,6 +109,7 @@ def test_pysteps_reads_the_same_field_and_times(written: Path) -> None:
     np.testing.assert_array_equal(field, np.where(np.isfinite(rain), rain, np.nan))
     assert (metadata["unit"], metadata["transform"], metadata["yorigin"]) == ("mm/h", None, "upper")
     assert metadata["accutime"] == 5
+    assert list(metadata["leadtimes"]) == [5, 10, 15]
     assert [str(time) for time in metadata["timestamps"]] == [
         f"2010-08-26 00:{minute:02d}:00" for minute in (5, 10, 15)
     ]

@@ -23,7 +23,7 @@ from rainspark.data.units import MISSING_COUNT
 from rainspark.trainer.checkpoint.folder import save
 from rainspark.trainer.forecasting.build import build_nowcaster
 from rainspark.trainer.forecasting.forecaster import load_forecaster
-from rainspark.trainer.forecasting.outputs import make_forecast, write_outputs
+from rainspark.trainer.forecasting.outputs import _note_age, make_forecast, write_outputs
 from rainspark.trainer.forecasting.outputs import run as run_forecast
 from rainspark.trainer.processes.agreement import NonFiniteError
 from rainspark.trainer.processes.entry import run_entry
@@ -33,7 +33,7 @@ from rainspark.trainer.settings.forecast import make_parser
 from rainspark.trainer.settings.model import NowcastConfig
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.settings.run import NowcastRunConfig
-from tests.data.radar_files import read_header, storms
+from tests.data.radar_files import FIRST_S, read_header, storms
 from tests.integration.faults import state_of
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 
@@ -206,3 +206,9 @@ def test_a_run_that_does_not_record_its_cadence_says_so(run: Path, tmp_path: Pat
     unknown = replace(forecaster, data={key: value for key, value in forecaster.data.items() if key != "cadence_s"})
     with pytest.raises(ValueError, match="records no cadence_s"):
         make_forecast(unknown, [tmp_path / "radar"])
+
+
+@pytest.mark.parametrize(("before_s", "noted"), [(FIRST_S + 1, False), (FIRST_S + 300, False), (FIRST_S + 301, True)])
+def test_a_forecast_of_old_frames_says_so(capsys: pytest.CaptureFixture[str], before_s: int, noted: bool) -> None:
+    _note_age((FIRST_S - 300, FIRST_S), before_s)
+    assert ("the newest frame ends at" in capsys.readouterr().err) == noted
