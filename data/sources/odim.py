@@ -174,8 +174,8 @@ class OdimSource(JsonRecord):
         if not chosen:
             listed = ", ".join(sorted(held)) or "nothing"
             raise hdf5.ChoiceError(
-                f"it holds {listed}; expected {self.quantity or 'one of ' + ', '.join(QUANTITIES)}: choose another "
-                "--quantity, or remove the file",
+                f"it holds {listed}; expected {self.quantity or 'one of ' + ', '.join(QUANTITIES)}: "
+                f"{'choose another --quantity, or remove' if held & set(QUANTITIES) else 'remove'} the file",
                 holds=listed,
             )
         if len(chosen) > 1:

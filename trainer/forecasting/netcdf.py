@@ -21,8 +21,9 @@ from ...data.store.storage import open_storage
 from .grid import grid_mapping, pixel_centres_m, to_degrees
 
 CONVENTIONS: Final = "CF-1.8"
-TIME_UNITS: Final = "seconds since %Y-%m-%d %H:%M:%S"
-"""Units of times, of the last radar frame's end: pysteps takes what is counted for lead times."""
+TIME_UNITS: Final = "seconds since 1970-01-01 00:00:00"
+LEAD_UNITS: Final = "seconds since %Y-%m-%d %H:%M:%S"
+"""Units of valid times, counted from the last radar frame's end: pysteps takes the numbers for lead times."""
 REFERENCES: Final = (
     "SparK: Tian et al. 2023, https://arxiv.org/abs/2301.03580; SpaT-SparK: Li, Siebes and Mehrkanoon 2024, "
     "https://arxiv.org/abs/2412.15917"
@@ -136,7 +137,7 @@ def _global_attributes(provenance: Provenance) -> dict[str, str]:
 def _write_times(file: Any, reference_time_s: int, cadence_s: int, num_leads: int) -> None:
     # CF 1.8 knows no integers of 64 bits (2.2), and 32 end in 2038; float64 holds whole seconds exactly.
     leads_s = cadence_s * np.arange(1, num_leads + 1, dtype=np.float64)
-    units = datetime.fromtimestamp(reference_time_s, UTC).strftime(TIME_UNITS)
+    units = datetime.fromtimestamp(reference_time_s, UTC).strftime(LEAD_UNITS)
 
     time = _write(file, "time", ("time",), leads_s, "valid time, UTC", units)
     time.attrs.update({"axis": "T", "bounds": "time_bounds", "calendar": "standard"})
@@ -145,7 +146,7 @@ def _write_times(file: Any, reference_time_s: int, cadence_s: int, num_leads: in
 
     # Where the leads start from, and how far each of them lies ahead.
     long_name = "end of the last radar frame, UTC"
-    reference = _write(file, "forecast_reference_time", (), np.float64(0), long_name, units)
+    reference = _write(file, "forecast_reference_time", (), np.float64(reference_time_s), long_name, TIME_UNITS)
     reference.attrs["calendar"] = "standard"
     _write(file, "forecast_period", ("time",), leads_s / 60, "lead time", "minutes")
 

@@ -483,3 +483,10 @@ def test_real_files_are_packed_as_h5py_reads_them(
         missing = np.isnan(raw) | (raw == -9999000.0)
         expected = np.where(missing, 65535, np.rint(np.where(missing, 0, rain_mmh) * 100))
         np.testing.assert_array_equal(counts, expected)
+
+
+@pytest.mark.parametrize("quantity", ["TH", "rate", "BRDR"])
+def test_advice_names_no_quantity_that_is_not_there(tmp_path: Path, quantity: str) -> None:
+    write_odim_file(tmp_path / odim_name(FIRST_S), np.ones((4, 4)), FIRST_S, quantity=quantity)
+    with pytest.raises(DataError, match=f"it holds {quantity}; expected one of RATE, ACRR, DBZH: remove the file"):
+        OdimSource().scan([tmp_path])
