@@ -18,7 +18,7 @@ MAX_COUNT: Final = MISSING_COUNT - 1
 MAX_DISCARDED: Final = 0.001
 """Largest share of a frame's pixels that may be no rain rate, one pixel in any case: real files hold single ones."""
 
-MAX_CLAMPED: Final = 0.01
+MAX_CLAMPED: Final = 0.05
 """Largest share of a frame's pixels that may lie above the range: hail and clutter do, codes of no data are more."""
 
 
@@ -68,7 +68,7 @@ def requantise(
         before: What requantising the frame's other parts changed; merged into what is returned.
 
     Raises:
-        DataError: More pixels of the frame are no rate than 1 in 1000, or above the range than 1 in 100, and more than
+        DataError: More pixels of the frame are no rate than 1 in 1000, or above the range than 1 in 20, and more than
             one.
     """
     # What rounds to 0 from below is 0; what lies lower is no rain rate.
@@ -93,7 +93,7 @@ def requantise(
         first = int(np.argmax(above))
         raise DataError(
             f"pixel {pixel_of(first)} is {rain_mmh[first]:g} mm/h (one of {num_above}); expected rates of up to "
-            f"{MAX_COUNT * QUANTUM_MMH:g} in 99% of the frame's pixels: its units are others, or the number stands for "
+            f"{MAX_COUNT * QUANTUM_MMH:g} in 95% of the frame's pixels: its units are others, or the number stands for "
             "no data, which the file does not state"
         )
     error = float(np.max(np.abs(rounded - exact), initial=0.0, where=~above)) * QUANTUM_MMH

@@ -43,15 +43,15 @@ def test_the_limit_is_the_frames_however_many_parts_it_is_read_in() -> None:
 @pytest.mark.parametrize("code", [655.36, 9999.0, 1e20, 9.97e36])
 def test_a_frame_of_rates_beyond_the_range_is_no_rain(code: float) -> None:
     rain_mmh = np.full(1000, 2.5)
-    rain_mmh[:10] = code
+    rain_mmh[:50] = code
     counts, rounding = requantise(rain_mmh, lambda at: (at,))
-    assert (set(counts[:10].tolist()), rounding.clamped) == ({65534}, 10)
-    rain_mmh[10] = code
-    with pytest.raises(DataError, match=r"pixel \(0,\) is .*one of 11.* its units are others, or .* no data"):
+    assert (set(counts[:50].tolist()), rounding.clamped) == ({65534}, 50)
+    rain_mmh[50] = code
+    with pytest.raises(DataError, match=r"pixel \(0,\) is .*one of 51.* its units are others, or .* no data"):
         requantise(rain_mmh, lambda at: (at,))
     # The limit is the frame's, however many parts it is read in.
-    with pytest.raises(DataError, match="one of 11"):
-        requantise(rain_mmh, lambda at: (at,), frame_pixels=2000, before=Rounding(clamped=10))
+    with pytest.raises(DataError, match="one of 51"):
+        requantise(rain_mmh, lambda at: (at,), frame_pixels=2000, before=Rounding(clamped=50))
 
 
 def test_older_archives_state_roundings_as_before() -> None:
