@@ -115,6 +115,12 @@ def _index(plan: ArchivePlan, written: Sequence[WrittenShard]) -> Index:
     if not entries:
         raise DataError("no tile holds a measurement in any frame; expected radar data: choose another --crop")
 
+    num_pixels = draft.rows * draft.cols
+    if all(missing == num_pixels for entry in entries for missing in entry.missing):
+        raise DataError(
+            "no pixel of any frame holds a measurement; expected radar data: choose another --crop, or check the "
+            "product and the options by which it is read, and start again with --restart"
+        )
     origins = sorted({entry.origin for entry in entries})
     _report_left_out(plan, written, origins)
 

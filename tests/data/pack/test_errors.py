@@ -104,3 +104,17 @@ def test_pixels_that_cannot_be_decoded_leave_no_index(tmp_path: Path, few: list[
     few[6].unlink()
     series = runs_of(pack([tmp_path / "radar"], tmp_path / "out", OPTIONS))
     assert [run.num_frames for run in series.runs] == [6, 1]
+
+
+def test_an_archive_without_any_measurement_is_refused(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "radar", range(3))
+    for path in paths:
+        change(path, replace_image(data=np.full((12, 10), 65535, np.uint16)))
+    with pytest.raises(DataError, match=r"no pixel of any frame holds a measurement; .*--restart"):
+        pack([tmp_path / "radar"], tmp_path / "out", PackOptions(window=2))
+    assert not (tmp_path / "out" / "index.json").exists()
+    # One pixel is enough.
+    counts = np.full((12, 10), 65535, np.uint16)
+    counts[3, 4] = 0
+    change(paths[1], replace_image(data=counts))
+    pack([tmp_path / "radar"], tmp_path / "out", PackOptions(window=2), restart=True)
