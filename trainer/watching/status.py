@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
 
-from ...data.json_checks import shown
+from ...data.frames import printable
 from ...data.whole_file import write_whole
 
 PAGE: Final = """\
@@ -56,10 +56,18 @@ table { border-collapse: collapse } td, th { padding: .1em 1em .1em 0; text-alig
 """
 
 
+MOST_LETTERS: Final = 500
+"""Letters of one line: a path, what was found, and what to do."""
+
+
+def _short(text: str) -> str:
+    return printable(text)[:MOST_LETTERS]
+
+
 def write_status(folder: Path, radars: Sequence[dict[str, Any]], written: str) -> None:
     """Write status.json and status.html; a disk that is full for a moment ends no watch."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"short": shown, "number": lambda value: "-" if value is None else f"{value:.3f}"}
+    environment.filters |= {"short": _short, "number": lambda value: "-" if value is None else f"{value:.3f}"}
     # NaN is no JSON: a score that does not exist is null.
     plain = json.loads(json.dumps(list(radars)), parse_constant=lambda _: None)
     page = environment.from_string(PAGE).render(radars=plain, written=written)
