@@ -62,15 +62,32 @@ def run_command(work: Callable[[], int], *, interrupted: str = "") -> int:
         return ExitCode.DATA
 
 
-class _Output(io.FileIO):
-    """A standard stream whose reader may go (`| head -1`): what it does not read is dropped, and nothing else ends."""
+class _Output(io.TextIOWrapper):
+    """A standard stream whose reader may go (`| head -1`): what it does not read is dropped, and nothing else ends.
 
-    def write(self, data: Any, /) -> int:
-        """Write bytes; gives how many were written or dropped."""
+    Bytes are written by the library below: an interruption between writing and counting them would write them twice.
+    """
+
+    def write(self, text: str, /) -> int:
+        """Write text, or drop it."""
         try:
-            return super().write(data)
+            return super().write(text)
         except BrokenPipeError:
-            return memoryview(data).nbytes
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is held, or drop it."""
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
+        super().flush()
 
 
 def open_output() -> None:
@@ -87,12 +104,12 @@ def open_output() -> None:
                 os.dup2(null, number)
                 os.close(null)
         # Once a process, and never what a caller has put in a stream's place.
-        elif stream is not getattr(sys, f"__{name}__") or isinstance(getattr(stream.buffer, "raw", None), _Output):
+        elif stream is not getattr(sys, f"__{name}__") or isinstance(stream, _Output):
             continue
-        binary = io.BufferedWriter(_Output(number, "w", closefd=False))
+        binary = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
         encoding = "utf-8" if stream is None else stream.encoding
         is_line_buffered = stream is not None and stream.line_buffering
-        text = io.TextIOWrapper(binary, encoding, "backslashreplace", line_buffering=is_line_buffered)
+        text = _Output(binary, encoding, "backslashreplace", line_buffering=is_line_buffered)
         setattr(sys, name, text)
         setattr(sys, f"__{name}__", text)
 
