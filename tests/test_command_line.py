@@ -107,6 +107,15 @@ def test_a_file_goes_before_a_recipe_of_its_name(tmp_path: Path, monkeypatch: py
     assert parse_config([*NEEDED, "--config", "demo"], PretrainConfig, prog="x").run.steps == 77
 
 
+def test_a_recipe_goes_before_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `make demo` keeps its storms and runs in a folder of that name.
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    path = REPOSITORY / "configs" / "demo.yaml"
+    by_name = parse_config([*NEEDED, "--config", "demo"], PretrainConfig, prog="x")
+    assert by_name == parse_config([*NEEDED, f"--config={path}"], PretrainConfig, prog="x")
+
+
 def test_a_mistyped_recipe_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "--config", "pretrain_resnet5"]) == ExitCode.CONFIG
     message = capsys.readouterr().err

@@ -24,10 +24,11 @@ def find_config(text: str) -> Path:
     path = Path(expand_home(text))
     if path.is_file():
         return path
-    if path.is_dir():
-        raise ConfigError(f"--config {text}: is a folder; name a file of settings, such as the config.yaml of a run")
+    # A folder of a recipe's name hides nothing: `make demo` works in one.
     if text in recipe_names():
         return FOLDER / f"{text}.yaml"
+    if path.is_dir():
+        raise ConfigError(f"--config {text}: is a folder; name a file of settings, such as the config.yaml of a run")
 
     near = get_close_matches(path.stem, recipe_names(), n=1)
     hint = f"; the nearest recipe is {near[0]}" if near else ""
