@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...models.nowcasting.motion import advect, estimate_motion, fill_missing
+from ...models.nowcasting.motion import advect, estimate_motion
 
 MEASURED: Final = 0.999
 """Least share of a carried pixel that has to come from measured ones."""
@@ -61,7 +61,7 @@ def _carried(fields: Sequence[Field | None], first: int, second: int, number: in
 
 def _moved(rain_mmh_11hw: Tensor, valid_11hw: Tensor, displacement_12hw: Tensor) -> tuple[Tensor, Tensor]:
     """Carry one field along: its rain, and where that comes from measured pixels of the field itself."""
-    # Missing pixels first: carried along, their zeros would spread. What lies outside the field was not measured.
-    moved_mmh = advect(fill_missing(rain_mmh_11hw, valid_11hw), displacement_12hw)
+    # What lies outside the field was not measured; nor is a pixel that missing ones, which are 0, have a part in.
+    moved_mmh = advect(rain_mmh_11hw, displacement_12hw)
     measured = advect(F.pad(valid_11hw.float(), (1, 1, 1, 1)), displacement_12hw, margin_px=1) > MEASURED
     return moved_mmh[0, 0], measured[0, 0]

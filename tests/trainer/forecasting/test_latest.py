@@ -17,6 +17,7 @@ from rainspark.data.sources import knmi
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.knmi_writer import KNMI_PROJECTION as PROJECTION
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
+from rainspark.data.sources.source import FileRef, FrameRef, Surveyed
 from rainspark.data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT
 from rainspark.trainer.forecasting.latest import Latest, find_area, read_latest
 from rainspark.trainer.forecasting.readers import Radar
@@ -220,3 +221,30 @@ def test_two_frames_are_the_least_that_a_gap_is_bridged_from(radar: Path) -> Non
     (radar / file_name(FIRST_S)).unlink()
     with pytest.raises(DataError, match=r"5 in all\); .* bridge up to 4"):
         latest_of([radar], grid, 6, allow_missing=6)
+
+
+class Written(KnmiSource):
+    """KNMI's files, one of which is written to between its header and its pixels."""
+
+    def survey(self, ref: FrameRef) -> Surveyed:
+        """Survey a file, and give it other pixels afterwards."""
+        surveyed = super().survey(ref)
+        if ref.end_time_s == FIRST_S + 4 * 300:
+            assert isinstance(ref, FileRef)
+            counts_hw = random_counts(99, *SIZE)
+            write_knmi_file(ref.path, counts_hw, ref.end_time_s)
+        return surveyed
+
+
+def test_a_file_that_is_written_to_meanwhile_is_not_taken(radar: Path) -> None:
+    radars = Radar(name="synthetic storms", source=Written(), grid=None, part=_grid(radar))
+    with pytest.raises(DataError, match=r"202001010010\.h5 changed while it was read"):
+        read_latest([radar], radar=radars, cadence_s=300, frames_in=4)
+
+
+def test_frames_of_one_product_on_two_grids_are_refused(radar: Path) -> None:
+    grid = _grid(radar)
+    # One column further east: still the run's pixels, and another place.
+    change(sorted(radar.glob("*.h5"))[-2], set_attribute("geographic", "geo_column_offset", np.float32(grid.x0_km + 1)))
+    with pytest.raises(DataError, match=r"files of two products: .* on Grid.*give files of one"):
+        latest_of([radar], grid, 4, area="whole")
