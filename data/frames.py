@@ -6,9 +6,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from .errors import DataError
 from .json_checks import JsonRecord, read_json
 
@@ -107,27 +104,6 @@ class Crop:
     def __str__(self) -> str:
         """Format the crop as `parse_crop` reads it."""
         return f"{self.row0}:{self.row1},{self.col0}:{self.col1}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """One radar composite.
-
-    Attributes:
-        counts: uint16 (rows, cols); `scale_mmh` times the count is the rain rate, 65535 is missing.
-        end_time_s: End of the accumulation, epoch seconds UTC.
-        scale_mmh: mm/h a count.
-        grid: Where the pixels lie.
-        source: The product's name.
-        licence: Licence of the data.
-    """
-
-    counts: npt.NDArray[np.uint16]
-    end_time_s: int
-    scale_mmh: float
-    grid: Grid
-    source: str
-    licence: str
 
 
 def parse_crop(text: str) -> Crop:

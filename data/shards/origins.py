@@ -7,13 +7,11 @@ from typing import Annotated, Any, Final
 from ..errors import DataError
 from ..frames import Crop, Grid
 from ..json_checks import Limits, demand, shown
-from ..sources.source import Recipe
+from ..sources.source import UNSTATED, Recipe
 from ..units import SCALES_MMH
 
 MAX_PERIOD_S: Final = 366 * 86400
 """Longest span that a value is a sum over: a year of gauges."""
-UNSTATED: Final = "not stated"
-"""What a licence is where nobody says it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,8 @@ from .importer import ImporterSource
 from .knmi import KnmiSource
 from .odim import QUANTITIES, OdimSource, parse_zr
 from .smaat import GROUPS, SmaatSource
-from .source import Recipe, Source
+from .source import UNSTATED, Recipe, Source
 
-LICENCE_UNKNOWN: Final = "not stated"
 SOURCES: Final[dict[str, type[JsonRecord]]] = {
     source.kind: source for source in (KnmiSource, SmaatSource, OdimSource, ImporterSource, XarraySource)
 }
@@ -70,7 +69,7 @@ def add_kinds(commands: Commands) -> tuple[argparse.ArgumentParser, ...]:
         parser.add_argument("--zr", metavar="A,B", help="Z = A R**B for reflectivity, such as 200,1.6")
     for parser in (odim, importer):
         parser.add_argument("--name", help="the product's name (what the files say)")
-        parser.add_argument("--licence", default=LICENCE_UNKNOWN, help=f"licence of the data ({LICENCE_UNKNOWN})")
+        parser.add_argument("--licence", default=UNSTATED, help=f"licence of the data ({UNSTATED})")
     return knmi, smaat, odim, importer, xarray
 
 

@@ -32,7 +32,7 @@ from .foreign.opening import ALONE
 from .hdf5 import MAX_PIXELS, explained
 from .odim import ZR
 from .places.formats import format_of_file
-from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order, without_copies
+from .source import UNSTATED, FileRef, Found, FrameRef, Header, Reading, Surveyed, in_time_order, without_copies
 
 MAX_FILE_BYTES: Final = 2**29
 KIND: Final = "a field with pysteps' metadata"
@@ -70,7 +70,7 @@ class ImporterSource(JsonRecord):
     arguments: Mapping[str, str] = field(default_factory=dict)
     zr: ZR | None = None
     name: str | None = None
-    licence: str = "not stated"
+    licence: str = UNSTATED
 
     @property
     def settings(self) -> str:

@@ -9,7 +9,7 @@ themselves. Formulas are parsed, never evaluated.
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ import pyproj
 
 from ..counts import QUANTUM_MMH, Rounding, requantise
 from ..errors import DataError
-from ..frames import Crop, Frame, Grid, iso_time
+from ..frames import Crop, Grid, iso_time
 from ..json_checks import JsonRecord
 from ..units import MISSING_COUNT, SCALES_MMH, ZR
 from . import hdf5
@@ -127,35 +127,6 @@ class KnmiSource(JsonRecord):
             return Look(error=error)
         except DataError as error:
             return Look(error=_unnamed(radar_file, error) if _time_of_name(radar_file) is None else error)
-
-
-def scan(paths: Iterable[Path]) -> tuple[FileRef, ...]:
-    """Find the composites of precipitation among files, folders, tars and zips; as `KnmiSource.scan`."""
-    return KnmiSource().scan(list(paths)).refs  # type: ignore[return-value]
-
-
-def read(where: Path | RadarFile, crop: Crop | Callable[[Grid], Crop] | None = None) -> Frame:
-    """Read one composite of precipitation, or a part of it; the file is opened and parsed once.
-
-    Args:
-        where: The file, or a member of an archive.
-        crop: Part to keep, or what finds it in the file's grid; None for the whole grid.
-
-    Raises:
-        DataError: The file is no KNMI composite, is damaged, or its name and content disagree about the time, or the
-            crop lies outside the grid.
-    """
-    with _composite(where, None) as (header, file, _):
-        grid = header.grid
-        chosen = crop(grid) if callable(crop) else crop or Crop(row0=0, row1=grid.rows, col0=0, col1=grid.cols)
-        return Frame(
-            counts=_counts(file, header, chosen),
-            end_time_s=header.end_time_s,
-            scale_mmh=header.scale_mmh,
-            grid=grid.cropped(chosen),
-            source=header.source,
-            licence=header.licence,
-        )
 
 
 def parse_product_time(text: str) -> int:

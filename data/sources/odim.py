@@ -30,7 +30,7 @@ from . import hdf5
 from .files import Place, RadarFile
 from .odim_grid import read_grid
 from .places.composites import Finder, Look, find_composites
-from .source import FileRef, Found, FrameRef, Header, Reading, Surveyed
+from .source import UNSTATED, FileRef, Found, FrameRef, Header, Reading, Surveyed
 
 KIND: Final = hdf5.KINDS["odim"]
 FILE_ENDINGS: Final = (".h5", ".hdf5", ".hdf", ".hd5", "-hd5")
@@ -74,7 +74,7 @@ class OdimSource(JsonRecord):
     quantity: str | None = None
     zr: ZR | None = None
     name: str | None = None
-    licence: str = "not stated"
+    licence: str = UNSTATED
 
     @property
     def settings(self) -> str:

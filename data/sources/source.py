@@ -18,6 +18,9 @@ from .files import Place, RadarFile
 SYNTHETIC: Final = "synthetic storms"
 """The source that data.sources.knmi gives to made-up rain: its times and its grid are made up too."""
 
+UNSTATED: Final = "not stated"
+"""What a licence is where nobody says it."""
+
 
 class FrameRef(Protocol):
     """Where one frame lies; its text names it in messages."""

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rainspark.data.frames import parse_crop
-from rainspark.data.sources import knmi
 from rainspark.data.stream.options import ReadOptions
 from rainspark.data.stream.stream import Stream
 from rainspark.data.windows.mixing import BatchLayout, default_block_bytes
 from rainspark.data.windows.selection import Selection, WindowTable, select_windows
+from tests.data import knmi_frames
 from tests.data.archives import PackedArchive, pack_archive
 from tests.data.radar_files import storms
 
@@ -49,7 +49,7 @@ def frames_to_pack(folder: Path | None) -> npt.NDArray[np.uint16]:
     """Read the centre crop of real frames, or make storms: uint16 (t, 288, 288)."""
     if folder is None:
         return storms(148, ROWS, COLS, seed=0)
-    return np.stack([knmi.read(ref.path, parse_crop(CENTRE)).counts for ref in knmi.scan([folder])])
+    return np.stack([knmi_frames.read(ref.path, parse_crop(CENTRE)).counts for ref in knmi_frames.scan([folder])])
 
 
 def long_runs(frames_thw: npt.NDArray[np.uint16], count: int) -> Iterator[npt.NDArray[np.uint16]]:

@@ -21,14 +21,13 @@ from ...units import ZR
 from ..files import Place, RadarFile, files_of
 from ..hdf5 import ChoiceError
 from ..places.buckets import Bucket
-from ..source import Found, FrameRef, Header, Reading, Surveyed, in_time_order, without_copies
+from ..source import UNSTATED, Found, FrameRef, Header, Reading, Surveyed, in_time_order, without_copies
 from .at_hand import AtHand, at_hand
 from .frames import Layer, Wanted, layer_of
 from .name_times import NEEDED, NameTimes
 from .opening import ENGINES, ZARR_MARKS, engine_for, explaining, is_known, is_zarr, opened
 from .zarr_frames import ZarrFrames, is_zarr_below, open_zarr
 
-NOT_STATED: Final = "not stated"
 MINUTE_S: Final = 60
 MAX_PERIOD_MIN: Final = 1440
 ZONES_S: Final = 26 * 3600
@@ -247,7 +246,7 @@ class XarraySource(JsonRecord):
             missing_codes=(),
             grid=layer.placed.grid,
             source=self.name or layer.product,
-            licence=self.licence or layer.licence or NOT_STATED,
+            licence=self.licence or layer.licence or UNSTATED,
             period_s=layer.period_s,
         )
 

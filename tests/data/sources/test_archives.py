@@ -15,8 +15,9 @@ import pytest
 from rainspark.data.errors import DataError
 from rainspark.data.pack.archive import pack
 from rainspark.data.sources.archives import list_members
-from rainspark.data.sources.knmi import KnmiSource, read, scan
+from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.knmi_writer import write_knmi_file
+from tests.data.knmi_frames import read, scan
 from tests.data.radar_files import FIRST_S, NUMBERS, OPTIONS, digests, random_counts, write_archive, write_series
 
 NAME = "RAD_NL25_RAP_5min_202001010000.h5"

@@ -10,8 +10,8 @@ import pytest
 
 from rainspark.data.errors import DataError
 from rainspark.data.frames import Crop
-from rainspark.data.sources.knmi import read, scan
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
+from tests.data.knmi_frames import read, scan
 from tests.data.radar_files import (
     change,
     drop_attribute,

@@ -7,7 +7,7 @@ import pytest
 
 from rainspark.data.errors import DataError
 from rainspark.data.pack.__main__ import main
-from rainspark.data.sources.knmi import scan
+from tests.data.knmi_frames import scan
 from tests.data.radar_files import closed_folder, without_rights, write_series
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from rainspark.data.errors import DataError
 from rainspark.data.frames import Crop
-from rainspark.data.sources.knmi import read
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
+from tests.data.knmi_frames import read
 from tests.data.radar_files import change, random_counts, read_header, replace_image, set_attribute
 
 TIME_S = 1_282_780_800

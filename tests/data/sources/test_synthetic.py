@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.sequences import find_runs
-from rainspark.data.sources.knmi import read, scan
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
 from rainspark.data.sources.synthetic import events, main
 from rainspark.models.nowcasting.motion import estimate_motion
+from tests.data.knmi_frames import read, scan
 from tests.data.radar_files import storms
 
 

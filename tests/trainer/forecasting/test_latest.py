@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from rainspark.data.errors import DataError
 from rainspark.data.frames import Crop, Grid
-from rainspark.data.sources import knmi
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.knmi_writer import KNMI_PROJECTION as PROJECTION
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
@@ -21,6 +20,7 @@ from rainspark.data.sources.source import FileRef, FrameRef, Surveyed
 from rainspark.data.units import KNMI_MMH_PER_COUNT, MISSING_COUNT
 from rainspark.trainer.forecasting.latest import Latest, find_area, read_latest
 from rainspark.trainer.forecasting.readers import Radar
+from tests.data import knmi_frames
 from tests.data.radar_files import FIRST_S, change, random_counts, read_header, set_attribute, write_series
 
 SIZE = (24, 20)
@@ -186,7 +186,8 @@ def test_the_real_files_give_the_crop_without_missing_pixels(shared_dir: Path) -
     assert latest.valid_thw.all()
     assert latest.rain_mmh_thw.shape == (12, 288, 288)
     np.testing.assert_array_equal(
-        latest.rain_mmh_thw[-1], knmi.read(Path(latest.frames[-1]), crop).counts.astype(np.float32) * np.float32(0.12)
+        latest.rain_mmh_thw[-1],
+        knmi_frames.read(Path(latest.frames[-1]), crop).counts.astype(np.float32) * np.float32(0.12),
     )
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.frames import Crop
-from rainspark.data.sources import knmi
 from rainspark.data.sources.knmi_writer import file_name as name_of
 from rainspark.data.sources.knmi_writer import write_knmi_file
 from rainspark.data.sources.odim import OdimSource
@@ -33,6 +32,7 @@ from rainspark.trainer.settings.forecast import make_parser
 from rainspark.trainer.settings.model import NowcastConfig
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.settings.run import NowcastRunConfig
+from tests.data import knmi_frames
 from tests.data.radar_files import FIRST_S, read_header, storms
 from tests.integration.faults import state_of
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
@@ -87,7 +87,7 @@ def test_a_forecast_is_written_with_its_pictures(run: Path, tmp_path: Path, caps
     assert "my model: 2020-01-01T00:05:00Z to 2020-01-01T00:10:00Z from 3 radar files" in printed
     assert str(out / "forecast_202001010000.nc") in printed
     forecaster = load_forecaster(run)
-    latest = [knmi.read(path) for path in sorted(radar.iterdir())[-FRAMES_IN:]]
+    latest = [knmi_frames.read(path) for path in sorted(radar.iterdir())[-FRAMES_IN:]]
     rain = torch.from_numpy(np.stack([frame.counts for frame in latest]).astype(np.float32) * np.float32(0.12))
     expected = forecaster.forecast(rain[None], None)[0].numpy()
     with netCDF4.Dataset(out / "forecast_202001010000.nc") as file:

@@ -18,7 +18,6 @@ import torch
 
 from rainspark.data.errors import DataError
 from rainspark.data.exit_codes import ExitCode
-from rainspark.data.sources import knmi
 from rainspark.data.sources.knmi_writer import write_knmi_file
 from rainspark.data.store.storage import hold_folder, open_storage
 from rainspark.data.units import MISSING_COUNT
@@ -30,6 +29,7 @@ from rainspark.trainer.verification.rows import Rows, Settings, WindowId, score_
 from rainspark.trainer.watching.publishing import Shelf, stamp_of
 from rainspark.trainer.watching.status import write_status
 from rainspark.trainer.watching.watch import RadarWatch, start_watches, watch
+from tests.data import knmi_frames
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 from tests.trainer.watching.tiny import FRAMES_IN, FRAMES_OUT, counts_of, make_run, radar_bytes, radar_name, time_of
 
@@ -186,7 +186,7 @@ def test_the_scores_are_those_of_the_verification_beside_extrapolation(
     assert not watched.score_next()
 
     # A second way to the same numbers: hits, misses and false alarms counted plainly.
-    frames = [knmi.read(tmp_path / "radar" / radar_name(number)) for number in range(5)]
+    frames = [knmi_frames.read(tmp_path / "radar" / radar_name(number)) for number in range(5)]
     counts = np.stack([frame.counts for frame in frames])
     rain = np.where(counts == MISSING_COUNT, 0, counts.astype(np.float32) * np.float32(0.12))
     past, measured = torch.from_numpy(rain[:3])[None], torch.from_numpy(counts[:3] != MISSING_COUNT)[None]
