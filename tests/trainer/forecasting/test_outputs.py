@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import h5py
 import netCDF4
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from rainspark.trainer.settings.model import NowcastConfig
 from rainspark.trainer.settings.parse import as_dict
 from rainspark.trainer.settings.run import NowcastRunConfig
 from tests.data import knmi_frames
-from tests.data.radar_files import FIRST_S, read_header, storms
+from tests.data.radar_files import FIRST_S, change, read_header, set_attribute, storms
 from tests.integration.faults import state_of
 from tests.s3_server import S3, s3, s3_server  # noqa: F401
 
@@ -212,3 +213,37 @@ def test_a_run_that_does_not_record_its_cadence_says_so(run: Path, tmp_path: Pat
 def test_a_forecast_of_old_frames_says_so(capsys: pytest.CaptureFixture[str], before_s: int, noted: bool) -> None:
     _note_age((FIRST_S - 300, FIRST_S), before_s)
     assert ("the newest frame ends at" in capsys.readouterr().err) == noted
+
+
+def test_every_product_says_that_a_frame_was_bridged(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    radar, out = _write_radar(tmp_path / "radar", FRAMES_IN + 1), tmp_path / "out"
+    (radar / name_of(END_S - 300)).unlink()
+    rasterio = pytest.importorskip("rasterio")
+    words: list[str | Path] = ["--run", run, "--input", radar, "--out", out, "--products", "netcdf", "cog", "odim"]
+    assert run_entry(_main(*words)) == ExitCode.DATA
+    assert "--allow-missing 1" in capsys.readouterr().err
+    assert run_entry(_main(*words, "--allow-missing", "1")) == 0
+
+    note = "1 of 3 input frames were missing or damaged and were bridged by carrying rain along: 2019-12-31T23:55:00Z."
+    assert f"warning: {note}" in capsys.readouterr().out
+    with netCDF4.Dataset(out / "forecast_202001010000.nc") as file:
+        assert file.comment.endswith(note)
+    for path in (out / "cog").iterdir():
+        with rasterio.open(path) as file:
+            assert note in " ".join(file.tags().values())
+    for path in (out / "odim").iterdir():
+        with h5py.File(path) as file:
+            assert file["how"].attrs["comment"].decode().endswith(note)
+
+
+def test_files_of_another_product_than_the_runs_are_forecast_with_a_note(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    radar = _write_radar(tmp_path / "radar")
+    for path in radar.iterdir():
+        change(path, set_attribute("overview", "product_group_name", np.bytes_("RAD_NL25_RAC")))
+    words = ("--run", run, "--input", radar, "--products", "netcdf", "--out", tmp_path / "out")
+    assert run_entry(_main(*words)) == 0
+    assert "note: the run learned from synthetic storms; these are KNMI RAD_NL25_RAC" in capsys.readouterr().err
