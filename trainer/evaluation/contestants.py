@@ -22,10 +22,10 @@ from ...models.nowcasting.baselines import (
     DampedExtrapolation,
     DampingFit,
     Extrapolation,
-    Forecaster,
     Persistence,
     TrainingMean,
 )
+from ...models.nowcasting.forecasts import Forecaster
 from ..forecasting.forecaster import RunForecaster
 from ..settings.evaluation import EvaluateConfig
 from ..training.nowcast_task import Frames

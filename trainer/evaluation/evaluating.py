@@ -19,7 +19,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 from ...data.stream.stream import evaluation_batches
-from ...models.nowcasting.baselines import Extrapolation, Forecaster
+from ...models.nowcasting.baselines import Extrapolation
+from ...models.nowcasting.forecasts import Forecaster
 from ..engine.engine import Engine
 from ..forecasting.forecaster import RunForecaster, load_forecaster
 from ..pictures.forecasts import Case, radar_credit

@@ -15,10 +15,10 @@ from rainspark.models.nowcasting.baselines import (
     DampedExtrapolation,
     DampingFit,
     Extrapolation,
-    Forecaster,
     Persistence,
     TrainingMean,
 )
+from rainspark.models.nowcasting.forecasts import Forecaster
 from tests.conftest import REPOSITORY
 
 SIZE = 96
