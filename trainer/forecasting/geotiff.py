@@ -15,10 +15,9 @@ import numpy.typing as npt
 from ...data.errors import ConfigError, DataError
 from ...data.frames import Grid, iso_time
 from ...data.store.storage import open_storage
+from .content import HOUR_S, Content, Provenance
 from .grid import parse_projection
-from .netcdf import Provenance, lead_name
 
-HOUR_S: Final = 3600
 LAYOUT: Final = {"compress": "DEFLATE", "predictor": "YES", "blocksize": 512, "overview_resampling": "AVERAGE"}
 """Every reader knows DEFLATE. Overviews are means: rain keeps its amount, and NaN is left out of them."""
 
@@ -36,26 +35,14 @@ def require_rasterio() -> Any:
     return rasterio
 
 
-def write_cogs(
-    folder: Path,
-    *,
-    rain_mmh_thw: npt.NDArray[np.floating],
-    reference_time_s: int,
-    cadence_s: int,
-    grid: Grid,
-    provenance: Provenance,
-) -> list[Path]:
+def write_cogs(folder: Path, content: Content) -> list[Path]:
     """Write a forecast as GeoTIFFs: the rain rate of each lead time, and the sum of each hour; each appears whole.
 
     A forecast shorter than an hour gets the sum of what it has. A sum is missing where any of its rates is.
 
     Args:
         folder: Of the files; made if need be. Their names carry the time of the last radar frame and the lead time.
-        rain_mmh_thw: Rain in mm/h, (leads, rows, cols); what is not finite is written as missing (NaN).
-        reference_time_s: End of the last radar frame that the forecast knows, epoch seconds UTC.
-        cadence_s: Seconds between leads.
-        grid: Where the pixels lie.
-        provenance: Who made it, and from what.
+        content: The forecast.
 
     Returns:
         The files: lead times, then sums.
@@ -66,27 +53,26 @@ def write_cogs(
     """
     require_rasterio()
     storage = open_storage(folder)
-    about = _provenance_tags(provenance, reference_time_s)
+    reference_time_s, cadence_s = content.reference_time_s, content.cadence_s
+    about = _provenance_tags(content.provenance, reference_time_s)
 
     # Rates: means over the interval that ends at the valid time.
     files = {}
-    for lead, rain_mmh_hw in enumerate(rain_mmh_thw, start=1):
+    for lead, rain_mmh_hw in enumerate(content.rain_mmh_thw, start=1):
         end_s = lead * cadence_s
         tags = {**about, **_time_tags(reference_time_s, end_s - cadence_s, end_s)}
-        files[f"{lead_name(reference_time_s, end_s)}.tif"] = (rain_mmh_hw, "rainfall_rate", "mm h-1", tags)
+        files[f"{content.name_of(end_s)}.tif"] = (rain_mmh_hw, "rainfall_rate", "mm h-1", tags)
 
     # Sums over whole hours.
-    per_hour = min(max(HOUR_S // cadence_s, 1), len(rain_mmh_thw))
-    for first in range(0, len(rain_mmh_thw) - per_hour + 1, per_hour):
-        hour_mmh_thw = rain_mmh_thw[first : first + per_hour]
-        sum_mm_hw = hour_mmh_thw.sum(axis=0, dtype=np.float64) * (cadence_s / HOUR_S)
-        start_s, end_s = first * cadence_s, (first + per_hour) * cadence_s
+    for hour in content.hours:
+        sum_mm_hw = content.rain_mmh_thw[hour].sum(axis=0, dtype=np.float64) * (cadence_s / HOUR_S)
+        start_s, end_s = hour.start * cadence_s, hour.stop * cadence_s
         tags = {**about, **_time_tags(reference_time_s, start_s, end_s)}
-        name = f"{lead_name(reference_time_s, end_s)}_sum_{(end_s - start_s) // 60:03d}min.tif"
+        name = f"{content.name_of(end_s)}_sum_{(end_s - start_s) // 60:03d}min.tif"
         files[name] = (sum_mm_hw, "rainfall_amount", "mm", tags)
 
     for name, (values_hw, quantity, unit, tags) in files.items():
-        storage.write(name, _cog(values_hw, quantity, unit, tags, grid))
+        storage.write(name, _cog(values_hw, quantity, unit, tags, content.grid))
     return [folder / name for name in files]
 
 
@@ -132,6 +118,7 @@ def _cog(values_hw: npt.NDArray[Any], quantity: str, unit: str, tags: Mapping[st
             "crs": rasterio.crs.CRS.from_wkt(parse_projection(grid.projection).to_wkt()),
             "transform": rasterio.Affine(pixel_m, 0, 1000 * grid.x0_km, 0, -pixel_m, 1000 * grid.y0_km),
         }
+
         # GDAL makes the optimized file of a whole plain one: both in memory.
         with rasterio.io.MemoryFile(ext=".tif") as plain, rasterio.io.MemoryFile(ext=".tif") as optimized:
             with plain.open(**profile) as file:

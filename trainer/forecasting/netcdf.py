@@ -5,7 +5,6 @@ CF standard name table.
 """
 
 import io
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from ...data.errors import DataError
 from ...data.frames import Grid
 from ...data.store.storage import open_storage
+from .content import Content, Provenance
 from .grid import grid_mapping, pixel_centres_m, to_degrees
 
 CONVENTIONS: Final = "CF-1.8"
@@ -28,78 +28,27 @@ REFERENCES: Final = (
     "SparK: Tian et al. 2023, https://arxiv.org/abs/2301.03580; SpaT-SparK: Li, Siebes and Mehrkanoon 2024, "
     "https://arxiv.org/abs/2412.15917"
 )
-NOT_A_MEASUREMENT: Final = (
-    "A forecast by a model, not a measurement. Rain rates are means over the interval that ends at the valid "
-    "time. Missing: no radar saw the pixel in any input frame, or the model gave no finite number."
-)
 COMPRESSION_LEVEL: Final = 4
 RAIN_NAME: Final = "rainfall_rate"
 PYSTEPS_NAME: Final = "precip_intensity"
 """Second name of the same variable, by which pysteps' `import_netcdf_pysteps` looks for rain; it takes no room."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Who made a forecast, and from what.
-
-    Attributes:
-        model: Name of the model.
-        source: The radar product that it started from.
-        licence: Licence of the radar data.
-        history: When the file was made, and by which command.
-        institution: Where it was made.
-        note: What users have to know about its input; "" for nothing.
-    """
-
-    model: str
-    source: str
-    licence: str
-    history: str
-    institution: str = "not stated"
-    note: str = ""
-
-    @property
-    def comment(self) -> str:
-        """What the files say to whoever takes them for a measurement, and about their input."""
-        return f"{NOT_A_MEASUREMENT} {self.note}".rstrip()
-
-
-def lead_name(reference_time_s: int, lead_s: int) -> str:
-    """Name a file of one lead time without its ending, such as forecast_201008260000_005min."""
-    return f"forecast_{datetime.fromtimestamp(reference_time_s, UTC):%Y%m%d%H%M}_{lead_s // 60:03d}min"
-
-
-def write_forecast(
-    path: Path,
-    *,
-    rain_mmh_thw: npt.NDArray[np.floating],
-    reference_time_s: int,
-    cadence_s: int,
-    grid: Grid,
-    provenance: Provenance,
-) -> None:
+def write_forecast(path: Path, content: Content) -> None:
     """Write a forecast; the file appears whole or not at all.
-
-    Args:
-        path: Of the file.
-        rain_mmh_thw: Rain in mm/h, (leads, rows, cols); what is not finite is written as missing.
-        reference_time_s: End of the last radar frame that the forecast knows, epoch seconds UTC. Lead k, from 1, is
-            valid at `reference_time_s + k * cadence_s` and is the mean of the interval that ends there.
-        cadence_s: Seconds between leads.
-        grid: Where the pixels lie.
-        provenance: Who made it, and from what.
 
     Raises:
         DataError: The projection is not known, or the file cannot be written.
     """
+    grid = content.grid
     buffer = io.BytesIO()
     with h5netcdf.File(buffer, "w") as file:
-        file.dimensions = {"time": len(rain_mmh_thw), "y": grid.rows, "x": grid.cols, "nv": 2}
-        for name, value in _global_attributes(provenance).items():
+        file.dimensions = {"time": content.num_leads, "y": grid.rows, "x": grid.cols, "nv": 2}
+        for name, value in _global_attributes(content.provenance).items():
             file.attrs[name] = value
-        _write_times(file, reference_time_s, cadence_s, len(rain_mmh_thw))
+        _write_times(file, content.reference_time_s, content.cadence_s, content.num_leads)
         _write_grid(file, grid)
-        _write_rain(file, rain_mmh_thw)
+        _write_rain(file, content.rain_mmh_thw)
     # A second link to the same data, which NetCDF's own libraries cannot make.
     with h5py.File(buffer, "r+") as file:
         file[PYSTEPS_NAME] = file[RAIN_NAME]

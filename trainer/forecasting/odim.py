@@ -17,8 +17,9 @@ import pyproj
 from ...data.errors import DataError
 from ...data.frames import Grid, iso_time
 from ...data.store.storage import open_storage
+from .content import Content, Provenance
 from .grid import proj_string
-from .netcdf import COMPRESSION_LEVEL, Provenance
+from .netcdf import COMPRESSION_LEVEL
 
 NODATA: Final = -9_999_000.0
 """A pixel that no radar saw, in the file; OPERA's composites write the same number."""
@@ -27,24 +28,14 @@ UNDETECT: Final = 0.0
 """A pixel without rain."""
 
 
-def write_odim(
-    folder: Path,
-    *,
-    rain_mmh_thw: npt.NDArray[np.floating],
-    reference_time_s: int,
-    cadence_s: int,
-    grid: Grid,
-    provenance: Provenance,
-) -> list[Path]:
+def write_odim(folder: Path, content: Content) -> list[Path]:
     """Write a forecast as composites of rain rates (COMP, RATE, mm/h in float32); each file appears whole.
+
+    A composite starts a cadence before its valid time, at which it ends; what is not finite is written as nodata.
 
     Args:
         folder: Of the files; made if need be. Their names carry two times: of the last radar frame, and the valid one.
-        rain_mmh_thw: Rain in mm/h, (leads, rows, cols); what is not finite is written as nodata.
-        reference_time_s: End of the last radar frame that the forecast knows, epoch seconds UTC.
-        cadence_s: Seconds between leads; a composite starts this long before its valid time, at which it ends.
-        grid: Where the pixels lie.
-        provenance: Who made it, and from what.
+        content: The forecast.
 
     Returns:
         The files, by lead time.
@@ -53,15 +44,16 @@ def write_odim(
         DataError: The projection is not known or has no degrees for a corner, or a file cannot be written.
     """
     storage = open_storage(folder)
-    where = _where(grid)
+    where = _where(content.grid)
+    reference_time_s, cadence_s = content.reference_time_s, content.cadence_s
     names = []
-    for lead, rain_mmh_hw in enumerate(rain_mmh_thw, start=1):
+    for lead, rain_mmh_hw in enumerate(content.rain_mmh_thw, start=1):
         valid_s = reference_time_s + lead * cadence_s
         buffer = io.BytesIO()
         with h5py.File(buffer, "w") as file:
             file.attrs["Conventions"] = np.bytes_("ODIM_H5/V2_4")
             _fill(file.create_group("where"), where)
-            _write_about(file, provenance, valid_s)
+            _write_about(file, content.provenance, valid_s)
             _fill(file["how"], {"reference_time": iso_time(reference_time_s), "lead_minutes": lead * cadence_s / 60})
             _write_rain(file, rain_mmh_hw, valid_s - cadence_s, valid_s)
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,11 @@ from ..checkpoint.state import installed_versions
 from ..processes.agreement import NonFiniteError
 from ..processes.entry import set_up_logging
 from ..settings.forecast import PRODUCTS
+from .content import Content, Provenance
 from .forecaster import RunForecaster, load_forecaster
 from .geotiff import require_rasterio, write_cogs
 from .latest import Area, Latest, read_latest
-from .netcdf import Provenance, write_forecast
+from .netcdf import write_forecast
 from .odim import write_odim
 from .readers import Radar, radars_of
 
@@ -161,12 +162,12 @@ def write_outputs(
         ConfigError: A package that a product needs is not installed.
     """
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    content: dict[str, Any] = {
-        "rain_mmh_thw": forecast.rain_mmh_thw,
-        "reference_time_s": forecast.reference_time_s,
-        "cadence_s": forecast.cadence_s,
-        "grid": forecast.latest.grid,
-        "provenance": Provenance(
+    content = Content(
+        rain_mmh_thw=forecast.rain_mmh_thw,
+        reference_time_s=forecast.reference_time_s,
+        cadence_s=forecast.cadence_s,
+        grid=forecast.latest.grid,
+        provenance=Provenance(
             model=f"{forecast.model} (Rainspark {installed_versions().get('rainspark', 'not installed')})",
             source=forecast.latest.source,
             licence=forecast.latest.licence,
@@ -174,18 +175,18 @@ def write_outputs(
             institution=institution,
             note=forecast.note,
         ),
-    }
+    )
 
     # Files are named by the last radar frame: the next forecast does not replace this one.
     written = []
     if "netcdf" in products:
         written.append(out / f"forecast_{forecast.stamp}.nc")
-        write_forecast(written[-1], **content)
+        write_forecast(written[-1], content)
     if "png" in products:
         written += _draw(forecast, out)
     for product, write in (("cog", write_cogs), ("odim", write_odim)):
         if product in products:
-            write(out / product, **content)
+            write(out / product, content)
             written.append(out / product)
     return written
 

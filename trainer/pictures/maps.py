@@ -147,6 +147,8 @@ def _draw_north(axis: Axes, north_deg: float) -> None:
     tip, tail, letter = (
         tuple((centre + share * length * np.array([right, up])).tolist()) for share in (0.5, -0.5, -0.78)
     )
+
+    # The letter stands at the tail.
     arrow = {
         "arrowstyle": "-|>,head_length=0.45,head_width=0.18",
         "color": INK,

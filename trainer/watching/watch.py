@@ -252,6 +252,7 @@ class RadarWatch:
         newest_s = known_s[0] if known_s else None
         near_s = [] if newest_s is None else [newest_s - number * self.cadence_s for number in range(36)]
         first_s = min(known_s, default=0)
+
         return {
             "radar": self.radar.name,
             "latest": None if latest_s is None else iso_time(latest_s),
@@ -328,6 +329,8 @@ def start_watches(
     """Start the watch of each of a run's radars; what a killed one has left is put right."""
     radars = radars_of(forecaster, source=options.source, reader=options.reader)
     watches = []
+
+    # Each radar's cycles lie in a folder of their own, where there are several.
     for radar in radars:
         folder = options.out / folder_name(radar.name) if len(radars) > 1 else options.out
         remove_unfinished(folder / SCORES_FOLDER)

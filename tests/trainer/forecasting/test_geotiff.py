@@ -11,9 +11,9 @@ from pyproj import CRS, Transformer
 
 from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.frames import Grid
+from rainspark.trainer.forecasting.content import Content, Provenance
 from rainspark.trainer.forecasting.geotiff import write_cogs
 from rainspark.trainer.forecasting.grid import to_degrees
-from rainspark.trainer.forecasting.netcdf import Provenance
 from tests.trainer.forecasting.projections import PROJECTIONS, grid_of, outer_corners_m
 
 rasterio = pytest.importorskip("rasterio")
@@ -33,7 +33,7 @@ def _rain(grid: Grid, leads: int) -> npt.NDArray[np.float32]:
 
 def _write(folder: Path, grid: Grid, rain_mmh_thw: npt.NDArray[np.floating], cadence_s: int = 300) -> list[Path]:
     arguments: dict[str, Any] = {"reference_time_s": REFERENCE_S, "cadence_s": cadence_s, "provenance": PROVENANCE}
-    return write_cogs(folder, rain_mmh_thw=rain_mmh_thw, grid=grid, **arguments)
+    return write_cogs(folder, Content(rain_mmh_thw=rain_mmh_thw, grid=grid, **arguments))
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)

@@ -15,8 +15,9 @@ from pyproj import CRS, Transformer
 from rainspark.data.errors import DataError
 from rainspark.data.frames import Grid
 from rainspark.data.sources.knmi_writer import KNMI_PROJECTION
+from rainspark.trainer.forecasting.content import Content, Provenance
 from rainspark.trainer.forecasting.grid import pixel_centres_m
-from rainspark.trainer.forecasting.netcdf import Provenance, write_forecast
+from rainspark.trainer.forecasting.netcdf import write_forecast
 from tests.trainer.forecasting.projections import PROJECTIONS, grid_of
 
 GRID = Grid(rows=5, cols=4, pixel_km=1.0, x0_km=225.0, y0_km=-3934.0, projection=KNMI_PROJECTION)
@@ -33,12 +34,21 @@ def _rain() -> npt.NDArray[np.float32]:
     return rain
 
 
+def _content(**changes: Any) -> Content:
+    arguments: dict[str, Any] = {
+        "rain_mmh_thw": _rain(),
+        "reference_time_s": REFERENCE_S,
+        "cadence_s": 300,
+        "grid": GRID,
+        "provenance": PROVENANCE,
+    }
+    return Content(**(arguments | changes))
+
+
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     path = tmp_path / "made" / "forecast.nc"
-    write_forecast(
-        path, rain_mmh_thw=_rain(), reference_time_s=REFERENCE_S, cadence_s=300, grid=GRID, provenance=PROVENANCE
-    )
+    write_forecast(path, _content())
     assert [file.name for file in path.parent.iterdir()] == ["forecast.nc"]
     return path
 
@@ -139,7 +149,7 @@ def test_the_mapping_of_the_file_leads_to_its_degrees(tmp_path: Path, name: str)
     grid = grid_of(name, rows=6, cols=5)
     rain = np.zeros((1, 6, 5), np.float32)
     path = tmp_path / "forecast.nc"
-    write_forecast(path, rain_mmh_thw=rain, reference_time_s=0, cadence_s=300, grid=grid, provenance=PROVENANCE)
+    write_forecast(path, _content(rain_mmh_thw=rain, reference_time_s=0, grid=grid))
     with netCDF4.Dataset(path) as file:
         x_m, y_m, latitude, longitude = (file[key][:].data for key in ("x", "y", "lat", "lon"))
         crs = CRS.from_cf(dict(vars(file["crs"])))
@@ -167,12 +177,11 @@ def test_coordinates_are_pixel_centres_and_the_mapping_leads_to_their_degrees(wr
 
 
 def test_what_cannot_be_written_is_refused_and_leaves_the_old_file(tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"reference_time_s": 0, "cadence_s": 300, "provenance": PROVENANCE}
     other = Grid.from_json(GRID.to_json() | {"projection": "+proj=longlat +datum=WGS84"})
     with pytest.raises(DataError, match="expected a map projection in metres"):
-        write_forecast(tmp_path / "a.nc", rain_mmh_thw=_rain(), grid=other, **arguments)
+        write_forecast(tmp_path / "a.nc", _content(grid=other))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_bytes(b"old")
     with pytest.raises(DataError, match="could not write"):
-        write_forecast(tmp_path / "file" / "a.nc", rain_mmh_thw=_rain(), grid=GRID, **arguments)
+        write_forecast(tmp_path / "file" / "a.nc", _content())
     assert (tmp_path / "file").read_bytes() == b"old"

@@ -14,8 +14,8 @@ from rainspark.data.errors import DataError
 from rainspark.data.frames import Crop, Grid
 from rainspark.data.sources.odim import OdimSource
 from rainspark.data.units import MISSING_COUNT
+from rainspark.trainer.forecasting.content import Content, Provenance
 from rainspark.trainer.forecasting.grid import same_projection, to_degrees
-from rainspark.trainer.forecasting.netcdf import Provenance
 from rainspark.trainer.forecasting.odim import write_odim
 from tests.trainer.forecasting.projections import PROJECTIONS, grid_of, outer_corners_m
 
@@ -41,7 +41,7 @@ def _rain_mmh(counts: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
 
 def _write(folder: Path, grid: Grid, rain_mmh_thw: npt.NDArray[np.floating], **more: Any) -> list[Path]:
     times = {"reference_time_s": REFERENCE_S, "cadence_s": 300}
-    return write_odim(folder, rain_mmh_thw=rain_mmh_thw, grid=grid, provenance=PROVENANCE, **{**times, **more})
+    return write_odim(folder, Content(rain_mmh_thw=rain_mmh_thw, grid=grid, provenance=PROVENANCE, **{**times, **more}))
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)

@@ -3,7 +3,6 @@
 import contextlib
 import io
 from pathlib import Path
-from typing import Any
 
 import netCDF4
 import numpy as np
@@ -17,10 +16,11 @@ from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import ZR, OdimSource
 from rainspark.data.sources.source import Source
 from rainspark.data.units import MISSING_COUNT
+from rainspark.trainer.forecasting.content import Content, Provenance
 from rainspark.trainer.forecasting.geotiff import write_cogs
 from rainspark.trainer.forecasting.grid import in_metres
 from rainspark.trainer.forecasting.map_lines import map_lines
-from rainspark.trainer.forecasting.netcdf import Provenance, write_forecast
+from rainspark.trainer.forecasting.netcdf import write_forecast
 from rainspark.trainer.forecasting.odim import write_odim
 
 SOURCES: dict[str, tuple[Source, str]] = {
@@ -75,16 +75,16 @@ def test_every_product_gives_the_field_and_the_place_back(shared_dir: Path, tmp_
     pytest.importorskip("wradlib")
     grid, time_s, counts = _cut(shared_dir, name)
     rain_mmh = np.where(counts == MISSING_COUNT, np.nan, counts / 100).astype(np.float32)
-    content: dict[str, Any] = {
-        "rain_mmh_thw": rain_mmh[None],
-        "reference_time_s": time_s,
-        "cadence_s": 300,
-        "grid": grid,
-        "provenance": Provenance(model="a model", source=name, licence="not stated", history="made"),
-    }
-    write_forecast(tmp_path / "forecast.nc", **content)
-    (composite,) = write_odim(tmp_path / "odim", **content)
-    geotiff = write_cogs(tmp_path / "cog", **content)[0]
+    content = Content(
+        rain_mmh_thw=rain_mmh[None],
+        reference_time_s=time_s,
+        cadence_s=300,
+        grid=grid,
+        provenance=Provenance(model="a model", source=name, licence="not stated", history="made"),
+    )
+    write_forecast(tmp_path / "forecast.nc", content)
+    (composite,) = write_odim(tmp_path / "odim", content)
+    geotiff = write_cogs(tmp_path / "cog", content)[0]
 
     # The field: by pysteps, by rasterio, and by our own reader in counts.
     field, _ = pysteps_io.import_netcdf_pysteps(str(tmp_path / "forecast.nc"), onerror="raise")
