@@ -60,6 +60,19 @@ class Settings:
         """Give the lists as plain values."""
         return {name: list(getattr(self, name)) for name in _LISTS}
 
+    def position(
+        self, score: str, *, lead_min: float | None, threshold_mmh: float | None, scale_px: int | None
+    ) -> tuple[int, ...]:
+        """Find one score in the arrays of all; without a lead time, that of all lead times pooled."""
+        axes = SCORE_AXES[score]
+        # The last place of the first axis is all lead times pooled; not every score has the other two axes.
+        position = [-1 if lead_min is None else self.leads_min.index(lead_min)]
+        if "t" in axes:
+            position.append(self.thresholds_mmh.index(threshold_mmh))
+        if "s" in axes:
+            position.append(self.scales_px.index(scale_px))
+        return tuple(position)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
@@ -221,14 +234,8 @@ class Scores:
         scale_px: int | None = None,
     ) -> float:
         """Look up one score; without a lead time, that of all lead times pooled."""
-        settings, axes = self.settings, SCORE_AXES[score]
-        # The last place of the first axis is all lead times pooled; not every score has the other two axes.
-        position = [-1 if lead_min is None else settings.leads_min.index(lead_min)]
-        if "t" in axes:
-            position.append(settings.thresholds_mmh.index(threshold_mmh))
-        if "s" in axes:
-            position.append(settings.scales_px.index(scale_px))
-        return float(self.values[score][tuple(position)])
+        position = self.settings.position(score, lead_min=lead_min, threshold_mmh=threshold_mmh, scale_px=scale_px)
+        return float(self.values[score][position])
 
 
 def compute(rows: Rows) -> Scores:
