@@ -11,7 +11,12 @@ CountArray = npt.NDArray[np.int32]
 
 
 def fss_sums(
-    forecast_khw: BoolArray, observed_khw: BoolArray, valid_hw: BoolArray | None, scales_px: Sequence[int]
+    forecast_khw: BoolArray | CountArray,
+    observed_khw: BoolArray | CountArray,
+    valid_hw: BoolArray | None,
+    scales_px: Sequence[int],
+    *,
+    members: int = 1,
 ) -> tuple[FloatArray, FloatArray]:
     """Sum up what the fractions skill score of a field is made of, for every threshold and scale.
 
@@ -24,11 +29,18 @@ def fss_sums(
     none: the fraction is that of the neighbourhood's valid pixels, times the share of the neighbourhood inside the
     domain, and the sums go over valid pixels only. Events are counted in integers.
 
+    Of an ensemble F is the fraction of members and pixels, the neighbourhood ensemble probability: Schwartz and others
+    (2010), Toward improved convection-allowing ensembles, doi:10.1175/2009WAF2222267.1, and Duc, Saito and Seko (2013),
+    Spatial-temporal fractions verification for high-resolution ensemble forecasts, doi:10.3402/tellusa.v65i0.18171.
+
     Args:
-        forecast_khw: True where the event was forecast, (thresholds, rows, cols); False where missing.
-        observed_khw: True where it was observed, the same shape; False where missing.
+        forecast_khw: True where the event was forecast, (thresholds, rows, cols); False where missing. Of an ensemble
+            the number of members that forecast it.
+        observed_khw: True where it was observed, the same shape; False where missing. Of an ensemble the number of
+            members or 0.
         valid_hw: True where the radar measured, (rows, cols); None: everywhere.
         scales_px: Sides of the neighbourhood in pixels, 1 or more.
+        members: Of the ensemble.
 
     Returns:
         sum (F - O)^2 and sum F^2 + sum O^2, each (thresholds, scales).
@@ -46,7 +58,7 @@ def fss_sums(
         integrals = [_integral(events_hw, margin) for events_hw in fields]
 
         for s, scale in enumerate(scales_px):
-            if scale == 1:
+            if scale == 1 and members == 1:
                 numerator[k, s] = np.count_nonzero(forecast_khw[k] ^ observed_khw[k])
                 denominator[k, s] = sum(np.count_nonzero(events_hw) for events_hw in fields)
                 continue
@@ -57,11 +69,11 @@ def fss_sums(
                 counts = [count_hw * weight_hw for count_hw in counts]
 
             # Sums of whole numbers below 2^53 are exact in any order.
-            exact = weight_hw is None and scale**4 * rows * cols < 2**53
+            exact = weight_hw is None and members**2 * scale**4 * rows * cols < 2**53
             squares = [_sum_of_squares(count_hw, exact) for count_hw in counts]
             both = _sum_of_squares(counts[0] - counts[1], exact) if len(counts) == 2 else sum(squares)
-            numerator[k, s] = both / scale**4
-            denominator[k, s] = sum(squares) / scale**4
+            numerator[k, s] = both / (members**2 * scale**4)
+            denominator[k, s] = sum(squares) / (members**2 * scale**4)
     return numerator, denominator
 
 
@@ -73,7 +85,7 @@ def _weight(valid_hw: BoolArray, scale: int, margin: int) -> FloatArray:
     return np.divide(inside_hw, valid_count_hw, out=np.zeros((rows, cols)), where=valid_hw)
 
 
-def _integral(events_hw: BoolArray, margin: int) -> CountArray:
+def _integral(events_hw: BoolArray | CountArray, margin: int) -> CountArray:
     """Count the events above and to the left of every corner: (rows + 1, cols + 1) and `margin` more on all sides."""
     rows, cols = events_hw.shape
     integral = np.zeros((rows + 1 + 2 * margin, cols + 1 + 2 * margin), np.int32)

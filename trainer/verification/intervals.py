@@ -1,33 +1,39 @@
-"""How sure a score is: bootstrap over days, and paired differences between two models."""
+"""How sure a score is: bootstrap over days or blocks of hours, and two models compared in pairs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final, Self
+from typing import Any, Final, Generic, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from ...data.randomness import generator
-from .contingency import scores_of_sums
+from .contingency import ratio
+from .ensemble_scores import ERROR_SCORES
 from .fss import FloatArray
-from .rows import DAY_S, FIELDS, IntArray, Rows, Scores, compute
+from .rows import DAY_S, IntArray, ScoresT, Windowed, values_of
 
 NUM_DRAWS: Final = 1000
 LEVEL: Final = 0.95
 _FEW_DAYS: Final = 10
+BLOCK_S: Final = 7200
+"""Length of the blocks of hours that stand for days where there are few."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Interval:
-    """Scores, or differences of scores, and the interval that resampling the days puts around them.
+    """Scores, or differences or skills of scores, and the interval that resampling days or blocks puts around them.
 
-    All arrays are by score and shaped as trainer.verification.Scores.values; bounds are NaN where there is none: with a
-    single day, where the value is NaN, or where no draw gave one.
+    All arrays are by score and shaped as those of the scores; bounds are NaN where there is none: with a single day or
+    block, where the value is NaN, or where no draw gave one.
 
     Args:
         num_days: Days with windows.
-        num_draws: Resamples of the days; 0 with a single day.
+        num_blocks: Days or blocks of hours with windows, whichever were drawn.
+        block_s: Length of a block in seconds; DAY_S: days.
+        num_draws: Resamples; 0 with a single block.
         level: Share of the draws that lies inside the interval.
         note: What the interval is, or why there is none.
         value: From all windows.
@@ -37,6 +43,8 @@ class Interval:
     """
 
     num_days: int
+    num_blocks: int
+    block_s: int
     num_draws: int
     level: float
     note: str
@@ -47,63 +55,106 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Resampled:
-    """The scores of a model, or differences of scores, and those of resamples of its days.
+class Resampled(Generic[ScoresT]):
+    """The scores of a model, or differences of scores, and those of resamples of its days or blocks of hours.
 
     Args:
         rows: Of the model.
-        scores: From all windows.
-        draws: Scores of every resample, (draws, ...); None with a single day, which has no other to stand for it.
+        block_s: Length of a block in seconds; DAY_S: days.
+        values: Scores from all windows.
+        draws: Scores of every resample, (draws, ...); None with a single block, which has no other to stand for it.
     """
 
-    rows: Rows
-    scores: Scores
+    rows: Windowed[ScoresT]
+    block_s: int
+    values: Mapping[str, FloatArray]
     draws: Mapping[str, FloatArray] | None
 
-    def less(self, other: Self) -> Self:
-        """Subtract the scores of another model of the same windows, draw by draw: both were resampled with one seed."""
+    @property
+    def scores(self) -> ScoresT:
+        """The scores from all windows, beside what was scored."""
+        return self.rows.scores(self.values)
+
+    def less(self, other: "Resampled[Any]") -> Self:
+        """Subtract the scores of another model of the same windows, draw by draw: both were resampled with one seed.
+
+        Scores that only one of them has, or that have other classes for another number of members, are left out.
+        """
+        return self._beside(other, list(self.values), np.subtract)
+
+    def skill(self, baseline: "Resampled[Any]") -> Self:
+        """Compute 1 - own / baseline's, draw by draw, of the scores that are errors: ERROR_SCORES."""
+        names = [score for score in self.values if score in ERROR_SCORES]
+        return self._beside(baseline, names, lambda own, other: 1 - ratio(own, other))
+
+    def _beside(
+        self, other: "Resampled[Any]", names: Sequence[str], compare: Callable[[FloatArray, FloatArray], FloatArray]
+    ) -> Self:
+        """Compare the scores that both have, from all windows and draw by draw."""
         assert self.rows.windows == other.rows.windows
-        names = self.scores.values
-        values = {score: self.scores.values[score] - other.scores.values[score] for score in names}
+        assert self.block_s == other.block_s
+        both = [
+            score for score in names if score in other.values and self.values[score].shape == other.values[score].shape
+        ]
+        values = {score: compare(self.values[score], other.values[score]) for score in both}
         draws = None
         if self.draws is not None and other.draws is not None:
-            draws = {score: self.draws[score] - other.draws[score] for score in names}
-        return replace(self, scores=replace(self.scores, values=values), draws=draws)
+            draws = {score: compare(self.draws[score], other.draws[score]) for score in both}
+        return replace(self, values=values, draws=draws)
 
     def interval(self) -> Interval:
         """Put percentile intervals around the scores: Efron and Tibshirani (1993), section 13.3."""
-        days = np.unique(self.rows.day)
-        num_days = len(days)
-        values = self.scores.values
-
-        # With a single day there is nothing to draw from: the note explains why there is no interval.
         if self.draws is None:
-            num_draws = 0
-            which = "the only window is" if len(self.rows) == 1 else f"all {len(self.rows)} windows are"
-            note = f"no interval: {which} of one day, {day_text(days[0])}, and one day says nothing about others"
-            bounds = {score: (np.full_like(estimate, math.nan),) * 3 for score, estimate in values.items()}
+            bounds = {score: (np.full_like(estimate, math.nan),) * 3 for score, estimate in self.values.items()}
         else:
-            num_draws = len(next(iter(self.draws.values())))
-            note = f"{LEVEL:.0%} percentile interval of {num_draws} resamples of {num_days} days (UTC)"
-            if num_days < _FEW_DAYS:
-                note += "; of so few days it is too narrow rather than too wide"
-            bounds = {score: _summarise(self.draws[score], estimate) for score, estimate in values.items()}
-
+            bounds = {score: _summarise(self.draws[score], estimate) for score, estimate in self.values.items()}
         low, high, above_zero = ({score: bound[number] for score, bound in bounds.items()} for number in range(3))
         return Interval(
-            num_days=num_days,
-            num_draws=num_draws,
+            num_days=len(np.unique(self.rows.day)),
+            num_blocks=len(np.unique(self.rows.issue_s // self.block_s)),
+            block_s=self.block_s,
+            num_draws=0 if self.draws is None else len(next(iter(self.draws.values()))),
             level=LEVEL,
-            note=note,
-            value=values,
+            note=self._note(),
+            value=self.values,
             low=low,
             high=high,
             above_zero=above_zero,
         )
 
+    def _note(self) -> str:
+        """Describe the interval, or explain why there is none."""
+        days = np.unique(self.rows.day)
+        num_blocks = len(np.unique(self.rows.issue_s // self.block_s))
+        hours = f"{self.block_s / 3600:g} hours"
+        which = "the only window is" if len(self.rows) == 1 else f"all {len(self.rows)} windows are"
 
-def resample(rows: Rows, *, seed: int = 0, num_draws: int = NUM_DRAWS) -> Resampled:
-    """Compute all scores, and those of days that are drawn with replacement.
+        # With a single day or block there is nothing to draw from.
+        if self.draws is None and self.block_s == DAY_S:
+            return f"no interval: {which} of one day, {day_text(days[0])}, and one day says nothing about others"
+        if self.draws is None:
+            return f"no interval: {which} of one block of {hours} on {day_text(days[0])}"
+
+        note = f"{LEVEL:.0%} percentile interval of {len(next(iter(self.draws.values())))} resamples of "
+        if self.block_s == DAY_S:
+            few = "; of so few days it is too narrow rather than too wide" if len(days) < _FEW_DAYS else ""
+            return f"{note}{len(days)} days (UTC){few}"
+        days_text = f"1 day, {day_text(days[0])}" if len(days) == 1 else f"{len(days)} days"
+        return (
+            f"{note}{num_blocks} blocks of {hours} of {days_text} (UTC); it is about this weather and not about "
+            "other days, and too narrow rather than too wide: rain systems outlast a block"
+        )
+
+
+def block_length_s(rows: Windowed[Any]) -> int:
+    """Choose what to draw: days where there are at least ten, else blocks of two hours."""
+    return DAY_S if len(np.unique(rows.day)) >= _FEW_DAYS else BLOCK_S
+
+
+def resample(
+    rows: Windowed[ScoresT], *, seed: int = 0, num_draws: int = NUM_DRAWS, block_s: int = DAY_S
+) -> Resampled[ScoresT]:
+    """Compute all scores, and those of days, or of blocks of hours, that are drawn with replacement.
 
     Windows of one day belong to one rain system: to draw windows would make intervals too narrow. Block bootstrap:
     Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 8.6, doi:10.1007/978-1-4899-4541-9.
@@ -112,35 +163,39 @@ def resample(rows: Rows, *, seed: int = 0, num_draws: int = NUM_DRAWS) -> Resamp
         rows: Of one model.
         seed: Equal seeds draw equal days.
         num_draws: Resamples.
+        block_s: Windows issued in the same interval of so many seconds since 1970 are drawn together.
     """
-    num_days = len(np.unique(rows.day))
-    draws = None if num_days < 2 else _drawn_scores(rows, draw_days(num_days, seed, num_draws))
-    return Resampled(rows=rows, scores=compute(rows), draws=draws)
+    # Windows are sorted by time: those of a block stand together.
+    first_of_block = np.unique(rows.issue_s // block_s, return_index=True)[1]
+    draws = None
+    if len(first_of_block) > 1:
+        draws = _drawn_scores(rows, first_of_block, draw_blocks(len(first_of_block), seed, num_draws))
+    return Resampled(rows=rows, block_s=block_s, values=values_of(rows), draws=draws)
 
 
-def draw_days(num_days: int, seed: int, num_draws: int) -> IntArray:
-    """Draw as many days as there are, with replacement: how often each was drawn, (draws, days)."""
-    drawn = generator(seed, "bootstrap").integers(0, num_days, size=(num_draws, num_days))
+def draw_blocks(num_blocks: int, seed: int, num_draws: int) -> IntArray:
+    """Draw as many days or blocks as there are, with replacement: how often each was drawn, (draws, blocks)."""
+    drawn = generator(seed, "bootstrap").integers(0, num_blocks, size=(num_draws, num_blocks))
     # One count for all draws: each draw has numbers of its own.
-    numbers = drawn + num_days * np.arange(num_draws)[:, None]
-    return np.bincount(numbers.ravel(), minlength=num_draws * num_days).reshape(num_draws, num_days)
+    numbers = drawn + num_blocks * np.arange(num_draws)[:, None]
+    return np.bincount(numbers.ravel(), minlength=num_draws * num_blocks).reshape(num_draws, num_blocks)
 
 
-def _drawn_scores(rows: Rows, weights: IntArray) -> dict[str, FloatArray]:
+def _drawn_scores(
+    rows: Windowed[Any], first_of_block: npt.NDArray[np.intp], weights: IntArray
+) -> dict[str, FloatArray]:
     """Compute all scores of all draws, (draws, lead times + 1, ...): one matrix product for each sum."""
-    # Windows are sorted by time: those of a day stand together.
-    first_of_day = np.unique(rows.day, return_index=True)[1]
     sums: dict[str, FloatArray] = {}
-    for field in FIELDS:
-        of_day = np.add.reduceat(getattr(rows, field), first_of_day, axis=0).astype(np.float64)
-        flat = of_day.reshape(len(first_of_day), -1)
+    for field, array in rows.numbers.items():
+        of_block = np.add.reduceat(array, first_of_block, axis=0).astype(np.float64)
+        flat = of_block.reshape(len(first_of_block), -1)
         failed = np.isnan(flat)
         drawn = weights.astype(np.float64) @ np.where(failed, 0.0, flat)
 
-        # 0 times NaN is NaN: a day without a finite forecast spoils the draws that it is in, and no other.
+        # 0 times NaN is NaN: a block without a finite forecast spoils the draws that it is in, and no other.
         drawn[weights.astype(np.float64) @ failed > 0] = math.nan
-        sums[field] = drawn.reshape(len(weights), *of_day.shape[1:])
-    return scores_of_sums(sums)
+        sums[field] = drawn.reshape(len(weights), *of_block.shape[1:])
+    return rows.scores_of_sums(sums)
 
 
 def _summarise(draws: FloatArray, estimate: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:

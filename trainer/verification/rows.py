@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ IntArray = npt.NDArray[np.int64]
 DAY_S: Final = 86400
 _SCHEMA: Final = 1
 _LISTS: Final = ("leads_min", "thresholds_mmh", "scales_px")
+ScoresT = TypeVar("ScoresT", covariant=True)
+RowsT = TypeVar("RowsT", bound="Windowed[Any]")
 
 
 class WindowId(NamedTuple):
@@ -60,6 +62,15 @@ class Settings:
         """Give the lists as plain values."""
         return {name: list(getattr(self, name)) for name in _LISTS}
 
+    @classmethod
+    def from_arrays(cls, contents: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """Read the lists of an .npz."""
+        return cls(
+            leads_min=tuple(contents["leads_min"].tolist()),
+            thresholds_mmh=tuple(contents["thresholds_mmh"].tolist()),
+            scales_px=tuple(contents["scales_px"].astype(int).tolist()),
+        )
+
     def position(
         self, score: str, *, lead_min: float | None, threshold_mmh: float | None, scale_px: int | None
     ) -> tuple[int, ...]:
@@ -75,13 +86,69 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
-    """Counts and sums of one model: a row a window, sorted by window, each window once; arrays cannot be written to.
+class Windowed(Generic[ScoresT]):
+    """Counts and sums: a row a window, sorted by window, each window once; arrays cannot be written to.
 
     Args:
         settings: What was scored.
         issue_s: Of the windows' ids, (windows,).
         name: Of the windows' ids, (windows,).
+    """
+
+    settings: Settings
+    issue_s: IntArray
+    name: npt.NDArray[np.str_]
+
+    def __post_init__(self) -> None:
+        """Protect the arrays: models, intervals and tables share them."""
+        for array in (self.issue_s, self.name, *self.numbers.values()):
+            array.flags.writeable = False
+
+    def __len__(self) -> int:
+        """Count the windows."""
+        return len(self.issue_s)
+
+    @property
+    def windows(self) -> list[WindowId]:
+        """The windows' ids, sorted."""
+        return [WindowId(*both) for both in zip(self.issue_s.tolist(), self.name.tolist(), strict=True)]
+
+    @property
+    def day(self) -> IntArray:
+        """The UTC day on which each window was issued, days since 1970, (windows,)."""
+        return self.issue_s // DAY_S
+
+    @property
+    def numbers(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The counts and sums by name, (windows, lead times, ...)."""
+        raise NotImplementedError
+
+    def having(self, issue_s: IntArray, name: npt.NDArray[np.str_], numbers: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """Make rows of the same model for other windows."""
+        raise NotImplementedError
+
+    def scores_of_sums(self, sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Compute scores, (n, lead times + 1, ...), of sums with one more axis in front, (n, lead times, ...)."""
+        raise NotImplementedError
+
+    def scores(self, values: Mapping[str, FloatArray]) -> ScoresT:
+        """Put scores beside what was scored."""
+        raise NotImplementedError
+
+    def _save(self, path: Path, schema: int, **contents: Any) -> None:
+        """Write an .npz of plain arrays by their names here, with the settings; it appears whole or not at all."""
+        contents = {"schema": np.int64(schema), **contents, **self.settings.to_json()}
+        contents |= {"issue_s": self.issue_s, "name": self.name, **self.numbers}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **contents)
+        open_storage(path.parent).write(path.name, buffer.getvalue())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows(Windowed["Scores"]):
+    """Counts and sums of one model.
+
+    Args:
         num_valid: Pixels that the radar measured, (windows, lead times) like the next six.
         num_nonfinite: Of those, pixels without a finite forecast: failed forecasts. Such a pixel is a miss where the
             event was observed and a false alarm where it was not, it is in no histogram, and it makes the sums of
@@ -102,9 +169,6 @@ class Rows:
         observed_histogram: The same of the radar.
     """
 
-    settings: Settings
-    issue_s: IntArray
-    name: npt.NDArray[np.str_]
     num_valid: IntArray
     num_nonfinite: IntArray
     sum_error: FloatArray
@@ -121,32 +185,26 @@ class Rows:
     forecast_histogram: IntArray
     observed_histogram: IntArray
 
-    def __post_init__(self) -> None:
-        """Protect the arrays: models, intervals and tables share them."""
-        for field in (*ID_FIELDS, *FIELDS):
-            getattr(self, field).flags.writeable = False
-
-    def __len__(self) -> int:
-        """Count the windows."""
-        return len(self.issue_s)
-
     @property
-    def windows(self) -> list[WindowId]:
-        """The windows' ids, sorted."""
-        return [WindowId(*both) for both in zip(self.issue_s.tolist(), self.name.tolist(), strict=True)]
+    def numbers(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The counts and sums by name, (windows, lead times, ...)."""
+        return {field: getattr(self, field) for field in FIELDS}
 
-    @property
-    def day(self) -> IntArray:
-        """The UTC day on which each window was issued, days since 1970, (windows,)."""
-        return self.issue_s // DAY_S
+    def having(self, issue_s: IntArray, name: npt.NDArray[np.str_], numbers: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """Make rows of the same model for other windows."""
+        return type(self)(settings=self.settings, issue_s=issue_s, name=name, **numbers)
+
+    def scores_of_sums(self, sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Compute the scores of trainer.verification.contingency.SCORE_AXES."""
+        return scores_of_sums(sums)
+
+    def scores(self, values: Mapping[str, FloatArray]) -> "Scores":
+        """Put scores beside what was scored."""
+        return Scores(settings=self.settings, values=values)
 
     def save(self, path: Path) -> None:
         """Write an .npz of plain arrays by their names here, with the settings; it appears whole or not at all."""
-        contents: dict[str, Any] = {"schema": np.int64(_SCHEMA), **self.settings.to_json()}
-        contents |= {field: getattr(self, field) for field in (*ID_FIELDS, *FIELDS)}
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **contents)
-        open_storage(path.parent).write(path.name, buffer.getvalue())
+        self._save(path, _SCHEMA)
 
     @classmethod
     def load(cls, path: Path) -> "Rows":
@@ -160,12 +218,9 @@ class Rows:
             with np.load(path, allow_pickle=False) as contents:
                 if int(contents["schema"]) != _SCHEMA:
                     raise ValueError(f"{path}: schema {contents['schema']}; expected {_SCHEMA}")
-                settings = Settings(
-                    leads_min=tuple(contents["leads_min"].tolist()),
-                    thresholds_mmh=tuple(contents["thresholds_mmh"].tolist()),
-                    scales_px=tuple(contents["scales_px"].astype(int).tolist()),
+                return cls(
+                    settings=Settings.from_arrays(contents), **{name: contents[name] for name in (*ID_FIELDS, *FIELDS)}
                 )
-                return cls(settings=settings, **{name: contents[name] for name in (*ID_FIELDS, *FIELDS)})
         except (KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: not the scores of windows: {error}") from error
 
@@ -203,12 +258,13 @@ def score_window(
     return Rows(settings=settings, issue_s=np.array([window.issue_s]), name=np.array([window.name]), **arrays)
 
 
-def merge(*pieces: Rows) -> Rows:
+def merge(*pieces: RowsT) -> RowsT:
     """Unite pieces scored with the same settings, whatever their order; each window stands in one of them."""
-    joined = {field: np.concatenate([getattr(piece, field) for piece in pieces]) for field in (*ID_FIELDS, *FIELDS)}
+    issue_s, name = (np.concatenate([getattr(piece, field) for piece in pieces]) for field in ID_FIELDS)
     # Sums go in the order of windows, so that they are the same to the last bit however the windows were dealt out.
-    order = np.lexsort((joined["name"], joined["issue_s"]))
-    return Rows(settings=pieces[0].settings, **{field: array[order] for field, array in joined.items()})
+    order = np.lexsort((name, issue_s))
+    numbers = {field: np.concatenate([piece.numbers[field] for piece in pieces])[order] for field in pieces[0].numbers}
+    return pieces[0].having(issue_s[order], name[order], numbers)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -238,11 +294,15 @@ class Scores:
         return float(self.values[score][position])
 
 
-def compute(rows: Rows) -> Scores:
+def compute(rows: Windowed[ScoresT]) -> ScoresT:
     """Compute all scores over all windows, summed in the order of windows; an empty selection gives NaN."""
-    sums = {field: getattr(rows, field).sum(axis=0)[None].astype(np.float64) for field in FIELDS}
-    values = {score: value[0] for score, value in scores_of_sums(sums).items()}
-    return Scores(settings=rows.settings, values=values)
+    return rows.scores(values_of(rows))
+
+
+def values_of(rows: Windowed[Any]) -> dict[str, FloatArray]:
+    """Compute all scores over all windows, by name."""
+    sums = {field: array.sum(axis=0)[None].astype(np.float64) for field, array in rows.numbers.items()}
+    return {score: value[0] for score, value in rows.scores_of_sums(sums).items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rainspark.trainer.verification.intervals import draw_days, resample
+from rainspark.trainer.verification.intervals import draw_blocks, resample
 from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window
 from tests.trainer.verification.cases import take
 
@@ -60,7 +60,7 @@ def test_intervals_equal_a_plain_loop_over_draws() -> None:
     interval = resample(rows, seed=5, num_draws=40).interval()
     assert (interval.num_days, interval.num_draws) == (4, 40)
     assert interval.note.startswith("95% percentile interval of 40 resamples of 4 days (UTC); of so few days")
-    for score, draws in slow_draws(rows, draw_days(4, 5, 40)).items():
+    for score, draws in slow_draws(rows, draw_blocks(4, 5, 40)).items():
         low, high = np.quantile(np.array(draws), (0.025, 0.975), axis=0)
         np.testing.assert_allclose(interval.low[score], low, rtol=1e-9, atol=1e-12, err_msg=score)
         np.testing.assert_allclose(interval.high[score], high, rtol=1e-9, atol=1e-12, err_msg=score)
@@ -68,14 +68,14 @@ def test_intervals_equal_a_plain_loop_over_draws() -> None:
 
 
 def test_draws_are_as_many_days_as_there_are_and_depend_on_the_seed_only() -> None:
-    draws = draw_days(7, 3, 500)
+    draws = draw_blocks(7, 3, 500)
     assert draws.shape == (500, 7)
     assert (draws.sum(axis=1) == 7).all()
     assert draws.mean() == 1
     # Each of 7 draws hits a day with probability 1/7: the variance of a binomial count, 6/7.
     assert draws.var() == pytest.approx(6 / 7, rel=0.1)
-    assert (draws == draw_days(7, 3, 500)).all()
-    assert (draws != draw_days(7, 4, 500)).any()
+    assert (draws == draw_blocks(7, 3, 500)).all()
+    assert (draws != draw_blocks(7, 4, 500)).any()
 
 
 def test_a_single_day_has_no_interval_and_says_so() -> None:
@@ -129,7 +129,7 @@ def test_paired_difference_uses_the_same_draws_for_both() -> None:
     rows_a, rows_b = rows_of(4, 0), rows_of(4, 3)
     resampled_a, resampled_b = (resample(rows, seed=2, num_draws=30) for rows in (rows_a, rows_b))
     interval = resampled_a.less(resampled_b).interval()
-    draws = draw_days(4, 2, 30)
+    draws = draw_blocks(4, 2, 30)
     a, b = slow_draws(rows_a, draws), slow_draws(rows_b, draws)
     for score in a:
         differences = np.array(a[score]) - np.array(b[score])
