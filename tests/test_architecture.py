@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("trainer.processes", "trainer.verification"),
     ("trainer.pictures", "trainer.settings"),
     ("data.count", "data.verify", "data.reshard"),
-    ("models.weights", "data.stream", "data.pack", "data.fetch"),
+    ("models.weights", "models.baselines", "data.stream", "data.pack", "data.fetch"),
     ("data.windows",),
     ("data.shards",),
     ("data.store", "data.sources", "models.nowcasting"),

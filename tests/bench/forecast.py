@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from rainspark.data.units import KNMI_MMH_PER_COUNT, ModelSpace
-from rainspark.models.nowcasting.baselines import Advection, Extrapolation
+from rainspark.models.baselines.extrapolation import Extrapolation
+from rainspark.models.baselines.simple import Advection
 from rainspark.trainer.forecasting.build import build_nowcaster
 from rainspark.trainer.forecasting.forecaster import rain_of
 from rainspark.trainer.settings.model import NowcastConfig

@@ -22,7 +22,7 @@ import torch
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.pack.__main__ import main as pack
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
-from rainspark.models.nowcasting.baselines import Extrapolation
+from rainspark.models.baselines.extrapolation import Extrapolation
 from rainspark.models.weights.manifest import latest_verified
 from rainspark.trainer.checkpoint.folder import load, save
 from rainspark.trainer.processes.entry import run_entry
@@ -487,7 +487,7 @@ def test_what_extrapolation_cannot_know_counts_as_the_setting_says(
         past = np.stack([frames[time_s - 300 * back] for back in (2, 1, 0)])
         valid_bthw = torch.from_numpy(past != 65535)[None]
         rain_bthw = torch.from_numpy(np.where(past == 65535, 0, past * 0.12)).float()[None]
-        known_bthw = Extrapolation().forecast_known(rain_bthw, valid_bthw, 3)[1]
+        known_bthw = torch.isfinite(Extrapolation().forecast(rain_bthw, valid_bthw, 3))
         for lead in range(3):
             then = frames[time_s + 300 * (lead + 1)]
             counted = then != 65535

@@ -17,14 +17,8 @@ from ...data.store.storage import Storage
 from ...data.stream.stream import Batch, evaluation_batches
 from ...data.units import MISSING_COUNT
 from ...data.windows.selection import WindowTable
-from ...models.nowcasting.baselines import (
-    Advection,
-    DampedExtrapolation,
-    DampingFit,
-    Extrapolation,
-    Persistence,
-    TrainingMean,
-)
+from ...models.baselines.extrapolation import Extrapolation
+from ...models.baselines.simple import Advection, DampedExtrapolation, DampingFit, Persistence, TrainingMean
 from ...models.nowcasting.forecasts import Forecaster
 from ..forecasting.forecaster import RunForecaster
 from ..settings.evaluation import EvaluateConfig

@@ -19,7 +19,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 from ...data.stream.stream import evaluation_batches
-from ...models.nowcasting.baselines import Extrapolation
 from ...models.nowcasting.forecasts import Forecaster
 from ..engine.engine import Engine
 from ..forecasting.forecaster import RunForecaster, load_forecaster
@@ -164,12 +163,12 @@ class Evaluating:
             last = slice(-forecaster.frames_in, None)
             last_valid = None if valid is None else valid[:, last]
             with torch.no_grad():
-                if isinstance(forecaster, Extrapolation):
-                    rain_bthw, known = forecaster.forecast_known(past[:, last], last_valid, self.plan.frames_out)
-                    unknown_thw[name] = ~known[0].cpu().numpy()
-                else:
-                    rain_bthw = forecaster.forecast(past[:, last], last_valid, self.plan.frames_out)
-            forecasts[name] = rain_bthw[0].float().cpu().numpy()
+                rain_bthw = forecaster.forecast(past[:, last], last_valid, self.plan.frames_out)
+            forecast_thw = rain_bthw[0].float().cpu().numpy()
+            if getattr(forecaster, "marks_unknown", False):
+                unknown_thw[name] = np.isnan(forecast_thw)
+                forecast_thw = np.where(unknown_thw[name], np.float32(0), forecast_thw)
+            forecasts[name] = forecast_thw
         return forecasts, unknown_thw
 
     def _write(self, models: Mapping[str, Rows], unknown: Unknown) -> None:

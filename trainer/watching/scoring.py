@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ...data.sources.files import Place
-from ...models.nowcasting.baselines import Advection, Extrapolation
+from ...models.baselines.extrapolation import Extrapolation
+from ...models.baselines.simple import Advection
 from ..forecasting.latest import Area, read_latest
 from ..forecasting.netcdf import read_rain
 from ..forecasting.readers import Radar
@@ -81,10 +82,10 @@ class Scoring:
 
         # What extrapolation cannot know, it must not be scored on, and then the model neither.
         with torch.no_grad():
+            carried_bthw = baseline.forecast(past_bthw, valid_bthw, self.leads)
             if isinstance(baseline, Extrapolation):
-                carried_bthw, known_bthw = baseline.forecast_known(past_bthw, valid_bthw, self.leads)
+                known_bthw = torch.isfinite(carried_bthw)
             else:
-                carried_bthw = baseline.forecast(past_bthw, valid_bthw, self.leads)
                 known_bthw = valid_bthw.any(dim=1, keepdim=True).expand_as(carried_bthw)
         valid_thw = latest.valid_thw[frames_in:] & known_bthw[0].numpy()
 

@@ -21,7 +21,7 @@ from rainspark.data.exit_codes import ExitCode
 from rainspark.data.sources.knmi_writer import write_knmi_file
 from rainspark.data.store.storage import hold_folder, open_storage
 from rainspark.data.units import MISSING_COUNT
-from rainspark.models.nowcasting.baselines import Extrapolation
+from rainspark.models.baselines.extrapolation import Extrapolation
 from rainspark.trainer.forecasting.forecaster import load_forecaster
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.settings.forecast import make_parser
@@ -190,8 +190,8 @@ def test_the_scores_are_those_of_the_verification_beside_extrapolation(
     counts = np.stack([frame.counts for frame in frames])
     rain = np.where(counts == MISSING_COUNT, 0, counts.astype(np.float32) * np.float32(0.12))
     past, measured = torch.from_numpy(rain[:3])[None], torch.from_numpy(counts[:3] != MISSING_COUNT)[None]
-    carried, known = Extrapolation().forecast_known(past, measured, FRAMES_OUT)
-    valid = (counts[3:] != MISSING_COUNT) & known[0].numpy()
+    carried = Extrapolation().forecast(past, measured, FRAMES_OUT)
+    valid = (counts[3:] != MISSING_COUNT) & torch.isfinite(carried)[0].numpy()
     with netCDF4.Dataset(published / f"forecast_{published.name}.nc") as file:
         forecast = file["rainfall_rate"][:].filled(np.nan)
 
