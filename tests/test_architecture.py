@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("trainer.forecasting",),
     ("trainer.checkpoint",),
     ("trainer.record",),
-    ("trainer.engine", "trainer.tracking"),
+    ("trainer.engine", "trainer.tracking", "trainer.comparison"),
     ("trainer.processes", "trainer.verification"),
     ("trainer.pictures", "trainer.settings"),
     ("data.count", "data.verify", "data.reshard"),

@@ -20,6 +20,7 @@ from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 from ...data.stream.stream import evaluation_batches
 from ...models.nowcasting.forecasts import Forecaster
+from ..comparison.scored import score_models
 from ..engine.engine import Engine
 from ..forecasting.forecaster import RunForecaster, load_forecaster
 from ..pictures.forecasts import Case, radar_credit
@@ -41,7 +42,7 @@ from .contestants import (
 )
 from .output import check_folders, write_outputs
 from .plan import Plan, make_plan
-from .result import Evaluation, score_models
+from .result import Evaluation
 from .unknown import Unknown, count_unknown, unknown_by_any
 
 LOG = logging.getLogger(__name__)

@@ -10,17 +10,26 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..comparison.products import EVENT_COUNTS
+from ..comparison.score_tables import events
+from ..comparison.scored import LISTS, EnsembleModel, ModelScores
 from ..verification.contingency import RAIN_EDGES_MMH, SCORE_AXES
+from ..verification.ensemble_scores import ENSEMBLE_AXES
+from ..verification.fss import FloatArray
 from ..verification.intervals import Interval, day_text
-from ..verification.rows import Settings
-from .result import Evaluation, ModelScores
+from ..verification.members import POOLS_PX
+from ..verification.rows import Rows, Settings
+from .result import Evaluation
 
 JSON_NAME: Final = "scores.json"
 CSV_NAME: Final = "scores.csv"
 MARKDOWN_NAME: Final = "scores.md"
 _SCHEMA: Final = 1
-_CSV_COLUMNS: Final = ("model", "lead_min", "threshold_mmh", "scale_px", "score", "value", "low", "high")
-_COUNTS: Final = ("hits", "misses", "false_alarms", "correct_negatives")
+_CSV_COLUMNS: Final = (
+    *("model", "lead_min", "threshold_mmh", "scale_px", "score", "value", "low", "high"),
+    *("pool_px", "item"),
+)
+"""The last two are those of ensembles: the side of blocks, and the class, rank or band of an entry of a list."""
 
 
 def scores_json(evaluation: Evaluation, about: Mapping[str, Any]) -> str:
@@ -30,12 +39,12 @@ def scores_json(evaluation: Evaluation, about: Mapping[str, Any]) -> str:
         evaluation: The scores.
         about: What was evaluated (archive, split, runs), as plain JSON values.
     """
-    scored = evaluation.scored
+    scored, settings = evaluation.scored, evaluation.scored[0].rows.settings
     # Differences exist for all models but the one that they are compared with.
     differences = {
         model.name: {
             "intervals": _resampling(model.difference),
-            "scores": list(score_records(model.rows.settings, model.difference)),
+            "scores": list(score_records(model.rows.settings, SCORE_AXES, model.difference)),
         }
         for model in scored
         if model.difference is not None
@@ -44,10 +53,17 @@ def scores_json(evaluation: Evaluation, about: Mapping[str, Any]) -> str:
     contents = {
         "schema": _SCHEMA,
         "about": dict(about),
-        "settings": scored[0].rows.settings.to_json(),
+        "settings": settings.to_json(),
         "event": "rain > threshold",
         "units": {"mse": "(mm/h)^2", "rmse": "mm/h", "mae": "mm/h", "mean_error": "mm/h, forecast less radar"},
+        "base_rates": [
+            {"lead_min": lead_min or "all", "threshold_mmh": threshold_mmh, "num_events": num_events, "num_pixels": num}
+            for lead_min in (*settings.leads_min, None)
+            for threshold_mmh in settings.thresholds_mmh
+            for num_events, num in (events(scored[0].rows, threshold_mmh, lead_min),)
+        ],
         "models": {model.name: _model_json(model) for model in scored},
+        "ensembles": {model.name: _ensemble_json(model) for model in evaluation.ensembles},
         "differences": {"to": evaluation.config.compare_to, "models": differences},
         "mse_comparison": [asdict(error) for error in evaluation.squared_errors],
     }
@@ -57,10 +73,10 @@ def scores_json(evaluation: Evaluation, about: Mapping[str, Any]) -> str:
 def _model_json(model: ModelScores) -> dict[str, Any]:
     rows, settings, published = model.rows, model.rows.settings, model.published
     # Counts of events are summed over the windows, and kept by lead time and threshold.
-    totals = {field: getattr(rows, field).sum(axis=0).tolist() for field in _COUNTS}
+    totals = {field: rows.numbers[field].sum(axis=0).tolist() for field in EVENT_COUNTS}
     contingency = [
         {"lead_min": lead_min, "threshold_mmh": threshold_mmh}
-        | {field: totals[field][lead][threshold] for field in _COUNTS}
+        | {field: totals[field][lead][threshold] for field in EVENT_COUNTS}
         for lead, lead_min in enumerate(settings.leads_min)
         for threshold, threshold_mmh in enumerate(settings.thresholds_mmh)
     ]
@@ -68,21 +84,21 @@ def _model_json(model: ModelScores) -> dict[str, Any]:
     protocol = None
     if published is not None:
         protocol = {"label": published.label, "lead_min": published.lead_min, **published.values}
-    # The share of draws above zero describes a difference, not a score.
-    records = [
-        {key: value for key, value in record.items() if key != "above_zero"}
-        for record in score_records(settings, model.interval)
-    ]
-
-    return {
+    contents = {
         "num_windows": len(rows),
         "days": [day_text(day) for day in np.unique(rows.day)],
-        "num_valid": int(rows.num_valid.sum()),
-        "num_nonfinite": int(rows.num_nonfinite.sum()),
+        "ensemble": model.ensemble,
         "published_protocol": protocol,
         "intervals": _resampling(model.interval),
-        "scores": records,
+        "scores": _without_share(score_records(settings, SCORE_AXES, model.interval)),
         "contingency": contingency,
+    }
+    # Events that are forecast by their probability have no rain rates.
+    if not isinstance(rows, Rows):
+        return contents
+    return contents | {
+        "num_valid": int(rows.num_valid.sum()),
+        "num_nonfinite": int(rows.num_nonfinite.sum()),
         "rain_rates": {
             "edges_mmh": RAIN_EDGES_MMH,
             "forecast": rows.forecast_histogram.sum(axis=(0, 1)).tolist(),
@@ -91,38 +107,84 @@ def _model_json(model: ModelScores) -> dict[str, Any]:
     }
 
 
+def _ensemble_json(model: EnsembleModel) -> dict[str, Any]:
+    settings = model.rows.settings
+    return {
+        "members": model.rows.members,
+        "num_windows": len(model.rows),
+        "num_valid": int(model.rows.sums["num_valid"].sum()),
+        "num_nonfinite": int(model.rows.sums["num_nonfinite"].sum()),
+        "intervals": _resampling(model.interval),
+        "scores": _without_share(score_records(settings, ENSEMBLE_AXES, model.interval)),
+        "lists": list(list_records(settings, model.scores.values)),
+    }
+
+
 def _resampling(interval: Interval) -> dict[str, Any]:
-    return {name: getattr(interval, name) for name in ("num_days", "num_draws", "level", "note")}
+    return {
+        name: getattr(interval, name) for name in ("num_days", "num_blocks", "block_s", "num_draws", "level", "note")
+    }
 
 
-def scores_csv(scored: Sequence[ModelScores]) -> str:
+def scores_csv(scored: Sequence[ModelScores], ensembles: Sequence[EnsembleModel] = ()) -> str:
     """Write one value a line."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for model in scored:
-        for record in score_records(model.rows.settings, model.interval):
+        for record in score_records(model.rows.settings, SCORE_AXES, model.interval):
             writer.writerow({"model": model.name, **record})
+    for ensemble in ensembles:
+        settings = ensemble.rows.settings
+        for record in score_records(settings, ENSEMBLE_AXES, ensemble.interval):
+            writer.writerow({"model": ensemble.name, **record})
+        for record in list_records(settings, ensemble.scores.values):
+            shared = {"model": ensemble.name, **record}
+            writer.writerows({**shared, "item": item, "value": value} for item, value in enumerate(record["values"]))
     return text.getvalue()
 
 
-def score_records(settings: Settings, interval: Interval) -> Iterator[dict[str, Any]]:
+def score_records(settings: Settings, axes: Mapping[str, str], interval: Interval) -> Iterator[dict[str, Any]]:
     """List scores one by one, each with its axes, value, and bounds.
 
-    Keys: score, lead_min (minutes or "all"), threshold_mmh, scale_px, value, low, high, above_zero (share of draws).
-    What a score has not (a threshold, a scale) and what does not exist (NaN) is None.
+    Keys: score, lead_min (minutes or "all"), threshold_mmh, scale_px, of ensembles pool_px, value, low, high,
+    above_zero (share of draws). What a score has not (a threshold, a scale) and what does not exist (NaN) is None.
     """
     # One record for every place in the arrays; a list of lead times ends with all of them pooled.
     figures = {"value": interval.value, "low": interval.low, "high": interval.high, "above_zero": interval.above_zero}
-    for score, axes in SCORE_AXES.items():
+    for score in filter(interval.value.__contains__, axes):
         for at in np.ndindex(interval.value[score].shape):
-            yield {
-                "score": score,
-                "lead_min": [*settings.leads_min, "all"][at[0]],
-                "threshold_mmh": settings.thresholds_mmh[at[1]] if "t" in axes else None,
-                "scale_px": settings.scales_px[at[2]] if "s" in axes else None,
-                **{key: _strict(float(by[score][at])) for key, by in figures.items()},
-            }
+            bounds = {key: _strict(float(by[score][at])) for key, by in figures.items()}
+            yield {"score": score, **_place(settings, axes, score, at), **bounds}
+
+
+def list_records(settings: Settings, values: Mapping[str, FloatArray]) -> Iterator[dict[str, Any]]:
+    """List the scores of an ensemble that are lists, by class of probability, rank or wavelength band."""
+    for score, axes in ENSEMBLE_AXES.items():
+        if score in values and axes[-1] in LISTS:
+            for at in np.ndindex(values[score].shape[:-1]):
+                place = _place(settings, ENSEMBLE_AXES, score, at)
+                yield {"score": score, **place, "values": _strict(values[score][at].tolist())}
+
+
+def _place(settings: Settings, axes: Mapping[str, str], score: str, at: tuple[int, ...]) -> dict[str, Any]:
+    """Name a place in the arrays of a score by the values of its axes; None for those that it has not."""
+    known = {
+        "l": ("lead_min", [*settings.leads_min, "all"]),
+        "t": ("threshold_mmh", settings.thresholds_mmh),
+        "s": ("scale_px", settings.scales_px),
+        "p": ("pool_px", POOLS_PX),
+    }
+    shown = "ltsp" if axes is ENSEMBLE_AXES else "lts"
+    where = dict(zip(axes[score], at, strict=False))
+    return {
+        name: values[where[axis]] if axis in where else None for axis, (name, values) in known.items() if axis in shown
+    }
+
+
+def _without_share(records: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out the share of draws above zero, which describes a difference and not a score."""
+    return [{key: value for key, value in record.items() if key != "above_zero"} for record in records]
 
 
 def _strict(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """What an evaluation leaves: scores, rows, pictures, the page; and what it reports at the end."""
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -10,33 +9,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ...data.errors import ConfigError
 from ...data.store.storage import open_storage
+from ..comparison.scored import rain_rows
+from ..comparison.tables import section_markdown
 from ..pictures.animation import write_animation
 from ..pictures.forecasts import Case, forecast_beside_radar
-from ..pictures.panels import png_bytes
-from ..pictures.scores import (
-    Lines,
-    bias_against_lead,
-    csi_against_lead,
-    fss_against_scale,
-    rain_rate_distribution,
-    squared_error_against_lead,
-)
 from ..settings.evaluation import EvaluateConfig
-from ..verification.contingency import RAIN_EDGES_MMH
+from ..verification.ensemble import EnsembleRows
+from ..verification.rows import Rows
 from .cases import Chosen
 from .contestants import FITTED
+from .drawing import Picture, field_pictures
 from .files import CSV_NAME, JSON_NAME, MARKDOWN_NAME, scores_csv, scores_json
 from .page import write_page
 from .result import Evaluation
-from .tables import ScoreTables, build_tables, markdown, section_markdown
+from .tables import ScoreTables, build_tables
 
 ROWS_FOLDER: Final = "rows"
 PICTURES_FOLDER: Final = "pictures"
-SCORE_PICTURES: Final = ("csi", "fss", "bias", "mse", "rain_rates")
 _NUM_SHOWN_LEADS: Final = 4
 _OWN_FILE: Final = re.compile(rf"{ROWS_FOLDER}/[^/\\]+\.npz|{PICTURES_FOLDER}/[^/\\]+\.(png|gif)")
 """Whoever wrote the scores in a folder, nothing else is removed on their word."""
@@ -73,38 +65,47 @@ def write_outputs(evaluation: Evaluation, draw: Callable[[Chosen], Case]) -> str
     storage = open_storage(out)
     # What an earlier evaluation wrote is read before its scores are replaced, and removed at the end.
     earlier = _written_before(out)
-    files = _file_names(evaluation)
-    for model in evaluation.scored:
-        model.rows.save(out / ROWS_FOLDER / f"{model.name}.npz")
+    pictures = field_pictures(evaluation)
+    files = _file_names(evaluation, pictures)
+    for name, rows in _rows_by_file(evaluation).items():
+        rows.save(out / ROWS_FOLDER / name)
 
     # Tables are built once: Markdown, the page and the last words show the same ones.
     tables = build_tables(evaluation)
     texts = {
         JSON_NAME: scores_json(evaluation, _about(evaluation, files)),
-        CSV_NAME: scores_csv(evaluation.scored),
-        MARKDOWN_NAME: markdown(tables),
+        CSV_NAME: scores_csv(evaluation.scored, evaluation.ensembles),
+        MARKDOWN_NAME: tables.markdown(),
     }
     for name, text in texts.items():
         # A path may hold bytes that are no text: they are shown as question marks.
         storage.write(name, text.encode("utf-8", errors="replace"))
 
-    _draw_scores(evaluation)
+    for picture in pictures:
+        storage.write(f"{PICTURES_FOLDER}/{picture.name}.png", picture.png())
     _draw_cases(evaluation, draw)
     for name in sorted(earlier - set(files)):
         storage.delete(name)
-    pictures = open_storage(out / PICTURES_FOLDER)
-    page = None if config.report is None else write_page(Path(config.report), evaluation, tables, pictures)
+    page = None
+    if config.report is not None:
+        page = write_page(Path(config.report), evaluation, tables, pictures, open_storage(out / PICTURES_FOLDER))
     return _last_words(evaluation, tables, page)
 
 
-def _file_names(evaluation: Evaluation) -> list[str]:
+def _file_names(evaluation: Evaluation, pictures: Sequence[Picture]) -> list[str]:
     """Name the files that an evaluation of these models leaves beside its scores."""
-    pictures = [f"{name}.png" for name in SCORE_PICTURES] + [f"{case.stem}.png" for case in evaluation.cases]
-    pictures += [f"{case.stem}.gif" for case in evaluation.cases[:1]]
+    names = [f"{picture.name}.png" for picture in pictures] + [f"{case.stem}.png" for case in evaluation.cases]
+    names += [f"{case.stem}.gif" for case in evaluation.cases[:1]]
     return [
-        *(f"{ROWS_FOLDER}/{model.name}.npz" for model in evaluation.scored),
-        *(f"{PICTURES_FOLDER}/{name}" for name in pictures),
+        *(f"{ROWS_FOLDER}/{name}" for name in _rows_by_file(evaluation)),
+        *(f"{PICTURES_FOLDER}/{name}" for name in names),
     ]
+
+
+def _rows_by_file(evaluation: Evaluation) -> dict[str, Rows | EnsembleRows]:
+    """Give all rows by their files' names; those of events stand in their ensemble's."""
+    files: dict[str, Rows | EnsembleRows] = {f"{name}.npz": rows for name, rows in rain_rows(evaluation.scored).items()}
+    return files | {f"{model.name}.ensemble.npz": model.rows for model in evaluation.ensembles}
 
 
 def _written_before(out: Path) -> set[str]:
@@ -144,47 +145,6 @@ def _about(evaluation: Evaluation, files: Sequence[str]) -> dict[str, Any]:
         "cases": [{"time_s": case.issue_s, "why": case.why} for case in evaluation.cases],
         "files": list(files),
     }
-
-
-def _draw_scores(evaluation: Evaluation) -> None:
-    scored, settings, grey = evaluation.scored, evaluation.plan.settings, evaluation.grey
-    leads, thresholds = settings.leads_min, settings.thresholds_mmh
-    pixel_km = evaluation.plan.index.grid.pixel_km
-
-    def against_lead(score: str) -> Lines:
-        curves = {model.name: model.scores.values[score][:-1] for model in scored}
-        bands = {
-            model.name: (model.interval.low[score][:-1], model.interval.high[score][:-1])
-            for model in scored
-            if model.interval.num_draws
-        }
-        return Lines(curves=curves, bands=bands, baselines=grey)
-
-    # Curves over lead time have bands; over window size and rain rate all lead times are pooled.
-    pooled = Lines(curves={model.name: model.scores.values["fss"][-1].T for model in scored}, baselines=grey)
-    rates = Lines(curves={model.name: _exceeded(model.rows.forecast_histogram) for model in scored}, baselines=grey)
-    radar = _exceeded(scored[0].rows.observed_histogram)
-    scales_km = [scale * pixel_km for scale in settings.scales_px]
-
-    # Named as SCORE_PICTURES lists them.
-    figures = {
-        "csi": csi_against_lead(against_lead("csi"), lead_min=leads, thresholds_mmh=thresholds),
-        "bias": bias_against_lead(against_lead("bias"), lead_min=leads, thresholds_mmh=thresholds),
-        "fss": fss_against_scale(pooled, scales_km=scales_km, thresholds_mmh=thresholds),
-        "mse": squared_error_against_lead(against_lead("mse"), lead_min=leads),
-        "rain_rates": rain_rate_distribution(radar, rates, levels_mmh=RAIN_EDGES_MMH),
-    }
-    storage = open_storage(Path(evaluation.config.out) / PICTURES_FOLDER)
-    for name, figure in figures.items():
-        storage.write(f"{name}.png", png_bytes(figure))
-
-
-def _exceeded(histogram: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Compute the share of pixels above each of RAIN_EDGES_MMH, over all windows and lead times."""
-    counts = histogram.sum(axis=(0, 1))
-    # Summed from the top: what lies in a class or in a higher one.
-    above = counts[::-1].cumsum()[::-1][1:]
-    return above / counts.sum() if counts.sum() else np.full(len(above), math.nan)
 
 
 def _draw_cases(evaluation: Evaluation, draw: Callable[[Chosen], Case]) -> None:

@@ -1,6 +1,7 @@
 """The page of an evaluation: one self-contained HTML file, rendered from `report.html.j2`."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ...data.frames import iso_time
 from ...data.store.storage import Storage, open_storage
 from ..checkpoint.state import installed_versions
+from ..comparison.marks import RULE
+from .drawing import Picture
 from .result import Evaluation
 from .tables import ScoreTables
 
@@ -16,14 +19,17 @@ PAGE_NAME: Final = "report.html"
 _TEMPLATE: Final = "report.html.j2"
 
 
-def write_page(folder: Path, evaluation: Evaluation, tables: ScoreTables, pictures: Storage) -> Path:
+def write_page(
+    folder: Path, evaluation: Evaluation, tables: ScoreTables, pictures: Sequence[Picture], drawn: Storage
+) -> Path:
     """Write the page; it appears whole or not at all.
 
     Args:
         folder: Where to; made if need be.
         evaluation: The scores.
         tables: Of the scores.
-        pictures: Where the pictures lie.
+        pictures: Of the scores.
+        drawn: Where all pictures lie.
 
     Returns:
         The page's path.
@@ -37,7 +43,7 @@ def write_page(folder: Path, evaluation: Evaluation, tables: ScoreTables, pictur
 
     # A picture stands in the page itself: the page is one file that can be sent.
     def embedded(name: str) -> str:
-        content = base64.b64encode(pictures.read(name)).decode("ascii")
+        content = base64.b64encode(drawn.read(name)).decode("ascii")
         return f"data:image/{Path(name).suffix[1:]};base64,{content}"
 
     # All text is escaped, and a name that the template misspells is an error.
@@ -54,8 +60,10 @@ def write_page(folder: Path, evaluation: Evaluation, tables: ScoreTables, pictur
         plan=evaluation.plan,
         index=evaluation.plan.index,
         rows=evaluation.scored[0].rows,
-        certainty=tables.certainty,
+        certainty=[*tables.certainty, *tables.ensembles],
         details=details,
+        pictures=pictures,
+        rule=RULE,
         versions=installed_versions(),
     )
     # A path may hold bytes that are no text: they are shown as question marks.

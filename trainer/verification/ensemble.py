@@ -174,7 +174,11 @@ class EnsembleScores:
     members: int
     values: Mapping[str, FloatArray]
 
-    def at(
+    def at(self, score: str, **where: Any) -> Any:
+        """Look up one score, or its list by class, rank or band, at a `position`."""
+        return self.values[score][self.position(score, **where)]
+
+    def position(
         self,
         score: str,
         *,
@@ -182,8 +186,8 @@ class EnsembleScores:
         threshold_mmh: float | None = None,
         scale_px: int | None = None,
         pool_px: int = 1,
-    ) -> Any:
-        """Look up one score, or its list by class, rank or band; without a lead time, of all lead times pooled."""
+    ) -> tuple[int, ...]:
+        """Find one score, or its list, in the arrays; without a lead time, that of all lead times pooled."""
         settings, axes = self.settings, ENSEMBLE_AXES[score]
         position = [-1 if lead_min is None else settings.leads_min.index(lead_min)]
         if "t" in axes:
@@ -192,4 +196,4 @@ class EnsembleScores:
             position.append(settings.scales_px.index(scale_px))
         if "p" in axes:
             position.append(POOLS_PX.index(pool_px))
-        return self.values[score][tuple(position)]
+        return tuple(position)

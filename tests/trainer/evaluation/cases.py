@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from rainspark.trainer.comparison.scored import score_models
 from rainspark.trainer.evaluation.plan import Plan
-from rainspark.trainer.evaluation.result import Evaluation, score_models
+from rainspark.trainer.evaluation.result import Evaluation
 from rainspark.trainer.settings.evaluation import parse_evaluation
 from rainspark.trainer.verification.rows import Rows, Settings, WindowId, merge, score_window
 

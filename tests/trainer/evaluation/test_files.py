@@ -56,7 +56,7 @@ def test_json_and_csv_hold_every_score() -> None:
                 assert record[key] == (None if math.isnan(value) else value)
             # Empty where there is nothing, and else the same number to the last bit.
             shown = {key: "" if value is None else str(value) for key, value in record.items()}
-            assert line == {"model": name, **shown}
+            assert line == {"model": name, **shown, "pool_px": "", "item": ""}
     assert any(record["value"] is None for record in contents["models"]["persistence"]["scores"]), "no NaN was tried"
 
     assert contents["differences"]["to"] == "persistence"

@@ -15,7 +15,7 @@ from rainspark.data.shards.index import load_index
 from rainspark.data.store.storage import open_storage
 from rainspark.data.windows.selection import Selection, select_windows
 from rainspark.trainer.evaluation.cases import Chosen
-from rainspark.trainer.evaluation.output import SCORE_PICTURES
+from rainspark.trainer.evaluation.drawing import field_pictures
 from rainspark.trainer.evaluation.page import write_page
 from rainspark.trainer.evaluation.plan import Plan
 from rainspark.trainer.evaluation.tables import build_tables
@@ -24,6 +24,7 @@ from tests.trainer.evaluation.cases import SETTINGS, evaluation_of, rows_of
 
 ATTACK = "<script>alert('x')</script>\"&$"
 CASE = Chosen(row=0, why="the most rain", issue_s=1_600_041_600)
+PICTURES = ("csi", "bias", "mse", "rain_rates", "fss")
 VOID = frozenset({"meta", "img", "br", "wbr"})
 
 
@@ -78,7 +79,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    for name in (*(f"{name}.png" for name in SCORE_PICTURES), f"{CASE.stem}.png", f"{CASE.stem}.gif"):
+    for name in (*(f"{name}.png" for name in PICTURES), f"{CASE.stem}.png", f"{CASE.stem}.gif"):
         Image.new("RGB", (4, len(name)), "red").save(folder / name)
     return folder
 
@@ -95,7 +96,8 @@ def page_of(folder: Path, plan: Plan, pictures: Path, text: str) -> str:
     evaluation = evaluation_of(models, plan=named, cases=cases, command=text, about=about)
     first, second = evaluation.scored
     evaluation = replace(evaluation, scored=[replace(first, name=text), second])
-    path = write_page(folder, evaluation, build_tables(evaluation), open_storage(pictures))
+    drawn = open_storage(pictures)
+    path = write_page(folder, evaluation, build_tables(evaluation), field_pictures(evaluation), drawn)
     return path.read_text(encoding="utf-8")
 
 
@@ -116,7 +118,7 @@ def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path, plan: Plan, picture
     policies = [attributes["content"] for attributes in page.all("meta") if attributes.get("http-equiv")]
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on") or name == "href"]
-    names = ["csi.png", "bias.png", "mse.png", "rain_rates.png", "fss.png", f"{CASE.stem}.png", f"{CASE.stem}.gif"]
+    names = [*(f"{name}.png" for name in PICTURES), f"{CASE.stem}.png", f"{CASE.stem}.gif"]
     for name, attributes in zip(names, page.all("img"), strict=True):
         kind, _, content = str(attributes["src"]).partition(",")
         assert kind == f"data:image/{name[-3:]};base64"

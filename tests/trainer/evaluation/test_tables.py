@@ -5,7 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from rainspark.trainer.evaluation.tables import Table, _score_column, build_tables, markdown
+from rainspark.trainer.comparison.marks import Mark
+from rainspark.trainer.comparison.tables import Cell, Table
+from rainspark.trainer.evaluation.tables import build_tables
 from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, score_window
 from tests.trainer.evaluation.cases import KINDS, MODELS, evaluation_of, rows_of
 
@@ -38,34 +40,19 @@ def test_a_section_a_threshold_and_a_table_a_lead_time() -> None:
     assert (float(mse) > 0, accuracy) == (True, "1.000")
 
 
-@pytest.mark.parametrize(
-    ("score", "values", "best"),
-    [
-        ("csi", [0.2, 0.5, np.nan], {1}),
-        ("far", [0.2, 0.5, 0.2001], {0, 2}),
-        ("bias", [0.5, 1.6, 0.0], {1}),
-        ("hss", [-0.1, -0.3, np.nan], {0}),
-        ("csi", [np.nan, np.nan, np.nan], set()),
-        ("csi", [0.3], set()),
-    ],
-)
-def test_the_best_is_what_the_columns_arrow_says(score: str, values: list[float], best: set[int]) -> None:
-    cells = _score_column(score, values).cells
-    assert {number for number, cell in enumerate(cells) if cell.is_best} == best
-
-
 def test_intervals_and_differences_stand_beside_the_csi() -> None:
     certainty, differences = build_tables(evaluation_of(MODELS, compare_to="persistence")).certainty
-    assert "resamples of 3 days" in certainty.text
+    assert "resamples of 3 blocks of 2 hours of 3 days" in certainty.text
     assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", texts(certainty.tables[0])[1][1])
+    assert texts(certainty.tables[0])[-1][0] == "radar: pixels above it"
     assert differences.heading == "CSI less that of persistence, all lead times"
     lines = texts(differences.tables[0])
-    assert [line[0] for line in lines] == ["Model", "good | one", "training_mean", "blur"]
+    assert [line[0] for line in lines] == ["Model", "good | one", "training_mean", "blur", "radar: pixels above it"]
     assert lines[1][1].endswith("] 100%")
 
     single = evaluation_of({name: rows_of(0.9, num_days=1) for name in "ab"}, compare_to="b")
     for section in build_tables(single).certainty:
-        assert "o interval: the only window is of one day, 2020-09-14" in section.text
+        assert "o interval: the only window is of one block of 2 hours on 2020-09-14" in section.text
         assert "[" not in texts(section.tables[0])[1][1]
 
 
@@ -76,7 +63,7 @@ def test_squared_errors_stand_beside_the_references_and_none_is_best() -> None:
     assert {key for key, verdict in verdicts.items() if verdict == "skill"} == {
         ("good | one", lead) for lead in ("30 min", "60 min", "All lead times")
     }
-    assert not any(cell.is_best for row in section.tables[0].rows for cell in row)
+    assert not any(cell.mark for row in section.tables[0].rows for cell in row)
     unknown = build_tables(evaluation_of(MODELS)).squared_error
     assert {line[5] for line in texts(unknown.tables[0])[1:]} == {"-"}
     assert "Not scored here, so that nothing is: damped_extrapolation." in unknown.text
@@ -95,12 +82,21 @@ def test_the_published_protocol_is_labelled_or_left_out() -> None:
 def test_markdown_holds_every_table() -> None:
     broken = {"broken": rows_of(1.0, bad=True), **MODELS}
     tables = build_tables(evaluation_of(broken, compare_to="good | one"))
-    text = markdown(tables)
+    text = tables.markdown()
     assert "**broken: 4 of 900 forecast values are not finite.**" in text
     assert "nan" not in text.lower()
     lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("| ---")]
     cells = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    assert cells == [line for section in tables.sections for table in section.tables for line in texts(table)]
+    marks = {"best": "**{}**", "leading": "{} ≈", None: "{}"}
+    written = [
+        [" ".join([marks[cell.mark].format(cell.text), *cell.details]) for cell in row]
+        for section in tables.sections
+        for table in section.tables
+        for row in [[Cell(text=column.title) for column in table.columns], *table.rows]
+    ]
+    assert cells == written
+    marked = [cell.mark for table in tables.by_threshold[0.5].tables for row in table.rows for cell in row]
+    assert Mark.LEADING in marked
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert [heading.replace("\\|", "|") for heading in headings] == [section.heading for section in tables.sections]
 
@@ -122,5 +118,8 @@ def test_the_next_best_stands_beside_the_best() -> None:
     csi = {name: compute(rows).at("csi", threshold_mmh=0.5) for name, rows in models.items()}
     best, *others = sorted(csi, key=lambda name: -csi[name])
     text = summary(kinds, models)
-    assert f"{best} forecasts rain above 0.5 mm/h best" in text
+    assert (
+        f"are not told apart as the best for rain above 0.5 mm/h over all lead times: CSI {csi[best]:.3f} for {best}"
+        in text
+    )
     assert re.findall(r"; (\w+) 0\.\d{3}", text) == [name for name in others if name in (others[0], "last")]

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from rainspark.trainer.evaluation.tables import build_tables, markdown
+from rainspark.trainer.evaluation.tables import build_tables
 from rainspark.trainer.evaluation.unknown import Unknown, count_unknown, unknown_by_any
 from tests.trainer.evaluation.cases import KINDS, MODELS, evaluation_of
 
@@ -57,9 +57,9 @@ def test_the_order_of_windows_does_not_matter() -> None:
 def test_tables_say_how_many_and_how_they_count() -> None:
     unknown = Unknown(num_measured=1000, num_by_model={"extrapolation": 183, "b": 0}, num_by_any=183)
     left = evaluation_of(MODELS, kinds=KINDS, unknown=unknown)
-    assert "**183 of 1000 measured pixels (18.3%) are left out for every model alike" in markdown(build_tables(left))
+    assert "**183 of 1000 measured pixels (18.3%) are left out for every model alike" in build_tables(left).markdown()
     dry = replace(left, config=replace(left.config, unknown="dry"))
-    text = markdown(build_tables(dry))
+    text = build_tables(dry).markdown()
     assert "**extrapolation cannot know 183 of 1000 measured pixels (18.3%)" in text
     assert "they count as dry for it" in text
     left_out = unknown.lines("leave_out")
@@ -67,4 +67,4 @@ def test_tables_say_how_many_and_how_they_count() -> None:
         "183 of 1000 measured pixels (18.3%) are left out for every model alike: extrapolation cannot know them (there "
         "flows in what lay outside the frame or was not measured)."
     ]
-    assert "cannot know" not in markdown(build_tables(evaluation_of(MODELS, kinds=KINDS)))
+    assert "cannot know" not in build_tables(evaluation_of(MODELS, kinds=KINDS)).markdown()

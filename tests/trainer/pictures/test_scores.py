@@ -12,13 +12,13 @@ from PIL import Image
 from rainspark.trainer.pictures.panels import png_bytes
 from rainspark.trainer.pictures.scores import (
     USEFUL_BIAS,
-    Lines,
     bias_against_lead,
     csi_against_lead,
     fss_against_scale,
     rain_rate_distribution,
     squared_error_against_lead,
 )
+from rainspark.trainer.pictures.scores_panels import Cast, Lines
 
 LEAD_MIN = [5.0 * lead for lead in range(1, 13)]
 THRESHOLDS_MMH = [0.1, 0.5, 1.0, 2.0, 5.0]
@@ -46,7 +46,7 @@ def _draw(figure: Figure) -> npt.NDArray[np.uint8]:
 
 def test_each_panel_is_a_threshold_and_each_line_a_model() -> None:
     curves = _curves()
-    figure = _skill(curves, baselines=["persistence"])
+    figure = _skill(curves, cast=Cast(names=MODELS, baselines=["persistence"]))
     assert [axis.get_title("left") for axis in figure.axes] == [f"rain > {value:g} mm/h" for value in THRESHOLDS_MMH]
     for number, axis in enumerate(figure.axes):
         assert axis.get_ylim() == (0, 1)
@@ -126,7 +126,8 @@ def test_distribution_leaves_out_what_never_occurs() -> None:
 def test_no_two_lines_look_alike(num_baselines: int, num_models: int) -> None:
     baselines = [f"b{number}" for number in range(num_baselines)]
     names = [*baselines, *(f"m{number}" for number in range(num_models))]
-    lines = _error({name: np.ones(12) for name in names}, baselines=baselines).axes[0].lines
+    cast = Cast(names=names, baselines=baselines)
+    lines = _error({name: np.ones(12) for name in names}, cast=cast).axes[0].lines
     looks = [(line.get_color(), line.get_linestyle(), line.get_marker(), line._dash_pattern) for line in lines]  # type: ignore[attr-defined]
     assert len(set(map(str, looks))) == len(names)
 
