@@ -13,12 +13,11 @@ doi:10.1016/S0022-1694(00)00373-5. The constants were set by eye and by the stat
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,51 +28,26 @@ from ..errors import DataError
 from ..randomness import generator
 from ..units import KNMI_MMH_PER_COUNT, MISSING_COUNT
 from .knmi_writer import CADENCE_S, file_name, write_knmi_file
+from .storms.cells import Cells
+from .storms.regime import LIFETIME_MIN, SPEED_KMH, Event, Weather, regime_of
+from .storms.regime import weather as weathers
+from .storms.waves import Waves
+from .storms.wind import Swirls
 
 FIRST_END_S: Final = 1_590_969_600
 """End time of the first frame: 1 June 2020, 00:00 UTC."""
 MAX_SIZE: Final = 4096
 
-# The field repeats itself beyond this many kilometres, further than anything lives to see.
-MIN_PERIOD_KM: Final = 320
-OUTER_SCALE_KM: Final = 200.0
-SPECTRUM_EXPONENT: Final = 2.8
-INNER_SCALE_KM: Final = 12.0
-INNER_EXPONENT: Final = 1.2
-"""Power falls with wavenumber**-2.8 in two dimensions below the outer scale, with another **-1.2 below the inner."""
-BAND_STRETCH: Final = 1.7
-"""Rain areas are longer along one direction than across it by this factor."""
-LIFETIME_MIN: Final = 20.0
-"""Correlation time of waves 10 km long. 60 minutes ahead at 90 km/h, extrapolation has a CSI of 0.24 at 1 mm/h and 0.32
-at 0.5 mm/h with 20 min, 0.33 and 0.38 with 40, 0.36 and 0.41 with 80; on a fast day of real radar 0.31 and 0.41."""
-SPEED_KMH: Final = 45.0
-LIFETIME_EXPONENT: Final = 1.0
-"""How correlation times grow with the wavelength: about proportionally (Seed et al., 2013)."""
-MEDIAN_RATE_MMH: Final = 0.5
 TABLE_POINTS: Final = 512
 MAX_HOURS: Final = 10 * 366 * 24
 """Longest series, ten years: a million files. More is a slip of the keyboard."""
 MAX_IN_RANGE: Final = 10_000.0
 """Highest speed in km/h and longest lifetime in minutes that are taken, for the same reason."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One weather system of a series.
-
-    Attributes:
-        num_frames: Its frames.
-        seed: Equal seeds give equal storms; the first frames do not depend on the number of frames.
-        speed_kmh: Speed that the wind drifts around, km/h.
-        lifetime_min: Minutes after which waves 10 km long are forgotten.
-        first: Its first frame, counted from the series' first.
-    """
-
-    num_frames: int
-    seed: int
-    speed_kmh: float = SPEED_KMH
-    lifetime_min: float = LIFETIME_MIN
-    first: int = 0
+MAX_CONVECTIVE: Final = 0.9
+MAX_GROWTH: Final = 4.0
+MAX_SHEAR_KMH: Final = 20.0
+"""Beyond it the swirls would fold the rain over itself."""
+Range = tuple[float, float]
 
 
 def iterate_storms(
@@ -96,105 +70,37 @@ def iterate_storms(
         )
 
     outside = _outside_circle(rows, cols)
-    shape = (_period(rows), _period(cols))
-    east, south = np.meshgrid(np.fft.rfftfreq(shape[1]), np.fft.fftfreq(shape[0]))
-    amplitude, memory = _spectrum(
-        east, south, generator(event.seed, "storm bands").uniform(0, math.pi), event.lifetime_min
-    )
-
-    # Each wave keeps some of what it was and takes noise for the rest; the wind turns its phase.
-    waves: npt.NDArray[np.complex128] | None = None
-    for number, (wet_share, rate_spread, (east_km, south_km)) in enumerate(_weather(event)):
-        noise = np.fft.rfft2(generator(event.seed, "storm growth", number).standard_normal(shape))
-        waves = noise if waves is None else memory * waves + np.sqrt(1 - memory**2) * noise
-        carried = np.exp(-2j * math.pi * (east * east_km + south * south_km))
-        field = np.fft.irfft2(waves * amplitude * carried, s=shape)[:rows, :cols]
-        counts = _rain_counts(field, wet_share, rate_spread)
+    regime, swirls = regime_of(event), Swirls(event)
+    waves = Waves(event, regime, rows, cols)
+    share = event.convective or 0.0
+    cells = Cells(event, waves.shape)
+    for number, (weather, state) in enumerate(zip(weathers(event, regime), waves.frames(), strict=False)):
+        hour = number * CADENCE_S / 3600
+        period = waves.field(state, weather.carried_km)
+        field = swirls.moved(period, rows, cols, hour) if event.shear_kmh else period[:rows, :cols]
+        rain_counts = _rain_counts(field, weather)
+        if share:
+            cells.step(period, weather.mean_mmh * share / (1 - share), weather.carried_km)
+            texture = swirls.moved(waves.texture(state, weather.carried_km), rows, cols, hour)
+            rain_counts += cells.rain_mmh(texture, swirls, hour) / KNMI_MMH_PER_COUNT
+        counts = np.minimum(np.rint(rain_counts), MISSING_COUNT - 2).astype(np.uint16)
         if radar_circle:
             counts[outside] = MISSING_COUNT
         yield counts
 
 
-def _period(size: int) -> int:
-    """Choose the period of the field in pixels: at least a third longer than the frame, and quick to transform."""
-    period = max(MIN_PERIOD_KM, size * 4 // 3)
-    return -(-period // 64) * 64
-
-
-def _spectrum(
-    east: npt.NDArray[np.float64], south: npt.NDArray[np.float64], angle: float, lifetime_min: float
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Give each wave's amplitude, for a field of unit variance, and its memory of the last frame, 0 to 1.
-
-    Args:
-        east: Waves a kilometre along the columns, (n, m // 2 + 1).
-        south: Waves a kilometre along the rows, the same shape.
-        angle: Direction of the rain bands, radians.
-        lifetime_min: Minutes after which waves 10 km long are forgotten.
-    """
-    along = east * math.cos(angle) + south * math.sin(angle)
-    across = south * math.cos(angle) - east * math.sin(angle)
-    stretch = math.sqrt(BAND_STRETCH)
-    # A power law with a bend, in coordinates that are longer along the bands.
-    wavenumber = np.hypot(along * stretch, across / stretch)
-    power = (wavenumber**2 + OUTER_SCALE_KM**-2) ** (-SPECTRUM_EXPONENT / 2)
-    power *= (1 + (wavenumber * INNER_SCALE_KM) ** 2) ** (-INNER_EXPONENT / 2)
-    power[0, 0] = 0.0
-    # irfft2 counts every column but the first and the last twice: the waves of the other half plane.
-    twice = np.full(east.shape[1], 2.0)
-    twice[[0, -1]] = 1.0
-    num_waves = east.shape[0] * (east.shape[1] - 1) * 2
-    amplitude = np.sqrt(power * num_waves / (power * twice).sum())
-
-    # Long waves live longer.
-    length_km = 1 / np.maximum(np.hypot(east, south), 1e-4)
-    memory_min = lifetime_min * (length_km / 10) ** LIFETIME_EXPONENT
-    return amplitude, np.exp(-CADENCE_S / 60 / memory_min)
-
-
-def _weather(event: Event) -> Iterator[tuple[float, float, tuple[float, float]]]:
-    """Let the wet share, the showeriness and the wind drift smoothly, each over hours.
-
-    Yields:
-        For each frame the share of a very large area where it rains; the standard deviation of the logarithm of wet
-        rates, about 0.85 in even rain, more in showers; and where the storms have been carried, km (east, south).
-    """
-    random = generator(event.seed, "storm weather")
-    heading = random.uniform(0, 2 * math.pi)
-    wetness, showers, turn, speed = (_drift(random) for _ in range(4))
-    x_km, y_km = 0.0, 0.0
-    for number in range(event.num_frames):
-        hour = number * CADENCE_S / 3600
-        speed_kmh = event.speed_kmh * math.exp(0.25 * speed(hour))
-        direction = heading + 0.5 * turn(hour)
-        wet_share = 1 / (1 + math.exp(0.3 - 0.8 * wetness(hour)))
-        yield wet_share, 1.0 + 0.15 * showers(hour), (x_km, y_km)
-        x_km += speed_kmh * CADENCE_S / 3600 * math.cos(direction)
-        y_km += speed_kmh * CADENCE_S / 3600 * math.sin(direction)
-
-
-def _drift(random: np.random.Generator) -> Any:
-    """Make a smooth function of the hour with mean 0 and variance about 1: three slow waves."""
-    periods_h, phases = random.uniform(5, 30, 3), random.uniform(0, 2 * math.pi, 3)
-
-    def at(hour: float) -> float:
-        return float(np.sqrt(2 / 3) * np.sin(2 * math.pi * hour / periods_h + phases).sum())
-
-    return at
-
-
-def _rain_counts(field: npt.NDArray[np.float64], wet_share: float, rate_spread: float) -> npt.NDArray[np.uint16]:
-    """Turn a Gaussian field into rain: log-normal among the wet pixels, and continuous at their border."""
+def _rain_counts(field: npt.NDArray[np.float64], weather: Weather) -> npt.NDArray[np.float64]:
+    """Turn a Gaussian field into rain in counts: log-normal among the wet pixels, and continuous at their border."""
     normal = NormalDist()
-    threshold = normal.inv_cdf(1 - wet_share)
+    threshold = normal.inv_cdf(1 - weather.wet_share)
     values = np.linspace(threshold, 6.0, TABLE_POINTS)
     # The share of wet pixels that rain more than a pixel of this value does, then the log-normal rate of that rank.
-    above = [(1 - normal.cdf(value)) / wet_share for value in values]
-    log_rates = [rate_spread * -normal.inv_cdf(min(max(share, 1e-9), 1 - 1e-9)) for share in above]
-    rates_mmh = MEDIAN_RATE_MMH * np.exp(np.array(log_rates))
+    above = [(1 - normal.cdf(value)) / weather.wet_share for value in values]
+    log_rates = [weather.rate_spread * -normal.inv_cdf(min(max(share, 1e-9), 1 - 1e-9)) for share in above]
+    rates_mmh = weather.median_rate_mmh * np.exp(np.array(log_rates))
     counts = np.interp(field, values, rates_mmh / KNMI_MMH_PER_COUNT)
     counts[field <= threshold] = 0
-    return np.minimum(np.rint(counts), MISSING_COUNT - 2).astype(np.uint16)
+    return counts
 
 
 def _outside_circle(rows: int, cols: int) -> npt.NDArray[np.bool_]:
@@ -204,12 +110,21 @@ def _outside_circle(rows: int, cols: int) -> npt.NDArray[np.bool_]:
 
 
 def events(
-    num_frames: int, event_frames: int, seed: int, speeds_kmh: tuple[float, float], lifetimes_min: tuple[float, float]
+    num_frames: int,
+    event_frames: int,
+    seed: int,
+    speeds_kmh: Range,
+    lifetimes_min: Range,
+    *,
+    convective: Range | None = None,
+    growths: Range = (1.0, 1.0),
+    shears_kmh: Range = (0.0, 0.0),
 ) -> list[Event]:
     """Divide a series into weather systems that know nothing of each other.
 
-    Between two of them one frame is left out, so that no window holds both. Speed and lifetime are drawn evenly on a
-    logarithmic scale, one each a system; a system's seed is drawn from the series' seed.
+    Between two of them one frame is left out, so that no window holds both. Speed, lifetime and growth are drawn evenly
+    on a logarithmic scale, convective share and shear evenly, one each a system; a system's seed is drawn from the
+    series' seed.
 
     Args:
         num_frames: Frames of the series, those left out included.
@@ -217,6 +132,9 @@ def events(
         seed: Of the series.
         speeds_kmh: Lowest and highest speed.
         lifetimes_min: Shortest and longest lifetime.
+        convective: Lowest and highest share of the rain that falls from cells; None: plain systems.
+        growths: Lowest and highest factor by which rain grows in an hour.
+        shears_kmh: Lowest and highest deviation of the wind from its mean.
     """
     series = []
     for first in range(0, num_frames, event_frames + 1 if event_frames else num_frames):
@@ -225,6 +143,9 @@ def events(
             math.exp(random.uniform(math.log(low), math.log(high))) if low < high else low
             for low, high in (speeds_kmh, lifetimes_min)
         )
+        # A stream of their own: what was drawn before they could be asked for stays.
+        kind = generator(seed, "storm kind", first)
+        growth, shear_kmh = math.exp(kind.uniform(*np.log(growths))), kind.uniform(*shears_kmh)
         series.append(
             Event(
                 first=first,
@@ -232,23 +153,30 @@ def events(
                 seed=int(random.integers(2**31)) if event_frames else seed,
                 speed_kmh=speed_kmh,
                 lifetime_min=lifetime_min,
+                convective=None if convective is None else kind.uniform(*convective),
+                growth=growth,
+                shear_kmh=shear_kmh,
             )
         )
     return series
 
 
-def _range(text: str) -> tuple[float, float]:
-    """Read "45" or "25:115"."""
-    try:
-        numbers = [float(bound) for bound in text.split(":")]
-    except ValueError:
-        numbers = []
-    # Not a number is in no range.
-    if len(numbers) not in (1, 2) or not 0 < numbers[0] <= numbers[-1] <= MAX_IN_RANGE:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no range; expected a number above 0 and up to {MAX_IN_RANGE:g}, or LOW:HIGH of such"
-        )
-    return numbers[0], numbers[-1]
+def _range(least: float, most: float, wanted: str) -> Callable[[str], Range]:
+    """Make the reader of "45" or "25:115"."""
+
+    def read(text: str) -> Range:
+        try:
+            numbers = [float(bound) for bound in text.split(":")]
+        except ValueError:
+            numbers = []
+        # Not a number is in no range.
+        if len(numbers) not in (1, 2) or not least <= numbers[0] <= numbers[-1] <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no range; expected a number {wanted} {most:g}, or LOW:HIGH of such"
+            )
+        return numbers[0], numbers[-1]
+
+    return read
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -261,8 +189,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=288, help="rows and columns, 1 km each (288)")
     parser.add_argument("--radar-circle", action="store_true", help="pixels outside the largest circle are missing")
     parser.add_argument("--event-hours", type=float, default=0, help="hours of one weather system; 0: all one (0)")
-    parser.add_argument("--speed-kmh", type=_range, default=(SPEED_KMH,) * 2, help="speed, or LOW:HIGH (45)")
-    parser.add_argument("--lifetime-min", type=_range, default=(LIFETIME_MIN,) * 2, help="life of 10 km waves (20)")
+    positive = _range(sys.float_info.min, MAX_IN_RANGE, "above 0 and up to")
+    parser.add_argument("--speed-kmh", type=positive, default=(SPEED_KMH,) * 2, help="speed, or LOW:HIGH (45)")
+    parser.add_argument("--lifetime-min", type=positive, default=(LIFETIME_MIN,) * 2, help="life of 10 km waves (20)")
+    parser.add_argument(
+        "--convective",
+        type=_range(0, MAX_CONVECTIVE, "from 0 to"),
+        help="share of the rain that falls from cells with life cycles, or LOW:HIGH; spectrum, memory and rates then "
+        "vary from system to system as real ones do (all systems of one plain kind, without cells)",
+    )
+    growth = _range(1 / MAX_GROWTH, MAX_GROWTH, f"from {1 / MAX_GROWTH:g} to")
+    growth_help = "factor by which a system's rain grows in an hour, or LOW:HIGH (1)"
+    parser.add_argument("--growth", type=growth, default=(1.0, 1.0), help=growth_help)
+    shear = _range(0, MAX_SHEAR_KMH, "from 0 to")
+    shear_help = "deviation of the wind from its mean over the frame, or LOW:HIGH (0)"
+    parser.add_argument("--shear-kmh", type=shear, default=(0.0, 0.0), help=shear_help)
     return parser
 
 
@@ -285,7 +226,16 @@ def _write_folder(arguments: argparse.Namespace) -> int:
 
     # All times are known before the first frame is made.
     num_frames, event_frames = (round(length * 3600 / CADENCE_S) for length in (hours, event_hours))
-    series = events(num_frames, event_frames, arguments.seed, arguments.speed_kmh, arguments.lifetime_min)
+    series = events(
+        num_frames,
+        event_frames,
+        arguments.seed,
+        arguments.speed_kmh,
+        arguments.lifetime_min,
+        convective=arguments.convective,
+        growths=arguments.growth,
+        shears_kmh=arguments.shear_kmh,
+    )
     times_s = [FIRST_END_S + (event.first + i) * CADENCE_S for event in series for i in range(event.num_frames)]
     names = [file_name(time_s) for time_s in times_s]
     size, radar_circle = arguments.size, arguments.radar_circle

@@ -22,7 +22,8 @@ from rainspark.data.pack.survey import PackOptions
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.knmi_writer import file_name, product_time, write_knmi_file
 from rainspark.data.sources.source import Header
-from rainspark.data.sources.synthetic import Event, iterate_storms
+from rainspark.data.sources.storms.regime import Event
+from rainspark.data.sources.synthetic import iterate_storms
 
 FIRST_S = 1_577_836_800 - 600
 """31 December 2019, 23:50 UTC: series of three frames and more cross the new year."""

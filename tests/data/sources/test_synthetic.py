@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rainspark.data.exit_codes import ExitCode
 from rainspark.data.sequences import find_runs
 from rainspark.data.sources.knmi_writer import file_name, write_knmi_file
-from rainspark.data.sources.synthetic import events, main
+from rainspark.data.sources.synthetic import events, iterate_storms, main
 from rainspark.models.nowcasting.motion import estimate_motion
 from tests.data.knmi_frames import read, scan
 from tests.data.radar_files import storms
@@ -60,6 +60,15 @@ def test_default_storms_are_those_of_the_first_release(radar_circle: bool, diges
     """SHA-256 of the counts, computed before speed and lifetime could be chosen."""
     frames = storms(3, 64, 64, seed=1, radar_circle=radar_circle)
     assert hashlib.sha256(frames.astype("<u2").tobytes()).hexdigest() == digest
+
+
+def test_series_of_plain_systems_are_those_of_before() -> None:
+    """SHA-256 of the counts of three systems, computed before cells, growth and shear could be chosen."""
+    digest = hashlib.sha256()
+    for event in events(30, 9, 5, (25.0, 115.0), (20.0, 40.0)):
+        for counts in iterate_storms(event, 64, 64):
+            digest.update(counts.astype("<u2").tobytes())
+    assert digest.hexdigest() == "9ca2400ebacc80726887a8f1528ab402abe5fe4762f74e7eb1ccbd515bde71da"
 
 
 def test_rain_is_as_wet_and_as_skewed_as_radar(frames: npt.NDArray[np.uint16]) -> None:
