@@ -46,28 +46,35 @@ def _merge_exchange(size: int) -> Iterator[tuple[int, int]]:
         run *= 2
 
 
-def crps_sums(sorted_mn: FloatArray, observed_n: FloatArray) -> tuple[float, float]:
+def crps_sums(sorted_mn: FloatArray, observed_n: FloatArray, threshold_mmh: float = -math.inf) -> tuple[float, float]:
     """Sum up over pixels what the CRPS of an ensemble is made of.
 
     CRPS = mean |x_i - y| - sum_{i<j} |x_i - x_j| / m^2: Gneiting and Raftery (2007), Strictly proper scoring rules,
     prediction, and estimation, equation 21, doi:10.1198/016214506000001437. The fair CRPS divides the second sum by
-    m (m - 1): Ferro (2014), Fair scores for ensemble forecasts, equation 8, doi:10.1002/qj.2270.
+    m (m - 1): Ferro (2014), Fair scores for ensemble forecasts, equation 8, doi:10.1002/qj.2270. The
+    threshold-weighted CRPS is that of max(x, t): Gneiting and Ranjan (2011), doi:10.1198/jbes.2010.08110, with the
+    chaining function of Allen, Ginsbourger and Ziegel (2023), Evaluating forecasts for high-impact events using
+    transformed kernel scores, doi:10.1137/22M1532184.
 
     Args:
         sorted_mn: Members in mm/h, rising along the first axis, (members, pixels).
         observed_n: Rain in mm/h.
+        threshold_mmh: Below this all rain is equal.
 
     Returns:
         The sum over pixels of mean |x_i - y|, and that of sum_{i<j} |x_i - x_j|.
     """
     members = len(sorted_mn)
-    error = float(np.abs(sorted_mn - observed_n).sum()) / members
-
+    chained_mn = np.maximum(sorted_mn, threshold_mmh)
     # The member of rank i is the larger one in i - 1 pairs and the smaller one in m - i: in steps of 2 from m - 1.
-    of_rank = sorted_mn.sum(axis=1)
+    of_rank = chained_mn.sum(axis=1)
     half = members // 2
     weights = np.arange(members - 1, 0, -2)[:half]
-    return error, float((weights * (of_rank[::-1][:half] - of_rank[:half])).sum())
+    pairs = float((weights * (of_rank[::-1][:half] - of_rank[:half])).sum())
+
+    # In place: memory is what this waits for.
+    np.subtract(chained_mn, np.maximum(observed_n, threshold_mmh), out=chained_mn)
+    return float(np.abs(chained_mn, out=chained_mn).sum()) / members, pairs
 
 
 def spread_sums(sorted_mn: FloatArray, observed_n: FloatArray) -> tuple[float, float]:
@@ -82,7 +89,8 @@ def spread_sums(sorted_mn: FloatArray, observed_n: FloatArray) -> tuple[float, f
     error = float(np.square(mean_n - observed_n).sum())
     if members == 1:
         return math.nan, error
-    return float(np.square(sorted_mn - mean_n).sum()) / (members - 1), error
+    deviation_mn = sorted_mn - mean_n
+    return float(np.square(deviation_mn, out=deviation_mn).sum()) / (members - 1), error
 
 
 def pooled(fields_mhw: FloatArray, factor: int) -> FloatArray:

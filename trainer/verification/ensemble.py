@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from .ensemble_scores import ENSEMBLE_AXES, scores_of_ensemble_sums
 from .fss import FloatArray
-from .members import POOLS_PX, count_members
+from .members import POOLS_PX, count_ensemble
 from .reliability import class_sums
 from .rows import IntArray, Settings, Windowed, WindowId
 from .rows import compute as compute
-from .rows import merge as merge
+from .rows import merge as merge_rows
 
 _SCHEMA: Final = 1
 
@@ -110,7 +110,9 @@ def score_members(
     leads = []
     for lead in range(len(settings.leads_min)):
         valid_hw = None if valid_thw is None or valid_thw[lead].all() else valid_thw[lead]
-        leads.append(count_members(settings, window, lead, members_mmh_mthw[:, lead], observed_mmh_thw[lead], valid_hw))
+        leads.append(
+            count_ensemble(settings, window, lead, members_mmh_mthw[:, lead], observed_mmh_thw[lead], valid_hw)
+        )
     return _row(settings, len(members_mmh_mthw), window, leads)
 
 
@@ -157,6 +159,20 @@ def _row(settings: Settings, members: int, window: WindowId, leads: list[dict[st
         name=np.array([window.name]),
         sums=sums,
     )
+
+
+def merge(*pieces: EnsembleRows) -> EnsembleRows:
+    """Unite pieces scored with the same settings, whatever their order; each window stands in one of them.
+
+    Raises:
+        ValueError: The windows are of several numbers of members.
+    """
+    numbers = sorted({piece.members for piece in pieces})
+    if len(numbers) > 1:
+        raise ValueError(
+            f"windows of {' and '.join(map(str, numbers))} members; an ensemble has as many in each of its windows"
+        )
+    return merge_rows(*pieces)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

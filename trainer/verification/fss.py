@@ -11,8 +11,8 @@ CountArray = npt.NDArray[np.int32]
 
 
 def fss_sums(
-    forecast_khw: BoolArray | CountArray,
-    observed_khw: BoolArray | CountArray,
+    forecast_khw: BoolArray | npt.NDArray[np.uint16],
+    observed_khw: BoolArray,
     valid_hw: BoolArray | None,
     scales_px: Sequence[int],
     *,
@@ -36,8 +36,7 @@ def fss_sums(
     Args:
         forecast_khw: True where the event was forecast, (thresholds, rows, cols); False where missing. Of an ensemble
             the number of members that forecast it.
-        observed_khw: True where it was observed, the same shape; False where missing. Of an ensemble the number of
-            members or 0.
+        observed_khw: True where it was observed, the same shape; False where missing.
         valid_hw: True where the radar measured, (rows, cols); None: everywhere.
         scales_px: Sides of the neighbourhood in pixels, 1 or more.
         members: Of the ensemble.
@@ -46,15 +45,19 @@ def fss_sums(
         sum (F - O)^2 and sum F^2 + sum O^2, each (thresholds, scales).
     """
     num_thresholds, rows, cols = forecast_khw.shape
+    # In whole numbers of members: an event is one of all members.
+    events_khw = observed_khw if members == 1 else observed_khw * np.uint16(members)
     margin = max(scales_px) // 2
     # Weights are needed only where pixels are missing: whole fields are counted in integers.
-    weights = {scale: None if valid_hw is None else _weight(valid_hw, scale, margin) for scale in scales_px}
+    weights = {
+        scale: None if valid_hw is None or scale == 1 else _weight(valid_hw, scale, margin) for scale in scales_px
+    }
     numerator = np.zeros((num_thresholds, len(scales_px)))
     denominator = np.zeros((num_thresholds, len(scales_px)))
 
     for k in range(num_thresholds):
         # A field without an event adds nothing to any sum.
-        fields = [events_hw for events_hw in (forecast_khw[k], observed_khw[k]) if events_hw.any()]
+        fields = [events_hw for events_hw in (forecast_khw[k], events_khw[k]) if events_hw.any()]
         integrals = [_integral(events_hw, margin) for events_hw in fields]
 
         for s, scale in enumerate(scales_px):
@@ -63,15 +66,23 @@ def fss_sums(
                 denominator[k, s] = sum(np.count_nonzero(events_hw) for events_hw in fields)
                 continue
 
+            weight_hw = weights[scale]
             # Fractions times scale^2: counts of events in whole numbers, until missing pixels are left out.
-            counts = [_box_counts(integral, scale, rows, cols, margin).astype(np.float64) for integral in integrals]
-            if (weight_hw := weights[scale]) is not None:
+            if scale == 1:
+                counts = [events_hw.astype(np.float64) for events_hw in fields]
+            else:
+                counts = [_box_counts(integral, scale, rows, cols, margin).astype(np.float64) for integral in integrals]
+            if weight_hw is not None:
                 counts = [count_hw * weight_hw for count_hw in counts]
 
             # Sums of whole numbers below 2^53 are exact in any order.
-            exact = weight_hw is None and members**2 * scale**4 * rows * cols < 2**53
+            exact = weight_hw is None and (members * scale**2) ** 2 * rows * cols < 2**53
             squares = [_sum_of_squares(count_hw, exact) for count_hw in counts]
-            both = _sum_of_squares(counts[0] - counts[1], exact) if len(counts) == 2 else sum(squares)
+            both = sum(squares)
+            if len(counts) == 2 and exact:
+                both -= 2 * float(np.vdot(*counts))
+            elif len(counts) == 2:
+                both = _sum_of_squares(counts[0] - counts[1], exact)
             numerator[k, s] = both / (members**2 * scale**4)
             denominator[k, s] = sum(squares) / (members**2 * scale**4)
     return numerator, denominator
@@ -85,7 +96,7 @@ def _weight(valid_hw: BoolArray, scale: int, margin: int) -> FloatArray:
     return np.divide(inside_hw, valid_count_hw, out=np.zeros((rows, cols)), where=valid_hw)
 
 
-def _integral(events_hw: BoolArray | CountArray, margin: int) -> CountArray:
+def _integral(events_hw: BoolArray | npt.NDArray[np.uint16], margin: int) -> CountArray:
     """Count the events above and to the left of every corner: (rows + 1, cols + 1) and `margin` more on all sides."""
     rows, cols = events_hw.shape
     integral = np.zeros((rows + 1 + 2 * margin, cols + 1 + 2 * margin), np.int32)

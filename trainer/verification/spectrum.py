@@ -1,5 +1,6 @@
 """Radially averaged power spectral density: how much a field varies at each wavelength."""
 
+import math
 from functools import lru_cache
 from typing import Final
 
@@ -20,8 +21,10 @@ MAX_MISSING: Final = 0.05
 
 def to_dbr(rain_mmh: FloatArray) -> FloatArray:
     """Compute 10 log10 of rain in mm/h less FLOOR_DBR: 0 where it is dry, so that a window function makes no rain."""
-    wet = rain_mmh >= FLOOR_MMH
-    return np.where(wet, 10 * np.log10(np.maximum(rain_mmh, FLOOR_MMH)) - FLOOR_DBR, 0.0)
+    dbr = np.log(np.maximum(rain_mmh, FLOOR_MMH)) * (10 / math.log(10))
+    dbr -= FLOOR_DBR
+    dbr[rain_mmh < FLOOR_MMH] = 0
+    return dbr
 
 
 def can_be_taken(valid_hw: BoolArray | None) -> bool:
@@ -35,28 +38,28 @@ def can_be_taken(valid_hw: BoolArray | None) -> bool:
     return float(squared_hw[~valid_hw].sum()) <= MAX_MISSING * float(squared_hw.sum())
 
 
-def band_density(fields_mhw: FloatArray) -> FloatArray:
-    """Compute the power spectral density in each wavelength band, (fields, bands); a band that holds no ring has 0.
+def band_density(*fields_hw: FloatArray) -> FloatArray:
+    """Compute the mean power spectral density of fields in each wavelength band, (bands,); 0 where it has no ring.
 
     Density: |DFT of the field times a Hann window|^2 over the sum of the window's squares; averaged over rings of whole
-    wave numbers as pysteps.utils.spectral.rapsd does (for one side; of a rectangle, by wavelength), then over the rings
-    of a band. The window keeps the step from one border to the other, which the DFT sees, out of the short wavelengths.
+    wave numbers as pysteps.utils.spectral.rapsd does (of a rectangle by wavelength, not by row and column), then over
+    the rings of a band. The window keeps the step from one border to the other, which the DFT sees, out of the short
+    wavelengths.
 
     Args:
-        fields_mhw: Fields in any unit, (fields, rows, cols); the density is in its square, a square pixel.
+        fields_hw: In any unit, (rows, cols); the density is in its square, a square pixel.
     """
-    _, rows, cols = fields_mhw.shape
-    band_c, weight_c, _ = _rings(rows, cols)
-    window_hw = _hann(rows, cols)
-    scale = float(np.square(window_hw).sum())
-
-    densities = []
-    for field_hw in fields_mhw:
-        spectrum = fft.rfft2(field_hw * window_hw)
-        power = np.square(spectrum.real) + np.square(spectrum.imag)
-        sums = np.bincount(band_c, weights=power.ravel() * weight_c, minlength=len(WAVELENGTH_EDGES_PX))
-        densities.append(sums[: len(WAVELENGTH_EDGES_PX) - 1] / scale)
-    return np.stack(densities)
+    shape = fields_hw[0].shape
+    window_hw = _hann(*shape)
+    power = np.zeros((shape[0], shape[1] // 2 + 1))
+    for field_hw in fields_hw:
+        spectrum = fft.rfft2(field_hw * window_hw, overwrite_x=True)
+        power += np.square(spectrum.real)
+        power += np.square(spectrum.imag)
+    band_c, weight_c, _ = _rings(*shape)
+    num_bands = len(WAVELENGTH_EDGES_PX) - 1
+    sums = np.bincount(band_c, weights=power.ravel() * weight_c, minlength=num_bands + 1)
+    return sums[:num_bands] / len(fields_hw)
 
 
 def bands_of(rows: int, cols: int) -> npt.NDArray[np.int64]:
@@ -93,5 +96,5 @@ def _rings(rows: int, cols: int) -> tuple[npt.NDArray[np.intp], FloatArray, npt.
     band_of_ring[numbers] = np.where(bands < 0, num_bands, np.minimum(bands, num_bands))
     rings = np.bincount(band_of_ring, minlength=num_bands + 1)
     band_c = band_of_ring[ring_c]
-    weight_c = times_c.ravel() / coefficients[ring_c] / rings[band_c]
+    weight_c = times_c.ravel() / coefficients[ring_c] / rings[band_c] / np.square(_hann(rows, cols)).sum()
     return band_c, weight_c, (rings[:num_bands] > 0).astype(np.int64)
