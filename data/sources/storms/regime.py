@@ -105,7 +105,7 @@ def regime_of(event: Event) -> Regime:
         spectrum_exponent=random.uniform(2.4, 3.0),
         inner_exponent=random.uniform(1.0, 2.4),
         band_stretch=random.uniform(1.2, 2.0 + 2.0 * event.convective),
-        lifetime_exponent=0.8,
+        lifetime_exponent=random.uniform(0.8, 1.1),
         order=2,
         dryness=3.4 * event.convective + 0.5 * random.standard_normal(),
         median_rate_mmh=0.35 * (1 + event.convective) * math.exp(0.4 * random.standard_normal()),
