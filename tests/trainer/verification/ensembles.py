@@ -10,7 +10,7 @@ SMALL = Settings(leads_min=(5, 10), thresholds_mmh=(0.5, 2.0), scales_px=(1, 4))
 NOON_S = 1_600_000_200
 SHAPE = (2, 36, 34)
 """Lead times, rows and columns: two blocks of 16 pixels and a rest."""
-Field = npt.NDArray[np.floating]
+Field = npt.NDArray[np.float64]
 
 
 def tied_rain(seed: int, *shape: int) -> Field:

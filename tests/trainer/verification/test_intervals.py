@@ -7,7 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rainspark.trainer.verification.intervals import draw_blocks, resample
+from rainspark.trainer.verification.ensemble import EnsembleRows, score_members
+from rainspark.trainer.verification.ensemble import merge as merge_ensembles
+from rainspark.trainer.verification.ensemble_scores import ERROR_SCORES
+from rainspark.trainer.verification.intervals import BLOCK_S, block_length_s, draw_blocks, resample
 from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window
 from tests.trainer.verification.cases import take
 
@@ -141,3 +144,83 @@ def test_paired_difference_uses_the_same_draws_for_both() -> None:
         np.testing.assert_array_equal(interval.value[score], expected)
     nothing = resampled_a.less(resampled_a).interval()
     assert all((value == 0).all() for value in (*nothing.high.values(), *nothing.above_zero.values()))
+
+
+def ensemble_rows(members: int, issue_times: list[int]) -> EnsembleRows:
+    """Score random ensembles of the same radar."""
+    rows = []
+    for issue_s in issue_times:
+        observed = np.random.default_rng(issue_s).gamma(0.5, 3.0, (2, 8, 8))
+        factors = np.random.default_rng([issue_s, members]).gamma(2.0, 0.5, (members, 2, 8, 8))
+        rows.append(score_members(SMALL, WindowId(issue_s, f"day:{issue_s}"), observed * factors, observed, None))
+    return merge_ensembles(*rows)
+
+
+def test_blocks_of_hours_give_a_single_day_an_interval_that_names_them() -> None:
+    # Eight hours of one day, a window every 40 minutes: four blocks of three windows.
+    issue_times = [MIDNIGHT_S + 2400 * number for number in range(12)]
+    rows = merge(*(scored(issue_s, 0) for issue_s in issue_times))
+    assert block_length_s(rows) == BLOCK_S
+    interval = resample(rows, seed=3, num_draws=30, block_s=BLOCK_S).interval()
+    assert (interval.num_days, interval.num_blocks, interval.block_s, interval.num_draws) == (1, 4, BLOCK_S, 30)
+    assert interval.note.startswith(
+        "95% percentile interval of 30 resamples of 4 blocks of 2 hours of 1 day, 2020-09-14 (UTC); it is about this "
+        "weather and not about other days"
+    )
+
+    # Each draw is a pile of whole blocks: the scores of three windows as often as their block was drawn.
+    piles = []
+    for times_drawn in draw_blocks(4, 3, 30):
+        blocks = np.repeat(np.arange(4), times_drawn)
+        pile = [
+            replace(take(rows, range(3 * block, 3 * block + 3)), name=np.array([f"{copy}:{i}" for i in range(3)]))
+            for copy, block in enumerate(blocks)
+        ]
+        piles.append(compute(merge(*pile)).values["csi"])
+    low, high = np.quantile(np.array(piles), (0.025, 0.975), axis=0)
+    np.testing.assert_allclose(interval.low["csi"], low, rtol=1e-9)
+    np.testing.assert_allclose(interval.high["csi"], high, rtol=1e-9)
+
+    # One block has no other to stand for it, and many days need no blocks.
+    single = resample(take(rows, [0, 1]), block_s=BLOCK_S).interval()
+    assert single.note == "no interval: all 2 windows are of one block of 2 hours on 2020-09-14"
+    assert block_length_s(merge(*(scored(MIDNIGHT_S + DAY_S * day, 0) for day in range(10)))) == DAY_S
+
+
+def test_intervals_of_ensembles_equal_a_plain_loop_over_draws() -> None:
+    rows = ensemble_rows(3, times(4))
+    interval = resample(rows, seed=5, num_draws=20).interval()
+    values: dict[str, list[np.ndarray]] = {}
+    for times_drawn in draw_blocks(4, 5, 20):
+        weights = times_drawn[np.unique(rows.day, return_inverse=True)[1]]
+        chosen = np.repeat(np.arange(len(rows)), weights)
+        numbers = {field: array[chosen] for field, array in rows.numbers.items()}
+        for score, value in compute(rows.having(rows.issue_s[chosen], rows.name[chosen], numbers)).values.items():
+            values.setdefault(score, []).append(value)
+    for score in ("crps_fair", "twcrps", "spread_skill", "brier", "roc_area", "rank_share", "psd_ratio_members_dbr"):
+        exists = ~np.isnan(interval.value[score])
+        low, high = np.quantile(np.array(values[score])[:, exists], (0.025, 0.975), axis=0)
+        np.testing.assert_allclose(interval.low[score][exists], low, rtol=1e-9, err_msg=score)
+        np.testing.assert_allclose(interval.high[score][exists], high, rtol=1e-9, err_msg=score)
+
+
+def test_skill_is_one_less_the_ratio_draw_by_draw_and_of_errors_alone() -> None:
+    issue_times = times(4)
+    own, baseline = (resample(ensemble_rows(members, issue_times), num_draws=30) for members in (3, 5))
+    skill = own.skill(baseline)
+    assert own.draws is not None
+    assert baseline.draws is not None
+    assert skill.draws is not None
+    # Of several numbers of members: what has classes and ranks is no error.
+    assert set(skill.values) == set(ERROR_SCORES) & set(own.values)
+    assert {"crps", "crps_fair", "twcrps_fair", "brier_fair"} < set(skill.values)
+    for score in skill.values:
+        np.testing.assert_array_equal(skill.values[score], 1 - own.values[score] / baseline.values[score])
+        np.testing.assert_array_equal(skill.draws[score], 1 - own.draws[score] / baseline.draws[score])
+    # Fields of 8 x 8 hold no block of 16.
+    assert (own.skill(own).interval().high["crps"][:, :2] == 0).all()
+    # Differences leave out what the two have in other classes.
+    less = own.less(baseline)
+    assert "rank_share" not in less.values
+    np.testing.assert_array_equal(less.values["crps"], own.values["crps"] - baseline.values["crps"])
+    assert set(own.less(own).values) == set(own.values)
