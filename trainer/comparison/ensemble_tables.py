@@ -6,12 +6,14 @@ from typing import Final, NamedTuple
 
 from ..verification.members import POOLS_PX
 from .marks import Figure
-from .score_tables import event_note
+from .score_tables import event_note, events
 from .scored import EnsembleModel, ModelScores
 from .tables import Column, Section, Table, figure_cell, lead_text, score_column, text_column
 
 Contestant = ModelScores | EnsembleModel
-_PROBABILITY_COLUMNS: Final = ("brier_fair", "brier_skill", "reliability", "resolution", "uncertainty", "roc_area")
+_PARTS: Final = ("reliability", "resolution", "uncertainty")
+_PROBABILITY_COLUMNS: Final = ("brier_fair", "brier_skill", "roc_area", "fss_probability", *_PARTS)
+"""What is read first stands at the left: a phone shows two or three columns."""
 
 
 def crps_figure(model: Contestant, lead_min: float | None = None, pool_px: int = 1) -> Figure:
@@ -72,6 +74,9 @@ def _skill_section(shown: Sequence[Contestant], reference: Contestant, places: S
     columns = [_names(others)]
     for title, lead_min, pool_px in places:
         baseline = crps_figure(reference, lead_min, pool_px)
+        # A single field has none of blocks.
+        if math.isnan(baseline.value):
+            continue
         skill = [crps_figure(model, lead_min, pool_px).skill(baseline) for model in others]
         cells = [figure_cell("crps_skill", figure, with_share=True) for figure in skill]
         columns.append(Column(title=title, cells=cells))
@@ -93,17 +98,16 @@ def amount_sections(ensembles: Sequence[EnsembleModel], leads: Sequence[float | 
         figures = [model.figure("twcrps_fair", threshold_mmh=threshold_mmh) for model in ensembles]
         weighted.append(score_column("twcrps_fair", figures, f"> {threshold_mmh:g} mm/h", with_intervals=True))
 
-    # Spread and error at one pixel; what blocks have tells whether members have the structure of rain.
     by_lead = [_names(ensembles)]
     for lead_min in leads:
         ratios = [model.figure("spread_skill", lead_min=lead_min) for model in ensembles]
-        by_lead.append(score_column("spread_skill", ratios, lead_text(lead_min).lower(), with_intervals=True))
+        by_lead.append(score_column("spread_skill", ratios, lead_text(lead_min), with_intervals=True))
+    # Of blocks the ratio tells whether the members differ in areas too, or in noise from pixel to pixel alone.
     pooled = [_names(ensembles)]
     for pool_px in POOLS_PX:
-        for score in ("spread", "mean_rmse", "spread_skill"):
-            figures = [model.figure(score, pool_px=pool_px) for model in ensembles]
-            pooled.append(score_column(score, figures, f"{pool_px} px"))
-    for score in ("rank_distance", "rank_distance_wet"):
+        ratios = [model.figure("spread_skill", pool_px=pool_px) for model in ensembles]
+        pooled.append(score_column("spread_skill", ratios, f"{pool_px} x {pool_px} px"))
+    for score in ("spread", "mean_rmse", "rank_distance", "rank_distance_wet"):
         pooled.append(score_column(score, [model.figure(score) for model in ensembles]))
     return [
         Section(
@@ -118,8 +122,8 @@ def amount_sections(ensembles: Sequence[EnsembleModel], leads: Sequence[float | 
                 "Rank distance: 0 for a flat rank histogram, up to 2."
             ),
             tables=[
-                Table(columns=by_lead, caption="Spread / error by lead time", note=note),
-                Table(columns=pooled, caption="All lead times, averaged over blocks", note=note),
+                Table(columns=by_lead, caption="Spread / error, by lead time", note=note),
+                Table(columns=pooled, caption="Spread / error of blocks, and more; all lead times", note=note),
             ],
         ),
     ]
@@ -136,15 +140,15 @@ def probability_section(scored: Sequence[ModelScores], ensembles: Sequence[Ensem
     settings = scored[0].rows.settings
     tables = []
     for threshold_mmh in settings.thresholds_mmh:
+        # Of rain that never came probabilities can be wrong and nothing else.
+        if not events(scored[0].rows, threshold_mmh)[0]:
+            continue
         columns = [_names(ensembles)]
         for score in _PROBABILITY_COLUMNS:
-            figures = [_probability_figure(model, score, threshold_mmh) for model in ensembles]
-            columns.append(score_column(score, figures))
-        for scale_px in settings.scales_px:
-            figures = [
-                model.figure("fss_probability", threshold_mmh=threshold_mmh, scale_px=scale_px) for model in ensembles
-            ]
-            columns.append(score_column("fss_probability", figures, f"{scale_px} px"))
+            # FSS at one pixel is little more than the Brier score.
+            for scale_px in [px for px in settings.scales_px if px > 1] if score == "fss_probability" else (None,):
+                figures = [_probability_figure(model, score, threshold_mmh, scale_px) for model in ensembles]
+                columns.append(score_column(score, figures, "" if scale_px is None else f"{scale_px} px"))
         rests_on = event_note(scored[0].rows, threshold_mmh, None, sample)
         tables.append(Table(columns=columns, caption=f"Rain above {threshold_mmh:g} mm/h", note=rests_on))
     text = (
@@ -155,10 +159,14 @@ def probability_section(scored: Sequence[ModelScores], ensembles: Sequence[Ensem
     return Section(heading="Probabilities of rain", text=text, tables=tables)
 
 
-def _probability_figure(model: EnsembleModel, score: str, threshold_mmh: float) -> Figure:
+def _probability_figure(model: EnsembleModel, score: str, threshold_mmh: float, scale_px: int | None) -> Figure:
     """Give a score of probabilities; the Brier score of probabilities alone is fair as it is."""
-    has_fair = score != "brier_fair" or score in model.scores.values
-    return model.figure(score if has_fair else "brier", threshold_mmh=threshold_mmh)
+    if score == "brier_skill":
+        uncertainty = model.figure("uncertainty", threshold_mmh=threshold_mmh)
+        return _probability_figure(model, "brier_fair", threshold_mmh, None).skill(uncertainty)
+    if score == "brier_fair" and score not in model.scores.values:
+        score = "brier"
+    return model.figure(score, threshold_mmh=threshold_mmh, scale_px=scale_px)
 
 
 def _names(models: Sequence[Contestant]) -> Column:

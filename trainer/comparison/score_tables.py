@@ -1,14 +1,13 @@
 """The scores of single fields as tables: all of them by threshold and lead time, the CSI with intervals, errors."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import numpy as np
-
 from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH
 from ..verification.contingency import SCORE_AXES
-from ..verification.rows import Rows
-from .marks import Figure, marks_of
+from ..verification.rows import DAY_S, Rows
+from .marks import RULE, Figure, marks_of
 from .products import EVENT_COUNTS, MEAN, EventRows
 from .scored import BEST_PRODUCT, ModelScores, SquaredError, shown_lines
 from .tables import (
@@ -33,8 +32,8 @@ _PUBLISHED_COLUMNS: Final = {"pmse": "mse", **dict(zip(_SAME, _SAME, strict=True
 """Scores of the published protocol, and the standard one that each is a multiple of."""
 
 CHOSEN_NOTE: Final = (
-    f"{BEST_PRODUCT}: of an ensemble's thresholds of probability the one with the highest CSI of all lead times. It is "
-    "chosen on these windows and so flattered a little; scores.csv holds all of them."
+    "Of each ensemble's thresholds of probability, p>0.1 to p>0.9, the one with the highest CSI of all lead times is "
+    f"shown ('{BEST_PRODUCT}'): chosen on these windows, and so flattered a little. scores.csv holds all of them."
 )
 """What a reader has to know of a product that is chosen by its score."""
 
@@ -91,9 +90,15 @@ def _share_text(num_events: int, num_pixels: int) -> str:
 
 
 def sample_text(model: ModelScores) -> str:
-    """Report how much was scored: the windows, and the days or blocks of time that stand for others."""
-    num_windows, num_days = len(model.rows), len(np.unique(model.rows.day))
-    return f"{num_windows} window{'s' * (num_windows != 1)} of {num_days} day{'s' * (num_days != 1)}"
+    """Report how much was scored: the windows, the days, and the blocks of hours where those are drawn."""
+    num_windows, interval = len(model.rows), model.interval
+    hours = f"{interval.block_s / 3600:g} hours"
+    blocks = "" if interval.block_s == DAY_S else f" in {_number(interval.num_blocks, 'block')} of {hours}"
+    return f"{_number(num_windows, 'window')} of {_number(interval.num_days, 'day')}{blocks}"
+
+
+def _number(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def event_note(rows: Rows | EventRows, threshold_mmh: float, lead_min: float | None, sample: str) -> str:
@@ -120,20 +125,20 @@ def certainty_sections(scored: Sequence[ModelScores], references: Sequence[str],
         sample: How many windows, and of how many days or blocks.
     """
     lines, interval = shown_lines(scored), scored[0].interval
-    note = sentence(interval.note)
-    has_chosen = any(model.ensemble is not None for model in scored)
+    text = [sentence(interval.note), *([RULE] if interval.num_draws else [])]
+    text += [CHOSEN_NOTE] if any(model.ensemble is not None for model in scored) else []
     table = _csi_table(lines, sample, None)
-    text = f"{note} {CHOSEN_NOTE}" if has_chosen else note
-    sections = [Section(heading="CSI and how sure it is, all lead times", text=text, tables=[table])]
+    sections = [Section(heading="CSI and how sure it is, all lead times", text=" ".join(text), tables=[table])]
 
     # A table a model that all others are compared with.
     explained = "Above 0: better than it"
-    if interval.num_draws:
-        explained += "; after the interval the share of draws above 0"
+    explained += (
+        "; after the interval the share of draws above 0." if interval.num_draws else f". {sentence(interval.note)}"
+    )
     for reference in references:
         table = _csi_table(lines, sample, reference)
         heading = f"CSI less that of {reference}, all lead times"
-        sections.append(Section(heading=heading, text=f"{explained}. {note}", tables=[table]))
+        sections.append(Section(heading=heading, text=explained, tables=[table]))
     return sections
 
 
@@ -150,7 +155,8 @@ def _csi_table(lines: Mapping[str, Mapping[float, ModelScores]], sample: str, re
         for name, may_be in zip(shown, marks, strict=True):
             figure = figures[name] if reference is None else figures[name].less(figures[reference])
             product = lines[name][threshold_mmh].product
-            details = [] if product in (None, MEAN) else [str(product)]
+            is_named = product not in (None, MEAN) and not math.isnan(figure.value)
+            details = [str(product)] if is_named else []
             cells.append(figure_cell("csi", figure, details, with_share=reference is not None, mark=may_be))
         num_events, num_pixels = events(model.rows, threshold_mmh)
         cells.append(Cell(text=_share_text(num_events, num_pixels), details=[f"{num_events:,}"]))

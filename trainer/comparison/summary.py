@@ -5,8 +5,10 @@ from collections.abc import Collection, Sequence
 
 from ..pictures.scores import USEFUL_BIAS
 from ..verification.intervals import LEVEL
+from .ensemble_tables import Contestant, crps_figure
 from .marks import Mark, marks_of
 from .scored import ModelScores, SquaredError
+from .tables import figure_cell, number_text
 
 
 def hits_sentence(scored: Sequence[ModelScores], threshold_mmh: float, beside: Collection[str]) -> str:
@@ -37,19 +39,19 @@ def hits_sentence(scored: Sequence[ModelScores], threshold_mmh: float, beside: C
     # The figures that the claim rests on: its bias, and who seems better but rains too much or too little.
     figures = [f"frequency bias {bias[first]:.2f}"]
     figures += [
-        f"{name} {csi[name].value:.3f}, but with a frequency bias of {bias[name]:.2f}, outside {limits}"
+        f"{name}: {csi[name].value:.3f}, but with a frequency bias of {bias[name]:.2f}, outside {limits}"
         for name in known
         if name not in usable and csi[name].value > csi[first].value
     ]
     # The next best stands beside the best: a lead is worth what it is over the second, not over the last.
-    figures += [f"{name} {csi[name].value:.3f}" for name in others if name == others[0] or name in beside]
+    figures += [f"{name}: {csi[name].value:.3f}" for name in others if name == others[0] or name in beside]
     value, rests_on = f"CSI {csi[first].value:.3f}", f"({'; '.join(figures)})"
     over = f"{rain} over all lead times"
     if not others:
         return f"{first} forecasts {over} with {value} {rests_on}; there is none to compare it with."
 
     marks = dict(zip(usable, marks_of([csi[name] for name in usable], "↑"), strict=True))
-    among = f"Of {len(models)} models, "
+    among = f"Of {len(models)} forecasts, "
     if marks[first] is Mark.BEST:
         why = f"at {LEVEL:.0%} its paired difference to every other one is above 0"
         return f"{among}{first} forecasts {rain} best over all lead times: {value} {rests_on}; {why}."
@@ -61,6 +63,36 @@ def hits_sentence(scored: Sequence[ModelScores], threshold_mmh: float, beside: C
         f"{among}{first} has the highest CSI for {over}, {csi[first].value:.3f} {rests_on}; without an interval none "
         "can be called the best."
     )
+
+
+def amounts_sentence(contestants: Sequence[Contestant], references: Sequence[Contestant]) -> str:
+    """Report whose CRPS is lowest over all lead times, and its skill over references.
+
+    Args:
+        contestants: Ensembles and single fields.
+        references: Those of them that skill is over.
+    """
+    crps = {model.name: crps_figure(model) for model in contestants}
+    known = {name: figure for name, figure in crps.items() if not math.isnan(figure.value)}
+    if len(known) < 2:
+        return ""
+    marks = dict(zip(known, marks_of(list(known.values()), "↓"), strict=True))
+    first = min(known, key=lambda name: known[name].value)
+    value = f"{number_text('crps_fair', known[first].value)} mm/h"
+    if marks[first] is Mark.LEADING:
+        close = [name for name, mark in marks.items() if mark is Mark.LEADING and name != first]
+        claim = f"The CRPS is lowest for {first}, {value}, not told apart from {', '.join(close)}"
+    elif marks[first] is Mark.BEST:
+        claim = f"The CRPS of {first}, {value}, is the lowest, told apart from every other one"
+    else:
+        claim = f"The CRPS is lowest for {first}, {value}, without an interval"
+
+    skills = []
+    for reference in references:
+        if reference.name != first and reference.name in known:
+            cell = figure_cell("crps_skill", known[first].skill(known[reference.name]))
+            skills.append(f"skill over {reference.name} {' '.join([cell.text, *cell.details])}")
+    return f"{claim} ({'; '.join(skills)})." if skills else f"{claim}."
 
 
 def skill_sentence(errors: Sequence[SquaredError]) -> str:

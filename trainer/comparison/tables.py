@@ -26,7 +26,7 @@ _NAMES: Final = {
     "twcrps_fair": "",
     "spread": "Spread, mm/h",
     "mean_rmse": "Error of the mean, mm/h",
-    "spread_skill": "Spread/error",
+    "spread_skill": "",
     "rank_distance": "Rank distance",
     "rank_distance_wet": "Rank distance, wet",
     "brier_fair": "Brier",
@@ -48,9 +48,11 @@ _AIMS: Final[dict[str, Aim | None]] = {
 }
 """What is better, where that is not "↑", more; None: neither is."""
 
-_SMALL: Final = frozenset(
-    ("mse", "pmse", "crps_fair", "twcrps_fair", "brier_fair", "brier", "reliability", "resolution", "uncertainty")
-)
+_DIGITS: Final = {
+    **dict.fromkeys(("mse", "pmse"), 4),
+    **dict.fromkeys(("crps_fair", "twcrps_fair", "spread", "mean_rmse"), 3),
+    **dict.fromkeys(("brier_fair", "brier", "reliability", "resolution", "uncertainty"), 3),
+}
 """Scores without a scale of their own: written with a number of digits, whatever their size."""
 
 
@@ -129,7 +131,7 @@ def number_text(score: str, value: float) -> str:
     """Write one number."""
     if not math.isfinite(value):
         return NOTHING
-    return f"{value:#.4g}" if score in _SMALL else f"{value:z.3f}"
+    return f"{value:#.{_DIGITS[score]}g}" if score in _DIGITS else f"{value:z.3f}"
 
 
 def figure_cell(

@@ -6,10 +6,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from typing import Any, Final
 
 import numpy as np
 
+from ..comparison.ensemble_tables import crps_figure
+from ..comparison.marks import Figure
 from ..comparison.products import EVENT_COUNTS
 from ..comparison.score_tables import events
 from ..comparison.scored import LISTS, EnsembleModel, ModelScores
@@ -64,10 +67,44 @@ def scores_json(evaluation: Evaluation, about: Mapping[str, Any]) -> str:
         ],
         "models": {model.name: _model_json(model) for model in scored},
         "ensembles": {model.name: _ensemble_json(model) for model in evaluation.ensembles},
-        "differences": {"to": evaluation.config.compare_to, "models": differences},
+        "differences": {"to": evaluation.stated, "models": differences},
+        "skill": list(_skill_records(evaluation)),
         "mse_comparison": [asdict(error) for error in evaluation.squared_errors],
     }
     return json.dumps(_strict(contents), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _skill_records(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    """List every model's CRPS skill over references, and its CSI less that of single fields, each with its interval."""
+    settings = evaluation.scored[0].rows.settings
+    leads = [*settings.leads_min, None]
+    for reference in evaluation.skill_over if evaluation.ensembles else ():
+        for model in evaluation.contestants:
+            for lead_min, pool_px in product(leads, POOLS_PX):
+                figure = crps_figure(model, lead_min, pool_px).skill(crps_figure(reference, lead_min, pool_px))
+                if model.name != reference.name and not math.isnan(figure.value):
+                    place = {"lead_min": lead_min or "all", "pool_px": pool_px}
+                    yield _pair(model.name, reference.name, "crps_skill", place, figure)
+
+    # The differences to what the user named stand whole under "differences".
+    by_name = {model.name: model for model in evaluation.scored}
+    for name in evaluation.compared_to:
+        for model in evaluation.scored:
+            for lead_min, threshold_mmh in product(leads, settings.thresholds_mmh):
+                if name in (model.name, evaluation.stated) or threshold_mmh not in model.shown_at:
+                    continue
+                own, other = (
+                    each.figure("csi", lead_min=lead_min, threshold_mmh=threshold_mmh)
+                    for each in (model, by_name[name])
+                )
+                place = {"lead_min": lead_min or "all", "threshold_mmh": threshold_mmh}
+                yield _pair(model.name, name, "csi_difference", place, own.less(other))
+
+
+def _pair(model: str, reference: str, score: str, place: Mapping[str, Any], figure: Figure) -> dict[str, Any]:
+    low, high, above_zero = figure.interval()
+    bounds = {"value": figure.value, "low": low, "high": high, "above_zero": above_zero}
+    return {"model": model, "reference": reference, "score": score, **place, **bounds}
 
 
 def _model_json(model: ModelScores) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from ..verification.rows import Rows
 from .cases import Chosen
 from .contestants import FITTED
 from .drawing import Picture, field_pictures
+from .drawing_ensembles import ensemble_pictures
 from .files import CSV_NAME, JSON_NAME, MARKDOWN_NAME, scores_csv, scores_json
 from .page import write_page
 from .result import Evaluation
@@ -65,8 +67,11 @@ def write_outputs(evaluation: Evaluation, draw: Callable[[Chosen], Case]) -> str
     storage = open_storage(out)
     # What an earlier evaluation wrote is read before its scores are replaced, and removed at the end.
     earlier = _written_before(out)
-    pictures = field_pictures(evaluation)
-    files = _file_names(evaluation, pictures)
+    pictures = {
+        "Skill at a glance": field_pictures(evaluation),
+        "Probabilities at a glance": ensemble_pictures(evaluation),
+    }
+    files = _file_names(evaluation, chain.from_iterable(pictures.values()))
     for name, rows in _rows_by_file(evaluation).items():
         rows.save(out / ROWS_FOLDER / name)
 
@@ -81,7 +86,7 @@ def write_outputs(evaluation: Evaluation, draw: Callable[[Chosen], Case]) -> str
         # A path may hold bytes that are no text: they are shown as question marks.
         storage.write(name, text.encode("utf-8", errors="replace"))
 
-    for picture in pictures:
+    for picture in chain.from_iterable(pictures.values()):
         storage.write(f"{PICTURES_FOLDER}/{picture.name}.png", picture.png())
     _draw_cases(evaluation, draw)
     for name in sorted(earlier - set(files)):
@@ -92,7 +97,7 @@ def write_outputs(evaluation: Evaluation, draw: Callable[[Chosen], Case]) -> str
     return _last_words(evaluation, tables, page)
 
 
-def _file_names(evaluation: Evaluation, pictures: Sequence[Picture]) -> list[str]:
+def _file_names(evaluation: Evaluation, pictures: Iterable[Picture]) -> list[str]:
     """Name the files that an evaluation of these models leaves beside its scores."""
     names = [f"{picture.name}.png" for picture in pictures] + [f"{case.stem}.png" for case in evaluation.cases]
     names += [f"{case.stem}.gif" for case in evaluation.cases[:1]]

@@ -1,7 +1,7 @@
 """The page of an evaluation: one self-contained HTML file, rendered from `report.html.j2`."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +10,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ...data.frames import iso_time
 from ...data.store.storage import Storage, open_storage
 from ..checkpoint.state import installed_versions
-from ..comparison.marks import RULE
 from .drawing import Picture
 from .result import Evaluation
 from .tables import ScoreTables
@@ -20,7 +19,11 @@ _TEMPLATE: Final = "report.html.j2"
 
 
 def write_page(
-    folder: Path, evaluation: Evaluation, tables: ScoreTables, pictures: Sequence[Picture], drawn: Storage
+    folder: Path,
+    evaluation: Evaluation,
+    tables: ScoreTables,
+    pictures: Mapping[str, Sequence[Picture]],
+    drawn: Storage,
 ) -> Path:
     """Write the page; it appears whole or not at all.
 
@@ -28,7 +31,7 @@ def write_page(
         folder: Where to; made if need be.
         evaluation: The scores.
         tables: Of the scores.
-        pictures: Of the scores.
+        pictures: Of the scores, by the headings that they stand under.
         drawn: Where all pictures lie.
 
     Returns:
@@ -37,7 +40,7 @@ def write_page(
     Raises:
         DataError: A picture cannot be read, or the page cannot be written.
     """
-    details = [*tables.by_threshold.values(), tables.squared_error]
+    details = [*tables.by_threshold.values(), *tables.probabilities, tables.squared_error]
     if evaluation.config.protocol == "published":
         details.append(tables.published)
 
@@ -60,10 +63,9 @@ def write_page(
         plan=evaluation.plan,
         index=evaluation.plan.index,
         rows=evaluation.scored[0].rows,
-        certainty=[*tables.certainty, *tables.ensembles],
+        first=[*tables.certainty, *tables.amounts],
         details=details,
         pictures=pictures,
-        rule=RULE,
         versions=installed_versions(),
     )
     # A path may hold bytes that are no text: they are shown as question marks.

@@ -6,8 +6,10 @@ from typing import Any
 
 from ..comparison.score_tables import events
 from ..comparison.scored import EnsembleModel, ModelScores, SquaredError, field_of, rain_rows, squared_errors
-from ..comparison.summary import hits_sentence, skill_sentence
+from ..comparison.summary import amounts_sentence, hits_sentence, skill_sentence
+from ..comparison.tables import sentence
 from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH, EvaluateConfig
+from ..verification.rows import DAY_S
 from .cases import Chosen
 from .contestants import FITTED
 from .plan import Plan
@@ -52,15 +54,16 @@ class Evaluation:
         return squared_errors(self.scored, *(self.references[kind] for kind in FITTED))
 
     @property
+    def stated(self) -> str | None:
+        """Name the single field that stands for what the user wants all to be compared with."""
+        names = [model.name for model in self.scored]
+        return None if self.config.compare_to is None else field_of(self.config.compare_to, names)
+
+    @property
     def compared_to(self) -> list[str]:
         """Name the single fields that all others are compared with: what the user asked for, and every S-PROG."""
-        stated = (
-            None
-            if self.config.compare_to is None
-            else field_of(self.config.compare_to, [model.name for model in self.scored])
-        )
         sprog = [name for name, kind in self.kinds.items() if kind == "sprog"]
-        return list(dict.fromkeys(name for name in (stated, *sprog) if name is not None))
+        return list(dict.fromkeys(name for name in (self.stated, *sprog) if name is not None))
 
     @property
     def contestants(self) -> list[ModelScores | EnsembleModel]:
@@ -110,15 +113,16 @@ class Evaluation:
         elif dry:
             lines.append(f"Rain above {', '.join(dry)} mm/h was never observed in this split.")
 
-        # A single day: the note of the interval explains why there is none.
+        # Few days: the note of the interval explains why there is none, or what it does not cover.
         interval = self.scored[0].interval
-        if not interval.num_draws:
-            lines.append(f"{interval.note[:1].upper()}{interval.note[1:]}.")
+        if not interval.num_draws or interval.block_s < DAY_S:
+            lines.append(sentence(interval.note))
         return lines
 
     @property
     def summary(self) -> str:
-        """Report the outcome: who hits the rain best, where that can be told, and whose squared error is skill."""
+        """Report the outcome: whose hits and amounts are best, where that can be told, and whose errors are skill."""
         persistence = [name for name, kind in self.kinds.items() if kind == "persistence"]
         hits = hits_sentence(self.scored, self.main_threshold, persistence)
-        return " ".join(filter(None, (hits, skill_sentence(self.squared_errors))))
+        amounts = amounts_sentence(self.contestants, self.skill_over) if self.ensembles else ""
+        return " ".join(filter(None, (hits, amounts, skill_sentence(self.squared_errors))))

@@ -39,7 +39,8 @@ class ScoreTables:
         introduction: What was scored and by which rules.
         by_threshold: All scores of single fields, by the rain threshold in mm/h.
         certainty: The CSI with its intervals, and its difference to the models that all are compared with.
-        ensembles: CRPS and skill, spread and error, and probabilities; none without an ensemble.
+        amounts: The CRPS and the skill over references; none without an ensemble.
+        probabilities: What else is known of ensembles and probabilities; likewise.
         squared_error: The mean squared error beside that of the references.
         published: The scores of the published protocol.
     """
@@ -47,14 +48,16 @@ class ScoreTables:
     introduction: Sequence[str]
     by_threshold: dict[float, Section]
     certainty: Sequence[Section]
-    ensembles: Sequence[Section]
+    amounts: Sequence[Section]
+    probabilities: Sequence[Section]
     squared_error: Section
     published: Section
 
     @property
     def sections(self) -> list[Section]:
         """List all sections."""
-        return [*self.by_threshold.values(), *self.certainty, *self.ensembles, self.squared_error, self.published]
+        fields = [*self.by_threshold.values(), *self.certainty]
+        return [*fields, *self.amounts, *self.probabilities, self.squared_error, self.published]
 
     def markdown(self) -> str:
         """Write all tables as Markdown."""
@@ -78,6 +81,7 @@ def build_tables(evaluation: Evaluation) -> ScoreTables:
 
     # None stands for all lead times pooled.
     shown: list[float | None] = [None, *(lead for lead in SHOWN_LEADS_MIN if lead in settings.leads_min)]
+    note = rain_note(scored[0], sample)
     names = [model.name for model in scored]
     absent = [name for name in evaluation.references.values() if name not in names]
     return ScoreTables(
@@ -87,19 +91,30 @@ def build_tables(evaluation: Evaluation) -> ScoreTables:
             for threshold_mmh in settings.thresholds_mmh
         },
         certainty=certainty_sections(scored, evaluation.compared_to, sample),
-        ensembles=_ensemble_sections(evaluation, shown, sample),
-        squared_error=squared_error_section(evaluation.squared_errors, shown, absent, rain_note(scored[0], sample)),
+        amounts=_amount_sections(evaluation, note),
+        probabilities=_probability_sections(evaluation, note, sample),
+        squared_error=squared_error_section(evaluation.squared_errors, shown, absent, note),
         published=published_section(scored, sample),
     )
 
 
-def _ensemble_sections(evaluation: Evaluation, shown: Sequence[float | None], sample: str) -> list[Section]:
-    """Show what is known of ensembles and probabilities, where there are such."""
-    scored, ensembles = evaluation.scored, evaluation.ensembles
-    if not ensembles:
+def _amount_sections(evaluation: Evaluation, note: str) -> list[Section]:
+    """Show the CRPS, where there are ensembles."""
+    if not any(model.rows.members for model in evaluation.ensembles):
         return []
-    note = rain_note(scored[0], sample)
-    sections = crps_sections(evaluation.contestants, evaluation.skill_over, shown, note)
-    if members := [model for model in ensembles if model.rows.members > 1]:
-        sections += amount_sections(members, shown, note)
-    return [*sections, probability_section(scored, ensembles, sample)]
+    return crps_sections(evaluation.contestants, evaluation.skill_over, _amount_leads(evaluation), note)
+
+
+def _probability_sections(evaluation: Evaluation, note: str, sample: str) -> list[Section]:
+    """Show what else is known of ensembles and probabilities, where there are such."""
+    if not evaluation.ensembles:
+        return []
+    members = [model for model in evaluation.ensembles if model.rows.members > 1]
+    sections = amount_sections(members, _amount_leads(evaluation), note) if members else []
+    return [*sections, probability_section(evaluation.scored, evaluation.ensembles, sample)]
+
+
+def _amount_leads(evaluation: Evaluation) -> list[float | None]:
+    """Choose the lead times of the tables of rain amounts; the last one is all of them."""
+    leads_min = evaluation.scored[0].rows.settings.leads_min
+    return [*(lead for lead in (15, *SHOWN_LEADS_MIN) if lead in leads_min), None]

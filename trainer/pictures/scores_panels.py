@@ -29,6 +29,9 @@ RADAR_STYLE: Final[dict[str, Any]] = {"color": RADAR_COLOUR, "linewidth": 2.6}
 QUIET: Final = "#9a9a9a"
 """Of lines that stand for no model: what would be perfect, or known without a forecast."""
 
+MOST_BANDS: Final = 3
+"""Lines that may have bands one on another before baselines lose theirs."""
+
 _WIDTH_INCHES = 4.8
 PANEL_INCHES: Final = 1.75
 _DOTS_PER_INCH = 200
@@ -53,6 +56,10 @@ class Cast:
     baselines: Collection[str] = ()
     alike: Mapping[str, str] = field(default_factory=dict)
     thin: Mapping[str, str] = field(default_factory=dict)
+
+    def is_baseline(self, name: str) -> bool:
+        """Tell whether a model, or what is made of one, is what is to be beaten."""
+        return {**self.alike, **self.thin}.get(name, name) in self.baselines
 
     def styles(self) -> dict[str, Style]:
         """Give each model its colour, mark and dash; the order of the names decides."""
@@ -95,6 +102,11 @@ class Lines:
         """Take the lines of one panel."""
         return self.each(lambda values: values[:, number])
 
+    def has_band(self, name: str) -> bool:
+        """Tell whether a line has a band that is drawn: of many lines those of baselines would hide all others."""
+        is_quiet = len(self.curves) > MOST_BANDS and self.cast is not None and self.cast.is_baseline(name)
+        return name in self.bands and not is_quiet
+
     def styles(self) -> dict[str, Style]:
         """Give the look of each line."""
         styles = (self.cast or Cast(names=list(self.curves))).styles()
@@ -111,7 +123,7 @@ class Panel:
     def draw(self, x: Sequence[float], lines: Lines) -> None:
         """Draw all lines over their bands; where none has a value the panel says so."""
         for name, style in lines.styles().items():
-            if name in lines.bands:
+            if lines.has_band(name):
                 self.axis.fill_between(x, *lines.bands[name], color=style["color"], alpha=0.16, linewidth=0, zorder=2)
             # Twelve marks on a narrow panel hide the line that they sit on.
             every = max(1, round(len(x) / 6))

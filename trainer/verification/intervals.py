@@ -205,7 +205,13 @@ def _summarise(draws: FloatArray, estimate: FloatArray) -> tuple[FloatArray, Flo
     lacking = np.isnan(estimate) | ~exists.any(axis=0)
     filled = np.where(lacking, 0.0, draws)
     share = (1 - LEVEL) / 2
-    low, high = (np.where(lacking, math.nan, bound) for bound in np.nanquantile(filled, (share, 1 - share), axis=0))
+    # Quantiles that look for NaN go place by place, a hundred times as slow: only places with draws that lack a value.
+    bounds = np.full((2, *estimate.shape), math.nan)
+    complete = ~np.isnan(filled).any(axis=0)
+    bounds[:, complete] = np.quantile(filled[:, complete], (share, 1 - share), axis=0)
+    if not complete.all():
+        bounds[:, ~complete] = np.nanquantile(filled[:, ~complete], (share, 1 - share), axis=0)
+    low, high = (np.where(lacking, math.nan, bound) for bound in bounds)
     above = (filled > 0).sum(axis=0) / np.maximum(exists.sum(axis=0), 1)
     return low, high, np.where(lacking, math.nan, above)
 

@@ -12,7 +12,15 @@ from rainspark.trainer.evaluation.files import scores_csv, scores_json
 from rainspark.trainer.evaluation.result import Evaluation
 from rainspark.trainer.verification.intervals import resample
 from rainspark.trainer.verification.rows import compute
-from tests.trainer.evaluation.cases import KINDS, MODELS, SETTINGS, evaluation_of, rows_of
+from tests.trainer.evaluation.cases import (
+    ENSEMBLES,
+    KINDS,
+    MODELS,
+    SETTINGS,
+    ensemble_evaluation,
+    evaluation_of,
+    rows_of,
+)
 
 
 def json_of(evaluation: Evaluation, about: dict[str, Any] | None = None) -> Any:
@@ -65,6 +73,50 @@ def test_json_and_csv_hold_every_score() -> None:
     (csi,) = [r for r in better if (r["score"], r["lead_min"], r["threshold_mmh"]) == ("csi", "all", 2.0)]
     assert csi["low"] > 0
     assert csi["above_zero"] == 1
+
+
+def test_ensembles_stand_in_both_files_with_every_score_and_every_list() -> None:
+    evaluation = ensemble_evaluation(compare_to="steps")
+    contents = json_of(evaluation)
+    lines = list(csv.DictReader(io.StringIO(scores_csv(evaluation.scored, evaluation.ensembles))))
+    assert list(contents["ensembles"]) == list(ENSEMBLES)
+    assert [contents["ensembles"][name]["members"] for name in ENSEMBLES] == [4, 5, 0]
+    leads = [*SETTINGS.leads_min, "all"]
+    for name, rows in ENSEMBLES.items():
+        model, scores = contents["ensembles"][name], compute(rows)
+        in_csv = [line for line in lines if line["model"] == name]
+        for record in model["scores"]:
+            place = {key: record[key] for key in ("threshold_mmh", "scale_px", "pool_px") if record[key] is not None}
+            lead_min = None if record["lead_min"] == "all" else record["lead_min"]
+            value = float(scores.at(record["score"], lead_min=lead_min, **place))
+            assert record["value"] == (None if math.isnan(value) else value)
+        for record in model["lists"]:
+            threshold = {} if record["threshold_mmh"] is None else {"threshold_mmh": record["threshold_mmh"]}
+            lead_min = None if record["lead_min"] == "all" else record["lead_min"]
+            expected = scores.at(record["score"], lead_min=lead_min, **threshold).tolist()
+            assert record["values"] == [None if math.isnan(value) else value for value in expected]
+        # A line a score, and one an entry of a list; together they are all that there is.
+        num_entries = sum(len(record["values"]) for record in model["lists"])
+        assert len(in_csv) == len(model["scores"]) + num_entries == sum(value.size for value in scores.values.values())
+        assert {record["score"] for record in model["scores"] + model["lists"]} == set(scores.values)
+
+    # Events of every tenth stand beside the fields, with their counts and without errors.
+    events = contents["models"]["steps p>0.7"]
+    assert events["ensemble"] == "steps"
+    assert {record["score"] for record in events["scores"]} >= {"csi", "bias"}
+    assert not {record["score"] for record in events["scores"]} & {"mse", "fss"}
+    assert "rain_rates" not in events
+    assert contents["differences"]["to"] == "steps mean"
+    rates = {(rate["lead_min"], rate["threshold_mmh"]): rate["num_events"] for rate in contents["base_rates"]}
+    assert set(rates) == {(lead, threshold) for lead in leads for threshold in SETTINGS.thresholds_mmh}
+    (table,) = [r for r in events["contingency"] if (r["lead_min"], r["threshold_mmh"]) == (30, 2.0)]
+    assert rates[30, 2.0] == table["hits"] + table["misses"]
+
+    skill = {(record["model"], record["reference"], record["score"]) for record in contents["skill"]}
+    assert {("ours", "steps", "crps_skill"), ("persistence", "steps", "crps_skill")} <= skill
+    assert ("ours mean", "sprog", "csi_difference") in skill
+    assert not [model for model, reference, _ in skill if model == reference]
+    assert all(record["low"] <= record["value"] <= record["high"] for record in contents["skill"] if record["low"])
 
 
 def test_mean_squared_error_is_called_skill_only_below_both_references() -> None:

@@ -16,15 +16,18 @@ from rainspark.data.store.storage import open_storage
 from rainspark.data.windows.selection import Selection, select_windows
 from rainspark.trainer.evaluation.cases import Chosen
 from rainspark.trainer.evaluation.drawing import field_pictures
+from rainspark.trainer.evaluation.drawing_ensembles import ensemble_pictures
 from rainspark.trainer.evaluation.page import write_page
 from rainspark.trainer.evaluation.plan import Plan
+from rainspark.trainer.evaluation.result import Evaluation
 from rainspark.trainer.evaluation.tables import build_tables
 from tests.integration.runs import make_shards
-from tests.trainer.evaluation.cases import SETTINGS, evaluation_of, rows_of
+from tests.trainer.evaluation.cases import SETTINGS, ensemble_evaluation, evaluation_of, rows_of
 
 ATTACK = "<script>alert('x')</script>\"&$"
 CASE = Chosen(row=0, why="the most rain", issue_s=1_600_041_600)
 PICTURES = ("csi", "bias", "mse", "rain_rates", "fss")
+ENSEMBLE_PICTURES = ("crps", "spread", "ranks", "spectra", "reliability", "roc")
 VOID = frozenset({"meta", "img", "br", "wbr"})
 
 
@@ -96,8 +99,16 @@ def page_of(folder: Path, plan: Plan, pictures: Path, text: str) -> str:
     evaluation = evaluation_of(models, plan=named, cases=cases, command=text, about=about)
     first, second = evaluation.scored
     evaluation = replace(evaluation, scored=[replace(first, name=text), second])
-    drawn = open_storage(pictures)
-    path = write_page(folder, evaluation, build_tables(evaluation), field_pictures(evaluation), drawn)
+    return written(folder, evaluation, pictures)
+
+
+def written(folder: Path, evaluation: Evaluation, pictures: Path) -> str:
+    """Write a page and read it."""
+    shown = {
+        "Skill at a glance": field_pictures(evaluation),
+        "Probabilities at a glance": ensemble_pictures(evaluation),
+    }
+    path = write_page(folder, evaluation, build_tables(evaluation), shown, open_storage(pictures))
     return path.read_text(encoding="utf-8")
 
 
@@ -146,6 +157,36 @@ def test_headings_and_tables_have_their_structure(tmp_path: Path, plan: Plan, pi
         assert element.format("a_<wbr>name") in text
     assert "a_name" in page.text
     assert "1 mm/h, by\n0.50, 0.25" in page.text
+
+
+def test_ensembles_have_their_tables_pictures_and_words(tmp_path: Path, plan: Plan) -> None:
+    evaluation = ensemble_evaluation(plan=plan, compare_to="persistence", command="x")
+    drawn = [*ensemble_pictures(evaluation), *field_pictures(evaluation)]
+    assert [picture.name for picture in drawn] == [*ENSEMBLE_PICTURES, *PICTURES]
+    for picture in drawn:
+        (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
+        with Image.open(tmp_path / f"{picture.name}.png") as image:
+            assert image.width == 960
+    text = written(tmp_path, evaluation, tmp_path)
+    page = ParsedPage(text)
+    assert len(page.all("img")) == len(drawn)
+    order = (
+        *("CSI and how sure it is", "CSI less that of sprog", "CRPS: probabilities", "CRPS skill over steps"),
+        *("Skill at a glance", "Probabilities at a glance", "Rain above 0.5 mm/h", "Probabilities of rain"),
+    )
+    positions = [text.index(f"<h2>{heading}") for heading in order]
+    assert positions == sorted(positions)
+    # What is told apart is bold, and what is not has a sign of its own, not a colour alone.
+    assert len(page.all("b")) > 0
+    assert page.text.count("≈") > 3
+    for words in (
+        "Rank histogram",
+        "Bold: the best",
+        "in 3 blocks of 2 hours",
+        "chosen on these windows",
+        "of the pixels",
+    ):
+        assert words in page.text
 
 
 def test_a_picture_that_is_gone_and_a_folder_that_is_a_file_are_named(

@@ -107,7 +107,7 @@ def summary(kinds: dict[str, str], models: dict[str, Rows]) -> str:
 
 def test_rain_everywhere_is_not_called_the_best_forecast() -> None:
     text = summary({}, {"wet": rows_of(1e3), "good": rows_of(0.7)})
-    assert "wet 0." not in text.partition("good forecasts")[0]
+    assert "wet: 0." not in text.partition("good forecasts")[0]
     assert "good forecasts rain above 0.5 mm/h best" in text
     assert "No model's frequency bias" in summary({}, {"dry": rows_of(1e-2)})
 
@@ -122,4 +122,4 @@ def test_the_next_best_stands_beside_the_best() -> None:
         f"are not told apart as the best for rain above 0.5 mm/h over all lead times: CSI {csi[best]:.3f} for {best}"
         in text
     )
-    assert re.findall(r"; (\w+) 0\.\d{3}", text) == [name for name in others if name in (others[0], "last")]
+    assert re.findall(r"; (\w+): 0\.\d{3}", text) == [name for name in others if name in (others[0], "last")]
