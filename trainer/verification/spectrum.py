@@ -21,9 +21,10 @@ MAX_MISSING: Final = 0.05
 
 def to_dbr(rain_mmh: FloatArray) -> FloatArray:
     """Compute 10 log10 of rain in mm/h less FLOOR_DBR: 0 where it is dry, so that a window function makes no rain."""
-    dbr = np.log(np.maximum(rain_mmh, FLOOR_MMH)) * (10 / math.log(10))
+    dbr = np.log(np.maximum(rain_mmh, FLOOR_MMH))
+    dbr *= 10 / math.log(10)
     dbr -= FLOOR_DBR
-    dbr[rain_mmh < FLOOR_MMH] = 0
+    dbr *= rain_mmh >= FLOOR_MMH
     return dbr
 
 
@@ -51,15 +52,17 @@ def band_density(*fields_hw: FloatArray) -> FloatArray:
     """
     shape = fields_hw[0].shape
     window_hw = _hann(*shape)
-    power = np.zeros((shape[0], shape[1] // 2 + 1))
+    power = np.zeros((shape[0], 2 * (shape[1] // 2 + 1)))
+    weighted_hw = np.empty(shape)
     for field_hw in fields_hw:
-        spectrum = fft.rfft2(field_hw * window_hw, overwrite_x=True)
-        power += np.square(spectrum.real)
-        power += np.square(spectrum.imag)
+        # Real and imaginary parts side by side: squares of both are added up in one go.
+        np.multiply(field_hw, window_hw, out=weighted_hw)
+        parts = fft.rfft2(weighted_hw).view(np.float64)
+        power += np.square(parts, out=parts)
     band_c, weight_c, _ = _rings(*shape)
     num_bands = len(WAVELENGTH_EDGES_PX) - 1
-    sums = np.bincount(band_c, weights=power.ravel() * weight_c, minlength=num_bands + 1)
-    return sums[:num_bands] / len(fields_hw)
+    of_coefficient = (power[:, ::2] + power[:, 1::2]).ravel() * weight_c
+    return np.bincount(band_c, weights=of_coefficient, minlength=num_bands + 1)[:num_bands] / len(fields_hw)
 
 
 def bands_of(rows: int, cols: int) -> npt.NDArray[np.int64]:

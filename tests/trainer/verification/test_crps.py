@@ -8,6 +8,10 @@ import pytest
 import scores.probability
 import scoringrules
 import xarray as xr
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from rainspark.trainer.verification.crps import pooled, sort_members, whole_blocks
 from rainspark.trainer.verification.ensemble import compute, merge, score_members
@@ -98,6 +102,25 @@ def test_fair_crps_is_the_mean_over_pairs_and_pools_windows_by_their_pixels() ->
         apart = np.mean([np.abs(ensemble[i] - ensemble[j]) for i, j in combinations(range(4), 2)], axis=0)
         pixels.extend((np.abs(ensemble - observed).mean(axis=0) - apart / 2)[valid])
     assert compute(merge(*rows)).at("crps_fair") == pytest.approx(np.mean(pixels), abs=1e-12)
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(data=st.data(), members=st.integers(1, 6))
+def test_any_rain_has_the_crps_of_the_double_sum(data: st.DataObject, members: int) -> None:
+    rain = st.one_of(st.sampled_from([0.0, 0.5, 2.0]), st.floats(0, 300), st.floats(-1, 0))
+    ensemble = data.draw(arrays(np.float64, (members, 2, 3, 2), elements=rain))
+    observed = data.draw(arrays(np.float64, (2, 3, 2), elements=rain))
+    ours = compute(score_members(SMALL, window(0), ensemble, observed, None))
+    for threshold_mmh in (None, *SMALL.thresholds_mmh):
+        x, y = (np.maximum(each, -1 if threshold_mmh is None else threshold_mmh) for each in (ensemble, observed))
+        error = np.abs(x - y).mean()
+        apart = np.abs(x[:, None] - x[None]).sum(axis=(0, 1)).mean()
+        plain, fair = error - apart / (2 * members**2), error - apart / (2 * max(members * (members - 1), 1))
+        if threshold_mmh is None:
+            assert (ours.at("crps"), ours.at("crps_fair")) == pytest.approx((plain, fair), abs=1e-10)
+        else:
+            values = [ours.at(f"twcrps{suffix}", threshold_mmh=threshold_mmh) for suffix in ("", "_fair")]
+            assert values == pytest.approx([plain, fair], abs=1e-10)
 
 
 @pytest.mark.parametrize("members", [1, 2, 7, 16])
