@@ -15,6 +15,15 @@ from .result import Evaluation
 from .tables import ScoreTables
 
 PAGE_NAME: Final = "report.html"
+_METHODS: Final = {
+    "sprog": "pysteps' S-PROG: extrapolation whose scales fade as fast as they change",
+    "anvil": "pysteps' ANVIL: extrapolation, growth and decay",
+    "linda": "pysteps' LINDA: extrapolation, growth and decay of cells",
+    "steps": "pysteps' STEPS: S-PROG with noise of the rain's structure",
+    "lagrangian_probability": "pysteps' probabilities: extrapolation in a neighbourhood that grows with lead time",
+}
+"""Methods of pysteps in a few words."""
+
 _TEMPLATE: Final = "report.html.j2"
 
 
@@ -67,6 +76,7 @@ def write_page(
         details=details,
         pictures=pictures,
         versions=installed_versions(),
+        pysteps_methods=_METHODS,
     )
     # A path may hold bytes that are no text: they are shown as question marks.
     open_storage(folder).write(PAGE_NAME, page.encode("utf-8", errors="replace"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ..comparison.score_tables import events
 from ..comparison.scored import EnsembleModel, ModelScores, SquaredError, field_of, rain_rows, squared_errors
@@ -15,6 +15,9 @@ from .contestants import FITTED
 from .plan import Plan
 from .unknown import Unknown
 
+_TO_BE_JUDGED: Final = ("run", "netcdf", "python")
+"""Kinds of models that are no baselines: runs, forecasts made elsewhere, and classes of other packages."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
@@ -25,7 +28,7 @@ class Evaluation:
         plan: What was scored.
         scored: All single fields, in the user's order: those of models, and what is made of ensembles.
         ensembles: All ensembles and probabilities, in the user's order.
-        kinds: "run" or the baseline, by the name of the model or ensemble.
+        kinds: By the name of the model or ensemble: "run", "netcdf", "python", or the baseline.
         about: What each model is, by name, as plain JSON.
         cases: Windows to draw; the first one is animated.
         command: How it was started.
@@ -81,7 +84,7 @@ class Evaluation:
     @property
     def grey(self) -> list[str]:
         """Name the models that pictures draw as what is to be beaten, where there is something to beat them."""
-        baselines = [name for name, kind in self.kinds.items() if kind != "run"]
+        baselines = [name for name, kind in self.kinds.items() if kind not in _TO_BE_JUDGED]
         return [] if len(baselines) == len(self.kinds) else baselines
 
     @property

@@ -94,7 +94,7 @@ def roc_curves(hit_rate: Lines, false_alarm_rate: Mapping[str, Array], *, thresh
         false_alarm_rate: Share of the pixels without rain that were forecast, by model, likewise.
         thresholds_mmh: Rain thresholds in mm/h, a panel each.
     """
-    title = "ROC: rain that was forecast against dry pixels that were (upper left is best)"
+    title = "ROC: rain forecast against dry pixels forecast"
     legend = [*hit_rate.styles().items(), ("no skill", _QUIET_STYLE)]
     figure, panels = score_panels(threshold_heads(thresholds_mmh), title, legend)
     for number, panel in enumerate(panels):

@@ -94,6 +94,10 @@ def page_of(folder: Path, plan: Plan, pictures: Path, text: str) -> str:
     about = {
         text: {"kind": "run", "model": text, "step": 1, "source": text, "checkpoint": text},
         "faded": {"kind": "damped_extrapolation", "mean_mmh": 1, "factors": [0.5, 0.25]},
+        "members": {"kind": "run", "model": "m", "step": 2, "source": "s", "checkpoint": "c", "members": 8},
+        "steps": {"kind": "steps", "members": 16, "levels": 6},
+        "dgmr": {"kind": "netcdf", "folder": "DGMR", "forecasts": 24},
+        "mine": {"kind": "python", "class": "package.module:Class", "frames_in": 4},
     }
     models, cases = {"first": rows_of(0.95), "second": rows_of(0.2)}, [replace(CASE, why=text)]
     evaluation = evaluation_of(models, plan=named, cases=cases, command=text, about=about)
@@ -157,6 +161,14 @@ def test_headings_and_tables_have_their_structure(tmp_path: Path, plan: Plan, pi
         assert element.format("a_<wbr>name") in text
     assert "a_name" in page.text
     assert "1 mm/h, by\n0.50, 0.25" in page.text
+    # What each kind of model is.
+    for words in (
+        "m, step 2, trained on s (c); 8 members",
+        "STEPS: S-PROG with noise of the rain's structure: members 16, levels 6",
+        "24 forecasts made elsewhere (DGMR)",
+        "the class package.module:Class",
+    ):
+        assert words in page.text
 
 
 def test_ensembles_have_their_tables_pictures_and_words(tmp_path: Path, plan: Plan) -> None:
