@@ -20,6 +20,7 @@ ENTRY_SCRIPTS = ("trainer.pretrain", "trainer.finetune", "trainer.evaluate", "tr
 FLOORS: tuple[tuple[str, ...], ...] = (
     (*ENTRY_SCRIPTS, "launch.doctor"),
     ("launch", "trainer.evaluation"),
+    ("trainer.contestants",),
     ("trainer.training",),
     ("trainer.watching",),
     ("trainer.forecasting",),

@@ -5,14 +5,13 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import reduce
+from typing import Final, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -20,34 +19,38 @@ from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 from ...data.stream.stream import evaluation_batches
 from ...models.nowcasting.forecasts import Forecaster
-from ..comparison.scored import score_models
+from ..comparison.scored import score_ensembles, score_models
+from ..contestants.build import Builder, Loaded, load_entries, start_workers
+from ..contestants.contestant import Contestant, FloatArray
+from ..contestants.entries import Entry, read_entries
+from ..contestants.fitted import fit_baselines
+from ..contestants.windows import WindowRain, windows_of
 from ..engine.engine import Engine
-from ..forecasting.forecaster import RunForecaster, load_forecaster
 from ..pictures.forecasts import Case, radar_credit
 from ..processes.agreement import on_all_ranks, settle
 from ..processes.entry import set_up_logging, start_other_processes
 from ..settings.engine import EngineConfig
 from ..settings.evaluation import EvaluateConfig
 from ..training.nowcast_held_out import case_of
-from ..verification.rows import Rows, merge, score_window
+from ..verification import ensemble as ensemble_rows
+from ..verification.ensemble import EnsembleRows
+from ..verification.rows import Rows, merge
 from .cases import Chosen, choose_cases
-from .contestants import (
-    Entry,
-    WindowRain,
-    build_baseline,
-    describe,
-    fit_baselines,
-    read_entries,
-    windows_of,
-)
 from .output import check_folders, write_outputs
 from .plan import Plan, make_plan
 from .result import Evaluation
-from .unknown import Unknown, count_unknown, unknown_by_any
+from .scoring import Forecast, field_names, score_forecasts
+from .scoring import settle as settle_unknown
+from .unknown import Unknown
 
 LOG = logging.getLogger(__name__)
-MICRO_A_PROCESS = 4
-LOG_EVERY_S = 15.0
+MICRO_A_PROCESS: Final = 4
+LOG_EVERY_S: Final = 15.0
+AHEAD: Final = 1
+"""Windows that are forecast by other processes beyond one each, while one is scored."""
+
+Item = TypeVar("Item")
+Started = tuple[WindowRain, Mapping[str, Callable[[], FloatArray]]]
 
 
 class Evaluating:
@@ -66,10 +69,11 @@ class Evaluating:
         self.is_writing = False
         # What one rank finds wrong ends all of them, before anything is computed.
         self.entries: list[Entry] = on_all_ranks(engine, self._read_entries)
-        self.runs = on_all_ranks(engine, self._load_runs)
-        self.plan: Plan = on_all_ranks(engine, lambda: make_plan(config, self.entries, self.runs))
+        self.loaded: Loaded = on_all_ranks(engine, lambda: load_entries(self.entries, config, str(engine.device)))
+        self.plan: Plan = on_all_ranks(engine, lambda: make_plan(config, self.entries, self.loaded))
         self.cases = on_all_ranks(engine, lambda: choose_cases(self.plan, config))
-        self.forecasters = on_all_ranks(engine, self._build)
+        self.workers = start_workers(config, engine.world_size)
+        self.contestants: dict[str, Contestant] = on_all_ranks(engine, self._build)
 
     def _read_entries(self) -> list[Entry]:
         config = self.config
@@ -80,21 +84,22 @@ class Evaluating:
             raise ConfigError(f"compare_to is {config.compare_to!r}; the models are {', '.join(names)}")
         return entries
 
-    def _load_runs(self) -> dict[str, RunForecaster]:
-        device = str(self.engine.device)
-        runs = {entry.name: entry.folder for entry in self.entries if entry.folder is not None}
-        return {name: load_forecaster(folder, name=name, device=device) for name, folder in runs.items()}
-
-    def _build(self) -> dict[str, Forecaster]:
+    def _build(self) -> dict[str, Contestant]:
         """Build the models in the user's order; every rank fits what is fitted for itself, to the same numbers."""
         plan, entries = self.plan, self.entries
-        # Runs are loaded; then what is fitted; the rest learns nothing.
-        built: dict[str, Forecaster] = dict(self.runs)
+        fitted: dict[str, Forecaster] = {}
         if plan.training is not None:
             num = min(self.config.fit_windows, len(plan.training.table))
             LOG.info("fitting baselines on %d training windows (%s)", num, plan.training.whose)
-            built |= fit_baselines(entries, plan.training, (plan.frames_in, plan.frames_out), self.config)
-        return {entry.name: built.get(entry.name) or build_baseline(entry.kind, entry.name) for entry in entries}
+            fitted = fit_baselines(entries, plan.training, (plan.frames_in, plan.frames_out), self.config)
+        builder = Builder(
+            config=self.config,
+            index=plan.index,
+            frames_out=plan.frames_out,
+            device=self.engine.device,
+            workers=self.workers,
+        )
+        return builder.build(entries, self.loaded, fitted)
 
     def run(self) -> ExitCode:
         """Score all windows, put the ranks' rows together, and write everything."""
@@ -103,23 +108,35 @@ class Evaluating:
         ranks = f"{len(self.entries)} model(s), {engine.device}, {engine.world_size} process(es)"
         LOG.info("%s, %s; writing to %s", work, ranks, self.config.out)
 
-        # Each rank scores its own windows; the main one unites their rows and writes. They travel a model at a time, so
-        # that the other ranks never hold those of more than one.
-        own, own_unknown = on_all_ranks(engine, self._score)
-        counts = engine.gather_objects(own_unknown)
-        models: dict[str, Rows] = {}
-        for name in self.forecasters:
-            rows = engine.gather_objects(own[name])
-            if engine.is_main:
-                models[name] = merge(*(piece for piece in rows if piece is not None))
-        unknown = reduce(Unknown.plus, counts) if engine.is_main else Unknown()
-        on_all_ranks(engine, lambda: self._write(models, unknown) if engine.is_main else None)
+        with closing(self.workers):
+            own, own_ensembles, own_unknown = on_all_ranks(engine, self._score)
+            # Each rank has scored its own windows; the main one unites their rows and writes.
+            counts = engine.gather_objects(own_unknown)
+            models = self._united(own, merge)
+            ensembles = self._united(own_ensembles, ensemble_rows.merge)
+            unknown = reduce(Unknown.plus, counts) if engine.is_main else Unknown()
+            on_all_ranks(engine, lambda: self._write(models, ensembles, unknown) if engine.is_main else None)
         return ExitCode.DONE
 
-    def _score(self) -> tuple[dict[str, Rows | None], Unknown]:
+    def _united(self, own: Mapping[str, Sequence[Item]], merged: Callable[..., Item]) -> dict[str, Item]:
+        """Unite the ranks' rows on the main one.
+
+        They travel a model at a time, so that the other ranks never hold those of more than one.
+        """
+        united: dict[str, Item] = {}
+        for name, rows in own.items():
+            pieces = self.engine.gather_objects(merged(*rows) if rows else None)
+            if self.engine.is_main:
+                united[name] = merged(*(piece for piece in pieces if piece is not None))
+        return united
+
+    def _score(self) -> tuple[dict[str, list[Rows]], dict[str, list[EnsembleRows]], Unknown]:
         """Forecast and score this rank's windows, one at a time: a forecast depends on no other window."""
         config, engine, plan = self.config, self.engine, self.plan
-        scored: dict[str, list[Rows]] = {name: [] for name in self.forecasters}
+        rows: dict[str, list[Rows]] = {name: [] for name in field_names(self.contestants)}
+        ensembles: dict[str, list[EnsembleRows]] = {
+            name: [] for name, contestant in self.contestants.items() if contestant.gives != "field"
+        }
         unknown = Unknown()
         batches = evaluation_batches(
             plan.storage,
@@ -135,53 +152,48 @@ class Evaluating:
         num_own = -(-len(self.plan.row_n) // engine.world_size)
 
         with closing(batches):
-            for window in _shown(windows_of(batches, plan.frames_in), num_own, config.progress, engine.is_main):
+            started = self._started(windows_of(batches, plan.frames_in))
+            for window, waiting in _shown(started, num_own, config.progress, engine.is_main):
+                forecasts = self._settled(waiting)
                 window_id = plan.window_id(window.row)
-                observed_thw = window.future_mmh_bthw[0].numpy()
-                valid = window.future_valid_bthw
-                valid_thw = None if valid is None else valid[0].numpy()
-                forecasts, unknown_thw = self._forecasts(window)
+                scores = score_forecasts(plan.settings, window_id, window, forecasts, config.unknown)
+                unknown = unknown.plus(scores.unknown)
+                for name, piece in scores.rows.items():
+                    rows[name].append(piece)
+                for name, counted in scores.ensembles.items():
+                    ensembles[name].append(counted)
+        return rows, ensembles, unknown
 
-                # What one model cannot know is left out for all, or dry for that one.
-                unknown = unknown.plus(count_unknown(unknown_thw, valid_thw, observed_thw.size))
-                any_thw = unknown_by_any(unknown_thw) if config.unknown == "leave_out" else None
-                if any_thw is not None:
-                    valid_thw = ~any_thw if valid_thw is None else valid_thw & ~any_thw
-                for name, forecast_thw in forecasts.items():
-                    scored[name].append(score_window(plan.settings, window_id, forecast_thw, observed_thw, valid_thw))
-        return {name: merge(*rows) if rows else None for name, rows in scored.items()}, unknown
+    def _started(self, windows: Iterator[WindowRain]) -> Iterator[Started]:
+        """Begin the forecasts of a few windows ahead, for the processes beside this one; the order stays."""
+        num_ahead = self.workers.num + AHEAD if self.workers.num > 1 else 0
+        waiting: deque[Started] = deque()
+        for window in windows:
+            waiting.append((window, self._start(window)))
+            if len(waiting) > num_ahead:
+                yield waiting.popleft()
+        yield from waiting
 
-    def _forecasts(
-        self, window: WindowRain
-    ) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, npt.NDArray[np.bool_]]]:
-        """Let all models forecast one window: rain in mm/h, (lead times, rows, cols), and what some cannot know."""
-        device = self.engine.device
-        past = window.past_mmh_bthw.to(device)
-        valid = None if window.past_valid_bthw is None else window.past_valid_bthw.to(device)
-        forecasts, unknown_thw = {}, {}
-        for name, forecaster in self.forecasters.items():
-            # Each model gets the past frames that it takes, the newest ones.
-            last = slice(-forecaster.frames_in, None)
-            last_valid = None if valid is None else valid[:, last]
-            with torch.no_grad():
-                rain_bthw = forecaster.forecast(past[:, last], last_valid, self.plan.frames_out)
-            forecast_thw = rain_bthw[0].float().cpu().numpy()
-            if getattr(forecaster, "marks_unknown", False):
-                unknown_thw[name] = np.isnan(forecast_thw)
-                forecast_thw = np.where(unknown_thw[name], np.float32(0), forecast_thw)
-            forecasts[name] = forecast_thw
-        return forecasts, unknown_thw
+    def _start(self, window: WindowRain) -> Mapping[str, Callable[[], FloatArray]]:
+        """Let all models begin to forecast one window."""
+        issue_s = int(self.plan.issue_s[window.row])
+        return {name: contestant.start(window, issue_s) for name, contestant in self.contestants.items()}
 
-    def _write(self, models: Mapping[str, Rows], unknown: Unknown) -> None:
+    def _settled(self, waiting: Mapping[str, Callable[[], FloatArray]]) -> dict[str, Forecast]:
+        """Wait for all forecasts of a window."""
+        return {name: settle_unknown(self.contestants[name], wait()) for name, wait in waiting.items()}
+
+    def _write(self, models: Mapping[str, Rows], ensembles: Mapping[str, EnsembleRows], unknown: Unknown) -> None:
         """Compute everything once from all windows' rows, and write it."""
         config = self.config
         kinds = {entry.name: entry.kind for entry in self.entries}
         evaluation = Evaluation(
             config=config,
             plan=self.plan,
-            scored=score_models(models, compare_to=config.compare_to, seed=config.seed),
+            scored=score_models(models, ensembles, compare_to=config.compare_to, seed=config.seed),
+            ensembles=score_ensembles(ensembles, seed=config.seed),
             kinds=kinds,
-            about={name: describe(kinds[name], forecaster) for name, forecaster in self.forecasters.items()},
+            about={name: contestant.about for name, contestant in self.contestants.items()},
             cases=self.cases,
             command=self.command,
             unknown=unknown,
@@ -200,13 +212,15 @@ class Evaluating:
         batches = evaluation_batches(plan.storage, plan.index, table, micro_batch=1)
         (window,) = windows_of(batches, plan.frames_in)
 
-        # One mean everywhere is worth no panel, unless nothing else is there.
-        forecasts, unknown_thw = self._forecasts(window)
-        shown = [entry.name for entry in self.entries if entry.kind != "training_mean"] or list(forecasts)
+        # One mean everywhere is worth no panel, unless nothing else is there; of ensembles their means are drawn.
+        waiting = self._start(replace(window, row=chosen.row))
+        forecasts = self._settled(waiting)
+        fields = {name: field for name, each in forecasts.items() if (field := each.field_mmh_thw) is not None}
+        shown = [entry.name for entry in self.entries if entry.kind != "training_mean" and entry.name in fields]
         return case_of(
             window,
-            {name: forecasts[name] for name in shown},
-            unknown_thw=unknown_thw,
+            {name: fields[name] for name in shown or fields},
+            unknown_thw={name: each.unknown_thw for name, each in forecasts.items() if each.unknown_thw is not None},
             reference_time_s=chosen.issue_s,
             cadence_s=plan.index.cadence_s,
             grid=plan.index.grid.cropped(plan.index.crop),
@@ -214,7 +228,7 @@ class Evaluating:
         )
 
 
-def _shown(windows: Iterator[WindowRain], total: int, form: str, is_shown: bool) -> Iterator[WindowRain]:
+def _shown(windows: Iterator[Item], total: int, form: str, is_shown: bool) -> Iterator[Item]:
     """Pass windows on and show the progress: a bar in a terminal, lines in a log."""
     has_bar = is_shown and (form == "bar" or (form == "auto" and sys.stderr.isatty()))
     started = last = time.perf_counter()

@@ -15,13 +15,13 @@ from ...data.errors import ConfigError
 from ...data.store.storage import open_storage
 from ..comparison.scored import rain_rows
 from ..comparison.tables import section_markdown
+from ..contestants.entries import FITTED
 from ..pictures.animation import write_animation
 from ..pictures.forecasts import Case, forecast_beside_radar
 from ..settings.evaluation import EvaluateConfig
 from ..verification.ensemble import EnsembleRows
 from ..verification.rows import Rows
 from .cases import Chosen
-from .contestants import FITTED
 from .drawing import Picture, field_pictures
 from .drawing_ensembles import ensemble_pictures
 from .files import CSV_NAME, JSON_NAME, MARKDOWN_NAME, scores_csv, scores_json

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,15 @@ from ...data.windows.plan import evaluation_plan
 from ...data.windows.selection import WindowTable, lost_to_gaps, select_windows
 from ...models.nowcasting.motion import LEVELS
 from ..checkpoint.seen import Spans, listed
+from ..contestants.build import Loaded, frames_of
+from ..contestants.entries import FITTED, Entry
+from ..contestants.external import ForecastFolder
+from ..contestants.fitted import TrainingPart
 from ..forecasting.forecaster import RunForecaster
 from ..settings.data import ArchiveConfig
 from ..settings.evaluation import EvaluateConfig
 from ..training.windows import open_archive, split_archive, window_times
 from ..verification.rows import Settings, WindowId
-from .contestants import FITTED, Entry, TrainingPart, frames_of
 from .overlap import check_overlaps, frames_seen
 
 ADVECTION_PIXELS = 2 * LEVELS[0]
@@ -66,21 +69,23 @@ class Plan:
         return WindowId(int(self.issue_s[row]), self.table.name(row, self.index))
 
 
-def make_plan(config: EvaluateConfig, entries: Sequence[Entry], runs: Mapping[str, RunForecaster]) -> Plan:
+def make_plan(config: EvaluateConfig, entries: Sequence[Entry], loaded: Loaded) -> Plan:
     """Choose the windows and refuse those that a run has seen.
 
     Args:
         config: The evaluation.
         entries: All models.
-        runs: Those that are runs.
+        loaded: Runs, forecasts made elsewhere and classes among them.
 
     Raises:
         ConfigError: A split that contradicts the runs', that there is none of, or windows that a run was trained on.
-        DataError: The archive does not verify, does not fit a run, or has no window in the split.
+        DataError: The archive does not verify, does not fit a run or forecasts made elsewhere, or has no window in the
+            split.
     """
-    frames_in, frames_out = frames_of(entries, runs, config)
+    runs = loaded.runs
     storage, index = open_archive(config.data, config.data.threads + 1)
     _check_one_place(storage, index)
+    frames_in, frames_out = frames_of(entries, loaded, config, index.cadence_s)
 
     # The windows of the split that the runs recorded, or that the settings state.
     parts = _split(config, index, runs)
@@ -98,10 +103,16 @@ def make_plan(config: EvaluateConfig, entries: Sequence[Entry], runs: Mapping[st
             f"{ADVECTION_PIXELS} a side and more: leave it out"
         )
 
-    # What each run has learned from, held against what is scored: refused, or a caveat.
+    # Windows without a forecast that was made elsewhere are nobody's.
     caveats = []
+    past_s = (frames_in - 1) * index.cadence_s
+    for folder in loaded.folders.values():
+        table, lines = _with_forecast(folder, index, table, past_s)
+        caveats += lines
+
+    # What each run has learned from, held against what is scored: refused, or a caveat.
     for run in runs.values():
-        caveats += _grid_caveats(run, index)
+        caveats += _grid_caveats(config, run, index)
         if run.frames_out != frames_out:
             caveats.append(f"{run.name} forecasts {run.frames_out} frames; the first {frames_out} are scored.")
     times = window_times(index, table)
@@ -118,7 +129,7 @@ def make_plan(config: EvaluateConfig, entries: Sequence[Entry], runs: Mapping[st
         index=index,
         table=table,
         row_n=evaluation_plan(table, 1, config.limit).ravel(),
-        issue_s=times.first_s + (frames_in - 1) * index.cadence_s,
+        issue_s=times.first_s + past_s,
         frames_in=frames_in,
         frames_out=frames_out,
         settings=Settings(leads_min=leads_min, thresholds_mmh=config.thresholds, scales_px=config.scales),
@@ -126,6 +137,21 @@ def make_plan(config: EvaluateConfig, entries: Sequence[Entry], runs: Mapping[st
         training=_training_part(config, entries, runs, parts, window, storage, index),
         caveats=tuple(caveats),
     )
+
+
+def _with_forecast(
+    folder: ForecastFolder, index: Index, table: WindowTable, past_s: int
+) -> tuple[WindowTable, list[str]]:
+    """Leave out the windows that have no forecast in a folder, and count them."""
+    folder.check_grid(index.grid.cropped(index.crop))
+    has = folder.has_any(window_times(index, table).first_s + past_s)
+    if has.all():
+        return table, []
+    line = (
+        f"{folder.name}: {int((~has).sum())} of {len(has)} windows have no forecast in {folder.folder}: they are left "
+        "out for every model alike."
+    )
+    return replace(table, sequence=table.sequence[has], start=table.start[has]), [line]
 
 
 def _rule_caveats(
@@ -188,24 +214,27 @@ def _check_one_place(storage: Storage, index: Index) -> None:
         raise DataError(f"{storage.url}: scores are made of one radar and place; {error}") from error
 
 
-def _grid_caveats(run: RunForecaster, index: Index) -> list[str]:
-    """Refuse another pixel size or cadence; report where the run learned from another place or product."""
+def _grid_caveats(config: EvaluateConfig, run: RunForecaster, index: Index) -> list[str]:
+    """Refuse another pixel size or cadence unless allowed; report where the run learned another place or product."""
     cadence_s, source = run.data.get("cadence_s"), run.data.get("source")
     own = None if run.data.get("grid", "") is None else run.grid
     scored = index.grid.cropped(index.crop)
     # Rain moves so many pixels a frame: another pixel size or cadence is another task. Files state the first inexactly.
     learned = f"pixels of {(own or scored).pixel_km:g} km every {cadence_s} s"
     held = f"pixels of {scored.pixel_km:g} km every {index.cadence_s} s"
+    caveats = []
     if learned != held:
-        raise DataError(
-            f"{run.name} was trained on {learned}, and the shards hold {held}; score it on an archive like the one "
-            "that it was trained on"
-        )
+        if not config.allow_other_grid:
+            raise DataError(
+                f"{run.name} was trained on {learned}, and the shards hold {held}; score it on an archive like the one "
+                "that it was trained on, or all the same with --allow_other_grid true"
+            )
+        caveats.append(f"{run.name} was trained on {learned}, and this is {held}: its motion and scales are others.")
 
     # A run of several grids is bound to no place; others are compared by place and product.
     if own is None:
-        return [f"{run.name} was trained on several radars or parts of a grid ({source}), and this is {index.source}."]
-    caveats = []
+        several = f"{run.name} was trained on several radars or parts of a grid ({source}), and this is {index.source}."
+        return [*caveats, several]
     if source != index.source:
         caveats.append(f"{run.name} was trained on {source}, and this is {index.source}.")
     # Made-up rain has a map of its own.

@@ -8,10 +8,10 @@ from ..comparison.score_tables import events
 from ..comparison.scored import EnsembleModel, ModelScores, SquaredError, field_of, rain_rows, squared_errors
 from ..comparison.summary import amounts_sentence, hits_sentence, skill_sentence
 from ..comparison.tables import sentence
+from ..contestants.entries import FITTED
 from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH, EvaluateConfig
 from ..verification.rows import DAY_S
 from .cases import Chosen
-from .contestants import FITTED
 from .plan import Plan
 from .unknown import Unknown
 

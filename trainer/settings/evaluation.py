@@ -27,8 +27,11 @@ class EvaluateConfig:
 
     Args:
         data: The archive.
-        models: Runs (RUN or NAME=RUN) and baselines: `persistence`; `advection`: the last frame carried on with the
-            motion of the last three; `extrapolation`: the same by pysteps; `training_mean`; `damped_extrapolation`.
+        models: Each as MODEL or NAME=MODEL. A run's folder. A baseline: `persistence`; `advection`: the last frame
+            carried on with the motion of the last three; `extrapolation`: the same by pysteps; `training_mean`;
+            `damped_extrapolation`; pysteps' `sprog`, `anvil`, `linda`, `steps` and `lagrangian_probability`, with
+            options as `steps:members=16`. A folder of NetCDF files: forecasts made elsewhere. `package.module:Class`: a
+            class with a method of models/nowcasting/forecasts.py.
         out: Folder of scores.json, scores.csv, scores.md, rows and pictures.
         split: Part of the archive: `test`, `validation` or `train` as the runs recorded it, or `all` of it.
         report: Folder of the HTML page. Null: none.
@@ -39,14 +42,21 @@ class EvaluateConfig:
         limit: Score only so many windows, evenly spread. Null: all.
         frames_in: Past frames of a window. Null: as many as the model that takes most.
         frames_out: Lead times. Null: as many as the run that gives fewest, 12 without runs.
-        unknown: Pixels that `extrapolation` cannot know, because what lay outside the frame or was not measured flows
-            in: `leave_out` of the scores of every model alike, or count them as `dry` for it. The report says how many.
+        members: Of runs that are ensembles. Null: 16.
+        unknown: Pixels that models such as `extrapolation` cannot know, because what lay outside the frame or was not
+            measured flows in: `leave_out` of the scores of every model alike, or count them as `dry` for that one. The
+            report says how many.
         fit_windows: Training windows, evenly spread, that `training_mean` and `damped_extrapolation` are fitted on.
         cases: Times (UTC) of the last radar frame of forecasts to draw. Null: the wettest, the one that changes most
             and a middling one.
         allow_overlap: Score windows that a run was trained on all the same; the report says so.
+        allow_other_grid: Score a run on pixels of another size or at another cadence than it learned from; the report
+            says so.
+        workers: Processes that run pysteps' methods. Null: a core each.
+        cache: Folder where their forecasts are kept, for an evaluation of the same windows; `none`: nowhere. Null:
+            rainspark/forecasts in the user's cache folder.
         device: `auto` takes the GPU where there is one.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap, and of members.
         progress: A bar where the terminal shows one, else log lines; or one of the two.
     """
 
@@ -62,10 +72,14 @@ class EvaluateConfig:
     limit: int | None = None
     frames_in: int | None = None
     frames_out: int | None = None
+    members: int | None = None
     unknown: Literal["dry", "leave_out"] = "leave_out"
     fit_windows: int = 256
     cases: tuple[str, ...] | None = None
     allow_overlap: bool = False
+    allow_other_grid: bool = False
+    workers: int | None = None
+    cache: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
     progress: Literal["auto", "bar", "lines"] = "auto"
@@ -74,8 +88,10 @@ class EvaluateConfig:
         """Check what needs no data."""
         if not self.models:
             raise ConfigError("models is empty; name runs and baselines, such as --models RUN persistence")
-        for name in ("limit", "frames_in", "frames_out", "fit_windows"):
+        for name in ("limit", "frames_in", "frames_out", "fit_windows", "members", "workers"):
             check_number(name, getattr(self, name), least=1)
+        if self.cache == "":
+            raise ConfigError("cache is empty; give a folder, or `none`")
         check_rising("thresholds", self.thresholds, "mm/h")
         check_rising("scales", self.scales, "pixels", most=MOST_SCALE)
 

@@ -13,7 +13,8 @@ from rainspark.data.errors import ConfigError
 from rainspark.data.sequences import TimeSpan
 from rainspark.data.stream.stream import Batch
 from rainspark.trainer.checkpoint.seen import WindowTimes
-from rainspark.trainer.evaluation.contestants import BASELINES, read_entries, windows_of
+from rainspark.trainer.contestants.entries import BASELINES, read_entries
+from rainspark.trainer.contestants.windows import windows_of
 from rainspark.trainer.settings.data import ArchiveConfig, WindowsConfig
 from rainspark.trainer.settings.evaluation import LISTS, EvaluateConfig, parse_evaluation
 
