@@ -7,7 +7,8 @@ turns slowly; what lies above a threshold rains, with log-normal rates that rise
 is the recipe of stochastic rain generators: Seed, Pierce and Norman (2013), Formulation and evaluation of a scale
 decomposition-based stochastic precipitation nowcast scheme, Water Resour. Res., doi:10.1002/wrcr.20536; Pegram and
 Clothier (2001), High resolution space-time modelling of rainfall: the "String of Beads" model, J. Hydrol.,
-doi:10.1016/S0022-1694(00)00373-5. The constants were set by eye and by the statistics of real KNMI composites.
+doi:10.1016/S0022-1694(00)00373-5. The constants were set by eye and by the statistics of real KNMI composites. With
+`--convective` cells with life cycles rain besides, and each system draws statistics of its own (storms/regime.py).
 """
 
 import argparse

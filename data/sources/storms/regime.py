@@ -96,7 +96,7 @@ class Weather:
 def regime_of(event: Event) -> Regime:
     """Draw the regime of a system from its seed, given its convective share: drizzle and bands to lines of cells.
 
-    The ranges are those of the real events of tests/bench/RESULTS.md.
+    The ranges were set by the statistics of the real events of tests/bench/RESULTS.md.
     """
     if event.convective is None:
         return Regime()
@@ -108,7 +108,7 @@ def regime_of(event: Event) -> Regime:
         lifetime_exponent=random.uniform(0.8, 1.1),
         order=2,
         dryness=3.4 * event.convective + 0.5 * random.standard_normal(),
-        median_rate_mmh=0.35 * (1 + event.convective) * math.exp(0.4 * random.standard_normal()),
+        median_rate_mmh=0.45 * (1 + event.convective) * math.exp(0.4 * random.standard_normal()),
         rate_spread=1.0 + 0.1 * random.standard_normal(),
     )
 

@@ -15,6 +15,7 @@ from rainspark.data.sources.storms.regime import Event, Regime, Weather, regime_
 from rainspark.data.sources.storms.waves import Waves
 from rainspark.data.sources.storms.wind import Swirls
 from rainspark.data.sources.synthetic import events, iterate_storms, main
+from tests.bench.rain import window_sums
 
 PLAIN = Event(num_frames=48, seed=3)
 REAL = Event(num_frames=6, seed=11, convective=0.5, growth=1.3, shear_kmh=10.0)
@@ -226,3 +227,32 @@ def test_the_command_takes_all_options(tmp_path: Path) -> None:
     assert len(names) == 6
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_storms_have_the_spectrum_the_rates_and_the_memory_of_real_rain() -> None:
+    """Against the three wet real events of tests/bench/RESULTS.md, KNMI 2010, FMI 2016 and MeteoSwiss 2015."""
+    series = events(
+        1920, 48, 5, (15.0, 110.0), (12.0, 32.0), convective=(0.0, 0.8), growths=(0.6, 1.6), shears_kmh=(5.0, 15.0)
+    )
+    total = None
+    for event in series[:16]:
+        event = Event(**{**vars(event), "num_frames": 15})
+        rain_mmh = frames(event, 288).astype(np.float32) * np.float32(0.12)
+        if (rain_mmh[2] > 0).mean() > 0.05:
+            total = window_sums(rain_mmh) if total is None else total + window_sums(rain_mmh)
+    assert total is not None
+
+    # Power at 64, 32, 16, 8 and 4 km within a factor 2 of the events' mean.
+    ratios = total.power / total.windows / (3210, 544, 81, 9.8, 1.02)
+    assert (np.abs(np.log2(ratios)) < 1).all()
+    # Shares of the wet pixels above 0.5, 2, 5 and 10 mm/h from half the lowest to the highest of the events.
+    shares = total.counts[2:6] / total.counts[1]
+    assert (shares > np.array([0.396, 0.064, 0.0039, 0.0001]) / 2).all()
+    assert (shares < np.array([0.72, 0.31, 0.085, 0.027])).all()
+    # What is kept after 5, 15, 30 and 60 minutes, by band of wavelengths: within 0.15 of the events' range.
+    kept = total.products / total.norms
+    least = [[0.67, 0.26, 0.06, 0.01], [0.86, 0.49, 0.18, 0.01], [0.95, 0.74, 0.43, 0.08], [0.98, 0.87, 0.64, 0.28]]
+    most = [[0.72, 0.29, 0.08, 0.03], [0.89, 0.55, 0.24, 0.06], [0.96, 0.78, 0.51, 0.16], [0.99, 0.91, 0.73, 0.38]]
+    assert (kept[:4] > np.array(least) - 0.15).all()
+    assert (kept[:4] < np.array(most) + 0.15).all()
