@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH
 from ..verification.contingency import SCORE_AXES
 from ..verification.rows import DAY_S, Rows
-from .marks import RULE, Figure, marks_of
+from .marks import RULE, marks_of
 from .products import EVENT_COUNTS, MEAN, EventRows
 from .scored import BEST_PRODUCT, ModelScores, SquaredError, shown_lines
 from .tables import (
@@ -204,12 +205,12 @@ def published_section(scored: Sequence[ModelScores], sample: str) -> Section:
     columns = [text_column("Model", [model.name for model in models])]
     for score, standard in _PUBLISHED_COLUMNS.items():
         # What the protocol makes of a score is that score times a number: what is told apart stays so.
-        drawn = [
-            model.figure(standard, lead_min=protocols[0].lead_min, threshold_mmh=PUBLISHED_THRESHOLD_MMH).draws
+        standards = [
+            model.figure(standard, lead_min=protocols[0].lead_min, threshold_mmh=PUBLISHED_THRESHOLD_MMH)
             for model in models
         ]
         values = [protocol.values[score] for protocol in protocols]
-        figures = [Figure(value=value, draws=draws) for value, draws in zip(values, drawn, strict=True)]
+        figures = [replace(figure, value=value) for figure, value in zip(standards, values, strict=True)]
         columns.append(score_column(score, figures))
     note = event_note(models[0].rows, PUBLISHED_THRESHOLD_MMH, protocols[0].lead_min, sample)
     return Section(heading=heading, text=sentence(protocols[0].label), tables=[Table(columns=columns, note=note)])

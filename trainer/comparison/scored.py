@@ -63,7 +63,7 @@ class ModelScores:
     ) -> Figure:
         """Give one score with its resamples; without a lead time, that of all lead times pooled."""
         position = self.rows.settings.position(score, lead_min=lead_min, threshold_mmh=threshold_mmh, scale_px=scale_px)
-        return _figure(score, position, self.scores.values, self.draws)
+        return _figure(score, position, self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,17 +86,16 @@ class EnsembleModel:
 
     def figure(self, score: str, **where: Any) -> Figure:
         """Give one score with its resamples, where trainer.verification.ensemble.EnsembleScores.position finds it."""
-        return _figure(score, self.scores.position(score, **where), self.scores.values, self.draws)
+        return _figure(score, self.scores.position(score, **where), self)
 
 
-def _figure(
-    score: str, position: tuple[int, ...], values: Mapping[str, FloatArray], draws: Mapping[str, FloatArray] | None
-) -> Figure:
+def _figure(score: str, position: tuple[int, ...], model: ModelScores | EnsembleModel) -> Figure:
     """Take one figure; a score that a model has not is NaN."""
+    values, draws = model.scores.values, model.draws
     if score not in values:
         return Figure(value=math.nan)
     drawn = None if draws is None else np.moveaxis(draws[score], 0, -1)[position]
-    return Figure(value=float(values[score][position]), draws=drawn)
+    return Figure(value=float(values[score][position]), draws=drawn, num_blocks=model.interval.num_blocks)
 
 
 def score_models(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from ..pictures.scores import USEFUL_BIAS
 from ..verification.intervals import LEVEL
 from .ensemble_tables import Contestant, crps_figure
-from .marks import Mark, marks_of
+from .marks import FEWEST_BLOCKS, Figure, Mark, marks_of
 from .scored import ModelScores, SquaredError
 from .tables import figure_cell, number_text
 
@@ -48,7 +48,8 @@ def hits_sentence(scored: Sequence[ModelScores], threshold_mmh: float, beside: C
     value, rests_on = f"CSI {csi[first].value:.3f}", f"({'; '.join(figures)})"
     over = f"{rain} over all lead times"
     if not others:
-        return f"{first} forecasts {over} with {value} {rests_on}; there is none to compare it with."
+        alone = "there is none to compare it with" if len(known) == 1 else f"no other one's bias lies within {limits}"
+        return f"{first} forecasts {over} with {value} {rests_on}; {alone}."
 
     marks = dict(zip(usable, marks_of([csi[name] for name in usable], "↑"), strict=True))
     among = f"Of {len(models)} forecasts, "
@@ -60,8 +61,8 @@ def hits_sentence(scored: Sequence[ModelScores], threshold_mmh: float, beside: C
         together = f"{', '.join(leading)} and {last} are not told apart"
         return f"{among}{together} as the best for {over}: {value} for {first} {rests_on}."
     return (
-        f"{among}{first} has the highest CSI for {over}, {csi[first].value:.3f} {rests_on}; without an interval none "
-        "can be called the best."
+        f"{among}{first} has the highest CSI for {over}, {csi[first].value:.3f} {rests_on}; {_why_not(csi[first])} "
+        "none can be called the best."
     )
 
 
@@ -85,7 +86,7 @@ def amounts_sentence(contestants: Sequence[Contestant], references: Sequence[Con
     elif marks[first] is Mark.BEST:
         claim = f"The CRPS of {first}, {value}, is the lowest, told apart from every other one"
     else:
-        claim = f"The CRPS is lowest for {first}, {value}, without an interval"
+        claim = f"The CRPS is lowest for {first}, {value}, which {_why_not(known[first])} cannot be called the best"
 
     skills = []
     for reference in references:
@@ -93,6 +94,11 @@ def amounts_sentence(contestants: Sequence[Contestant], references: Sequence[Con
             cell = figure_cell("crps_skill", known[first].skill(known[reference.name]))
             skills.append(f"skill over {reference.name} {' '.join([cell.text, *cell.details])}")
     return f"{claim} ({'; '.join(skills)})." if skills else f"{claim}."
+
+
+def _why_not(figure: Figure) -> str:
+    """Explain why nothing is marked."""
+    return "without an interval" if figure.draws is None else f"of fewer than {FEWEST_BLOCKS} days or blocks"
 
 
 def skill_sentence(errors: Sequence[SquaredError]) -> str:

@@ -9,7 +9,7 @@ from rainspark.trainer.comparison.score_tables import events
 from rainspark.trainer.comparison.tables import Section, Table
 from rainspark.trainer.evaluation.tables import build_tables
 from rainspark.trainer.verification.rows import compute
-from tests.trainer.evaluation.cases import ENSEMBLES, MODELS, ensemble_evaluation, evaluation_of, rows_of
+from tests.trainer.evaluation.cases import ENSEMBLES, FIELDS, MODELS, ensemble_evaluation, evaluation_of, rows_of
 
 TABLES = build_tables(ensemble_evaluation(compare_to="persistence"))
 SCORES = {name: compute(rows) for name, rows in ENSEMBLES.items()}
@@ -36,7 +36,7 @@ def test_the_crps_stands_by_lead_time_and_by_block_with_fields_beside_it() -> No
         for name in ("ours", "steps"):
             crps = SCORES[name].at("crps_fair", lead_min=lead_min)
             assert float(lines[name][title]) == pytest.approx(crps, rel=5e-3)
-        error = compute(rows_of(0.8)).at("mae", lead_min=lead_min)
+        error = compute(FIELDS["sprog"]).at("mae", lead_min=lead_min)
         assert float(lines["sprog"][title]) == pytest.approx(error, rel=5e-3)
     pooled = lines_of(by_pool)
     assert float(pooled["ours"]["4 x 4 px ↓"]) == pytest.approx(SCORES["ours"].at("crps_fair", pool_px=4), rel=5e-3)
@@ -65,7 +65,9 @@ def test_every_csi_is_compared_with_s_prog_too() -> None:
         "CSI less that of sprog, all lead times",
     ]
     lines = lines_of(TABLES.certainty[2].tables[0])
-    difference = compute(rows_of(0.9)).at("csi", threshold_mmh=2.0) - compute(rows_of(0.8)).at("csi", threshold_mmh=2.0)
+    difference = compute(FIELDS["ours mean"]).at("csi", threshold_mmh=2.0) - compute(FIELDS["sprog"]).at(
+        "csi", threshold_mmh=2.0
+    )
     assert float(lines["ours mean"]["> 2 mm/h"]) == pytest.approx(difference, abs=6e-4)
     assert "sprog" not in lines
     assert {"ours best p", "steps best p", "stated best p"} <= set(lines)
@@ -104,16 +106,16 @@ def test_probabilities_have_a_table_a_threshold_that_the_radar_exceeded() -> Non
 
 
 def test_how_much_it_rained_stands_beside_every_table() -> None:
-    rows = rows_of(0.9)
+    rows = FIELDS["ours mean"]
     for each in TABLES.sections:
         for table in each.tables:
-            assert "3 windows of 3 days in 3 blocks of 2 hours" in table.note, each.heading
-    observed = np.concatenate([np.random.default_rng(day).gamma(0.7, 2.0, (3, 10, 10))[None] for day in range(3)])
+            assert "6 windows of 6 days in 6 blocks of 2 hours" in table.note, each.heading
+    observed = np.concatenate([np.random.default_rng(day).gamma(0.7, 2.0, (3, 10, 10))[None] for day in range(6)])
     for lead_min, caption, leads in ((30, "30 min", observed[:, 1]), (None, "All lead times", observed)):
         num, of = int((leads > 2.0).sum()), leads.size
         assert events(rows, 2.0, lead_min) == (num, of)
         (table,) = [each for each in TABLES.by_threshold[2.0].tables if each.caption == caption]
-        assert table.note.startswith(f"Radar above 2 mm/h: {num / of:.2%} of the pixels ({num} of {of}); ")
+        assert table.note.startswith(f"Radar above 2 mm/h: {num / of:.2%} of the pixels ({num} of {of:,}); ")
     radar = TABLES.certainty[0].tables[0].rows[-1]
     assert [cell.text for cell in radar][2] == f"{(observed > 2.0).mean():.2%}"
     mean = f"Radar: {observed.mean():.3g} mm/h in the mean, {(observed > 0.5).mean():.2%} of the pixels above 0.5 mm/h"
@@ -123,7 +125,7 @@ def test_how_much_it_rained_stands_beside_every_table() -> None:
 def test_without_ensembles_there_are_no_such_tables_and_with_probabilities_alone_no_amounts() -> None:
     assert not build_tables(evaluation_of(MODELS)).amounts
     assert not build_tables(evaluation_of(MODELS)).probabilities
-    alone = build_tables(evaluation_of({"a": rows_of(0.9)}, ensembles={"stated": ENSEMBLES["stated"]}))
+    alone = build_tables(evaluation_of({"a": FIELDS["sprog"]}, ensembles={"stated": ENSEMBLES["stated"]}))
     assert not alone.amounts
     assert [each.heading for each in alone.probabilities] == ["Probabilities of rain"]
 
@@ -131,12 +133,13 @@ def test_without_ensembles_there_are_no_such_tables_and_with_probabilities_alone
 def test_the_summary_says_whose_amounts_are_best_and_by_how_much() -> None:
     evaluation = ensemble_evaluation()
     crps = {name: SCORES[name].at("crps_fair") for name in ("ours", "steps")}
-    fields = {name: compute(rows_of(factor)).at("mae") for name, factor in (("sprog", 0.8), ("persistence", 0.2))}
+    fields = {name: compute(FIELDS[name]).at("mae") for name in ("sprog", "persistence")}
     best = min(crps | fields, key=lambda name: (crps | fields)[name])
     value = (crps | fields)[best]
     text = evaluation.summary
     assert re.search(rf"CRPS (of|is lowest for) {best}, {value:#.3g} mm/h", text)
     assert f"skill over steps {1 - value / crps['steps']:.3f} [" in text
     single = {name: rows_of(0.9, num_days=1) for name in ("a", "b")}
-    text = evaluation_of(single).summary
-    assert "without an interval none can be called the best" in text
+    assert "without an interval none can be called the best" in evaluation_of(single).summary
+    few = {"a": rows_of(0.95), "b": rows_of(0.8)}
+    assert "of fewer than 5 days or blocks none can be called the best" in evaluation_of(few).summary

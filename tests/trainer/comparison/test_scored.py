@@ -5,9 +5,9 @@ import numpy as np
 from rainspark.trainer.comparison.scored import rain_rows, score_ensembles, score_models, shown_lines
 from rainspark.trainer.verification.intervals import resample
 from rainspark.trainer.verification.rows import compute
-from tests.trainer.evaluation.cases import ENSEMBLES, SETTINGS, ensemble_evaluation, rows_of
+from tests.trainer.evaluation.cases import ENSEMBLES, FIELDS, SETTINGS, ensemble_evaluation
 
-MODELS = {"first": rows_of(0.7), "ours mean": rows_of(0.9), "steps mean": rows_of(0.5)}
+MODELS = {"first": FIELDS["sprog"], "ours mean": FIELDS["ours mean"], "steps mean": FIELDS["steps mean"]}
 
 
 def test_events_stand_behind_the_mean_of_their_ensemble_and_probabilities_at_the_end() -> None:

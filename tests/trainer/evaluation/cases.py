@@ -29,7 +29,7 @@ def rows_of(factor: float, *, noise: float = 0.3, bad: bool = False, num_days: i
     return merge(*windows)
 
 
-def members_of(spread: float, *, members: int = 4, num_days: int = 3) -> EnsembleRows:
+def members_of(spread: float, *, members: int = 4, num_days: int) -> EnsembleRows:
     """Score an ensemble whose members are the radar times random factors."""
     windows = []
     for day in range(num_days):
@@ -41,7 +41,7 @@ def members_of(spread: float, *, members: int = 4, num_days: int = 3) -> Ensembl
     return merge(*windows)
 
 
-def probabilities_of(num_days: int = 3) -> EnsembleRows:
+def probabilities_of(num_days: int) -> EnsembleRows:
     """Score probabilities that are half right."""
     windows = []
     for day in range(num_days):
@@ -88,11 +88,21 @@ def evaluation_of(
     return Evaluation(**arguments | changes)
 
 
-ENSEMBLES = {"ours": members_of(0.4), "steps": members_of(0.9, members=5), "stated": probabilities_of()}
+NUM_DAYS = 6
+"""As many as it takes until something may be called the best."""
+
+ENSEMBLES = {
+    "ours": members_of(0.4, num_days=NUM_DAYS),
+    "steps": members_of(0.9, members=5, num_days=NUM_DAYS),
+    "stated": probabilities_of(NUM_DAYS),
+}
+FIELDS = {
+    name: rows_of(factor, num_days=NUM_DAYS)
+    for name, factor in {"ours mean": 0.9, "steps mean": 0.5, "sprog": 0.8, "persistence": 0.2}.items()
+}
 ENSEMBLE_KINDS = {"ours": "run", "steps": "steps", "stated": "lagrangian_probability", "sprog": "sprog"}
 
 
 def ensemble_evaluation(**changes: Any) -> Evaluation:
     """Make an evaluation of an ensemble of ours, STEPS, probabilities alone, and single fields."""
-    models = {"ours mean": rows_of(0.9), "steps mean": rows_of(0.5), "sprog": rows_of(0.8), "persistence": rows_of(0.2)}
-    return evaluation_of(models, ensembles=ENSEMBLES, kinds={**ENSEMBLE_KINDS, "persistence": "persistence"}, **changes)
+    return evaluation_of(FIELDS, ensembles=ENSEMBLES, kinds={**ENSEMBLE_KINDS, "persistence": "persistence"}, **changes)

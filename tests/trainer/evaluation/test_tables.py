@@ -9,7 +9,7 @@ from rainspark.trainer.comparison.marks import Mark
 from rainspark.trainer.comparison.tables import Cell, Table
 from rainspark.trainer.evaluation.tables import build_tables
 from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, score_window
-from tests.trainer.evaluation.cases import KINDS, MODELS, evaluation_of, rows_of
+from tests.trainer.evaluation.cases import FACTORS, KINDS, MODELS, evaluation_of, rows_of
 
 
 def texts(table: Table) -> list[list[str]]:
@@ -80,10 +80,11 @@ def test_the_published_protocol_is_labelled_or_left_out() -> None:
 
 
 def test_markdown_holds_every_table() -> None:
-    broken = {"broken": rows_of(1.0, bad=True), **MODELS}
+    broken = {name: rows_of(factor, num_days=6) for name, factor in FACTORS.items()}
+    broken["broken"] = rows_of(1.0, bad=True, num_days=6)
     tables = build_tables(evaluation_of(broken, compare_to="good | one"))
     text = tables.markdown()
-    assert "**broken: 4 of 900 forecast values are not finite.**" in text
+    assert "**broken: 4 of 1800 forecast values are not finite.**" in text
     assert "nan" not in text.lower()
     lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("| ---")]
     cells = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
@@ -106,7 +107,7 @@ def summary(kinds: dict[str, str], models: dict[str, Rows]) -> str:
 
 
 def test_rain_everywhere_is_not_called_the_best_forecast() -> None:
-    text = summary({}, {"wet": rows_of(1e3), "good": rows_of(0.7)})
+    text = summary({}, {"wet": rows_of(1e3, num_days=6), "good": rows_of(0.7, num_days=6)})
     assert "wet: 0." not in text.partition("good forecasts")[0]
     assert "good forecasts rain above 0.5 mm/h best" in text
     assert "No model's frequency bias" in summary({}, {"dry": rows_of(1e-2)})
@@ -114,7 +115,8 @@ def test_rain_everywhere_is_not_called_the_best_forecast() -> None:
 
 def test_the_next_best_stands_beside_the_best() -> None:
     kinds = {"near": "extrapolation", "last": "persistence"}
-    models = {name: rows_of(f, noise=0.2) for name, f in {"good": 1.0, "near": 0.95, "poor": 0.8, "last": 0.75}.items()}
+    factors = {"good": 1.0, "near": 0.95, "poor": 0.8, "last": 0.75}
+    models = {name: rows_of(factor, noise=0.2, num_days=6) for name, factor in factors.items()}
     csi = {name: compute(rows).at("csi", threshold_mmh=0.5) for name, rows in models.items()}
     best, *others = sorted(csi, key=lambda name: -csi[name])
     text = summary(kinds, models)
