@@ -4,7 +4,8 @@ Layout: OGC 21-026, Cloud Optimized GeoTIFF 1.0, as GDAL's driver "COG" writes i
 driver, https://gdal.org/en/stable/drivers/raster/cog.html.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +16,9 @@ import numpy.typing as npt
 from ...data.errors import ConfigError, DataError
 from ...data.frames import Grid, iso_time
 from ...data.store.storage import open_storage
-from .content import HOUR_S, Content, Provenance
+from .content import Content
 from .grid import parse_projection
+from .probabilities import HOUR_S
 
 LAYOUT: Final = {"compress": "DEFLATE", "predictor": "YES", "blocksize": 512, "overview_resampling": "AVERAGE"}
 """Every reader knows DEFLATE. Overviews are means: rain keeps its amount, and NaN is left out of them."""
@@ -35,10 +37,22 @@ def require_rasterio() -> Any:
     return rasterio
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Raster:
+    """What one file holds: its bands by description, (rows, cols) each, their unit, and the interval in seconds."""
+
+    bands: Mapping[str, npt.NDArray[Any]]
+    unit: str
+    start_s: int
+    end_s: int
+
+
 def write_cogs(folder: Path, content: Content) -> list[Path]:
     """Write a forecast as GeoTIFFs: the rain rate of each lead time, and the sum of each hour; each appears whole.
 
-    A forecast shorter than an hour gets the sum of what it has. A sum is missing where any of its rates is.
+    A forecast shorter than an hour gets the sum of what it has. A sum is missing where any of its rates is. Of an
+    ensemble these are of the mean, and beside each stands a file of probabilities, a band a threshold, within the
+    smallest radius: a band of every radius would take half a minute.
 
     Args:
         folder: Of the files; made if need be. Their names carry the time of the last radar frame and the lead time.
@@ -53,31 +67,56 @@ def write_cogs(folder: Path, content: Content) -> list[Path]:
     """
     require_rasterio()
     storage = open_storage(folder)
-    reference_time_s, cadence_s = content.reference_time_s, content.cadence_s
-    about = _provenance_tags(content.provenance, reference_time_s)
+    about = _provenance_tags(content)
+
+    names = []
+    for name, raster in _rasters(content):
+        tags = {**about, **_time_tags(content.reference_time_s, raster.start_s, raster.end_s)}
+        storage.write(f"{name}.tif", _cog(raster.bands, raster.unit, tags, content.grid))
+        names.append(f"{name}.tif")
+    return [folder / name for name in names]
+
+
+def _rasters(content: Content) -> Iterator[tuple[str, _Raster]]:
+    """Give the name and the content of each file, one after the other: a lead's probabilities are many fields."""
+    ensemble = content.ensemble
 
     # Rates: means over the interval that ends at the valid time.
-    files = {}
-    for lead, rain_mmh_hw in enumerate(content.rain_mmh_thw, start=1):
-        end_s = lead * cadence_s
-        tags = {**about, **_time_tags(reference_time_s, end_s - cadence_s, end_s)}
-        files[f"{content.name_of(end_s)}.tif"] = (rain_mmh_hw, "rainfall_rate", "mm h-1", tags)
+    for lead, rain_mmh_hw in enumerate(content.rain_mmh_thw):
+        times = {"start_s": lead * content.cadence_s, "end_s": (lead + 1) * content.cadence_s}
+        name = content.name_of(times["end_s"])
+        yield name, _Raster(bands={"rainfall_rate": rain_mmh_hw}, unit="mm h-1", **times)
+        if ensemble is not None:
+            radius_km = ensemble.options.radii_km[0]
+            bands = {
+                _band("rainfall_rate", threshold_mmh, "mm h-1", radius_km): ensemble.exceeding.probability(at, 0, lead)
+                for at, threshold_mmh in enumerate(ensemble.options.thresholds_mmh)
+            }
+            yield f"{name}_probability", _Raster(bands=bands, unit="1", **times)
 
     # Sums over whole hours.
-    for hour in content.hours:
-        sum_mm_hw = content.rain_mmh_thw[hour].sum(axis=0, dtype=np.float64) * (cadence_s / HOUR_S)
-        start_s, end_s = hour.start * cadence_s, hour.stop * cadence_s
-        tags = {**about, **_time_tags(reference_time_s, start_s, end_s)}
-        name = f"{content.name_of(end_s)}_sum_{(end_s - start_s) // 60:03d}min.tif"
-        files[name] = (sum_mm_hw, "rainfall_amount", "mm", tags)
+    for number, hour in enumerate(content.hours):
+        sum_mm_hw = content.rain_mmh_thw[hour].sum(axis=0, dtype=np.float64) * (content.cadence_s / HOUR_S)
+        times = {"start_s": hour.start * content.cadence_s, "end_s": hour.stop * content.cadence_s}
+        name = f"{content.name_of(times['end_s'])}_sum_{(times['end_s'] - times['start_s']) // 60:03d}min"
+        yield name, _Raster(bands={"rainfall_amount": sum_mm_hw}, unit="mm", **times)
+        if ensemble is not None:
+            bands = {
+                _band("rainfall_amount", threshold_mm, "mm"): ensemble.sums_exceeding.probability(at, number)
+                for at, threshold_mm in enumerate(ensemble.options.sum_thresholds_mm)
+            }
+            yield f"{name}_probability", _Raster(bands=bands, unit="1", **times)
 
-    for name, (values_hw, quantity, unit, tags) in files.items():
-        storage.write(name, _cog(values_hw, quantity, unit, tags, content.grid))
-    return [folder / name for name in files]
+
+def _band(quantity: str, threshold: float, unit: str, radius_km: float = 0) -> str:
+    """Describe a band of probabilities."""
+    nearby = f" within {radius_km:g} km" if radius_km else ""
+    return f"probability of {quantity} above {threshold:g} {unit}{nearby}"
 
 
-def _provenance_tags(provenance: Provenance, reference_time_s: int) -> dict[str, str]:
+def _provenance_tags(content: Content) -> dict[str, str]:
     """Give the tags that all files share; the first ones are TIFF's own, which every viewer shows."""
+    provenance = content.provenance
     return {
         "TIFFTAG_SOFTWARE": provenance.model,
         "TIFFTAG_COPYRIGHT": provenance.licence,
@@ -86,8 +125,8 @@ def _provenance_tags(provenance: Provenance, reference_time_s: int) -> dict[str,
         "licence": provenance.licence,
         "history": provenance.history,
         "institution": provenance.institution,
-        "comment": provenance.comment,
-        "reference_time": iso_time(reference_time_s),
+        "comment": content.comment,
+        "reference_time": iso_time(content.reference_time_s),
     }
 
 
@@ -102,16 +141,15 @@ def _time_tags(reference_time_s: int, start_s: int, end_s: int) -> dict[str, str
     }
 
 
-def _cog(values_hw: npt.NDArray[Any], quantity: str, unit: str, tags: Mapping[str, str], grid: Grid) -> bytes:
-    """Give a field as the bytes of a Cloud Optimized GeoTIFF."""
+def _cog(bands: Mapping[str, npt.NDArray[Any]], unit: str, tags: Mapping[str, str], grid: Grid) -> bytes:
+    """Give fields as the bytes of a Cloud Optimized GeoTIFF, a band each."""
     rasterio = require_rasterio()
-    field_hw = np.where(np.isfinite(values_hw), values_hw, np.nan).astype(np.float32)
     pixel_m = 1000 * grid.pixel_km
     try:
         profile = {
             "driver": "GTiff",
             "dtype": "float32",
-            "count": 1,
+            "count": len(bands),
             "height": grid.rows,
             "width": grid.cols,
             "nodata": float("nan"),
@@ -122,9 +160,10 @@ def _cog(values_hw: npt.NDArray[Any], quantity: str, unit: str, tags: Mapping[st
         # GDAL makes the optimized file of a whole plain one: both in memory.
         with rasterio.io.MemoryFile(ext=".tif") as plain, rasterio.io.MemoryFile(ext=".tif") as optimized:
             with plain.open(**profile) as file:
-                file.write(field_hw, 1)
-                file.set_band_description(1, quantity)
-                file.units = (unit,)
+                for number, (description, values_hw) in enumerate(bands.items(), start=1):
+                    file.write(np.where(np.isfinite(values_hw), values_hw, np.nan).astype(np.float32), number)
+                    file.set_band_description(number, description)
+                file.units = (unit,) * len(bands)
                 file.update_tags(**tags)
             rasterio.shutil.copy(plain.name, optimized.name, driver="COG", **LAYOUT)
             return bytes(optimized.getbuffer())

@@ -13,6 +13,7 @@ from pyproj.exceptions import CRSError
 from ...data.errors import DataError
 from ...data.frames import Grid
 from ...data.sources.odim_grid import PROJECTION_TERM, WKT_FILES
+from ..settings.forecast import Site
 
 NUMBER: Final = re.compile(r"[+-]?\d+\.?\d*(?:[eE][+-]?\d+)?", re.ASCII)
 LENGTHS: Final = ("a", "b", "R", "x_0", "y_0")
@@ -121,6 +122,26 @@ def to_degrees(
     transformer = Transformer.from_crs(parse_projection(projection), WGS84, always_xy=True)
     every_x_m, every_y_m = np.broadcast_arrays(x_m, y_m)
     return transformer.transform(every_x_m, every_y_m)
+
+
+def site_pixel(site: Site, grid: Grid) -> tuple[int, int]:
+    """Find the (row, col) of the pixel that a point lies in.
+
+    Raises:
+        DataError: It lies outside the grid.
+    """
+    transformer = Transformer.from_crs(WGS84, parse_projection(grid.projection), always_xy=True)
+    x_m, y_m = transformer.transform(site.longitude_deg, site.latitude_deg)
+    # What a projection cannot show is infinitely far: no row, and no column.
+    row, col = (grid.y0_km - y_m / 1000) / grid.pixel_km, (x_m / 1000 - grid.x0_km) / grid.pixel_km
+    if not (0 <= row < grid.rows and 0 <= col < grid.cols):
+        corners_deg = to_degrees(grid.projection, *(axis_m[[0, -1]] for axis_m in pixel_centres_m(grid)))
+        (west, east), (north, south) = corners_deg
+        raise DataError(
+            f"--place {site} lies outside the forecast's grid, whose corners are {north:.2f} N, {west:.2f} E and "
+            f"{south:.2f} N, {east:.2f} E; give a place inside, or forecast a larger --crop"
+        )
+    return int(row), int(col)
 
 
 def cf_attributes(projection: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pyproj
 from ...data.errors import DataError
 from ...data.frames import Grid, iso_time
 from ...data.store.storage import open_storage
-from .content import Content, Provenance
+from .content import Content
 from .grid import proj_string
 from .netcdf import COMPRESSION_LEVEL
 
@@ -30,6 +30,8 @@ UNDETECT: Final = 0.0
 
 def write_odim(folder: Path, content: Content) -> list[Path]:
     """Write a forecast as composites of rain rates (COMP, RATE, mm/h in float32); each file appears whole.
+
+    Of an ensemble it is the mean: ODIM_H5 has no quantity for the share of members.
 
     A composite starts a cadence before its valid time, at which it ends; what is not finite is written as nodata.
 
@@ -53,7 +55,7 @@ def write_odim(folder: Path, content: Content) -> list[Path]:
         with h5py.File(buffer, "w") as file:
             file.attrs["Conventions"] = np.bytes_("ODIM_H5/V2_4")
             _fill(file.create_group("where"), where)
-            _write_about(file, content.provenance, valid_s)
+            _write_about(file, content, valid_s)
             _fill(file["how"], {"reference_time": iso_time(reference_time_s), "lead_minutes": lead * cadence_s / 60})
             _write_rain(file, rain_mmh_hw, valid_s - cadence_s, valid_s)
 
@@ -70,12 +72,12 @@ def _where(grid: Grid) -> dict[str, Any]:
     pixel_m = 1000 * grid.pixel_km
     attributes = {"projdef": projdef, "xsize": grid.cols, "ysize": grid.rows, "xscale": pixel_m, "yscale": pixel_m}
 
-    place = pyproj.Proj(projdef)
+    projection = pyproj.Proj(projdef)
     for name, col, row in (("LL", 0, grid.rows), ("UL", 0, 0), ("UR", grid.cols, 0), ("LR", grid.cols, grid.rows)):
         x_m = 1000 * (grid.x0_km + col * grid.pixel_km)
         y_m = 1000 * (grid.y0_km - row * grid.pixel_km)
         try:
-            attributes[f"{name}_lon"], attributes[f"{name}_lat"] = place(x_m, y_m, inverse=True, errcheck=True)
+            attributes[f"{name}_lon"], attributes[f"{name}_lat"] = projection(x_m, y_m, inverse=True, errcheck=True)
         except pyproj.exceptions.ProjError as error:
             raise DataError(
                 f"projection {projdef!r:.200} has no degrees for the corner at {x_m:.0f} m east, {y_m:.0f} m north "
@@ -84,13 +86,14 @@ def _where(grid: Grid) -> dict[str, Any]:
     return attributes
 
 
-def _write_about(file: Any, provenance: Provenance, valid_s: int) -> None:
+def _write_about(file: Any, content: Content, valid_s: int) -> None:
+    provenance = content.provenance
     nominal = {"date": _date(valid_s), "time": _time(valid_s)}
     source = {"source": f"CMT:{provenance.source}"}
     _fill(file.create_group("what"), {"object": "COMP", "version": "H5rad 2.4", **nominal, **source})
     how = {
         "software": provenance.model,
-        "comment": provenance.comment,
+        "comment": content.comment,
         "history": provenance.history,
         "institution": provenance.institution,
         "licence": provenance.licence,

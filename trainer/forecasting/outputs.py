@@ -1,16 +1,14 @@
 """A forecast made and written: the NetCDF file, pictures, GeoTIFFs and ODIM_H5 composites."""
 
 import argparse
-import io
 import logging
 import re
 import shlex
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,63 +20,22 @@ from ...data.frames import iso_time, printable
 from ...data.pack.places import place_of
 from ...data.sequences import TimeSpan
 from ...data.sources.files import Place
-from ...data.store.storage import open_storage
 from ..checkpoint.state import installed_versions
 from ..processes.agreement import NonFiniteError
 from ..processes.entry import set_up_logging
-from ..settings.forecast import PRODUCTS
-from .content import Content, Provenance
+from ..settings.forecast import PRODUCTS, EnsembleOptions, ensemble_options
+from .content import Content, Forecast, Provenance
 from .forecaster import RunForecaster, load_forecaster
 from .geotiff import require_rasterio, write_cogs
+from .grid import site_pixel
 from .latest import Area, Latest, read_latest
 from .netcdf import write_forecast
 from .odim import write_odim
+from .probabilities import make_ensemble
 from .readers import Radar, radars_of
 
-FRAMES_FOLDER = "frames"
-ANIMATION_NAME = "forecast.gif"
 LISTED_S: Final = 2 * 86_400
 """How far back a bucket is searched for the latest frames."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """A forecast and what it was made from.
-
-    Attributes:
-        rain_mmh_thw: Rain in mm/h, float32 (leads, rows, cols); NaN where no radar saw the pixel in any input frame.
-        num_nonfinite: Pixels that the radar saw and the model gave no finite number for, over all leads.
-        latest: The radar frames.
-        cadence_s: Seconds between leads.
-        model: The model's name.
-    """
-
-    rain_mmh_thw: npt.NDArray[np.float32]
-    num_nonfinite: int
-    latest: Latest
-    cadence_s: int
-    model: str
-
-    @property
-    def reference_time_s(self) -> int:
-        """End of the last radar frame, epoch seconds UTC."""
-        return self.latest.end_times_s[-1]
-
-    @property
-    def stamp(self) -> str:
-        """The same time as file names carry it."""
-        return datetime.fromtimestamp(self.reference_time_s, UTC).strftime("%Y%m%d%H%M")
-
-    @property
-    def note(self) -> str:
-        """What users of the forecast have to know about its input; "" where all frames were there."""
-        bridged_s = self.latest.bridged_s
-        if not bridged_s:
-            return ""
-        return (
-            f"{len(bridged_s)} of {len(self.latest.end_times_s)} input frames were missing or damaged and were bridged "
-            f"by carrying rain along: {', '.join(map(iso_time, bridged_s))}."
-        )
 
 
 def make_forecast(
@@ -89,6 +46,7 @@ def make_forecast(
     area: Area = "whole",
     allow_missing: int = 0,
     before_s: int | None = None,
+    ensemble: EnsembleOptions | None = None,
 ) -> Forecast:
     """Read the latest files and run the model.
 
@@ -99,8 +57,10 @@ def make_forecast(
         area: Which of the files' pixels are forecast, see `trainer.forecasting.latest.read_latest`.
         allow_missing: Frames that may be missing or damaged; they are bridged.
         before_s: Only frames before this time are there, epoch seconds UTC; None for all.
+        ensemble: What is made of an ensemble; None for one forecast.
 
     Raises:
+        ConfigError: An ensemble of a run that forecasts none.
         DataError: The input does not fit the run; see `trainer.forecasting.latest.read_latest`.
         NonFiniteError: The model gives no finite number anywhere.
     """
@@ -114,27 +74,50 @@ def make_forecast(
         before_s=before_s,
     )
 
-    # A batch of one window; without missing pixels the model needs no mask.
-    rain_bthw = torch.from_numpy(latest.rain_mmh_thw)[None]
-    valid_bthw = None if latest.valid_thw.all() else torch.from_numpy(latest.valid_thw)[None]
-    output_bthw = forecaster.forecast(rain_bthw, valid_bthw, forecaster.frames_out)
-    rain_thw: npt.NDArray[np.float32] = output_bthw[0].float().cpu().numpy()
-
     # Where no radar looked there is no forecast; elsewhere a value that is no number is the model's fault.
-    seen_hw = latest.valid_thw.any(axis=0)
-    bad_thw = ~np.isfinite(rain_thw) & seen_hw
-    if bad_thw[:, seen_hw].all():
+    seen_hw: npt.NDArray[np.bool_] = np.any(latest.valid_thw, axis=0)
+    members_mthw = _run_model(forecaster, latest, ensemble)
+    if ensemble is None:
+        made, rain_thw = None, members_mthw[0]
+        num_nonfinite = int((~np.isfinite(rain_thw) & seen_hw).sum())
+    else:
+        pixel_km = latest.grid.pixel_km
+        made = make_ensemble(members_mthw, seen_hw, ensemble, cadence_s=forecaster.cadence_s, pixel_km=pixel_km)
+        rain_thw, num_nonfinite = made.mean_mmh_thw, made.num_nonfinite
+
+    if not np.isfinite(rain_thw[:, seen_hw]).any():
         raise NonFiniteError(
             f"{forecaster.name}: not one pixel of the forecast is a finite number; nothing was written"
         )
-
     return Forecast(
         rain_mmh_thw=np.where(seen_hw, rain_thw, np.float32(np.nan)),
-        num_nonfinite=int(bad_thw.sum()),
+        num_nonfinite=num_nonfinite,
         latest=latest,
         cadence_s=forecaster.cadence_s,
         model=forecaster.name,
+        ensemble=made,
     )
+
+
+def _run_model(forecaster: RunForecaster, latest: Latest, ensemble: EnsembleOptions | None) -> npt.NDArray[np.float32]:
+    """Forecast from the latest frames: (members, leads, rows, cols) in mm/h; one forecast is one member."""
+    # A batch of one window; without missing pixels the model needs no mask.
+    rain_bthw = torch.from_numpy(latest.rain_mmh_thw)[None]
+    valid_bthw = None if latest.valid_thw.all() else torch.from_numpy(latest.valid_thw)[None]
+    if ensemble is None:
+        members_mthw = forecaster.forecast(rain_bthw, valid_bthw, forecaster.frames_out)
+    else:
+        run: Any = forecaster
+        (members_mthw,) = run.forecast_members(
+            rain_bthw,
+            valid_bthw,
+            forecaster.frames_out,
+            members=ensemble.members,
+            seed=ensemble.seed,
+            issue_s_b=latest.end_times_s[-1:],
+        )
+    rain_mthw: npt.NDArray[np.float32] = members_mthw.float().cpu().numpy()
+    return rain_mthw
 
 
 def write_outputs(
@@ -175,6 +158,7 @@ def write_outputs(
             institution=institution,
             note=forecast.note,
         ),
+        ensemble=forecast.ensemble,
     )
 
     # Files are named by the last radar frame: the next forecast does not replace this one.
@@ -183,43 +167,15 @@ def write_outputs(
         written.append(out / f"forecast_{forecast.stamp}.nc")
         write_forecast(written[-1], content)
     if "png" in products:
-        written += _draw(forecast, out)
+        # A second of imports that a forecast without pictures does not need.
+        from .drawing import draw
+
+        written += draw(forecast, out)
     for product, write in (("cog", write_cogs), ("odim", write_odim)):
         if product in products:
             write(out / product, content)
             written.append(out / product)
     return written
-
-
-def _draw(forecast: Forecast, out: Path) -> list[Path]:
-    # A second of imports that a forecast without pictures does not need.
-    from PIL import Image
-
-    from ..pictures.animation import write_animation
-    from ..pictures.forecasts import Case, forecast_frames, radar_credit
-    from .map_lines import map_lines
-
-    case = Case(
-        radar_mmh_thw=forecast.latest.rain_mmh_thw,
-        radar_valid_thw=forecast.latest.valid_thw,
-        forecasts_mmh={forecast.model: forecast.rain_mmh_thw},
-        reference_time_s=forecast.reference_time_s,
-        cadence_s=forecast.cadence_s,
-        pixel_km=forecast.latest.grid.pixel_km,
-        map=map_lines(forecast.latest.grid),
-        credit=radar_credit(forecast.latest.source, forecast.latest.licence),
-    )
-    # A still picture a lead time for whoever needs one, and all of them in motion.
-    title = f"{forecast.model}: forecast from {case.clock(0)}"
-
-    storage = open_storage(out / FRAMES_FOLDER)
-    for lead, picture in enumerate(forecast_frames(case, forecast.model, title), start=1):
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, format="PNG")
-        storage.write(f"forecast_{forecast.stamp}_{lead * forecast.cadence_s // 60:03d}min.png", buffer.getvalue())
-
-    write_animation(out / ANIMATION_NAME, case, title)
-    return [out / FRAMES_FOLDER, out / ANIMATION_NAME]
 
 
 def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
@@ -230,9 +186,10 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
         argv: The command line, for the file's history.
     """
     set_up_logging(0, logging.WARNING)
-    check_options(options)
+    ensemble = check_options(options)
     # Settings have been checked: what fails from here on is the run, the radar files, or the disk.
     forecaster = load_forecaster(options.run, name=options.name, device=options.device)
+    check_ensemble(forecaster, ensemble)
     radars = radars_of(forecaster, source=options.source, reader=options.reader)
     several = len(radars) > 1
     places = [place_of(text, _span(options.at)) for text in options.input]
@@ -246,7 +203,9 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> ExitCode:
                 area=options.crop,
                 allow_missing=options.allow_missing or 0,
                 before_s=options.at,
+                ensemble=ensemble,
             )
+            check_sites(forecast)
         except DataError as error:
             # Of several radars each is forecast for which there is something.
             if not several:
@@ -285,19 +244,42 @@ def _note_age(end_times_s: Sequence[int], before_s: int) -> None:
         )
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Refuse options that cannot be met on this machine.
+def check_options(options: argparse.Namespace) -> EnsembleOptions | None:
+    """Refuse options that cannot be met on this machine, or not together.
+
+    Returns:
+        What is made of an ensemble; None for one forecast.
 
     Raises:
         DataError: --out is a file.
-        ConfigError: A device or a package that is not there.
+        ConfigError: A device or a package that is not there, or an option that has no effect.
     """
+    ensemble = ensemble_options(options)
+    if ensemble is not None and ensemble.sites and (options.no_pictures or "png" not in options.products):
+        raise ConfigError("--place is drawn, and png is left out of the products; leave out --place, or add png")
     if options.out.exists() and not options.out.is_dir():
         raise DataError(f"--out {options.out} is a file; expected a folder to write to: choose another name")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: this machine has no CUDA device that torch can use; leave the option out")
     if "cog" in options.products:
         require_rasterio()
+    return ensemble
+
+
+def check_ensemble(forecaster: RunForecaster, ensemble: EnsembleOptions | None) -> None:
+    """Refuse members of a run that forecasts none; raises ConfigError."""
+    if ensemble is not None and not getattr(forecaster, "is_ensemble", False):
+        raise ConfigError(
+            f"--members {ensemble.members}: {forecaster.name} gives one forecast, and no ensemble; train one with "
+            f"rainspark finetune --config finetune_ensemble --init_from {forecaster.path}, or leave --members out"
+        )
+
+
+def check_sites(forecast: Forecast) -> None:
+    """Refuse a --place that has no forecast; raises DataError."""
+    for site in () if forecast.ensemble is None else forecast.ensemble.options.sites:
+        if not np.isfinite(forecast.rain_mmh_thw[:, *site_pixel(site, forecast.latest.grid)]).any():
+            raise DataError(f"--place {site}: no radar looked there in any input frame; give a place that one covers")
 
 
 def _span(before_s: int | None) -> TimeSpan:
@@ -332,15 +314,17 @@ def _report(forecast: Forecast, written: Sequence[Path]) -> None:
     first_s = forecast.reference_time_s + forecast.cadence_s
     last_s = forecast.reference_time_s + forecast.cadence_s * len(forecast.rain_mmh_thw)
     latest = forecast.latest
+    what = "" if forecast.ensemble is None else f"{forecast.ensemble.num_members} members, "
     lines = [
-        f"{forecast.model}: {iso_time(first_s)} to {iso_time(last_s)} from {len(latest.frames)} radar files",
+        f"{forecast.model}: {what}{iso_time(first_s)} to {iso_time(last_s)} from {len(latest.frames)} radar files",
         f"  {latest.source}, {latest.grid.rows} x {latest.grid.cols} pixels of {latest.grid.pixel_km:g} km",
     ]
     lines += [f"  {path}" for path in written]
     if forecast.note:
         lines.append(f"warning: {forecast.note}")
     lines += [f"warning: {problem}" for problem in latest.problems]
-    if forecast.num_nonfinite:
+    # Of members the note says it.
+    if forecast.num_nonfinite and forecast.ensemble is None:
         lines.append(
             f"warning: {forecast.num_nonfinite} pixels of the forecast are no finite number: missing in the file, "
             "green in the pictures"

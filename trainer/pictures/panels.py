@@ -167,26 +167,42 @@ def missing_patch(*, hatched: bool = True) -> Patch:
 def rain_legend(figure: Figure, neutral: Sequence[Patch]) -> None:
     """Draw the rain classes as a bar at the figure's foot with their bounds in mm/h, and neutral colours beside it."""
     width, height = figure.get_size_inches()
-    num_classes = len(RAIN_COLOURS) + 1
-    bar_inches = min(0.62 * width, 5.6)
-    bar = figure.add_axes((SIDE_INCHES / width, 0.42 / height, bar_inches / width, 0.17 / height))
-    for position, colour in enumerate((DRY_COLOUR, *RAIN_COLOURS)):
-        bar.add_patch(Rectangle((position, 0), 1, 1, facecolor=colour, edgecolor="#888888", linewidth=0.4))
-
-    # Ticks between the classes: each is the lower bound of the class to its right.
-    bar.set_xlim(0, num_classes)
-    bar.set_ylim(0, 1)
-    bar.set_yticks([])
-    bar.set_xticks(range(1, num_classes), [f"{level:g}" for level in RAIN_LEVELS_MMH], fontsize=7.5, color=INK)
-    bar.tick_params(length=2, color="#888888")
-    for spine in bar.spines.values():
-        spine.set_visible(False)
-    bar.set_title("Rain rate in mm/h (below 0.1: dry)", fontsize=8, color=INK, loc="left", pad=4)
+    bounds = [f"{level:g}" for level in RAIN_LEVELS_MMH]
+    title = "Rain rate in mm/h (below 0.1: dry)"
+    add_class_bar(figure, SIDE_INCHES, min(0.62 * width, 5.6), (DRY_COLOUR, *RAIN_COLOURS), bounds, title)
 
     if neutral:
         style: dict[str, Any] = {"fontsize": 8, "labelcolor": INK, "frameon": False, "borderaxespad": 0}
         anchor = (1 - GAP_INCHES / width, 0.5 / height)
         figure.legend(handles=list(neutral), loc="center right", bbox_to_anchor=anchor, **style)
+
+
+def add_class_bar(
+    figure: Figure, left: float, bar_inches: float, colours: Sequence[str], bounds: Sequence[str], title: str
+) -> None:
+    """Draw classes as a bar at the figure's foot.
+
+    Args:
+        figure: To draw on.
+        left: Of the bar, inches.
+        bar_inches: Its length.
+        colours: Of the classes, the lowest first.
+        bounds: Between the classes; each is the lower bound of the class to its right.
+        title: Above the bar.
+    """
+    width, height = figure.get_size_inches()
+    bar = figure.add_axes((left / width, 0.42 / height, bar_inches / width, 0.17 / height))
+    for position, colour in enumerate(colours):
+        bar.add_patch(Rectangle((position, 0), 1, 1, facecolor=colour, edgecolor="#888888", linewidth=0.4))
+
+    bar.set_xlim(0, len(colours))
+    bar.set_ylim(0, 1)
+    bar.set_yticks([])
+    bar.set_xticks(range(1, len(colours)), list(bounds), fontsize=7.5, color=INK)
+    bar.tick_params(length=2, color="#888888")
+    for spine in bar.spines.values():
+        spine.set_visible(False)
+    bar.set_title(title, fontsize=8, color=INK, loc="left", pad=4)
 
 
 def png_bytes(figure: Figure) -> bytes:

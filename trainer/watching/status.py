@@ -16,7 +16,7 @@ PAGE: Final = """\
 <style>
 body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse } td, th { padding: .1em 1em .1em 0; text-align: left; vertical-align: top }
-.bad { color: #b00 }
+.bad { color: #b00 } img { max-width: 100% }
 </style></head><body>
 <h1>Forecasts</h1>
 <p>Written {{ written }}. A page that is not renewed every few minutes is of a watch that has ended.</p>
@@ -27,6 +27,7 @@ table { border-collapse: collapse } td, th { padding: .1em 1em .1em 0; text-alig
 {{ radar.age_min }} minutes ago (expected: less than {{ "%g" % radar.stale_after_min }}).</p>
 {% else %}<p>The latest forecast starts from {{ radar.latest }}, {{ radar.age_min }} minutes ago.</p>
 {% endif %}
+{% if radar.picture %}<p><img src="{{ radar.picture }}?{{ radar.latest }}" alt="How likely rain is"></p>{% endif %}
 {% for title, lines in (("Missing", radar.missing), ("Damaged, or not of this radar", radar.damaged),
   ("Of the future", radar.future), ("Several files of one time", radar.several_of_one_time),
   ("Not read", radar.not_read)) if lines %}

@@ -23,13 +23,15 @@ from ...data.sequences import TimeSpan
 from ...data.sources.files import Place
 from ...data.sources.source import Header
 from ...data.store.storage import hold_folder
+from ..forecasting.content import MAPS_NAME, Forecast
 from ..forecasting.forecaster import RunForecaster, load_forecaster
 from ..forecasting.latest import LEAST_FRAMES, Area, find_area
-from ..forecasting.outputs import Forecast, check_options, folder_name, make_forecast, write_outputs
+from ..forecasting.outputs import check_ensemble, check_options, folder_name, make_forecast, write_outputs
 from ..forecasting.readers import Radar, radars_of
 from ..processes.entry import set_up_logging
+from ..settings.forecast import ensemble_options
 from .arrivals import Arrivals
-from .publishing import Shelf, remove_unfinished, stamp_of
+from .publishing import LATEST, Shelf, remove_unfinished, stamp_of
 from .scoring import Scoring
 from .status import write_status
 
@@ -172,6 +174,7 @@ class RadarWatch:
             area=self.options.crop,
             allow_missing=self.allow_missing,
             before_s=time_s + 1,
+            ensemble=ensemble_options(self.options),
         )
         if forecast.reference_time_s != time_s or time_s in forecast.latest.bridged_s:
             raise DataError(f"its newest frame cannot be used: {'; '.join(forecast.latest.problems)}")
@@ -198,6 +201,7 @@ class RadarWatch:
             "frames": list(forecast.latest.frames),
             "bridged": [iso_time(time_s) for time_s in forecast.latest.bridged_s],
             "note": forecast.note,
+            "members": None if forecast.ensemble is None else forecast.ensemble.num_members,
         }
 
     def score_next(self) -> bool:
@@ -252,9 +256,11 @@ class RadarWatch:
         newest_s = known_s[0] if known_s else None
         near_s = [] if newest_s is None else [newest_s - number * self.cadence_s for number in range(36)]
         first_s = min(known_s, default=0)
+        picture = self.shelf.folder / LATEST / MAPS_NAME
 
         return {
             "radar": self.radar.name,
+            "picture": picture.relative_to(self.options.out).as_posix() if picture.exists() else None,
             "latest": None if latest_s is None else iso_time(latest_s),
             "age_min": None if age_s is None else round(age_s / 60, 1),
             "is_stale": age_s is None or age_s > STALE_CADENCES * self.cadence_s,
@@ -297,10 +303,11 @@ def watch(
         stop: Ends the watch when it is set; None: SIGTERM and SIGINT set it.
     """
     set_up_logging(0, logging.WARNING)
-    check_options(options)
+    ensemble = check_options(options)
     if options.at is not None:
         raise ConfigError("--at has no effect beside --watch, which forecasts from what comes; leave it out")
     forecaster = load_forecaster(options.run, name=options.name, device=options.device)
+    check_ensemble(forecaster, ensemble)
     if stop is None:
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -20,8 +20,10 @@ from rainspark.trainer.forecasting.grid import (
     parse_projection,
     pixel_centres_m,
     same_projection,
+    site_pixel,
     to_degrees,
 )
+from rainspark.trainer.settings.forecast import Site
 from tests.data.radar_files import read_header
 from tests.trainer.forecasting.projections import PROJECTIONS, grid_of, outer_corners_m
 
@@ -172,3 +174,22 @@ def test_pixel_centres_lie_half_a_pixel_inside_the_edges() -> None:
     x_m, y_m = pixel_centres_m(grid)
     assert x_m.tolist() == [11_000, 13_000, 15_000]
     assert y_m.tolist() == [-3_651_000, -3_653_000]
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_a_point_in_degrees_is_found_in_its_pixel(name: str) -> None:
+    grid = grid_of(name, rows=9, cols=7)
+    x_m, y_m = pixel_centres_m(grid)
+    for row, col in ((0, 0), (3, 5), (8, 6)):
+        longitude, latitude = to_degrees(grid.projection, x_m[[col]], y_m[[row]])
+        assert site_pixel(Site(name="", latitude_deg=latitude[0], longitude_deg=longitude[0]), grid) == (row, col)
+    # Half a pixel beyond the last one.
+    longitude, latitude = to_degrees(grid.projection, x_m[[6]] + 1000 * grid.pixel_km, y_m[[4]])
+    beyond = Site(name="There", latitude_deg=latitude[0], longitude_deg=longitude[0])
+    with pytest.raises(DataError, match=r"--place There \(.*\) lies outside the forecast's grid, whose corners are"):
+        site_pixel(beyond, grid)
+
+
+def test_a_point_that_the_projection_cannot_show_is_outside() -> None:
+    with pytest.raises(DataError, match="lies outside"):
+        site_pixel(Site(name="", latitude_deg=-90.0, longitude_deg=0.0), grid_of("stere_knmi"))
