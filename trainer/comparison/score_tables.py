@@ -7,6 +7,7 @@ from typing import Final
 
 from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH
 from ..verification.contingency import SCORE_AXES
+from ..verification.intervals import block_text
 from ..verification.rows import DAY_S, Rows
 from .marks import RULE, marks_of
 from .products import EVENT_COUNTS, MEAN, EventRows
@@ -93,8 +94,8 @@ def _share_text(num_events: int, num_pixels: int) -> str:
 def sample_text(model: ModelScores) -> str:
     """Report how much was scored: the windows, the days, and the blocks of hours where those are drawn."""
     num_windows, interval = len(model.rows), model.interval
-    hours = f"{interval.block_s / 3600:g} hours"
-    blocks = "" if interval.block_s == DAY_S else f" in {_number(interval.num_blocks, 'block')} of {hours}"
+    length = block_text(interval.block_s)
+    blocks = "" if interval.block_s == DAY_S else f" in {_number(interval.num_blocks, 'block')} of {length}"
     return f"{_number(num_windows, 'window')} of {_number(interval.num_days, 'day')}{blocks}"
 
 

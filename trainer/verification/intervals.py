@@ -18,8 +18,11 @@ from .rows import DAY_S, IntArray, ScoresT, Windowed, values_of
 NUM_DRAWS: Final = 1000
 LEVEL: Final = 0.95
 _FEW_DAYS: Final = 10
-BLOCK_S: Final = 7200
-"""Length of the blocks of hours that stand for days where there are few."""
+_HOUR_S: Final = 3600
+BLOCK_LENGTHS_S: Final = (DAY_S, 2 * _HOUR_S, _HOUR_S, _HOUR_S // 2)
+"""What may be drawn, the longest first: the shorter a block, the more its neighbours know of it."""
+MIN_BLOCKS: Final = 5
+"""Fewer blocks make no interval: chance alone lets four agree on the better of two models one time in eight."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,13 +30,13 @@ class Interval:
     """Scores, or differences or skills of scores, and the interval that resampling days or blocks puts around them.
 
     All arrays are by score and shaped as those of the scores; bounds are NaN where there is none: with a single day or
-    block, where the value is NaN, or where no draw gave one.
+    few blocks, where the value is NaN, or where no draw gave one.
 
     Args:
         num_days: Days with windows.
         num_blocks: Days or blocks of hours with windows, whichever were drawn.
         block_s: Length of a block in seconds; DAY_S: days.
-        num_draws: Resamples; 0 with a single block.
+        num_draws: Resamples; 0 with a single day or few blocks.
         level: Share of the draws that lies inside the interval.
         note: What the interval is, or why there is none.
         value: From all windows.
@@ -62,7 +65,7 @@ class Resampled(Generic[ScoresT]):
         rows: Of the model.
         block_s: Length of a block in seconds; DAY_S: days.
         values: Scores from all windows.
-        draws: Scores of every resample, (draws, ...); None with a single block, which has no other to stand for it.
+        draws: Scores of every resample, (draws, ...); None with a single day or few blocks.
     """
 
     rows: Windowed[ScoresT]
@@ -126,29 +129,38 @@ class Resampled(Generic[ScoresT]):
         """Describe the interval, or explain why there is none."""
         days = np.unique(self.rows.day)
         num_blocks = len(np.unique(self.rows.issue_s // self.block_s))
-        hours = f"{self.block_s / 3600:g} hours"
-        which = "the only window is" if len(self.rows) == 1 else f"all {len(self.rows)} windows are"
+        length = block_text(self.block_s)
+        days_text = f"1 day, {day_text(days[0])}" if len(days) == 1 else f"{len(days)} days"
 
-        # With a single day or block there is nothing to draw from.
+        # With a single day or few blocks there is nothing to draw from.
         if self.draws is None and self.block_s == DAY_S:
+            which = "the only window is" if len(self.rows) == 1 else f"all {len(self.rows)} windows are"
             return f"no interval: {which} of one day, {day_text(days[0])}, and one day says nothing about others"
         if self.draws is None:
-            return f"no interval: {which} of one block of {hours} on {day_text(days[0])}"
+            blocks = "1 block" if num_blocks == 1 else f"{num_blocks} blocks"
+            return f"no interval: {blocks} of {length} of {days_text} (UTC); at least {MIN_BLOCKS} are drawn from"
 
         note = f"{LEVEL:.0%} percentile interval of {len(next(iter(self.draws.values())))} resamples of "
         if self.block_s == DAY_S:
             few = "; of so few days it is too narrow rather than too wide" if len(days) < _FEW_DAYS else ""
             return f"{note}{len(days)} days (UTC){few}"
-        days_text = f"1 day, {day_text(days[0])}" if len(days) == 1 else f"{len(days)} days"
         return (
-            f"{note}{num_blocks} blocks of {hours} of {days_text} (UTC); it is about this weather and not about "
-            "other days, and too narrow rather than too wide: rain systems outlast a block"
+            f"{note}{num_blocks} blocks of {length} of {days_text} (UTC); it is about this weather and not about other "
+            "days, and too narrow rather than too wide: rain systems outlast a block"
         )
 
 
 def block_length_s(rows: Windowed[Any]) -> int:
-    """Choose what to draw: days where there are at least ten, else blocks of two hours."""
-    return DAY_S if len(np.unique(rows.day)) >= _FEW_DAYS else BLOCK_S
+    """Choose what to draw: the longest of BLOCK_LENGTHS_S of which the windows fill MIN_BLOCKS, else days."""
+    enough = [length for length in BLOCK_LENGTHS_S if len(np.unique(rows.issue_s // length)) >= MIN_BLOCKS]
+    return max(enough, default=DAY_S)
+
+
+def block_text(block_s: int) -> str:
+    """Format the length of a block."""
+    if block_s < _HOUR_S:
+        return f"{block_s / 60:g} minutes"
+    return "1 hour" if block_s == _HOUR_S else f"{block_s / _HOUR_S:g} hours"
 
 
 def resample(
@@ -163,12 +175,13 @@ def resample(
         rows: Of one model.
         seed: Equal seeds draw equal days.
         num_draws: Resamples.
-        block_s: Windows issued in the same interval of so many seconds since 1970 are drawn together.
+        block_s: Windows issued in the same interval of so many seconds since 1970 are drawn together. Of blocks
+            shorter than a day there have to be MIN_BLOCKS, of days two.
     """
     # Windows are sorted by time: those of a block stand together.
     first_of_block = np.unique(rows.issue_s // block_s, return_index=True)[1]
     draws = None
-    if len(first_of_block) > 1:
+    if len(first_of_block) >= (2 if block_s == DAY_S else MIN_BLOCKS):
         draws = _drawn_scores(rows, first_of_block, draw_blocks(len(first_of_block), seed, num_draws))
     return Resampled(rows=rows, block_s=block_s, values=values_of(rows), draws=draws)
 

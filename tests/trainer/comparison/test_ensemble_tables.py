@@ -109,7 +109,7 @@ def test_how_much_it_rained_stands_beside_every_table() -> None:
     rows = FIELDS["ours mean"]
     for each in TABLES.sections:
         for table in each.tables:
-            assert "6 windows of 6 days in 6 blocks of 2 hours" in table.note, each.heading
+            assert "6 windows of 6 days." in table.note, each.heading
     observed = np.concatenate([np.random.default_rng(day).gamma(0.7, 2.0, (3, 10, 10))[None] for day in range(6)])
     for lead_min, caption, leads in ((30, "30 min", observed[:, 1]), (None, "All lead times", observed)):
         num, of = int((leads > 2.0).sum()), leads.size

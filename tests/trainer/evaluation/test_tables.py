@@ -42,7 +42,7 @@ def test_a_section_a_threshold_and_a_table_a_lead_time() -> None:
 
 def test_intervals_and_differences_stand_beside_the_csi() -> None:
     certainty, differences = build_tables(evaluation_of(MODELS, compare_to="persistence")).certainty
-    assert "resamples of 3 blocks of 2 hours of 3 days" in certainty.text
+    assert "resamples of 3 days (UTC); of so few days" in certainty.text
     assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", texts(certainty.tables[0])[1][1])
     assert texts(certainty.tables[0])[-1][0] == "radar: pixels above it"
     assert differences.heading == "CSI less that of persistence, all lead times"
@@ -52,7 +52,7 @@ def test_intervals_and_differences_stand_beside_the_csi() -> None:
 
     single = evaluation_of({name: rows_of(0.9, num_days=1) for name in "ab"}, compare_to="b")
     for section in build_tables(single).certainty:
-        assert "o interval: the only window is of one block of 2 hours on 2020-09-14" in section.text
+        assert "o interval: the only window is of one day, 2020-09-14" in section.text
         assert "[" not in texts(section.tables[0])[1][1]
 
 

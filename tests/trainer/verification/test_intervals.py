@@ -10,7 +10,7 @@ import pytest
 from rainspark.trainer.verification.ensemble import EnsembleRows, score_members
 from rainspark.trainer.verification.ensemble import merge as merge_ensembles
 from rainspark.trainer.verification.ensemble_scores import ERROR_SCORES
-from rainspark.trainer.verification.intervals import BLOCK_S, block_length_s, draw_blocks, resample
+from rainspark.trainer.verification.intervals import block_length_s, block_text, draw_blocks, resample
 from rainspark.trainer.verification.rows import Rows, Settings, WindowId, compute, merge, score_window
 from tests.trainer.verification.cases import take
 
@@ -157,34 +157,53 @@ def ensemble_rows(members: int, issue_times: list[int]) -> EnsembleRows:
 
 
 def test_blocks_of_hours_give_a_single_day_an_interval_that_names_them() -> None:
-    # Eight hours of one day, a window every 40 minutes: four blocks of three windows.
-    issue_times = [MIDNIGHT_S + 2400 * number for number in range(12)]
-    rows = merge(*(scored(issue_s, 0) for issue_s in issue_times))
-    assert block_length_s(rows) == BLOCK_S
-    interval = resample(rows, seed=3, num_draws=30, block_s=BLOCK_S).interval()
-    assert (interval.num_days, interval.num_blocks, interval.block_s, interval.num_draws) == (1, 4, BLOCK_S, 30)
+    # Ten hours of one day, a window every 40 minutes: five blocks of three windows.
+    rows = merge(*(scored(MIDNIGHT_S + 2400 * number, 0) for number in range(15)))
+    assert block_length_s(rows) == 7200
+    interval = resample(rows, seed=3, num_draws=30, block_s=7200).interval()
+    assert (interval.num_days, interval.num_blocks, interval.block_s, interval.num_draws) == (1, 5, 7200, 30)
     assert interval.note.startswith(
-        "95% percentile interval of 30 resamples of 4 blocks of 2 hours of 1 day, 2020-09-14 (UTC); it is about this "
+        "95% percentile interval of 30 resamples of 5 blocks of 2 hours of 1 day, 2020-09-14 (UTC); it is about this "
         "weather and not about other days"
     )
 
     # Each draw is a pile of whole blocks: the scores of three windows as often as their block was drawn.
     piles = []
-    for times_drawn in draw_blocks(4, 3, 30):
-        blocks = np.repeat(np.arange(4), times_drawn)
+    for times_drawn in draw_blocks(5, 3, 30):
         pile = [
             replace(take(rows, range(3 * block, 3 * block + 3)), name=np.array([f"{copy}:{i}" for i in range(3)]))
-            for copy, block in enumerate(blocks)
+            for copy, block in enumerate(np.repeat(np.arange(5), times_drawn))
         ]
         piles.append(compute(merge(*pile)).values["csi"])
     low, high = np.quantile(np.array(piles), (0.025, 0.975), axis=0)
     np.testing.assert_allclose(interval.low["csi"], low, rtol=1e-9)
     np.testing.assert_allclose(interval.high["csi"], high, rtol=1e-9)
 
-    # One block has no other to stand for it, and many days need no blocks.
-    single = resample(take(rows, [0, 1]), block_s=BLOCK_S).interval()
-    assert single.note == "no interval: all 2 windows are of one block of 2 hours on 2020-09-14"
-    assert block_length_s(merge(*(scored(MIDNIGHT_S + DAY_S * day, 0) for day in range(10)))) == DAY_S
+    few = resample(take(rows, range(12)), block_s=7200).interval()
+    assert few.note == "no interval: 4 blocks of 2 hours of 1 day, 2020-09-14 (UTC); at least 5 are drawn from"
+    assert np.isnan(few.low["csi"]).all()
+
+
+@pytest.mark.parametrize(
+    ("step_s", "num_windows", "length_s", "text"),
+    [
+        (DAY_S, 5, DAY_S, "24 hours"),
+        (DAY_S // 2, 8, 7200, "2 hours"),
+        (600, 30, 3600, "1 hour"),
+        (600, 15, 1800, "30 minutes"),
+        # Two hours are too few half hours, and two windows are two days.
+        (600, 12, DAY_S, "24 hours"),
+        (DAY_S, 2, DAY_S, "24 hours"),
+    ],
+)
+def test_the_longest_blocks_are_drawn_of_which_there_are_enough(
+    step_s: int, num_windows: int, length_s: int, text: str
+) -> None:
+    rows = merge(*(scored(MIDNIGHT_S + step_s * number, 0) for number in range(num_windows)))
+    assert block_length_s(rows) == length_s
+    assert block_text(length_s) == text
+    if length_s < DAY_S:
+        assert f"blocks of {text}" in resample(rows, num_draws=20, block_s=length_s).interval().note
 
 
 def test_intervals_of_ensembles_equal_a_plain_loop_over_draws() -> None:
