@@ -28,6 +28,9 @@ LIGHT_MMH: Final = 1.0
 HEAVY_MMH: Final = 5.0
 """Rain whose probability is drawn, as far as it was asked for: else the nearest thresholds."""
 
+SHARES: Final = (
+    "A probability is the share of the members with more rain: at the pixel, or anywhere within the distance"
+)
 NEARBY_KM: Final = 10.0
 
 
@@ -73,7 +76,7 @@ def _draw_ensemble(forecast: Forecast, ensemble: Ensemble, case: Case, out: Path
     rain = replace(case, forecasts_mmh={"mean of the members": ensemble.mean_mmh_thw})
     members_mhw = ensemble.members_mmh_mthw[:, middle - 1]
     figures = {
-        MAPS_NAME: probability_maps(rain, _probabilities(ensemble, leads), leads=leads, title=title),
+        MAPS_NAME: probability_maps(rain, _probabilities(ensemble, leads), leads=leads, title=f"{title}\n{SHARES}"),
         STAMPS_NAME: member_stamps(case, members_mhw, lead=middle, title=title),
     }
 

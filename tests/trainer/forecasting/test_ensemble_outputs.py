@@ -91,22 +91,23 @@ def test_members_are_written_and_drawn(
         assert members.shape == (6, 2, SIZE, SIZE)
         np.testing.assert_allclose(file["rainfall_rate_mean"][:].filled(np.nan), members.mean(axis=0), rtol=1e-6)
         assert file["rainfall_rate"].num_not_finite == 0
-        # Options reach the products.
-        assert file["threshold"][:].tolist() == [0.1, 0.5, 1, 2, 5, 10]
     assert np.isnan(members[:, :, :10]).all()
     assert np.isfinite(members[:, :, 10:]).all()
 
 
 @pytest.mark.usefixtures("ensemble")
 def test_the_seed_decides_the_members(run: Path, radar: Path, tmp_path: Path) -> None:
-    options = ("--no-pictures", "--thresholds", "2", "--members")
+    options = ("--no-pictures", "--thresholds", "2", "--sum-thresholds", "3", "--radius-km", "0", "2", "--quantiles")
+    options += ("0.2", "0.8", "--members")
     for name, words in {"a": ("4",), "b": ("4", "--seed", "0"), "c": ("4", "--seed", "1")}.items():
         assert _forecast(run, radar, tmp_path / name, *options, *words) == 0
     first, again, other = (_members(tmp_path / name) for name in "abc")
     np.testing.assert_array_equal(first, again)
     assert (first[:, :, 10:] != other[:, :, 10:]).any()
     with netCDF4.Dataset(tmp_path / "a" / f"forecast_{STAMP}.nc") as file:
-        assert file["threshold"][:].tolist() == [2]
+        axes = {name: file[name][:].tolist() for name in ("threshold", "sum_threshold", "radius", "quantile")}
+        assert axes == {"threshold": [2], "sum_threshold": [3], "radius": [0, 2], "quantile": [0.2, 0.8]}
+        assert file["probability"].shape == (1, 2, 2, SIZE, SIZE)
 
 
 def test_a_failed_member_is_named_in_the_file_and_to_the_user(
