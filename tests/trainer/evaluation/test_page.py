@@ -195,7 +195,7 @@ def test_ensembles_have_their_tables_pictures_and_words(tmp_path: Path, plan: Pl
     for words in (
         "Rank histogram",
         "Bold: the best",
-            "of 6 days",
+        "of 6 days",
         "chosen on these windows",
         "of the pixels",
     ):

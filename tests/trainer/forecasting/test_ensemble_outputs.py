@@ -97,8 +97,8 @@ def test_members_are_written_and_drawn(
 
 @pytest.mark.usefixtures("ensemble")
 def test_the_seed_decides_the_members(run: Path, radar: Path, tmp_path: Path) -> None:
-    options = ("--no-pictures", "--thresholds", "2", "--sum-thresholds", "3", "--radius-km", "0", "2", "--quantiles")
-    options += ("0.2", "0.8", "--members")
+    options = ["--no-pictures", "--thresholds", "2", "--sum-thresholds", "3", "--radius-km", "0", "2"]
+    options += ["--quantiles", "0.2", "0.8", "--members"]
     for name, words in {"a": ("4",), "b": ("4", "--seed", "0"), "c": ("4", "--seed", "1")}.items():
         assert _forecast(run, radar, tmp_path / name, *options, *words) == 0
     first, again, other = (_members(tmp_path / name) for name in "abc")
