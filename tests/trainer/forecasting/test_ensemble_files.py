@@ -152,17 +152,18 @@ def test_pysteps_blends_the_file_as_an_external_nowcast(tmp_path: Path) -> None:
         return utils.transformation.dB_transform(field, about, threshold=0.1, zerovalue=-15.0)[0]
 
     velocity = np.stack([np.full((size, size), 2.0), np.zeros((size, size))])
-    weather = in_db(np.roll(rain[:1, 3:], 7, axis=2))
+    weather = in_db(np.roll(rain[:1, 2:], 7, axis=2))
     with contextlib.redirect_stdout(io.StringIO()):
         blended = blending.forecast(
             precip=in_db(rain[0, :3]),
             precip_models=weather,
-            precip_nowcast=in_db(nowcast),
+            # Its time 0 is the last radar frame; the members carry the noise.
+            precip_nowcast=in_db(np.concatenate([np.broadcast_to(rain[0, 2], (3, 1, size, size)), nowcast], axis=1)),
             nowcasting_method="external_nowcast",
+            noise_method=None,
             velocity=velocity,
-            velocity_models=np.broadcast_to(velocity, (1, leads, *velocity.shape)).copy(),
-            # It asks for one lead time more than it gives.
-            timesteps=leads - 1,
+            velocity_models=np.broadcast_to(velocity, (1, leads + 1, *velocity.shape)).copy(),
+            timesteps=leads,
             timestep=5,
             issuetime=datetime.fromtimestamp(REFERENCE_S, UTC).replace(tzinfo=None),
             n_ens_members=3,
@@ -173,11 +174,11 @@ def test_pysteps_blends_the_file_as_an_external_nowcast(tmp_path: Path) -> None:
             outdir_path_skill=str(tmp_path),
             seed=1,
         )
-    assert blended.shape == (3, leads - 1, size, size)
+    assert blended.shape == (3, leads, size, size)
     assert np.isfinite(blended).any()
-    # It rains where the nowcast rains.
+    # It rains where the nowcast rains, and not where the weather model alone does.
     where = np.unravel_index(np.nanargmax(blended[:, 0].mean(axis=0)), (size, size))
-    assert ensemble.mean_mmh_thw[0][where] > 3
+    assert ensemble.mean_mmh_thw[0][where] > 5
 
 
 def test_geotiffs_hold_the_mean_and_a_band_a_probability(tmp_path: Path) -> None:
