@@ -405,7 +405,11 @@ def test_an_event_kept_aside_is_scored_and_baselines_are_fitted_on_the_runs_own_
 
     slower = write_archive(tmp_path / "slower", noise, minutes=10)
     message = "one was trained on pixels of 1 km every 300 s, and the shards hold pixels of 1 km every 600 s"
-    refused(ExitCode.DATA, message, models[:1], "--split", "all", shards=slower)
+    refused(ExitCode.DATA, f"{message}.*--allow_other_grid", models[:1], "--split", "all", shards=slower)
+    allowed = ["--split", "all", "--limit", "2", "--allow_other_grid", "true"]
+    assert evaluate(command(slower, tmp_path / "allowed", models[:1], *allowed)) == ExitCode.DONE
+    line = "one was trained on pixels of 1 km every 300 s, and this is pixels of 1 km every 600 s"
+    assert any(line in caveat for caveat in scores_of(tmp_path / "allowed")["about"]["caveats"])
     # The run's own shards are gone: there is nothing to fit on.
     moved = trained.shards.rename(trained.shards.with_name("moved"))
     try:

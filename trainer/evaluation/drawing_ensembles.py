@@ -45,7 +45,7 @@ def _amount_pictures(evaluation: Evaluation) -> list[Picture]:
     spreads = {name: (each["spread"][:-1, 0], each["mean_rmse"][:-1, 0]) for name, each in values.items()}
     ranks = {name: (each["rank_share"][-1], each["rank_share_wet"][-1]) for name, each in values.items()}
     spectra, wavelengths_km = _spectra(evaluation, models)
-    return [
+    pictures = [
         Picture(
             name="crps",
             alt="Continuous ranked probability score against lead time",
@@ -65,13 +65,19 @@ def _amount_pictures(evaluation: Evaluation) -> list[Picture]:
             "ranks are drawn by chance.",
             png=lambda: png_bytes(rank_histograms(ranks)),
         ),
-        Picture(
-            name="spectra",
-            alt="Power of rain by wavelength: radar, members and their mean",
-            caption="Rain in decibels. A member should vary as the radar does at every wavelength; a mean is smooth.",
-            png=lambda: png_bytes(power_spectra(spectra, wavelengths_km=wavelengths_km)),
-        ),
     ]
+    # Failed pixels leave no wavelength with a power.
+    if len(wavelengths_km):
+        pictures.append(
+            Picture(
+                name="spectra",
+                alt="Power of rain by wavelength: radar, members and their mean",
+                caption="Rain in decibels. A member should vary as the radar does at every wavelength; a mean is "
+                "smooth.",
+                png=lambda: png_bytes(power_spectra(spectra, wavelengths_km=wavelengths_km)),
+            )
+        )
+    return pictures
 
 
 def _probability_pictures(evaluation: Evaluation) -> list[Picture]:
