@@ -49,9 +49,7 @@ def fss_sums(
     events_khw = observed_khw if members == 1 else observed_khw * np.uint16(members)
     margin = max(scales_px) // 2
     # Weights are needed only where pixels are missing: whole fields are counted in integers.
-    weights = {
-        scale: None if valid_hw is None or scale == 1 else _weight(valid_hw, scale, margin) for scale in scales_px
-    }
+    weights = {} if valid_hw is None else _weights(valid_hw, scales_px, margin)
     numerator = np.zeros((num_thresholds, len(scales_px)))
     denominator = np.zeros((num_thresholds, len(scales_px)))
 
@@ -66,7 +64,7 @@ def fss_sums(
                 denominator[k, s] = sum(np.count_nonzero(events_hw) for events_hw in fields)
                 continue
 
-            weight_hw = weights[scale]
+            weight_hw = weights.get(scale)
             # Fractions times scale^2: counts of events in whole numbers, until missing pixels are left out.
             if scale == 1:
                 counts = [events_hw.astype(np.float64) for events_hw in fields]
@@ -88,12 +86,23 @@ def fss_sums(
     return numerator, denominator
 
 
-def _weight(valid_hw: BoolArray, scale: int, margin: int) -> FloatArray:
-    """Pixels of the neighbourhood inside the domain over valid ones of it; 0 where the pixel itself is missing."""
+def _weights(valid_hw: BoolArray, scales_px: Sequence[int], margin: int) -> dict[int, FloatArray]:
+    """Pixels of each neighbourhood inside the domain over valid ones of it; 0 where the pixel itself is missing."""
     rows, cols = valid_hw.shape
-    inside_hw = _box_counts(_integral(np.ones_like(valid_hw), margin), scale, rows, cols, margin)
-    valid_count_hw = _box_counts(_integral(valid_hw, margin), scale, rows, cols, margin)
-    return np.divide(inside_hw, valid_count_hw, out=np.zeros((rows, cols)), where=valid_hw)
+    integral = _integral(valid_hw, margin)
+    weights = {}
+    # Of one pixel the weight is 1, and nothing is counted where it is missing.
+    for scale in (scale for scale in scales_px if scale > 1):
+        inside_hw = np.outer(_inside(rows, scale), _inside(cols, scale))
+        valid_count_hw = _box_counts(integral, scale, rows, cols, margin)
+        weights[scale] = np.divide(inside_hw, valid_count_hw, out=np.zeros((rows, cols)), where=valid_hw)
+    return weights
+
+
+def _inside(length: int, scale: int) -> npt.NDArray[np.intp]:
+    """Count the pixels of each neighbourhood that lie inside the domain, along one axis."""
+    first = np.arange(length) - scale // 2
+    return np.minimum(first + scale, length) - np.maximum(first, 0)
 
 
 def _integral(events_hw: BoolArray | npt.NDArray[np.uint16], margin: int) -> CountArray:
