@@ -6,6 +6,7 @@ scores are the same for any number of processes, any batch size, and any order o
 
 import io
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -86,7 +87,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Windowed(Generic[ScoresT]):
+class Windowed(ABC, Generic[ScoresT]):
     """Counts and sums: a row a window, sorted by window, each window once; arrays cannot be written to.
 
     Args:
@@ -119,21 +120,21 @@ class Windowed(Generic[ScoresT]):
         return self.issue_s // DAY_S
 
     @property
+    @abstractmethod
     def numbers(self) -> Mapping[str, npt.NDArray[Any]]:
         """The counts and sums by name, (windows, lead times, ...)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def having(self, issue_s: IntArray, name: npt.NDArray[np.str_], numbers: Mapping[str, npt.NDArray[Any]]) -> Self:
         """Make rows of the same model for other windows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores_of_sums(self, sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Compute scores, (n, lead times + 1, ...), of sums with one more axis in front, (n, lead times, ...)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, values: Mapping[str, FloatArray]) -> ScoresT:
         """Put scores beside what was scored."""
-        raise NotImplementedError
 
     def _save(self, path: Path, schema: int, **contents: Any) -> None:
         """Write an .npz of plain arrays by their names here, with the settings; it appears whole or not at all."""
