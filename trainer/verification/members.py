@@ -50,8 +50,6 @@ def count_ensemble(
         members_mhw, observed_hw = np.where(counted_hw, members_mhw, 0), np.where(measured_hw, observed_hw, 0)
     radar_hw = observed_hw.astype(np.float64, order="C")
     rain_mhw = members_mhw.astype(np.float64, order="C")
-    # In an order that depends on what they hold alone, members are exchangeable to the last bit.
-    rain_mhw = rain_mhw[sorted(range(len(rain_mhw)), key=lambda member: rain_mhw[member].tobytes())]
 
     pixels = count_pixels(settings, tie_breaker(window, lead), rain_mhw, radar_hw, valid_hw, counted_hw)
     counts: dict[str, Any] = {
@@ -102,6 +100,8 @@ def _spectra(
     """Compute the power spectral densities of the radar, of the members in the mean, and of the members' mean."""
     taken = can_be_taken(valid_hw)
     counts: dict[str, Any] = {"spectrum_frames": bands_of(*radar_hw.shape) * taken}
+    # Added in an order that depends on what they hold alone, members are exchangeable to the last bit.
+    members_hw = sorted(rain_mhw, key=lambda member_hw: member_hw.tobytes()) if taken else []
     for unit in SPECTRA:
         density = {name: np.zeros(len(counts["spectrum_frames"])) for name in ("observed", "mean", "members")}
         if taken:
@@ -109,7 +109,7 @@ def _spectra(
             density = {
                 "observed": band_density(taken_of(radar_hw)),
                 "mean": band_density(taken_of(mean_hw)),
-                "members": band_density(*(taken_of(field_hw) for field_hw in rain_mhw)),
+                "members": band_density(*(taken_of(field_hw) for field_hw in members_hw)),
             }
         counts |= {f"psd_{name}_{unit}": value for name, value in density.items()}
     return counts
