@@ -73,12 +73,16 @@ class LightDecoder(nn.Module):
         Returns:
             (b, out_channels, h stride, w stride).
         """
+        return self.proj(self.features(maps))
+
+    def features(self, maps: list[Tensor]) -> Tensor:
+        """Decode but for the last layer, (b, width / stride, h stride, w stride); for `maps` see `forward`."""
         x = maps[0]
         for level, block in enumerate(self.dec):
             if 0 < level < len(maps):
                 x = x + maps[level]
             x = run_block(block, self.checkpoint_blocks, x)
-        return self.proj(x)
+        return x
 
     def _initialise(self) -> None:
         """Initialise as published: convolutions N(0, 0.02^2) cut at +-2, transposed ones Kaiming fan-out, biases 0.

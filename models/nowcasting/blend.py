@@ -44,12 +44,12 @@ class Blend(nn.Module):
             (b, leads, h, w).
         """
         with torch.no_grad():
-            levels_bshw = torch.cat([_smooth(field_b1hw, deviation) for deviation in SMOOTHING_PX], dim=1)
+            levels_bshw = torch.cat([smooth(field_b1hw, deviation) for deviation in SMOOTHING_PX], dim=1)
         weights_ls = self.logits.view(-1, len(SMOOTHING_PX)).softmax(1)
         return F.conv2d(levels_bshw, weights_ls[:, :, None, None].to(levels_bshw.dtype))
 
 
-def _smooth(field_b1hw: Tensor, deviation_px: float) -> Tensor:
+def smooth(field_b1hw: Tensor, deviation_px: float) -> Tensor:
     """Smooth with a Gaussian; the field goes on beyond its borders as it is there."""
     if deviation_px == 0:
         return field_b1hw
@@ -64,9 +64,9 @@ def _smooth(field_b1hw: Tensor, deviation_px: float) -> Tensor:
     kernel = torch.exp(-(offsets**2) / (2 * deviation**2))
     kernel = kernel / kernel.sum()
     padded = F.pad(coarse, (radius,) * 4, mode="replicate")
-    smooth = F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    smoothed = F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
     if factor == 1:
-        return smooth
+        return smoothed
     # Back on the fine grid, whose last coarse pixel may be cut.
-    fine = F.interpolate(smooth, scale_factor=factor, mode="bilinear", align_corners=False)
+    fine = F.interpolate(smoothed, scale_factor=factor, mode="bilinear", align_corners=False)
     return fine[..., :height, :width]

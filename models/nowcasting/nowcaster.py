@@ -1,6 +1,7 @@
 """SpaT-SparK's forecaster: encoder of the past frames, translation to the future, decoder of the future frames."""
 
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Final, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,37 @@ from ..encoder import Encoder
 from ..patches import PATCH, pack, patch_moments, patchify, place_moments
 from ..sparse import PatchLayout
 from .blend import Blend
+from .cascade import NUM_LEVELS, Cascade
+from .members import Members, Noise
 from .motion import MARGIN_PX, Carried, Space, advect, carry
 from .parts import OVERLAP_PX, in_parts
 from .translation import IdentityTranslation, TranslationName, build_translation
 
-Head = Literal["patch", "direct", "residual", "advected"]
+Head = Literal["patch", "direct", "residual", "advected", "cascade"]
+CARRIED: Final = ("advected", "cascade")
+"""Heads that carry the last frame along."""
 Frozen = Literal["none", "encoder", "decoder", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A window's forecast before it is carried along, float32 at least.
+
+    Attributes:
+        canvas_blhw: The last frame, damped, and what grew on it, continued by `MARGIN_PX` on every side.
+        entered_blhw: What is added at the place of arrival.
+        steps: Displacements to the lead times, each (b, 2, h, w).
+        levels_bshw: The last frame's scales, on the canvas; None but for `cascade`, like the next.
+        damping_bsl: Their damping.
+        log_factor_bshw: Logarithm of the factor of each scale's noise, of the frame; None but for ensembles.
+    """
+
+    canvas_blhw: Tensor
+    entered_blhw: Tensor
+    steps: list[Tensor]
+    levels_bshw: Tensor | None
+    damping_bsl: Tensor | None
+    log_factor_bshw: Tensor | None
 
 
 class Nowcaster(Autoencoder):
@@ -37,7 +63,9 @@ class Nowcaster(Autoencoder):
             themselves. `residual`: what is added to the last past frame, 0 where that is missing; starts at 0, which
             is persistence. `advected`: what is added to the last past frame, smoothed for each lead time (`Blend`),
             before it is carried along with the rain's motion, and what is added afterwards; starts at 0, which is
-            extrapolation. The encoder then sees the past frames moved on to the last one's time.
+            extrapolation. The encoder then sees the past frames moved on to the last one's time. `cascade`: the same,
+            with the scales of the last frame damped as this window's own rain loses them (`Cascade`).
+        ensemble: members can be drawn (`Members`); for `cascade`.
         masks: patches will be hidden while training. Without, the mask tokens are never used and need no gradients.
         patch: see `Autoencoder`.
         target_eps: see `Autoencoder`.
@@ -60,6 +88,7 @@ class Nowcaster(Autoencoder):
         decoder_activation: Activation = "leaky_relu",
         translation: TranslationName = "linear",
         head: Head = "patch",
+        ensemble: bool = False,
         masks: bool = False,
         patch: int = PATCH,
         target_eps: float = 1e-6,
@@ -67,15 +96,17 @@ class Nowcaster(Autoencoder):
     ) -> None:
         if frames_out < 1:
             raise ValueError(f"{frames_out} frames to forecast; expected at least 1")
-        if head not in ("patch", "direct", "residual", "advected"):
-            raise ValueError(f"head is {head!r}; expected 'patch', 'direct', 'residual' or 'advected'")
-        if head == "advected" and space is None:
-            raise ValueError("head 'advected' finds motion from rain in mm/h; give the space of the frames")
+        if head not in ("patch", "direct", "residual", *CARRIED):
+            raise ValueError(f"head is {head!r}; expected 'patch', 'direct', 'residual', 'advected' or 'cascade'")
+        if head in CARRIED and space is None:
+            raise ValueError(f"head {head!r} finds motion from rain in mm/h; give the space of the frames")
+        if ensemble and head != "cascade":
+            raise ValueError(f"head {head!r} draws no members; expected 'cascade' for an ensemble")
 
-        # `advected` predicts two fields a lead time: what grows on the moving rain, and what comes in on the way.
+        # What is carried needs two fields a lead time: what grows on the moving rain, and what comes in on the way.
         super().__init__(
             encoder,
-            out_chans=2 * frames_out if head == "advected" else frames_out,
+            out_chans=2 * frames_out if head in CARRIED else frames_out,
             decoder_width=decoder_width,
             decoder_activation=decoder_activation,
             patch=patch,
@@ -85,6 +116,10 @@ class Nowcaster(Autoencoder):
         self.frames_in, self.frames_out = encoder.in_chans, frames_out
         self.head, self.masks, self.space = head, masks, space
         self.blend = Blend(frames_out) if head == "advected" else None
+        self.cascade = Cascade(frames_out) if head == "cascade" else None
+        # How much noise the decoder's features ask for: a layer of its own, so that a forecast without keeps its last.
+        self.members = Members(frames_out) if ensemble else None
+        self.noise_proj = nn.Conv2d(self.dense_decoder.proj.in_channels, NUM_LEVELS, 1) if ensemble else None
         self.transition = build_translation(translation, tuple(reversed(encoder.channels)))
         self.frozen: Frozen = "none"
         self.part_px: int | None = None
@@ -97,27 +132,34 @@ class Nowcaster(Autoencoder):
         visible_bv: Tensor | None = None,
         valid_bthw: Tensor | None = None,
         depth_keep_kb: Tensor | None = None,
+        noise: Noise | None = None,
+        leads: tuple[int, ...] | None = None,
     ) -> Tensor:
-        """Forecast.
+        """Forecast one field a lead time, or members.
 
         Args:
             frames_bthw: the past, model space, 0 where missing; height and width are multiples of the patch.
             visible_bv: int64, flat positions of the patches that the encoder sees, sorted; None: all, without packing.
             valid_bthw: bool, False where a pixel is missing; None: none is.
             depth_keep_kb: stochastic depth, see `Encoder.forward_packed`.
+            noise: of the members, for an ensemble.
+            leads: numbers of the lead times that members are made of, rising, from 0; None: all.
 
         Returns:
-            (b, frames_out, h, w), model space, float32 at least, without bounds.
+            (b, frames_out, h, w), or members (b, members, leads, h, w), model space, float32 at least, without bounds.
 
         Raises:
-            ValueError: shapes that do not fit each other, or a mask although `masks` is off.
+            ValueError: shapes that do not fit each other, a mask although `masks` is off, or noise for one that is no
+                ensemble.
         """
         grid_hw = self.grid_of(frames_bthw, visible_bv, valid_bthw)
+        if noise is not None and self.members is None:
+            raise ValueError("noise was given to a model that is no ensemble; build it with ensemble=True")
 
-        # `advected`: the encoder sees the past as somebody sees it who moves with the rain.
+        # What is carried: the encoder sees the past as somebody sees it who moves with the rain.
         carried = None
         seen_bthw = frames_bthw
-        if self.head == "advected":
+        if self.head in CARRIED:
             assert self.space is not None
             carried = carry(frames_bthw, valid_bthw, self.frames_out, self.space)
             seen_bthw = carried.past_bthw
@@ -125,10 +167,48 @@ class Nowcaster(Autoencoder):
         if visible_bv is None:
             decoded_bthw = self._decoded(seen_bthw, depth_keep_kb)
         else:
-            decoded_bthw = self.dense_decoder(self._maps_of_visible(seen_bthw, visible_bv, grid_hw, depth_keep_kb))
-        if carried is not None:
-            return self._advected(decoded_bthw, carried)
-        return self._frames(decoded_bthw, frames_bthw, valid_bthw, grid_hw)
+            decoded_bthw = self._image(self._maps_of_visible(seen_bthw, visible_bv, grid_hw, depth_keep_kb))
+        if carried is None:
+            return self._frames(decoded_bthw, frames_bthw, valid_bthw, grid_hw)
+
+        start = self._start(decoded_bthw, carried)
+        return self._moved(start) if noise is None else self.members_of(start, noise, leads)
+
+    def start(self, frames_bthw: Tensor, valid_bthw: Tensor | None) -> "Start":
+        """Compute all that members have in common, once a window; `members_of` makes them, a few at a time.
+
+        Args:
+            frames_bthw: see `forward`.
+            valid_bthw: see `forward`.
+        """
+        assert self.space is not None
+        carried = carry(frames_bthw, valid_bthw, self.frames_out, self.space)
+        return self._start(self._decoded(carried.past_bthw, None), carried)
+
+    def members_of(self, start: "Start", noise: Noise, leads: tuple[int, ...] | None = None) -> Tensor:
+        """Make members, (b, members, leads, h, w), model space, without bounds.
+
+        Args:
+            start: what they have in common.
+            noise: what they draw.
+            leads: see `forward`.
+        """
+        assert self.members is not None
+        assert start.levels_bshw is not None
+        assert start.damping_bsl is not None
+        assert start.log_factor_bshw is not None
+        wanted = tuple(range(self.frames_out)) if leads is None else leads
+        with torch.autocast(start.canvas_blhw.device.type, enabled=False):
+            members_bmlhw: Tensor = self.members(
+                start.canvas_blhw[:, wanted],
+                start.levels_bshw,
+                start.damping_bsl,
+                start.log_factor_bshw,
+                start.steps,
+                noise,
+                wanted,
+            )
+            return members_bmlhw + start.entered_blhw[:, None, wanted]
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; frozen parts stay in evaluation."""
@@ -153,14 +233,15 @@ class Nowcaster(Autoencoder):
         self.train(self.training)
 
     def reset_projection(self) -> None:
-        """Start the decoder's last layer anew, for `residual` and `advected` at 0: loaded weights were for another."""
-        projection = self.dense_decoder.proj
-        if self.head in ("residual", "advected"):
-            nn.init.zeros_(projection.weight)
-        else:
-            nn.init.trunc_normal_(projection.weight, std=0.02)
-        if projection.bias is not None:
-            nn.init.zeros_(projection.bias)
+        """Start the last layers anew, for `residual` and what is carried at 0: loaded weights were for another head."""
+        projections = [self.dense_decoder.proj, *([] if self.noise_proj is None else [self.noise_proj])]
+        for projection in projections:
+            if self.head in ("residual", *CARRIED):
+                nn.init.zeros_(projection.weight)
+            else:
+                nn.init.trunc_normal_(projection.weight, std=0.02)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
 
     def set_checkpoint_blocks(self, recompute: bool) -> None:
         """Switch activation checkpointing of the encoder's, the translation's and the decoder's blocks."""
@@ -181,12 +262,19 @@ class Nowcaster(Autoencoder):
         def network(part_bthw: Tensor) -> Tensor:
             features = self.sparse_encoder(part_bthw, depth_keep_kb)[::-1]
             maps = [self._project(level, x) for level, x in enumerate(self.transition(features))]
-            decoded_bthw: Tensor = self.dense_decoder(maps)
-            return decoded_bthw
+            return self._image(maps)
 
         if self.part_px is None:
             return network(seen_bthw)
         return in_parts(network, seen_bthw, self.part_px, OVERLAP_PX)
+
+    def _image(self, maps: list[Tensor]) -> Tensor:
+        """Decode maps to the fields of the head, and besides what an ensemble's noise is made with."""
+        if self.noise_proj is None:
+            image_bchw: Tensor = self.dense_decoder(maps)
+            return image_bchw
+        features_bchw = self.dense_decoder.features(maps)
+        return torch.cat([self.dense_decoder.proj(features_bchw), self.noise_proj(features_bchw)], dim=1)
 
     def _project(self, level: int, features_bchw: Tensor) -> Tensor:
         return self.densify_projs[level](self.densify_norms[level](features_bchw))
@@ -211,17 +299,34 @@ class Nowcaster(Autoencoder):
             maps.append(self.densify_projs[level](dense_bchw))
         return maps
 
-    def _advected(self, decoded_bchw: Tensor, carried: Carried) -> Tensor:
-        """The last frame and what grew on it, carried along, and what came in on the way."""
+    def _start(self, decoded_bchw: Tensor, carried: Carried) -> "Start":
+        """Put together what is carried along: the smoothed last frame and what grew on it; and what enters later."""
         with torch.autocast(decoded_bchw.device.type, enabled=False):
-            assert self.blend is not None
-            grown, entered = decoded_bchw.to(carried.canvas_b1hw.dtype).chunk(2, dim=1)
-            start_bthw = self.blend(carried.canvas_b1hw) + F.pad(grown, (MARGIN_PX,) * 4, mode="replicate")
+            decoded = decoded_bchw.to(carried.canvas_b1hw.dtype)
+            grown, entered = decoded[:, : 2 * self.frames_out].chunk(2, dim=1)
+            levels_bshw = damping_bsl = None
+            if self.cascade is not None:
+                smoothed_blhw, levels_bshw, damping_bsl = self.cascade(carried, self.space)
+            else:
+                assert self.blend is not None
+                smoothed_blhw = self.blend(carried.canvas_b1hw)
+            return Start(
+                canvas_blhw=smoothed_blhw + F.pad(grown, (MARGIN_PX,) * 4, mode="replicate"),
+                entered_blhw=entered,
+                steps=carried.steps,
+                levels_bshw=levels_bshw,
+                damping_bsl=damping_bsl,
+                log_factor_bshw=None if self.members is None else decoded[:, 2 * self.frames_out :],
+            )
+
+    def _moved(self, start: "Start") -> Tensor:
+        """Carry along what is the same for all members."""
+        with torch.autocast(start.canvas_blhw.device.type, enabled=False):
             moved = [
-                advect(start_bthw[:, lead : lead + 1], step, margin_px=MARGIN_PX)
-                for lead, step in enumerate(carried.steps)
+                advect(start.canvas_blhw[:, lead : lead + 1], step, margin_px=MARGIN_PX)
+                for lead, step in enumerate(start.steps)
             ]
-            return torch.cat(moved, dim=1) + entered
+            return torch.cat(moved, dim=1) + start.entered_blhw
 
     def _frames(
         self, decoded_bthw: Tensor, frames_bthw: Tensor, valid_bthw: Tensor | None, grid_hw: tuple[int, int]

@@ -27,6 +27,7 @@ def build_nowcaster(config: NowcastConfig) -> "Nowcaster | SmaAtUNet":
         decoder_activation=config.decoder_activation,
         translation=config.translation,
         head=config.head,
+        ensemble=config.ensemble,
         masks=config.mask_ratio > 0,
         space=config.space,
     )

@@ -1,17 +1,20 @@
 """A finished run as a forecaster: rain in, rain out, in mm/h."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...data.errors import ConfigError, DataError
 from ...data.frames import Grid
+from ...data.randomness import generator
 from ...data.units import ModelSpace
 from ...models.nowcasting.matching import match_distribution
+from ...models.nowcasting.members import Noise
 from ...models.nowcasting.motion import advect, displacements, estimate_motion, fill_missing
 from ...models.nowcasting.parts import PART_PX
 from ...models.nowcasting.smaat_unet import SmaAtUNet
@@ -21,6 +24,9 @@ from ..checkpoint.folder import load
 from ..settings.experiment import FinetuneConfig
 from ..settings.parse import from_dict
 from .build import build_nowcaster
+
+if TYPE_CHECKING:
+    from ...models.nowcasting.nowcaster import Nowcaster
 
 
 def forecast_whole(
@@ -35,14 +41,19 @@ def forecast_whole(
         space: The model's space.
     """
     height, width = past_mmh_bthw.shape[-2:]
-    # Right and below: the pixels keep their places.
-    border = (0, -width % PATCH, 0, -height % PATCH)
-    past, valid = past_mmh_bthw, past_valid_bthw
-    if any(border):
-        measured = torch.ones_like(past, dtype=torch.bool) if valid is None else valid
-        past, valid = nn.functional.pad(past, border), nn.functional.pad(measured, border)
+    past, valid = extended(past_mmh_bthw, past_valid_bthw)
     forecast_bthw: Tensor = model(space.from_mmh(past), None, valid)
     return forecast_bthw[..., :height, :width]
+
+
+def extended(past_mmh_bthw: Tensor, past_valid_bthw: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Extend frames to whole patches by missing pixels, right and below: the pixels keep their places."""
+    height, width = past_mmh_bthw.shape[-2:]
+    border = (0, -width % PATCH, 0, -height % PATCH)
+    if not any(border):
+        return past_mmh_bthw, past_valid_bthw
+    measured = torch.ones_like(past_mmh_bthw, dtype=torch.bool) if past_valid_bthw is None else past_valid_bthw
+    return nn.functional.pad(past_mmh_bthw, border), nn.functional.pad(measured, border)
 
 
 def rain_of(
@@ -112,6 +123,11 @@ class RunForecaster:
         return self.config.model.frames_out
 
     @property
+    def is_ensemble(self) -> bool:
+        """Whether members can be drawn."""
+        return self.config.model.ensemble
+
+    @property
     def grid(self) -> Grid:
         """Give the grid that the run learned on.
 
@@ -146,19 +162,79 @@ class RunForecaster:
         Raises:
             ConfigError: More lead times than the model gives, or none.
         """
-        frames_out = self.frames_out if frames_out is None else frames_out
-        if not 1 <= frames_out <= self.frames_out:
-            raise ConfigError(
-                f"{self.name}: forecasts {self.frames_out} frames, {frames_out} were asked for; ask for 1 to "
-                f"{self.frames_out}"
-            )
-
+        frames_out = self._check_leads(frames_out)
         past = rain_mmh_bthw.float()
         settings = self.config.model
         with torch.no_grad():
             forecast_bthw = forecast_whole(self.model, past, valid_bthw, settings.space)
             rain_bthw = rain_of(forecast_bthw, past, valid_bthw, space=settings.space, match=settings.match)
         return rain_bthw[:, :frames_out]
+
+    def _check_leads(self, frames_out: int | None) -> int:
+        frames_out = self.frames_out if frames_out is None else frames_out
+        if not 1 <= frames_out <= self.frames_out:
+            raise ConfigError(
+                f"{self.name}: forecasts {self.frames_out} frames, {frames_out} were asked for; ask for 1 to "
+                f"{self.frames_out}"
+            )
+        return frames_out
+
+    def forecast_members(
+        self,
+        rain_mmh_bthw: Tensor,
+        valid_bthw: Tensor | None,
+        frames_out: int | None = None,
+        *,
+        members: int,
+        seed: int = 0,
+        issue_s_b: Sequence[int],
+    ) -> Tensor:
+        """Forecast members, (b, members, frames_out, h, w), mm/h; a member is the same in any batch and any number.
+
+        Args:
+            rain_mmh_bthw: Rain in mm/h, 0 where missing.
+            valid_bthw: False where missing; None: none is.
+            frames_out: Lead times to give, at most the model's own; None: all.
+            members: How many to draw.
+            seed: Of the members.
+            issue_s_b: Ends of the windows' last frames, epoch seconds, which noise is drawn by.
+
+        Raises:
+            ConfigError: The run is no ensemble, or gives fewer lead times.
+        """
+        if not self.is_ensemble:
+            raise ConfigError(
+                f"{self.name}: the run forecasts one field ({self.path}), and {members} members were asked for; train "
+                f"an ensemble from it: rainspark finetune --config finetune_ensemble --init_from {self.path}"
+            )
+        frames_out = self._check_leads(frames_out)
+        windows = [slice(number, number + 1) for number in range(len(rain_mmh_bthw))]
+        forecasts = [
+            self._members_of_one(
+                rain_mmh_bthw[row].float(),
+                None if valid_bthw is None else valid_bthw[row],
+                [generator(seed, "ensemble", issue_s, member) for member in range(members)],
+            )[:, :frames_out]
+            for row, issue_s in zip(windows, issue_s_b, strict=True)
+        ]
+        return torch.stack(forecasts)
+
+    def _members_of_one(
+        self, past_1thw: Tensor, valid_1thw: Tensor | None, draws_m: Sequence[np.random.Generator]
+    ) -> Tensor:
+        """Draw the members of one window, (members, leads, h, w): one at a time, so that none depends on another."""
+        model, settings = cast("Nowcaster", self.model), self.config.model
+        height, width = past_1thw.shape[-2:]
+        with torch.no_grad():
+            past, valid = extended(past_1thw, valid_1thw)
+            start = model.start(settings.space.from_mmh(past), valid)
+            rains = []
+            for draws in draws_m:
+                noise = Noise.draw(draws, (past.shape[-2], past.shape[-1]), self.frames_out).to(past.device)
+                member_1lhw = model.members_of(start, noise)[:, 0, :, :height, :width]
+                rain = rain_of(member_1lhw, past_1thw, valid_1thw, space=settings.space, match=settings.match)
+                rains.append(rain[0])
+            return torch.stack(rains)
 
 
 def load_forecaster(folder: Path, *, name: str | None = None, device: str = "cpu") -> RunForecaster:

@@ -60,14 +60,18 @@ class NowcastConfig:
             linearA; `mixer`: wide residual convolutions that exchange between levels (spat_spark).
         head: `patch`: the published one, in each input patch's own mean and deviation; `direct`: the decoder's output;
             `residual`: added to the last frame; `advected`: added to the last frame as it moves on with the motion of
-            the input, and the input is seen moved to the last frame's time (spat_spark).
+            the input, and the input is seen moved to the last frame's time; `cascade`: the same, with each scale of the
+            last frame damped as fast as this window's own rain loses it (spat_spark).
+        ensemble: Learn noise that members are drawn with, for `rainspark forecast --members`; head `cascade` and loss
+            `crps` (spat_spark).
         smaat_width: Channels of the first level (smaat_unet; published: 64).
         freeze: Parts that keep the weights they start from, their normalisation too (spat_spark). The decoder's last
             layer is trained all the same where `head` is not `patch`: it starts anew.
         mask_ratio: Share of the input's 32 x 32 patches that are hidden while training, 0 to below 1; a forecast always
             sees everything (spat_spark).
         loss: `mse`; `mse_ssim`: the published MSE + 1e-4 (1 - SSIM); `weighted`: squared error with more weight on
-            heavier rain; `spectral`: MSE and the amplitude spectrum; `csi`: 1 - a differentiable CSI, and some MSE.
+            heavier rain; `spectral`: MSE and the amplitude spectrum; `csi`: 1 - a differentiable CSI, and some MSE;
+            `crps`: the almost fair CRPS of two members, of pixels and of squares of 4 and 16 pixels (ensembles).
         match: Whether a forecast frame keeps its order of pixels and takes its rain rates from elsewhere (probability
             matching, Ebert 2001): `last_frame`: from the last input frame; `extrapolated`: from that frame carried
             along to the lead time; `floor`: from there too, where they are higher than its own; `none`.
@@ -83,11 +87,12 @@ class NowcastConfig:
     decoder_width: int = 768
     decoder_activation: Literal["leaky_relu", "relu6"] = "leaky_relu"
     translation: Literal["identity", "linear", "mixer"] = "linear"
-    head: Literal["patch", "direct", "residual", "advected"] = "advected"
+    head: Literal["patch", "direct", "residual", "advected", "cascade"] = "advected"
+    ensemble: bool = False
     smaat_width: int = 64
     freeze: Literal["none", "encoder", "decoder", "both"] = "none"
     mask_ratio: float = 0.0
-    loss: Literal["mse", "mse_ssim", "weighted", "spectral", "csi"] = "mse"
+    loss: Literal["mse", "mse_ssim", "weighted", "spectral", "csi", "crps"] = "mse"
     match: Literal["none", "last_frame", "extrapolated", "floor"] = "none"
     depth_drop: float = 0.0
     checkpoint_blocks: bool = False
@@ -97,13 +102,20 @@ class NowcastConfig:
         """Check the ranges."""
         self._check_effects()
         # Motion is found between two frames: one is too few.
-        advects = self.name == "spat_spark" and self.head == "advected"
+        advects = self.name == "spat_spark" and self.head in ("advected", "cascade")
         finds_motion = advects or self.match in ("extrapolated", "floor")
         check_number("model.frames_in", self.frames_in, least=2 if finds_motion else 1)
         check_number("model.frames_in", self.frames_in, most=MOST_FRAMES)
         check_number("model.frames_out", self.frames_out, least=1, most=MOST_FRAMES)
         check_number("model.smaat_width", self.smaat_width, least=2, most=MOST_WIDTH)
         _check_shared(self)
+        if self.ensemble and self.head != "cascade":
+            raise ConfigError(f"model.ensemble needs model.head cascade, which noise is added to; it is {self.head}")
+        if self.ensemble != (self.loss == "crps"):
+            raise ConfigError(
+                f"model.ensemble is {str(self.ensemble).lower()} and model.loss {self.loss}: an ensemble is trained "
+                "with crps, and nothing else is; set model.ensemble true with model.loss crps, or neither"
+            )
         if self.freeze == "both" and self.translation == "identity" and self.head == "patch":
             raise ConfigError(
                 "model.freeze both with model.translation identity and model.head patch leaves nothing to train: "
@@ -135,6 +147,7 @@ _SPAT_SPARK_ONLY = (
     "decoder_activation",
     "translation",
     "head",
+    "ensemble",
     "freeze",
     "mask_ratio",
     "depth_drop",

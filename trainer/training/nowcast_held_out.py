@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..forecasting.map_lines import map_lines
 from ..pictures.forecasts import Case, forecast_beside_radar, radar_credit
 from ..settings.experiment import FinetuneConfig
 from .held_out import HeldOut
-from .nowcast_task import Frames, NowcastTask
+from .nowcast_task import Frames, NowcastBatch, NowcastTask
 from .windows import Windows
 
 THRESHOLDS_MMH = (0.5, 1.0, 2.0)
@@ -44,8 +45,8 @@ class NowcastHeldOut(HeldOut):
         self.match = config.model.match
         self.task = task
 
-    def _forecast(self, batch: Batch) -> tuple[Tensor, Tensor, Frames, int]:
-        """Forecast a batch: (forecast_bthw in model space, rain_mmh_bthw, its frames, number of windows that count)."""
+    def _forecast(self, batch: Batch) -> tuple[Tensor, Tensor, Frames, NowcastBatch]:
+        """Forecast a batch: (forecast_bthw in model space, rain_mmh_bthw, its frames, the batch on the device)."""
         space = self.task.space
         prepared = self.task.prepare_held_out(batch).to(self.engine.device)
         frames = self.task.frames(prepared)
@@ -53,7 +54,20 @@ class NowcastHeldOut(HeldOut):
         with self.engine.accumulate(last=True):
             forecast_bthw = forecast_whole(self.engine.model, past_mmh_bthw, past_valid_bthw, space)
         rain_mmh_bthw = rain_of(forecast_bthw, past_mmh_bthw, past_valid_bthw, space=space, match=self.match)
-        return forecast_bthw, rain_mmh_bthw, frames, prepared.num_valid
+        return forecast_bthw, rain_mmh_bthw, frames, prepared
+
+    def _losses(self, batch: NowcastBatch, forecast_bthw: Tensor, frames: Frames) -> Tensor:
+        """Give each window's loss: of an ensemble that of two members, of the others that of the forecast."""
+        if batch.noise is None or batch.leads is None:
+            return self.task.losses(forecast_bthw, frames)
+        with self.engine.accumulate(last=True):
+            members_bmlhw = forecast_whole(
+                partial(self.engine.model, noise=batch.noise, leads=batch.leads),
+                frames.past_mmh_bthw,
+                frames.past_valid_bthw,
+                self.task.space,
+            )
+        return self.task.ensemble_losses(members_bmlhw, frames, batch.leads)
 
     def more_metrics(self, totals: dict[str, float]) -> dict[str, float]:
         """Compute squared error, CSI and frequency bias over all windows, pixels and lead times."""
@@ -71,7 +85,7 @@ class NowcastHeldOut(HeldOut):
 
     def sums(self, batch: Batch) -> dict[str, Tensor]:
         """Add up a batch: loss, errors and, at each threshold, events of each kind."""
-        forecast_bthw, rain_mmh_bthw, frames, num_valid = self._forecast(batch)
+        forecast_bthw, rain_mmh_bthw, frames, prepared = self._forecast(batch)
         future_mmh_bthw = frames.future_mmh_bthw
         valid_bthw = frames.future_valid_bthw
         if valid_bthw is None:
@@ -80,8 +94,8 @@ class NowcastHeldOut(HeldOut):
         # Missing pixels are neither an error nor an event.
         squares = torch.where(valid_bthw, (rain_mmh_bthw - future_mmh_bthw).double().square(), 0.0).sum()
         sums = {
-            "loss": self.task.losses(forecast_bthw, frames).double().sum(),
-            "terms": torch.full_like(squares, float(num_valid)),
+            "loss": self._losses(prepared, forecast_bthw, frames).double().sum(),
+            "terms": torch.full_like(squares, float(prepared.num_valid)),
             "squares": squares,
             "pixels": valid_bthw.sum().double(),
             "nonfinite": (valid_bthw & ~rain_mmh_bthw.isfinite()).sum().double(),

@@ -1,8 +1,9 @@
 """Nowcasting: from a window of counts to the sum of its forecast's losses."""
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +15,23 @@ from ...data.stream.stream import Batch
 from ...data.units import MISSING_COUNT
 from ...models import losses
 from ...models.encoder import depth_rates
+from ...models.nowcasting.crps import ensemble_loss
 from ...models.nowcasting.event_loss import event_loss
+from ...models.nowcasting.members import Noise
 from ...models.nowcasting.nowcaster import Nowcaster
 from ...models.nowcasting.smaat_unet import SmaAtUNet
 from ...models.patches import PATCH
 from ..settings.experiment import FinetuneConfig
 from .task import DrawKeys, PreparedBatch, StepOutput, Task, draw_keys, mark_padding_missing
 
-Loss = Literal["mse", "mse_ssim", "weighted", "spectral", "csi"]
+Loss = Literal["mse", "mse_ssim", "weighted", "spectral", "csi", "crps"]
+MEMBERS_A_STEP: Final = 2
+"""Members of a training step: Lang et al. 2024 (AIFS-CRPS, arXiv:2412.15832) train with two."""
+LEADS_A_STEP: Final = 4
+"""Lead times of which a training step makes members, one of each equal stretch: their sum is what costs, and one step's
+lead times say most of what all of them would."""
+RAIN_FLOOR_MMH: Final = 0.2
+"""Added to a window's mean rain, by which the loss in mm/h is divided, so that a wet window does not outweigh all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +40,24 @@ class NowcastBatch(PreparedBatch):
 
     Attributes:
         visible_bv: Flat positions of the patches that the encoder sees, sorted, int64; None: all.
+        white_nhw: See `Noise`, like the next two; None but for ensembles.
+        shift_nls2: See `Noise`.
+        motion_n4: See `Noise`.
+        leads: Numbers of the lead times that members are made of.
     """
 
     visible_bv: Tensor | None
+    white_nhw: Tensor | None = None
+    shift_nls2: Tensor | None = None
+    motion_n4: Tensor | None = None
+    leads: tuple[int, ...] | None = None
+
+    @property
+    def noise(self) -> Noise | None:
+        """Give the members' noise."""
+        if self.white_nhw is None or self.shift_nls2 is None or self.motion_n4 is None:
+            return None
+        return Noise(white_nhw=self.white_nhw, shift_nls2=self.shift_nls2, motion_n4=self.motion_n4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +96,42 @@ class NowcastTask(Task):
         if self.mask_ratio > 0:
             visible_bv = torch.from_numpy(self.draw_visible("mask", keys_b, (rows // PATCH, cols // PATCH)))
         turn_b = self.draw_turns(keys_b, (rows, cols))
-        return self._batch(batch, counts_bthw, visible_bv, turn_b, self.draw_depth(keys_b))
+        prepared = self._batch(batch, counts_bthw, visible_bv, turn_b, self.draw_depth(keys_b))
+        return self._with_noise(prepared, "noise", keys_b, self._draw_leads(batch.step))
 
     def prepare_held_out(self, batch: Batch) -> NowcastBatch:
-        """Take a window as it is: an evaluation draws nothing, and padding has no terms."""
+        """Take a window as it is: an evaluation draws nothing but members, and padding has no terms."""
         real_b = mark_padding_missing(batch)
-        return self._batch(batch, batch.counts_bthw, None, None, None, always_missing=not real_b.all())
+        prepared = self._batch(batch, batch.counts_bthw, None, None, None, always_missing=not real_b.all())
+        # Padding, whose row is -1, draws as the first window does.
+        rows_b = [(max(int(row), 0),) for row in batch.window_b]
+        return self._with_noise(prepared, "held out noise", rows_b, self._draw_leads(0))
+
+    def _draw_leads(self, step: int) -> tuple[int, ...]:
+        """Draw the lead times of a step, the same for all windows of the global batch: one of each equal stretch."""
+        bounds = np.linspace(0, self.frames_out, min(LEADS_A_STEP, self.frames_out) + 1).round().astype(int)
+        draws = generator(self.seed, "leads", step)
+        return tuple(int(draws.integers(first, after)) for first, after in itertools.pairwise(bounds))
+
+    def _with_noise(self, batch: NowcastBatch, purpose: str, keys_b: DrawKeys, leads: tuple[int, ...]) -> NowcastBatch:
+        """Draw what members need, each from its own stream; a batch of one field stays as it is."""
+        if self.loss != "crps":
+            return batch
+        rows, cols = batch.counts_bthw.shape[-2:]
+        # Frames are extended to whole patches before they are forecast.
+        size_hw = (rows + -rows % PATCH, cols + -cols % PATCH)
+        drawn = [
+            Noise.draw(generator(self.seed, purpose, *keys, member), size_hw, self.frames_out)
+            for keys in keys_b
+            for member in range(MEMBERS_A_STEP)
+        ]
+        return replace(
+            batch,
+            white_nhw=torch.cat([noise.white_nhw for noise in drawn]),
+            shift_nls2=torch.cat([noise.shift_nls2 for noise in drawn]),
+            motion_n4=torch.cat([noise.motion_n4 for noise in drawn]),
+            leads=leads,
+        )
 
     def _cropped(self, counts_bthw: Tensor, keys_b: DrawKeys) -> Tensor:
         rows, cols = counts_bthw.shape[-2:]
@@ -145,10 +200,27 @@ class NowcastTask(Task):
             return losses.spectral(forecast_bthw, target_bthw, valid_bthw)
         return event_loss(self.space.to_mmh(forecast_bthw), frames.future_mmh_bthw, valid_bthw)
 
+    def ensemble_losses(self, members_bmlhw: Tensor, frames: Frames, leads: tuple[int, ...]) -> Tensor:
+        """Give each window's loss, (b,): members in model space, of some lead times.
+
+        It is scored twice: in model space, where light rain counts, and in mm/h over the window's mean rain.
+        """
+        future_mmh = frames.future_mmh_bthw[:, leads]
+        valid = None if frames.future_valid_bthw is None else frames.future_valid_bthw[:, leads]
+        # No rain is less than none: that much below is as good.
+        members = members_bmlhw.clamp(min=0)
+        mean_b = future_mmh.mean((1, 2, 3)) + RAIN_FLOOR_MMH
+        light_b = ensemble_loss(members, self.space.from_mmh(future_mmh), valid)
+        return light_b + ensemble_loss(self.space.to_mmh(members), future_mmh, valid) / mean_b
+
     def step(self, model: Callable[..., Any], batch: NowcastBatch) -> StepOutput:
         """Compute the sum of the windows' losses."""
         frames = self.frames(batch)
         past_bthw = self.space.from_mmh(frames.past_mmh_bthw)
+        if batch.leads is not None:
+            arguments = (past_bthw, batch.visible_bv, frames.past_valid_bthw, batch.depth_keep_kb)
+            loss_b = self.ensemble_losses(model(*arguments, batch.noise, batch.leads), frames, batch.leads)
+            return StepOutput(loss=loss_b.sum(), metrics={}, num_valid=batch.num_valid)
         forecast_bthw = model(past_bthw, batch.visible_bv, frames.past_valid_bthw, batch.depth_keep_kb)
         loss_b = self.losses(forecast_bthw, frames)
         return StepOutput(loss=loss_b.sum(), metrics={}, num_valid=batch.num_valid)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rainspark.models.nowcasting.blend import SMOOTHING_PX, Blend, _smooth
+from rainspark.models.nowcasting.blend import SMOOTHING_PX, Blend, smooth
 
 
 def gaussian_mean(field: np.ndarray, deviation: float) -> np.ndarray:
@@ -27,7 +27,7 @@ def gaussian_mean(field: np.ndarray, deviation: float) -> np.ndarray:
 @pytest.mark.parametrize("deviation", SMOOTHING_PX[1:])
 def test_smoothing_is_a_gaussian_mean(deviation: float) -> None:
     field = np.random.default_rng(0).gamma(0.5, 1.0, (176, 160))
-    found = _smooth(torch.from_numpy(field)[None, None], deviation)[0, 0].numpy()
+    found = smooth(torch.from_numpy(field)[None, None], deviation)[0, 0].numpy()
     expected = gaussian_mean(field, deviation)
     # Beyond 2 px it is taken of a coarser field, whose border pixel, too, is a mean: a nowcaster's border lies in the
     # margin, far from the frame.
@@ -40,8 +40,8 @@ def test_smoothing_is_a_gaussian_mean(deviation: float) -> None:
 def test_sides_that_no_coarse_pixel_divides() -> None:
     field = torch.rand(2, 1, 45, 61, dtype=torch.float64)
     for deviation in SMOOTHING_PX:
-        assert _smooth(field, deviation).shape == field.shape
-    torch.testing.assert_close(_smooth(torch.ones_like(field), 8.0), torch.ones_like(field))
+        assert smooth(field, deviation).shape == field.shape
+    torch.testing.assert_close(smooth(torch.ones_like(field), 8.0), torch.ones_like(field))
 
 
 def test_weights_are_a_mean_and_later_leads_are_smoother() -> None:
@@ -61,8 +61,7 @@ def test_each_lead_is_the_sum_of_its_weights_times_the_smoothings() -> None:
     logits = blend.logits.detach().numpy().reshape(3, len(SMOOTHING_PX))
     weights = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = sum(
-        weights[:, level, None, None] * _smooth(field, deviation).numpy()
-        for level, deviation in enumerate(SMOOTHING_PX)
+        weights[:, level, None, None] * smooth(field, deviation).numpy() for level, deviation in enumerate(SMOOTHING_PX)
     )
     np.testing.assert_allclose(blend(field).detach().numpy(), expected, rtol=1e-12)
 

@@ -337,7 +337,9 @@ def test_errors() -> None:
     encoder = build_encoder("resnet18", 2)
     with pytest.raises(ValueError, match="0 frames to forecast; expected at least 1"):
         Nowcaster(encoder, frames_out=0)
-    with pytest.raises(ValueError, match="head is 'other'; expected 'patch', 'direct', 'residual' or 'advected'"):
+    with pytest.raises(
+        ValueError, match="head is 'other'; expected 'patch', 'direct', 'residual', 'advected' or 'cascade'"
+    ):
         Nowcaster(encoder, frames_out=1, head=cast(Any, "other"))
     with pytest.raises(
         ValueError, match="head 'advected' finds motion from rain in mm/h; give the space of the frames"

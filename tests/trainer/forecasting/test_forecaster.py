@@ -271,3 +271,45 @@ def test_checkpointed_blocks_are_those_of_the_settings(name: Any, recompute: boo
     model = build_nowcaster(config)
     encoder = model if name == "smaat_unet" else model.get_submodule("sparse_encoder")
     assert bool(encoder.checkpoint_blocks) == recompute
+
+
+@pytest.fixture(scope="module")
+def ensemble(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ensemble that started from a run of one field."""
+    folder = tmp_path_factory.mktemp("ensemble")
+    single = {"run__steps": 2, "model__head": "cascade", "model__translation": "identity"}
+    assert train(arguments(shards, folder / "single", **single)) == ExitCode.DONE
+    members = single | {"model__ensemble": True, "model__loss": "crps", "run__choose_by": "loss"}
+    assert train(arguments(shards, folder / "run", init_from=folder / "single", **members)) == ExitCode.DONE
+    return folder / "run"
+
+
+def test_a_member_is_the_same_in_any_batch_and_any_number(ensemble: Path) -> None:
+    forecaster = load_forecaster(ensemble)
+    assert forecaster.is_ensemble
+    rain, times = make_rain(72, 64), [1_600_000_000, 1_600_000_300]
+    four = forecaster.forecast_members(rain, None, members=4, issue_s_b=times)
+    assert four.shape == (2, 4, FRAMES_OUT, 72, 64)
+    assert float(four.min()) >= 0
+    assert not torch.equal(four[:, 0], four[:, 1])
+    assert torch.equal(forecaster.forecast_members(rain, None, members=2, issue_s_b=times), four[:, :2])
+    alone = forecaster.forecast_members(rain[1:], None, 2, members=3, issue_s_b=times[1:])
+    assert torch.equal(alone, four[1:, :3, :2])
+
+
+def test_members_differ_by_seed_and_issue_time(ensemble: Path) -> None:
+    forecaster, rain = load_forecaster(ensemble), make_rain(windows=1)
+    first = forecaster.forecast_members(rain, None, members=2, issue_s_b=[0])
+    assert not torch.equal(forecaster.forecast_members(rain, None, members=2, seed=1, issue_s_b=[0]), first)
+    assert not torch.equal(forecaster.forecast_members(rain, None, members=2, issue_s_b=[300]), first)
+
+
+def test_an_ensemble_forecasts_one_field_too(ensemble: Path) -> None:
+    assert load_forecaster(ensemble).forecast(make_rain(), None).shape == (2, FRAMES_OUT, 64, 64)
+
+
+def test_members_of_a_run_of_one_field_are_refused(trained: Path) -> None:
+    forecaster = load_forecaster(trained)
+    assert not forecaster.is_ensemble
+    with pytest.raises(ConfigError, match=r"forecasts one field .*8 members were asked for; train an ensemble from it"):
+        forecaster.forecast_members(make_rain(), None, members=8, issue_s_b=[0, 300])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.models.encoder import build_encoder, depth_rates
+from rainspark.models.nowcasting.crps import ensemble_loss
 from rainspark.models.nowcasting.nowcaster import Nowcaster
 from rainspark.trainer.training.nowcast_task import NowcastTask
 from tests.trainer.training.cases import SCALE_MMH, batch_of, drawn
@@ -197,6 +198,69 @@ def test_two_ranks_losses_and_gradients_sum_to_one_ranks(loss: str) -> None:
     assert two == pytest.approx(one, rel=1e-12)
     assert two_terms == one_terms == 3
     torch.testing.assert_close(two_gradient, one_gradient, rtol=1e-9, atol=1e-12)
+
+
+def make_ensemble() -> Nowcaster:
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet18", FRAMES_IN)
+    model = Nowcaster(
+        encoder,
+        frames_out=FRAMES_OUT,
+        decoder_width=32,
+        translation="identity",
+        head="cascade",
+        ensemble=True,
+        space=SPACE,
+    )
+    return model.double().eval()
+
+
+def test_an_ensembles_losses_and_gradients_are_the_same_on_two_ranks() -> None:
+    model, counts, sums = make_ensemble(), make_counts(), []
+    for parts in (((0, 4),), ((0, 2), (2, 4))):
+        task = make_task(crop=64, augment=True, loss="crps")
+        model.zero_grad()
+        loss_sum, terms = 0.0, 0
+        for low, high in parts:
+            output = task.step(model, task.prepare(batch_of(counts[low:high], first=low)))
+            output.loss.backward()  # type: ignore[no-untyped-call]
+            loss_sum, terms = loss_sum + float(output.loss.detach()), terms + output.num_valid
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        sums.append((loss_sum, terms, gradient))
+    (one, one_terms, one_gradient), (two, two_terms, two_gradient) = sums
+    assert two == pytest.approx(one, rel=1e-12)
+    assert two_terms == one_terms == 3
+    torch.testing.assert_close(two_gradient, one_gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_the_lead_times_of_a_step_are_one_of_each_stretch_and_the_same_for_all_windows() -> None:
+    task = make_task(frames_out=12, frames_in=1, loss="crps")
+    drawn_leads = [task._draw_leads(step) for step in range(40)]
+    assert all(first // 3 == stretch for leads in drawn_leads for stretch, first in enumerate(leads))
+    assert {lead for leads in drawn_leads for lead in leads} == set(range(12))
+    assert make_task(frames_out=2, loss="crps")._draw_leads(3) == (0, 1)
+
+
+def test_the_noise_of_a_window_is_its_own_whatever_shares_its_batch() -> None:
+    task, counts = make_task(loss="crps", crop=64), make_counts()
+    whole, rest = task.prepare(batch_of(counts)), task.prepare(batch_of(counts[2:], first=2))
+    assert whole.white_nhw is not None
+    assert rest.white_nhw is not None
+    assert torch.equal(rest.white_nhw, whole.white_nhw[4:])
+    assert rest.leads == whole.leads
+    assert task.prepare_held_out(batch_of(counts)).noise is not None
+    assert make_task(loss="csi").prepare(batch_of(counts)).noise is None
+
+
+def test_an_ensembles_loss_is_that_of_two_members_in_model_space_and_in_rain() -> None:
+    task = make_task(loss="crps")
+    frames = task.frames(task.prepare(batch_of(make_counts(missing=False))))
+    members = torch.randn(4, 2, FRAMES_OUT, 64, 96, dtype=torch.float64)
+    target_mmh = frames.future_mmh_bthw
+    rain = SPACE.to_mmh(members.clamp(min=0))
+    expected = ensemble_loss(members.clamp(min=0), SPACE.from_mmh(target_mmh), None)
+    expected = expected + ensemble_loss(rain, target_mmh, None) / (target_mmh.mean((1, 2, 3)) + 0.2)
+    torch.testing.assert_close(task.ensemble_losses(members, frames, (0, 1)), expected)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -1,0 +1,116 @@
+"""Scales that are damped as fast as a window's own rain loses them, against slow references."""
+
+import numpy as np
+import pytest
+import torch
+
+from rainspark.data.units import ModelSpace
+from rainspark.models.nowcasting.blend import smooth
+from rainspark.models.nowcasting.cascade import (
+    BORDER_SHARE,
+    LEAST_CORRELATION,
+    MOST_CORRELATION,
+    NUM_LEVELS,
+    SCALES_PX,
+    STRIDE,
+    Cascade,
+    correlations,
+    split,
+)
+from rainspark.models.nowcasting.motion import Carried
+
+SPACE = ModelSpace(kind="log", scale_mmh=0.2, clip_mmh=None)
+LEADS = 5
+
+
+def make_carried(keep: float, seed: int = 0, frames: int = 4, size: int = 96) -> Carried:
+    """A window at rest whose fields keep a share of themselves from frame to frame and are renewed by noise."""
+    draws = torch.Generator().manual_seed(seed)
+    fields = [torch.randn(1, 1, size, size, dtype=torch.float64, generator=draws)]
+    for _ in range(frames - 1):
+        fresh = torch.randn(1, 1, size, size, dtype=torch.float64, generator=draws)
+        fields.append(keep * fields[-1] + (1 - keep**2) ** 0.5 * fresh)
+    past = 2 + torch.cat(fields, dim=1)
+    return Carried(past_bthw=past, canvas_b1hw=past[:, -1:], steps=[])
+
+
+def test_the_levels_add_up_to_the_field() -> None:
+    field = torch.rand(2, 1, 70, 64, dtype=torch.float64)
+    levels = split(field)
+    assert levels.shape == (2, NUM_LEVELS, 70, 64)
+    torch.testing.assert_close(levels.sum(1, keepdim=True), field)
+    torch.testing.assert_close(levels[:, :1], field - smooth(field, SCALES_PX[1]))
+
+
+@pytest.mark.parametrize("frames", [2, 4])
+def test_correlations_are_those_of_plain_loops(frames: int) -> None:
+    past = make_carried(0.8, frames=frames).past_bthw
+    measured = correlations(past, LEADS)[0].numpy()
+    levels = np.stack([split(past[:, frame : frame + 1])[0].numpy() for frame in range(frames)])
+    border = int(96 * BORDER_SHARE)
+    inner = levels[..., border:-border, border:-border]
+    inner = inner - inner.mean(axis=(2, 3), keepdims=True)
+    for level in range(NUM_LEVELS):
+        expected: list[float] = []
+        for lag in range(1, frames):
+            one, other = inner[lag:, level].ravel(), inner[:-lag, level].ravel()
+            value = (one @ other) / np.sqrt((one @ one) * (other @ other))
+            expected.append(float(np.clip(value, LEAST_CORRELATION, MOST_CORRELATION)))
+        rate = min(expected[-1] / (expected[-2] if len(expected) > 1 else 1.0), 1.0)
+        while len(expected) < LEADS:
+            expected.append(max(expected[-1] * rate, LEAST_CORRELATION))
+        np.testing.assert_allclose(measured[level], expected, rtol=1e-9)
+
+
+def test_a_field_without_variation_is_forgotten_and_no_number_is_lost() -> None:
+    measured = correlations(torch.zeros(1, 4, 96, 96), LEADS)
+    assert torch.equal(measured, torch.full_like(measured, LEAST_CORRELATION))
+
+
+def test_the_damped_fields_are_the_levels_times_their_damping() -> None:
+    cascade, carried = Cascade(LEADS).double(), make_carried(0.9)
+    with torch.no_grad():
+        cascade.offsets.uniform_(-0.1, 0.1)
+        cascade.gains.uniform_(0.05, 0.15)
+    damped, levels, damping = cascade(carried, SPACE)
+
+    # Dry pixels stand below no rain.
+    drizzle = float(np.log1p(0.1 / 0.2))
+    canvas = carried.canvas_b1hw
+    sunk = torch.where(canvas < drizzle, -0.3, canvas)
+    torch.testing.assert_close(levels.sum(1, keepdim=True), sunk)
+    correlation = correlations(carried.past_bthw, LEADS)[0].numpy()
+    offsets, gains = (
+        STRIDE * weight.detach().numpy().reshape(NUM_LEVELS, LEADS) for weight in (cascade.offsets, cascade.gains)
+    )
+    for lead in range(LEADS):
+        expected = np.zeros((96, 96))
+        for level in range(NUM_LEVELS):
+            kept = 1.0
+            for before in range(lead + 1):
+                odds = np.log(correlation[level, before] / (1 - correlation[level, before]))
+                kept = min(kept, 1 / (1 + np.exp(-(offsets[level, before] + gains[level, before] * odds))))
+            assert float(damping[0, level, lead]) == pytest.approx(kept)
+            field = levels[0, level].detach().numpy()
+            mean = field.mean() if level == NUM_LEVELS - 1 else 0.0
+            expected += kept * (field - mean) + mean
+        np.testing.assert_allclose(damped[0, lead].detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_rain_that_changes_faster_is_smoothed_more_and_every_lead_time_more_than_the_last() -> None:
+    cascade = Cascade(LEADS).double()
+    spreads = [cascade(make_carried(keep), SPACE)[0].std((2, 3))[0].tolist() for keep in (0.95, 0.6)]
+    assert all(slow > fast for slow, fast in zip(*spreads, strict=True))
+    assert all(own == sorted(own, reverse=True) for own in spreads)
+
+
+def test_windows_do_not_depend_on_each_other() -> None:
+    cascade = Cascade(LEADS).double()
+    both = [make_carried(0.9, seed=1), make_carried(0.5, seed=2)]
+    together = Carried(
+        past_bthw=torch.cat([one.past_bthw for one in both]),
+        canvas_b1hw=torch.cat([one.canvas_b1hw for one in both]),
+        steps=[],
+    )
+    alone = torch.cat([cascade(one, SPACE)[0] for one in both])
+    torch.testing.assert_close(cascade(together, SPACE)[0], alone)
