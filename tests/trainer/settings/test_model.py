@@ -37,7 +37,7 @@ def parse(*words: str) -> FinetuneConfig:
         (["--model.depth_drop", "-0.1"], r"model\.depth_drop is -0\.1"),
         ([*SMAAT, "--model.smaat_width", "1"], r"model\.smaat_width is 1; it must be 2 or more"),
         (["--model.ensemble", "true", "--model.loss", "crps"], r"ensemble needs model\.head cascade"),
-        (["--model.head", "cascade", "--model.loss", "crps"], r"ensemble is false and model\.loss crps: an ensemble is"),
+        (["--model.head", "cascade", "--model.loss", "crps"], r"ensemble is false and model\.loss crps: an"),
         (["--model.head", "cascade", "--model.ensemble", "true"], r"ensemble is true and model\.loss mse: .* neither"),
         (["--model.loss", "l1"], r"model\.loss.*mse_ssim.*l1"),
         (["--model.translaton", "mixer"], r"translaton.*nearest valid key is model\.translation"),
