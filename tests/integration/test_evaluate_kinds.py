@@ -84,7 +84,7 @@ def test_any_number_of_ranks_writes_the_same_bytes(
     shards: Path, scored: tuple[Path, Path], tmp_path: Path, ranks: int
 ) -> None:
     argv = argv_of(shards, tmp_path / "ranks", KINDS, "--limit", "4", cache=str(scored[1]))
-    assert run_ranks(evaluate_on, ranks, [argv], init_group=False) == [[0]] * ranks
+    assert run_ranks(evaluate_on, ranks, [argv], timeout_s=400, init_group=False) == [[0]] * ranks
     same_files(scored[0], tmp_path / "ranks")
 
 
@@ -169,6 +169,12 @@ def test_classes_take_part(shards: Path, tmp_path: Path, monkeypatch: pytest.Mon
     [
         (["steps:member=3"], [], ExitCode.CONFIG, "steps has no option 'member'"),
         (["persistence", "mine=no_such_module:Model"], [], ExitCode.CONFIG, "no_such_module cannot be imported"),
+        (
+            ["lagrangian_probability"],
+            [],
+            ExitCode.CONFIG,
+            "lagrangian_probability forecast no rain but probabilities; add",
+        ),
         (["persistence"], ["--members", "8"], ExitCode.CONFIG, "members is 8, and none of the models is a run that"),
         (["persistence"], ["--workers", "0"], ExitCode.CONFIG, "workers is 0; it must be 1 or more"),
         (["sprog"], ["--frames_in", "2"], ExitCode.CONFIG, "frames_in is 2, and sprog takes 3"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...data.command import expand_home
 from ...data.errors import ConfigError
 from ...data.shards.index import Index
 from ...models.baselines.fields import import_pysteps
@@ -160,7 +161,7 @@ class Builder:
         stated = self.config.cache
         if stated == "none":
             return None
-        return default_folder() if stated is None else Path(stated)
+        return default_folder() if stated is None else Path(expand_home(stated))
 
     def _pysteps(self, entry: Entry, kept: KeptForecasts) -> PystepsModel:
         method = entry.method

@@ -57,10 +57,16 @@ class Workers:
         return lambda: _explained(Future.result, future)
 
     def close(self) -> None:
-        """End the processes; what was not begun is dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        """End the processes at once: nobody waits for what they have not finished, such as after Ctrl-C."""
+        if self._pool is None:
+            return
+        processes = list(self._pool._processes.values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+        self._pool = None
 
 
 def _explained(ask: Callable[[Any], Any], asked: Any) -> Any:

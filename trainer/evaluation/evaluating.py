@@ -99,7 +99,12 @@ class Evaluating:
             device=self.engine.device,
             workers=self.workers,
         )
-        return builder.build(entries, self.loaded, fitted)
+        built = builder.build(entries, self.loaded, fitted)
+        if not field_names(built):
+            raise ConfigError(
+                f"models: {', '.join(built)} forecast no rain but probabilities; add one of rain, such as persistence"
+            )
+        return built
 
     def run(self) -> ExitCode:
         """Score all windows, put the ranks' rows together, and write everything."""

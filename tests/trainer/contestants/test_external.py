@@ -25,6 +25,7 @@ from rainspark.trainer.contestants.windows import WindowRain
 from rainspark.trainer.forecasting.content import Content, Provenance
 from rainspark.trainer.forecasting.grid import in_metres, pixel_centres_m
 from rainspark.trainer.forecasting.netcdf import write_forecast
+from tests.trainer.forecasting.members import content_of, make_small
 
 ISSUE_S = 1_282_780_800
 """2010-08-26T00:00:00Z."""
@@ -73,12 +74,15 @@ def scan(folder: Path) -> ForecastFolder:
 
 def read(folder: Path, frames_out: int = 2, issue_s: int = ISSUE_S) -> npt.NDArray[np.float32]:
     external = External(forecasts=scan(folder), frames_out=frames_out, cadence_s=CADENCE_S)
-    nothing = torch.zeros(1, 1, GRID.rows, GRID.cols)
-    window = WindowRain(
+    assert external.marks_unknown
+    return external.start(nothing_of(GRID), issue_s)()
+
+
+def nothing_of(grid: Grid) -> WindowRain:
+    nothing = torch.zeros(1, 1, grid.rows, grid.cols)
+    return WindowRain(
         row=0, past_mmh_bthw=nothing, past_valid_bthw=None, future_mmh_bthw=nothing, future_valid_bthw=None
     )
-    assert external.marks_unknown
-    return external.start(window, issue_s)()
 
 
 def valid_times(num: int = 2) -> npt.NDArray[Any]:
@@ -160,6 +164,21 @@ def test_an_ensemble_that_pysteps_wrote(tmp_path: Path) -> None:
     assert (list(folder.by_issue), folder.members) == ([ISSUE_S], 3)
     folder.check_grid(Grid(rows=5, cols=4, pixel_km=1.0, x0_km=0.0, y0_km=5.0, projection=projection))
     np.testing.assert_allclose(read(tmp_path / "f"), rain, rtol=1e-5, atol=1e-3)
+
+
+def test_an_ensemble_of_ours_comes_back(tmp_path: Path) -> None:
+    ensemble = make_small(num_leads=2)
+    content = content_of(ensemble)
+    (tmp_path / "f").mkdir()
+    write_forecast(tmp_path / "f" / "forecast.nc", content)
+    folder = scan(tmp_path / "f")
+    assert folder.members == ensemble.num_members
+    assert folder.num_leads(content.cadence_s) == 2
+    folder.check_grid(content.grid)
+    external = External(forecasts=folder, frames_out=2, cadence_s=content.cadence_s)
+    (issue_s,) = folder.by_issue
+    members = external.start(nothing_of(content.grid), issue_s)()
+    np.testing.assert_allclose(members, ensemble.members_mmh_mthw, rtol=1e-6)
 
 
 def test_windows_are_matched_by_issue_time(tmp_path: Path) -> None:

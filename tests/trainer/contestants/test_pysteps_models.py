@@ -4,8 +4,10 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,17 @@ def test_other_processes_give_the_same_bytes_and_say_what_failed() -> None:
             failing()
     finally:
         workers.close()
+
+
+def test_closing_waits_for_no_work() -> None:
+    workers = Workers(2)
+    workers.start(Sprog(), window_of(showers()))()
+    started = time.monotonic()
+    for _ in range(4):
+        workers.start(Steps(members=1000), window_of(showers(), frames_out=50))
+    workers.close()
+    assert time.monotonic() - started < 20
+    assert not [child for child in active_children() if child.is_alive()]
 
 
 def test_a_process_that_ends_is_reported() -> None:
