@@ -10,17 +10,13 @@ import numpy as np
 
 from ..verification.contingency import ratio
 from ..verification.fss import FloatArray
-from ..verification.intervals import LEVEL
+from ..verification.intervals import LEVEL, MIN_BLOCKS
 
 Aim = Literal["↑", "↓", "→1"]
-FEWEST_BLOCKS: Final = 5
-"""Days or blocks of hours of which something may be called the best. The percentile interval of the mean of n normal
-differences without an effect excludes 0 in 49% of all cases for n = 2, 26% for 3, 17% for 5, 10% for 10, not in 5%."""
-
 RULE: Final = (
     f"Bold: the best, for the {LEVEL:.0%} interval of its paired difference to every other one excludes 0. "
     "≈: the best value and those that are not told apart from it. Without an interval, or of fewer than "
-    f"{FEWEST_BLOCKS} days or blocks, nothing is marked; of many figures a few are bold by chance."
+    f"{MIN_BLOCKS} days or blocks, nothing is marked; of many figures a few are bold by chance."
 )
 
 
@@ -92,7 +88,12 @@ def marks_of(figures: Sequence[Figure], aim: Aim) -> list[Mark | None]:
 
 
 def _can_be_told(figure: Figure) -> bool:
-    return figure.draws is not None and figure.num_blocks >= FEWEST_BLOCKS
+    """Tell whether chance is known well enough.
+
+    The percentile interval of the mean of n normal differences without an effect excludes 0 in 49% of all cases for n =
+    2, in 26% for 3, 17% for 5 and 10% for 10, instead of in 5%.
+    """
+    return figure.draws is not None and figure.num_blocks >= MIN_BLOCKS
 
 
 def _worth(figure: Figure, aim: Aim) -> Figure:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Collection, Sequence
 
 from ..pictures.scores import USEFUL_BIAS
-from ..verification.intervals import LEVEL
+from ..verification.intervals import LEVEL, MIN_BLOCKS
 from .ensemble_tables import Contestant, crps_figure
-from .marks import FEWEST_BLOCKS, Figure, Mark, marks_of
+from .marks import Figure, Mark, marks_of
 from .scored import ModelScores, SquaredError
 from .tables import figure_cell, number_text
 
@@ -98,7 +98,7 @@ def amounts_sentence(contestants: Sequence[Contestant], references: Sequence[Con
 
 def _why_not(figure: Figure) -> str:
     """Explain why nothing is marked."""
-    return "without an interval" if figure.draws is None else f"of fewer than {FEWEST_BLOCKS} days or blocks"
+    return "without an interval" if figure.draws is None else f"of fewer than {MIN_BLOCKS} days or blocks"
 
 
 def skill_sentence(errors: Sequence[SquaredError]) -> str:

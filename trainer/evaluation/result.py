@@ -10,6 +10,7 @@ from ..comparison.summary import amounts_sentence, hits_sentence, skill_sentence
 from ..comparison.tables import sentence
 from ..contestants.entries import FITTED
 from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH, EvaluateConfig
+from ..verification.intervals import MIN_BLOCKS
 from ..verification.rows import DAY_S
 from .cases import Chosen
 from .plan import Plan
@@ -118,7 +119,7 @@ class Evaluation:
 
         # Few days: the note of the interval explains why there is none, or what it does not cover.
         interval = self.scored[0].interval
-        if not interval.num_draws or interval.block_s < DAY_S:
+        if interval.num_blocks < MIN_BLOCKS or interval.block_s < DAY_S:
             lines.append(sentence(interval.note))
         return lines
 

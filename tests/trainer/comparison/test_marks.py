@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rainspark.trainer.comparison.marks import FEWEST_BLOCKS, Aim, Figure, Mark, marks_of
+from rainspark.trainer.comparison.marks import Aim, Figure, Mark, marks_of
+from rainspark.trainer.verification.intervals import MIN_BLOCKS
 
 RANDOM = np.random.default_rng(0)
 WEATHER = RANDOM.standard_normal(400)
@@ -16,7 +17,7 @@ WEATHER = RANDOM.standard_normal(400)
 def figure(value: float, noise: float = 0.0, *, weather: float = 0.1) -> Figure:
     """Make a figure whose resamples share the weather, and have some noise of their own."""
     draws = value * (1 + weather * WEATHER) + noise * RANDOM.standard_normal(400)
-    return Figure(value=value, draws=draws, num_blocks=FEWEST_BLOCKS)
+    return Figure(value=value, draws=draws, num_blocks=MIN_BLOCKS)
 
 
 def test_pairs_tell_apart_what_the_intervals_of_the_two_do_not() -> None:
@@ -58,7 +59,7 @@ def test_without_resamples_and_without_another_figure_nothing_is_marked() -> Non
 def test_of_few_days_or_blocks_nothing_is_marked() -> None:
     far_apart = [figure(0.5, weather=1e-3), figure(0.1, weather=1e-3)]
     assert marks_of(far_apart, "↑") == [Mark.BEST, None]
-    assert marks_of([replace(each, num_blocks=FEWEST_BLOCKS - 1) for each in far_apart], "↑") == [None, None]
+    assert marks_of([replace(each, num_blocks=MIN_BLOCKS - 1) for each in far_apart], "↑") == [None, None]
 
 
 def test_a_mark_is_what_the_interval_of_the_difference_says() -> None:
