@@ -19,6 +19,7 @@ from rainspark.trainer.training.windows import open_archive
 from rainspark.trainer.verification.ensemble import EnsembleRows
 from rainspark.trainer.verification.rows import Rows
 from tests.distributed import run_ranks
+from tests.integration.runs import make_shards, nowcast_arguments, train
 from tests.integration.test_evaluate import _own_log_handlers as _own_log_handlers
 from tests.integration.test_evaluate import command, evaluate, evaluate_on, scores_of, sliding, write_archive
 
@@ -214,3 +215,20 @@ def test_forecasts_of_other_times_are_refused(
     write_persistence(tmp_path / "theirs", shards, numbers, **changes)
     assert evaluate(argv_of(shards, tmp_path / "out", [str(tmp_path / "theirs")])) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_run_that_is_an_ensemble_forecasts_members(tmp_path: Path) -> None:
+    storms = make_shards(tmp_path, hours=6)
+    part = {"data__validation_share": 0.2, "data__test_share": 0.3, "data__guard_h": 0.25, "run__steps": 2}
+    ensemble: dict[str, object] = {"model__head": "cascade", "model__translation": "identity", "model__loss": "crps"}
+    ensemble |= {"model__ensemble": True, "run__choose_by": "loss"}
+    assert train(nowcast_arguments(storms, tmp_path / "run", **part, **ensemble)) == ExitCode.DONE
+
+    for name, members in (("three", "3"), ("two", "2")):
+        argv = command(storms, tmp_path / name, [f"own={tmp_path / 'run'}"], "--limit", "2", "--members", members)
+        assert evaluate(argv) == ExitCode.DONE
+    rows = EnsembleRows.load(tmp_path / "three" / "rows" / "own.ensemble.npz")
+    assert (rows.members, len(rows), rows.sums["num_nonfinite"].sum()) == (3, 2, 0)
+    assert scores_of(tmp_path / "three")["about"]["models"]["own"]["members"] == 3
+    assert EnsembleRows.load(tmp_path / "two" / "rows" / "own.ensemble.npz").members == 2
+    assert (tmp_path / "three" / "rows" / "own mean.npz").is_file()

@@ -51,7 +51,7 @@ def load_entries(entries: Sequence[Entry], config: EvaluateConfig, device: str) 
     """
     folders = {entry.name: entry.folder for entry in entries if entry.kind == "run" and entry.folder is not None}
     runs = {name: load_forecaster(folder, name=name, device=device) for name, folder in folders.items()}
-    if config.members is not None and not any(is_ensemble(run) for run in runs.values()):
+    if config.members is not None and not any(run.is_ensemble for run in runs.values()):
         raise ConfigError(
             f"members is {config.members}, and none of the models is a run that is an ensemble; leave it out (of "
             "pysteps' STEPS: steps:members=16)"
@@ -61,11 +61,6 @@ def load_entries(entries: Sequence[Entry], config: EvaluateConfig, device: str) 
         folders={entry.name: scan_forecasts(entry) for entry in entries if entry.kind == "netcdf"},
         classes={entry.name: load_python_model(entry) for entry in entries if entry.kind == "python"},
     )
-
-
-def is_ensemble(run: RunForecaster) -> bool:
-    """Tell whether a run forecasts members."""
-    return bool(getattr(run, "is_ensemble", False))
 
 
 def frames_of(entries: Sequence[Entry], loaded: Loaded, config: EvaluateConfig, cadence_s: int) -> tuple[int, int]:
@@ -183,7 +178,7 @@ class Builder:
 
     def _run(self, name: str, run: RunForecaster) -> Asked:
         about = describe_run(run)
-        if not is_ensemble(run):
+        if not run.is_ensemble:
             return self._asked(name, run, "field", about)
         members = self.config.members or DEFAULT_MEMBERS
         ensemble = RunMembers(run=run, members=members, seed=self.config.seed)

@@ -77,8 +77,7 @@ class RunMembers:
         self, rain_mmh_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int, *, issue_s_b: Sequence[int]
     ) -> Tensor:
         """Forecast the members; see `EnsembleForecaster`."""
-        run: Any = self.run
-        return run.forecast_members(
+        return self.run.forecast_members(
             rain_mmh_bthw, valid_bthw, frames_out, members=self.members, seed=self.seed, issue_s_b=issue_s_b
         )
 
