@@ -189,7 +189,7 @@ NOWCAST_CHANGES: dict[str, tuple[object, Observe]] = {
     "model.space.clip_mmh": (0.5, learned),
     "seed": (1, learned),
 }
-NOWCAST_BELOW = {"model.name", "model.smaat_width", "model.freeze", "init_from"}
+NOWCAST_BELOW = {"model.name", "model.smaat_width", "model.freeze", "model.ensemble", "init_from"}
 
 
 @dataclass(frozen=True)
@@ -311,6 +311,13 @@ def test_the_other_model_and_its_width(shards: Path, tmp_path: Path) -> None:
         smaat = {"model__name": "smaat_unet", "model__smaat_width": width}
         models.append(nowcaster(nowcast_arguments(shards, tmp_path, **NOWCAST_SHORT, **smaat)))
     assert len({names for names, _, _ in models}) == 3
+
+
+def test_an_ensemble(shards: Path, tmp_path: Path) -> None:
+    single = {**NOWCAST_SHORT, "model__head": "cascade"}
+    ensemble = {**single, "model__ensemble": True, "model__loss": "crps"}
+    names, more = (nowcaster(nowcast_arguments(shards, tmp_path, **own))[0] for own in (single, ensemble))
+    assert {name.split(".")[0] for name in set(more) - set(names)} == {"members", "noise_proj"}
 
 
 def test_frozen_parts(shards: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ FULL = settings(
     "optim.ema_decay=0.9 optim.layer_decay=0.8 data.crop=32 data.micro_batch=2 model.depth_drop=0.3 model.loss=csi",
     "run.choose_by=mse",
 )
+# Besides, members: their noise is drawn a window and a step.
+ENSEMBLE = FULL | settings("model.head=cascade model.ensemble=true model.loss=crps run.choose_by=loss")
 HOURS = 5
 
 
@@ -34,11 +36,12 @@ def best_steps(run: Path) -> list[int]:
     return [step for step, _ in step_folders(run / "best" / "checkpoints")]
 
 
-def test_stop_and_resume_is_bit_for_bit(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [FULL, ENSEMBLE], ids=["one field", "ensemble"])
+def test_stop_and_resume_is_bit_for_bit(shards: Path, tmp_path: Path, kind: Mapping[str, object]) -> None:
     """Weights, moments, averages, metrics and the best checkpoint: as if nothing had happened."""
-    assert train(arguments(shards, tmp_path / "whole", **FULL)) == ExitCode.DONE
+    assert train(arguments(shards, tmp_path / "whole", **kind)) == ExitCode.DONE
     run = tmp_path / "stopped"
-    argv = arguments(shards, run, **FULL)
+    argv = arguments(shards, run, **kind)
     assert train(argv, stop_in_step=4) == ExitCode.REQUEUE
     assert train(argv) == ExitCode.DONE
     assert equal(stored(run), stored(tmp_path / "whole"))
@@ -58,13 +61,14 @@ def test_two_processes_resume_bit_for_bit(shards: Path, tmp_path: Path) -> None:
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
 
 
-def test_two_processes_equal_one(pack_storms: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [FULL, ENSEMBLE], ids=["one field", "ensemble"])
+def test_two_processes_equal_one(pack_storms: Callable[..., Path], tmp_path: Path, kind: Mapping[str, object]) -> None:
     """In float64 the figures, weights and best checkpoint of one rank.
 
     With a crop of one patch, two windows make two values for batch statistics: rounding would grow a millionfold.
     """
     wide = pack_storms(HOURS, size=96)
-    float64 = {**FULL, "engine__precision": "fp64", "data__crop": 64, "run__steps": 2}
+    float64 = {**kind, "engine__precision": "fp64", "data__crop": 64, "run__steps": 2}
     codes = run_ranks(train_many, 2, [(arguments(wide, tmp_path / "two", **float64), None)], timeout_s=240)
     assert codes[0] == codes[1] == [0]
     assert train(arguments(wide, tmp_path / "one", **float64)) == ExitCode.DONE
