@@ -80,7 +80,7 @@ def test_any_number_of_processes_writes_the_same_bytes(shards: Path, scored: tup
     same_files(scored[0], tmp_path / "two")
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_ranks_writes_the_same_bytes(
     shards: Path, scored: tuple[Path, Path], tmp_path: Path, ranks: int
 ) -> None:
