@@ -19,6 +19,7 @@ from ...data.errors import ConfigError
 from ...data.exit_codes import ExitCode
 from ...data.stream.stream import evaluation_batches
 from ...models.nowcasting.forecasts import Forecaster
+from ..comparison.products import MEAN, product_name
 from ..comparison.scored import score_ensembles, score_models
 from ..contestants.build import Builder, Loaded, load_entries, start_workers
 from ..contestants.contestant import Contestant, FloatArray
@@ -219,9 +220,13 @@ class Evaluating:
 
         # One mean everywhere is worth no panel, unless nothing else is there; of ensembles their means are drawn.
         waiting = self._start(replace(window, row=chosen.row))
-        forecasts = self._settled(waiting)
+        forecasts = {
+            product_name(name, MEAN) if each.gives == "members" else name: each
+            for name, each in self._settled(waiting).items()
+        }
         fields = {name: field for name, each in forecasts.items() if (field := each.field_mmh_thw) is not None}
-        shown = [entry.name for entry in self.entries if entry.kind != "training_mean" and entry.name in fields]
+        flat = [entry.name for entry in self.entries if entry.kind == "training_mean"]
+        shown = [name for name in fields if name not in flat]
         return case_of(
             window,
             {name: fields[name] for name in shown or fields},

@@ -103,9 +103,9 @@ class Lines:
         return self.each(lambda values: values[:, number])
 
     def has_band(self, name: str) -> bool:
-        """Tell whether a line has a band that is drawn: of many lines those of baselines would hide all others."""
-        is_quiet = len(self.curves) > MOST_BANDS and self.cast is not None and self.cast.is_baseline(name)
-        return name in self.bands and not is_quiet
+        """Tell whether a line's band is drawn: among many lines those of baselines and products would hide others."""
+        is_quiet = self.cast is not None and (self.cast.is_baseline(name) or name in self.cast.thin)
+        return name in self.bands and not (is_quiet and len(self.curves) > MOST_BANDS)
 
     def styles(self) -> dict[str, Style]:
         """Give the look of each line."""
