@@ -28,7 +28,7 @@ FULL = settings(
     "run.choose_by=mse",
 )
 # Besides, members: their noise is drawn a window and a step.
-ENSEMBLE = FULL | settings("model.head=cascade model.ensemble=true model.loss=crps run.choose_by=loss")
+ENSEMBLE = {**FULL, **settings("model.head=cascade model.ensemble=true model.loss=crps run.choose_by=loss")}
 HOURS = 5
 
 
