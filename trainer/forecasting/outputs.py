@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -107,8 +107,7 @@ def _run_model(forecaster: RunForecaster, latest: Latest, ensemble: EnsembleOpti
     if ensemble is None:
         members_mthw = forecaster.forecast(rain_bthw, valid_bthw, forecaster.frames_out)
     else:
-        run: Any = forecaster
-        (members_mthw,) = run.forecast_members(
+        (members_mthw,) = forecaster.forecast_members(
             rain_bthw,
             valid_bthw,
             forecaster.frames_out,
@@ -268,7 +267,7 @@ def check_options(options: argparse.Namespace) -> EnsembleOptions | None:
 
 def check_ensemble(forecaster: RunForecaster, ensemble: EnsembleOptions | None) -> None:
     """Refuse members of a run that forecasts none; raises ConfigError."""
-    if ensemble is not None and not getattr(forecaster, "is_ensemble", False):
+    if ensemble is not None and not forecaster.is_ensemble:
         raise ConfigError(
             f"--members {ensemble.members}: {forecaster.name} gives one forecast, and no ensemble; train one with "
             f"rainspark finetune --config finetune_ensemble --init_from {forecaster.path}, or leave --members out"

@@ -14,8 +14,9 @@ from rainspark.trainer.forecasting import outputs
 from rainspark.trainer.forecasting.forecaster import load_forecaster
 from rainspark.trainer.processes.entry import run_entry
 from rainspark.trainer.settings.forecast import make_parser
+from rainspark.trainer.settings.model import NowcastConfig
 from tests.trainer.forecasting.members import MadeEnsemble
-from tests.trainer.watching.tiny import FRAMES_IN, SIZE, counts_of, make_run, radar_name, time_of
+from tests.trainer.watching.tiny import FRAMES_IN, FRAMES_OUT, SIZE, counts_of, make_run, radar_name, time_of
 
 STAMP = "202001010010"
 INSIDE, OUTSIDE, UNSEEN = "Here=52.52,4.94", "52.1,15.2", "52.75,4.69"
@@ -156,6 +157,32 @@ def test_what_an_ensemble_cannot_give_is_refused(
     assert _forecast(run, radar, out, *words) == code
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_run_that_was_trained_as_an_ensemble_gives_the_same_members_in_any_number(
+    radar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = NowcastConfig(
+        encoder="resnet18",
+        frames_in=FRAMES_IN,
+        frames_out=FRAMES_OUT,
+        decoder_width=32,
+        translation="identity",
+        head="cascade",
+        ensemble=True,
+        loss="crps",
+    )
+    trained = make_run(tmp_path / "trained", tmp_path, model)
+    for name, words in {"few": ("2",), "more": ("4", "--seed", "0"), "other": ("2", "--seed", "9")}.items():
+        assert _forecast(trained, radar, tmp_path / name, "--no-pictures", "--members", *words) == 0
+    assert "warning" not in capsys.readouterr().out
+    few, more, other = (_members(tmp_path / name) for name in ("few", "more", "other"))
+    np.testing.assert_array_equal(few, more[:2])
+    assert (few[0, :, 10:] != few[1, :, 10:]).any()
+    assert (few[:, :, 10:] != other[:, :, 10:]).any()
+    # Without --members it forecasts one field, as any run does.
+    assert _forecast(trained, radar, tmp_path / "one", "--no-pictures") == 0
+    assert _members(tmp_path / "one").shape == (FRAMES_OUT, SIZE, SIZE)
 
 
 def test_a_run_of_one_forecast_gives_no_members(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -43,9 +44,11 @@ def radar_bytes(scratch: Path, counts_hw: npt.NDArray[np.uint16], number: int) -
     return path.read_bytes()
 
 
-def make_run(folder: Path, scratch: Path) -> Path:
+SMAAT: Final = NowcastConfig(name="smaat_unet", frames_in=FRAMES_IN, frames_out=FRAMES_OUT, smaat_width=4)
+
+
+def make_run(folder: Path, scratch: Path, model: NowcastConfig = SMAAT) -> Path:
     """Make a run's folder with one checkpoint."""
-    model = NowcastConfig(name="smaat_unet", frames_in=FRAMES_IN, frames_out=FRAMES_OUT, smaat_width=4)
     run = NowcastRunConfig(dir=str(folder))
     config = as_dict(FinetuneConfig(run=run, data=NowcastDataConfig(shards="none"), model=model))
     with torch.random.fork_rng(devices=[]):
