@@ -47,6 +47,7 @@ ADDED_LATER: Final[Mapping[str, Any]] = {
     "data.train_times": None,
     "data.validation_times": None,
     "data.test_times": None,
+    "model.ensemble": False,
     "optim.layer_decay": 1.0,
     "optim.ema_decay": None,
     "optim.lr_scaling": "linear",

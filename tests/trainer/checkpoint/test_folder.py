@@ -437,7 +437,8 @@ def test_weights_are_chosen_best_first_and_averaged_first(tmp_path: Path) -> Non
 
 
 def test_checkpoints_from_before_a_setting_existed_go_on_where_it_is_off() -> None:
-    now = _changed({"data.test_share": 0.0, "data.train_times": None, "optim.ema_decay": None}, CONFIG)
+    off = {"data.test_share": 0.0, "data.train_times": None, "model.ensemble": False, "optim.ema_decay": None}
+    now = _changed(off, CONFIG)
     assert check_resume(_state(1), now, PLAN, allow_plan_change=False) == []
     changed = _changed({"optim.ema_decay": 0.9}, now)
     with pytest.raises(CheckpointError, match=r"optim\.ema_decay: saved null, asked 0\.9"):
