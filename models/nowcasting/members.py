@@ -171,7 +171,8 @@ def _evolved(noise: Noise, damping_nsl: Tensor, leads: tuple[int, ...]) -> list[
         before_ns = torch.ones_like(damping_nsl[..., 0])
         # From one wanted lead time to the next, whatever lies between: an autoregression of first order may skip.
         for lead in leads:
-            keep_ns = damping_nsl[..., lead] / before_ns
+            # What is lost to the last bit stays lost: 0 / 0 is 0 here.
+            keep_ns = damping_nsl[..., lead] / before_ns.clamp(min=torch.finfo(before_ns.dtype).tiny)
             before_ns = damping_nsl[..., lead]
             renew_ns = (1 - keep_ns.square()).clamp(min=0).sqrt()
             for level, field in enumerate(fresh):

@@ -87,6 +87,12 @@ def test_noise_grows_as_the_level_is_damped_and_remembers_as_the_level_does() ->
         assert kept == pytest.approx(0.5 / 0.7, abs=0.08)
 
 
+def test_a_level_that_is_lost_altogether_is_noise_of_its_full_variance() -> None:
+    damping = torch.tensor([0.5, 0.0, 0.0, 0.0]).expand(1, NUM_LEVELS, LEADS)
+    fields = members_module._evolved(draw(1, 192), damping, tuple(range(LEADS)))
+    assert [float(finest.var()) for finest, *_ in fields] == pytest.approx([0.75, 1, 1, 1], rel=0.05)
+
+
 def test_lead_times_that_are_skipped_change_nothing_but_the_draws() -> None:
     noise = draw(1, 192)
     damping = torch.tensor([0.9, 0.7, 0.5, 0.2]).expand(1, NUM_LEVELS, LEADS)
