@@ -1,9 +1,9 @@
 """A finished run as a forecaster: rain in, rain out, in mm/h."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from .build import build_nowcaster
 
 if TYPE_CHECKING:
     from ...models.nowcasting.nowcaster import Nowcaster
+
+NOISE_WEIGHTS: Final = ("members.", "noise_proj.")
+"""How the names of the weights begin that only an ensemble has."""
 
 
 def forecast_whole(
@@ -208,33 +211,31 @@ class RunForecaster:
                 f"an ensemble from it: rainspark finetune --config finetune_ensemble --init_from {self.path}"
             )
         frames_out = self._check_leads(frames_out)
-        windows = [slice(number, number + 1) for number in range(len(rain_mmh_bthw))]
-        forecasts = [
-            self._members_of_one(
-                rain_mmh_bthw[row].float(),
-                None if valid_bthw is None else valid_bthw[row],
-                [generator(seed, "ensemble", issue_s, member) for member in range(members)],
-            )[:, :frames_out]
-            for row, issue_s in zip(windows, issue_s_b, strict=True)
-        ]
-        return torch.stack(forecasts)
+        past = rain_mmh_bthw.float()
+        batch, _, *size = past.shape
+        # Of a continent they are gigabytes: they are there once.
+        forecast_bmthw = past.new_empty(batch, members, frames_out, *size)
+        for number, issue_s in zip(range(batch), issue_s_b, strict=True):
+            row = slice(number, number + 1)
+            draws_m = [generator(seed, "ensemble", issue_s, member) for member in range(members)]
+            of_one = self._members_of_one(past[row], None if valid_bthw is None else valid_bthw[row], draws_m)
+            with torch.no_grad():
+                for member, rain_thw in enumerate(of_one):
+                    forecast_bmthw[number, member] = rain_thw[:frames_out]
+        return forecast_bmthw
 
     def _members_of_one(
         self, past_1thw: Tensor, valid_1thw: Tensor | None, draws_m: Sequence[np.random.Generator]
-    ) -> Tensor:
-        """Draw the members of one window, (members, leads, h, w): one at a time, so that none depends on another."""
+    ) -> Iterator[Tensor]:
+        """Draw the members of one window one by one, (leads, h, w), so that none depends on another."""
         model, settings = cast("Nowcaster", self.model), self.config.model
         height, width = past_1thw.shape[-2:]
-        with torch.no_grad():
-            past, valid = extended(past_1thw, valid_1thw)
-            start = model.start(settings.space.from_mmh(past), valid)
-            rains = []
-            for draws in draws_m:
-                noise = Noise.draw(draws, (past.shape[-2], past.shape[-1]), self.frames_out).to(past.device)
-                member_1lhw = model.members_of(start, noise)[:, 0, :, :height, :width]
-                rain = rain_of(member_1lhw, past_1thw, valid_1thw, space=settings.space, match=settings.match)
-                rains.append(rain[0])
-            return torch.stack(rains)
+        past, valid = extended(past_1thw, valid_1thw)
+        start = model.start(settings.space.from_mmh(past), valid)
+        for draws in draws_m:
+            noise = Noise.draw(draws, (past.shape[-2], past.shape[-1]), self.frames_out).to(past.device)
+            member_1lhw = model.members_of(start, noise)[:, 0, :, :height, :width]
+            yield rain_of(member_1lhw, past_1thw, valid_1thw, space=settings.space, match=settings.match)[0]
 
 
 def load_forecaster(folder: Path, *, name: str | None = None, device: str = "cpu") -> RunForecaster:
@@ -267,6 +268,12 @@ def load_forecaster(folder: Path, *, name: str | None = None, device: str = "cpu
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     stored = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     differing = sorted(key for key in expected.keys() | stored.keys() if expected.get(key) != stored.get(key))
+    if differing and all(key.startswith(NOISE_WEIGHTS) and key not in stored for key in differing):
+        raise CheckpointError(
+            f"{saved.path}: its settings describe an ensemble, and it holds no weights of the members' noise "
+            f"({', '.join(differing[:4])}); train an ensemble from it: rainspark finetune --config finetune_ensemble "
+            f"--init_from {saved.path}"
+        )
     if differing:
         raise CheckpointError(
             f"{saved.path}: its weights are not those of the model that its settings describe: "

@@ -31,7 +31,7 @@ from .grid import site_pixel
 from .latest import Area, Latest, read_latest
 from .netcdf import write_forecast
 from .odim import write_odim
-from .probabilities import make_ensemble
+from .probabilities import check_memory, make_ensemble
 from .readers import Radar, radars_of
 
 LISTED_S: Final = 2 * 86_400
@@ -73,6 +73,9 @@ def make_forecast(
         allow_missing=allow_missing,
         before_s=before_s,
     )
+
+    if ensemble is not None:
+        check_memory(ensemble, forecaster.frames_out, latest.grid.rows, latest.grid.cols)
 
     # Where no radar looked there is no forecast; elsewhere a value that is no number is the model's fault.
     seen_hw: npt.NDArray[np.bool_] = np.any(latest.valid_thw, axis=0)

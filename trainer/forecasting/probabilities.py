@@ -13,7 +13,9 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
+from ...data.errors import DataError
 from ..settings.forecast import EnsembleOptions
 
 HOUR_S: Final = 3600
@@ -79,6 +81,21 @@ class Ensemble:
     def num_members(self) -> int:
         """Count the members."""
         return len(self.members_mmh_mthw)
+
+
+def check_memory(options: EnsembleOptions, num_leads: int, rows: int, cols: int) -> None:
+    """Refuse more members than the machine has memory for, before any is made; raises DataError.
+
+    Counted are the members as the model gives them and as they are rounded, and the fields that follow from them.
+    """
+    fields = 2 * options.members + len(options.quantiles) + 1
+    num_bytes = num_leads * rows * cols * (4 * fields + len(options.thresholds_mmh) * len(options.radii_km))
+    free_bytes = psutil.virtual_memory().available
+    if num_bytes > free_bytes:
+        raise DataError(
+            f"--members {options.members} of {num_leads} x {rows} x {cols} pixels take {num_bytes / 1e9:.1f} GB of "
+            f"memory, and {free_bytes / 1e9:.1f} GB are free; ask for fewer, or forecast a smaller --crop"
+        )
 
 
 def make_ensemble(

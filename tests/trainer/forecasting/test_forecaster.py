@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.exit_codes import ExitCode
@@ -313,3 +313,15 @@ def test_members_of_a_run_of_one_field_are_refused(trained: Path) -> None:
     assert not forecaster.is_ensemble
     with pytest.raises(ConfigError, match=r"forecasts one field .*8 members were asked for; train an ensemble from it"):
         forecaster.forecast_members(make_rain(), None, members=8, issue_s_b=[0, 300])
+
+
+def test_an_ensemble_without_weights_of_its_noise_is_refused(ensemble: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(ensemble, tmp_path / "run"))
+    best = best_of(run)
+    for path in best.glob("*.safetensors"):
+        weights = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("members.")}
+        save_file(weights, path)
+    write_manifest(best)
+    text = r"an ensemble, and it holds no weights of the members' noise \(members\.drift.*finetune_ensemble --init_from"
+    with pytest.raises(CheckpointError, match=text):
+        load_forecaster(run)

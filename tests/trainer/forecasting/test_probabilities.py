@@ -7,9 +7,11 @@ import numpy.typing as npt
 import pytest
 from scipy import ndimage
 
+from rainspark.data.errors import DataError
 from rainspark.trainer.forecasting.probabilities import (
     MOST_MMH,
     Shares,
+    check_memory,
     count_exceeding,
     disc_maximum,
     hourly_sums,
@@ -166,3 +168,13 @@ def test_one_hundred_members_are_counted_in_bytes() -> None:
     assert (ensemble.exceeding.probability(3) == 0).all()
     shares = Shares(counts=np.array([[100]], np.uint8), of=np.array([[0]], np.uint8))
     assert np.isnan(shares.probability()).all()
+
+
+def test_more_members_than_there_is_memory_are_refused_before_they_are_made() -> None:
+    check_memory(EnsembleOptions(members=2), 12, 64, 64)
+    text = (
+        r"--members 100 of 12 x 1000000 x 1000000 pixels take 10176000\.0 GB of memory, and [\d.]+ GB are free; "
+        "ask for fewer, or forecast a smaller --crop"
+    )
+    with pytest.raises(DataError, match=text):
+        check_memory(EnsembleOptions(members=100), 12, 1_000_000, 1_000_000)
