@@ -19,7 +19,7 @@ from .contestant import Asked, Contestant, RunMembers
 from .entries import Entry
 from .external import External, ForecastFolder, scan_forecasts
 from .fitted import FRAMES_IN, build_baseline
-from .kept import KeptForecasts, default_folder
+from .kept import DEFAULT_LIMIT_BYTES, KeptForecasts, default_folder
 from .pysteps_models import PystepsModel
 from .python_models import PythonModel, load_python_model
 from .workers import Workers, usable_cores
@@ -119,6 +119,7 @@ class Builder:
         frames_out: Lead times to forecast.
         device: Where runs compute.
         workers: That run pysteps.
+        kept: Where pysteps' forecasts are kept.
     """
 
     config: EvaluateConfig
@@ -126,16 +127,16 @@ class Builder:
     frames_out: int
     device: torch.device
     workers: Workers
+    kept: KeptForecasts
 
     def build(
         self, entries: Sequence[Entry], loaded: Loaded, fitted: Mapping[str, Forecaster]
     ) -> dict[str, Contestant]:
         """Build all of them in the user's order; raises ConfigError where a package is missing."""
-        kept = KeptForecasts(self._cache_folder())
         built: dict[str, Contestant] = {}
         for entry in entries:
             if entry.method is not None:
-                built[entry.name] = self._pysteps(entry, kept)
+                built[entry.name] = self._pysteps(entry)
             elif entry.kind == "netcdf":
                 folder = loaded.folders[entry.name]
                 cadence_s = self.index.cadence_s
@@ -152,13 +153,7 @@ class Builder:
                 built[entry.name] = self._asked(entry.name, forecaster, "field", about)
         return built
 
-    def _cache_folder(self) -> Path | None:
-        stated = self.config.cache
-        if stated == "none":
-            return None
-        return default_folder() if stated is None else Path(expand_home(stated))
-
-    def _pysteps(self, entry: Entry, kept: KeptForecasts) -> PystepsModel:
+    def _pysteps(self, entry: Entry) -> PystepsModel:
         method = entry.method
         assert method is not None, "the caller looked"
         try:
@@ -168,7 +163,7 @@ class Builder:
         return PystepsModel(
             method=method,
             workers=self.workers,
-            kept=kept,
+            kept=self.kept,
             frames_out=self.frames_out,
             thresholds_mmh=self.config.thresholds,
             pixel_km=self.index.grid.pixel_km,
@@ -200,6 +195,13 @@ class Builder:
 def start_workers(config: EvaluateConfig, world_size: int) -> Workers:
     """Make the pool of an evaluation's process: its share of the cores, unless the settings say how many."""
     return Workers(config.workers or max(1, usable_cores() // world_size))
+
+
+def open_kept(config: EvaluateConfig) -> KeptForecasts:
+    """Open the folder of pysteps' forecasts: the one that the settings name, else the user's, which has a limit."""
+    if config.cache is None:
+        return KeptForecasts(default_folder(), DEFAULT_LIMIT_BYTES)
+    return KeptForecasts(None if config.cache == "none" else Path(expand_home(config.cache)))
 
 
 def describe_run(run: RunForecaster) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ...data.stream.stream import evaluation_batches
 from ...models.nowcasting.forecasts import Forecaster
 from ..comparison.products import MEAN, product_name
 from ..comparison.scored import score_ensembles, score_models
-from ..contestants.build import Builder, Loaded, load_entries, start_workers
+from ..contestants.build import Builder, Loaded, load_entries, open_kept, start_workers
 from ..contestants.contestant import Contestant, FloatArray
 from ..contestants.entries import Entry, read_entries
 from ..contestants.fitted import fit_baselines
@@ -74,6 +74,7 @@ class Evaluating:
         self.plan: Plan = on_all_ranks(engine, lambda: make_plan(config, self.entries, self.loaded))
         self.cases = on_all_ranks(engine, lambda: choose_cases(self.plan, config))
         self.workers = start_workers(config, engine.world_size)
+        self.kept = open_kept(config)
         self.contestants: dict[str, Contestant] = on_all_ranks(engine, self._build)
 
     def _read_entries(self) -> list[Entry]:
@@ -99,6 +100,7 @@ class Evaluating:
             frames_out=plan.frames_out,
             device=self.engine.device,
             workers=self.workers,
+            kept=self.kept,
         )
         built = builder.build(entries, self.loaded, fitted)
         if not field_names(built):
@@ -122,6 +124,8 @@ class Evaluating:
             ensembles = self._united(own_ensembles, ensemble_rows.merge)
             unknown = reduce(Unknown.plus, counts) if engine.is_main else Unknown()
             on_all_ranks(engine, lambda: self._write(models, ensembles, unknown) if engine.is_main else None)
+        if engine.is_main:
+            self.kept.report()
         return ExitCode.DONE
 
     def _united(self, own: Mapping[str, Sequence[Item]], merged: Callable[..., Item]) -> dict[str, Item]:

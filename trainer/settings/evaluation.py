@@ -54,7 +54,7 @@ class EvaluateConfig:
             says so.
         workers: Processes that run pysteps' methods. Null: a core each.
         cache: Folder where their forecasts are kept, for an evaluation of the same windows; `none`: nowhere. Null:
-            rainspark/forecasts in the user's cache folder.
+            rainspark/forecasts in the user's cache folder, until that holds 10 GB.
         device: `auto` takes the GPU where there is one.
         seed: Of the bootstrap, and of members.
         progress: A bar where the terminal shows one, else log lines; or one of the two.

@@ -118,6 +118,28 @@ def test_a_folder_that_takes_nothing_is_reported_once(tmp_path: Path, caplog: py
     assert caplog.text.count("forecasts of pysteps are not kept") == 1
 
 
+def test_a_full_folder_is_reported_once_and_takes_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    forecast = np.zeros((1, 2, 2), np.float32)
+    KeptForecasts(tmp_path).write("a" * 64, forecast)
+    (path,) = tmp_path.rglob("*.forecast")
+    num_bytes = path.stat().st_size
+
+    # There is room for one more; a folder without a limit takes any number.
+    kept = KeptForecasts(tmp_path, 2 * num_bytes)
+    for letter in "bcd":
+        kept.write(letter * 64, forecast)
+    assert [kept.read(letter * 64) is not None for letter in "abcd"] == [True, True, False, False]
+    assert caplog.text.count(f"are kept no longer: {tmp_path} holds") == 1
+    KeptForecasts(tmp_path).write("c" * 64, forecast)
+
+    # What the log says at the end counts the files of all processes, and nothing is said where none was written.
+    with caplog.at_level(logging.INFO):
+        KeptForecasts(tmp_path).report()
+        assert "for the next time" not in caplog.text
+        kept.report()
+    assert f"{tmp_path} holds {3 * num_bytes / 1e6:.3g} MB" in caplog.text
+
+
 def test_the_default_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_folder() == tmp_path / "rainspark" / "forecasts"
