@@ -40,12 +40,15 @@ def run_command(work: Callable[[], int], *, interrupted: str = "") -> int:
         interruption.
     """
     open_output()
+
     try:
         try:
             return work()
         finally:
             # Here, not at the end of the process: a full disk has to change the exit code.
             sys.stdout.flush()
+
+    # Settings may quote an address with a password.
     except ConfigError as error:
         sys.stderr.write(printable(redact(f"settings: {error}\n")))
         return ExitCode.CONFIG
@@ -55,6 +58,8 @@ def run_command(work: Callable[[], int], *, interrupted: str = "") -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted{interrupted}\n")
         return ExitCode.INTERRUPTED
+
+    # A reader that has gone or a full disk is the user's; any other failure shows where it came from.
     except OSError as error:
         if sys.stdout is not sys.__stdout__ or not _cannot_write():
             raise

@@ -20,6 +20,8 @@ def inside(found: Found, span: TimeSpan | None) -> Found:
     """Keep the frames of a span of time; of ready windows those that lie in it as a whole."""
     if span is None:
         return found
+
+    # A frame that stands alone is a window of one.
     runs = found.windows
     if runs is None:
         runs = tuple(Run(first=number, num_frames=1) for number in range(len(found.refs)))
@@ -31,6 +33,8 @@ def inside(found: Found, span: TimeSpan | None) -> Found:
     if not kept:
         first, last = (iso_time(found.refs[number].end_time_s) for number in (0, -1))
         raise DataError(f"no frames of {span}; expected some between {first} and {last}: check --from and --to")
+
+    # Windows follow each other without the frames that were left out.
     length = len(kept[0])
     return replace(
         found,

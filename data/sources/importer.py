@@ -173,6 +173,7 @@ class ImporterSource(JsonRecord):
     def _imported(self, ref: FileRef, path: Path) -> tuple[npt.NDArray[np.float64], Mapping[str, Any]]:
         """Run the importer: the field with NaN where nothing was measured, and the metadata."""
         method, arguments = self._method()
+
         try:
             with ALONE, contextlib.redirect_stdout(io.StringIO()):
                 imported = method(str(path))
@@ -188,8 +189,11 @@ class ImporterSource(JsonRecord):
             raise DataError(
                 f"{ref}: pysteps' importer {self.importer} failed: {type(error).__name__}: {str(error)[:300]}; {advice}"
             ) from error
+
+        # What pysteps' importers promise: field, quality, metadata.
         if not (isinstance(imported, tuple) and len(imported) == 3 and isinstance(imported[2], Mapping)):
             raise DataError(f"{ref}: pysteps' importer {self.importer} gives no field with metadata; choose another")
+
         # Masked and not a number: both are missing.
         field_hw = np.ma.filled(np.ma.asarray(imported[0], np.float64), np.nan)
         if field_hw.ndim != 2 or not 0 < field_hw.size <= MAX_PIXELS:

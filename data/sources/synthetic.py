@@ -138,15 +138,19 @@ def events(
         shears_kmh: Lowest and highest deviation of the wind from its mean.
     """
     series = []
+
+    # Each system draws from its own first frame, so that none depends on those before it.
     for first in range(0, num_frames, event_frames + 1 if event_frames else num_frames):
         random = generator(seed, "storm event", first)
         speed_kmh, lifetime_min = (
             math.exp(random.uniform(math.log(low), math.log(high))) if low < high else low
             for low, high in (speeds_kmh, lifetimes_min)
         )
+
         # A stream of their own: what was drawn before they could be asked for stays.
         kind = generator(seed, "storm kind", first)
         growth, shear_kmh = math.exp(kind.uniform(*np.log(growths))), kind.uniform(*shears_kmh)
+
         series.append(
             Event(
                 first=first,
@@ -183,6 +187,8 @@ def _range(least: float, most: float, wanted: str) -> Callable[[str], Range]:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of `rainspark storms`."""
     parser = CommandParser(prog="rainspark storms", description="Write moving storms.")
+
+    # The series, and what the radar sees of it.
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
     parser.add_argument("--hours", type=float, default=6, help="length of the series (6)")
     seed = whole_number(0, MOST_SEED)
@@ -190,6 +196,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=288, help="rows and columns, 1 km each (288)")
     parser.add_argument("--radar-circle", action="store_true", help="pixels outside the largest circle are missing")
     parser.add_argument("--event-hours", type=float, default=0, help="hours of one weather system; 0: all one (0)")
+
+    # The weather; a range is drawn from once a system.
     positive = _range(sys.float_info.min, MAX_IN_RANGE, "above 0 and up to")
     parser.add_argument("--speed-kmh", type=positive, default=(SPEED_KMH,) * 2, help="speed, or LOW:HIGH (45)")
     parser.add_argument("--lifetime-min", type=positive, default=(LIFETIME_MIN,) * 2, help="life of 10 km waves (20)")
@@ -199,6 +207,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="share of the rain that falls from cells with life cycles, or LOW:HIGH; spectrum, memory and rates then "
         "vary from system to system as real ones do (all systems of one plain kind, without cells)",
     )
+
+    # What a system does as a whole.
     growth = _range(1 / MAX_GROWTH, MAX_GROWTH, f"from {1 / MAX_GROWTH:g} to")
     growth_help = "factor by which a system's rain grows in an hour, or LOW:HIGH (1)"
     parser.add_argument("--growth", type=growth, default=(1.0, 1.0), help=growth_help)

@@ -58,14 +58,14 @@ def order_lanes(index: Index, table: WindowTable, layout: BatchLayout, epoch: in
     row, lane, turn = _deal(index, table, shares, rng, layout.seed, epoch)
     sequence, start = table.sequence[row].astype(np.int64), table.start[row].astype(np.int64)
 
-    # A part is a lane's run of windows of one sequence; a block gathers whole parts.
-    part = run_numbers(lane, turn, sequence)
-    first = np.flatnonzero(np.diff(part, prepend=-1))
+    # A block gathers a lane's runs of windows of one sequence, each as a whole.
+    run = run_numbers(lane, turn, sequence)
+    first = np.flatnonzero(np.diff(run, prepend=-1))
     count = np.diff(first, append=len(row))
     num_bytes = np.array([entry.num_bytes for entry in index.sequences], np.int64)[sequence[first]]
-    block = gather_blocks(lane[first], num_bytes, count, layout.block_bytes)[part]
+    block = gather_blocks(lane[first], num_bytes, count, layout.block_bytes)[run]
 
-    order = _shuffle(rng, part, first, count, block, start, table.window)
+    order = _shuffle(rng, run, first, count, block, start, table.window)
     block_ln = block.reshape(layout.lanes, -1)
     return LaneOrder(row[order].reshape(layout.lanes, -1), (block_ln - block_ln[:, :1]).astype(np.int32))
 

@@ -33,7 +33,8 @@ def in_parts(network: Callable[[Tensor], Tensor], frames_bchw: Tensor, part_px: 
         cols = []
         for col in range(0, width, part_px):
             top, left = min(row, overlap_px), min(col, overlap_px)
-            part = frames_bchw[..., row - top : row + part_px + overlap_px, col - left : col + part_px + overlap_px]
-            cols.append(network(part)[..., top : top + part_px, left : left + part_px])
+            seen = frames_bchw[..., row - top : row + part_px + overlap_px, col - left : col + part_px + overlap_px]
+            # Of what the network gives, the overlap belongs to the parts beside.
+            cols.append(network(seen)[..., top : top + part_px, left : left + part_px])
         rows.append(torch.cat(cols, dim=-1))
     return torch.cat(rows, dim=-2)

@@ -139,18 +139,23 @@ def probability_section(scored: Sequence[ModelScores], ensembles: Sequence[Ensem
     """
     settings = scored[0].rows.settings
     tables = []
+
     for threshold_mmh in settings.thresholds_mmh:
         # Of rain that never came probabilities can be wrong and nothing else.
         if not events(scored[0].rows, threshold_mmh)[0]:
             continue
+
+        # A column a score; FSS has one a scale.
         columns = [_names(ensembles)]
         for score in _PROBABILITY_COLUMNS:
             # FSS at one pixel is little more than the Brier score.
             for scale_px in [px for px in settings.scales_px if px > 1] if score == "fss_probability" else (None,):
                 figures = [_probability_figure(model, score, threshold_mmh, scale_px) for model in ensembles]
                 columns.append(score_column(score, figures, "" if scale_px is None else f"{scale_px} px"))
+
         rests_on = event_note(scored[0].rows, threshold_mmh, None, sample)
         tables.append(Table(columns=columns, caption=f"Rain above {threshold_mmh:g} mm/h", note=rests_on))
+
     text = (
         "All lead times. Brier: mean squared error of the probability, of an ensemble the fair one; the plain one is "
         "reliability - resolution + uncertainty. Brier skill: over always stating how often it rains. ROC area: 0.5 is "

@@ -86,12 +86,12 @@ def frames_of(entries: Sequence[Entry], loaded: Loaded, config: EvaluateConfig, 
         )
 
     # The one that gives fewest lead times decides; baselines give any number.
-    given = {name: run.frames_out for name, run in loaded.runs.items()}
-    given |= {name: folder.num_leads(cadence_s) for name, folder in loaded.folders.items()}
-    fewest = min(given.values(), default=config.frames_out or 12)
+    most = {name: run.frames_out for name, run in loaded.runs.items()}
+    most |= {name: folder.num_leads(cadence_s) for name, folder in loaded.folders.items()}
+    fewest = min(most.values(), default=config.frames_out or 12)
     frames_out = config.frames_out or fewest
     if frames_out > fewest:
-        short = next(name for name, num in given.items() if num == fewest)
+        short = next(name for name, num in most.items() if num == fewest)
         raise ConfigError(f"frames_out is {frames_out}, and {short} forecasts {fewest} frames; ask for fewer")
     return frames_in, frames_out
 
@@ -135,12 +135,15 @@ class Builder:
         """Build all of them in the user's order; raises ConfigError where a package is missing."""
         built: dict[str, Contestant] = {}
         for entry in entries:
+            # What other processes compute, or have computed.
             if entry.method is not None:
                 built[entry.name] = self._pysteps(entry)
             elif entry.kind == "netcdf":
                 folder = loaded.folders[entry.name]
                 cadence_s = self.index.cadence_s
                 built[entry.name] = External(forecasts=folder, frames_out=self.frames_out, cadence_s=cadence_s)
+
+            # What this process asks, one window at a time.
             elif entry.kind == "python":
                 model = loaded.classes[entry.name]
                 about = {"kind": entry.kind, "class": model.source, "frames_in": model.forecaster.frames_in}

@@ -289,8 +289,8 @@ def _rain_variable(path: Path, dataset: "xr.Dataset") -> "xr.DataArray":
     rates = [name for name in names if _is_rate(dataset[name])]
     if len(rates) == 1:
         return dataset[rates[0]]
-    found = ", ".join(f"{name} ({dataset[name].attrs.get('units', 'no units')})" for name in names) or "none"
-    raise DataError(f"{path}: its variables are {found:.300}; {UNITS}, named {RAIN_NAME} where there are several")
+    listed = ", ".join(f"{name} ({dataset[name].attrs.get('units', 'no units')})" for name in names) or "none"
+    raise DataError(f"{path}: its variables are {listed:.300}; {UNITS}, named {RAIN_NAME} where there are several")
 
 
 def _is_rate(variable: "xr.DataArray") -> bool:

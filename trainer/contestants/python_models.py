@@ -81,8 +81,8 @@ def _protocol_of(forecaster: Any, where: str) -> Gives:
     for name in ("frames_in", *(("members",) if gives == "members" else ())):
         number = getattr(forecaster, name, None)
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            found = "is missing" if number is None else f"is {number!r}"
-            raise ConfigError(f"{where}: its attribute {name} {found}; expected a whole number, 1 or more")
+            state = "is missing" if number is None else f"is {number!r}"
+            raise ConfigError(f"{where}: its attribute {name} {state}; expected a whole number, 1 or more")
     return gives
 
 

@@ -39,12 +39,15 @@ def _amount_pictures(evaluation: Evaluation) -> list[Picture]:
     models = {model.name: model for model in evaluation.ensembles if model.rows.members > 1}
     if not models:
         return []
+
+    # Of each ensemble pixels alone, and all ranks of all lead times; the CRPS of blocks too.
     crps = _crps_lines(evaluation, cast_of(evaluation))
     heads = ["single pixels" if pool_px == 1 else f"blocks of {pool_px} x {pool_px} px" for pool_px in POOLS_PX]
     values = {name: model.scores.values for name, model in models.items()}
     spreads = {name: (each["spread"][:-1, 0], each["mean_rmse"][:-1, 0]) for name, each in values.items()}
     ranks = {name: (each["rank_share"][-1], each["rank_share_wet"][-1]) for name, each in values.items()}
     spectra, wavelengths_km = _spectra(evaluation, models)
+
     pictures = [
         Picture(
             name="crps",
@@ -66,6 +69,7 @@ def _amount_pictures(evaluation: Evaluation) -> list[Picture]:
             png=lambda: png_bytes(rank_histograms(ranks)),
         ),
     ]
+
     # Failed pixels leave no wavelength with a power.
     if len(wavelengths_km):
         pictures.append(

@@ -94,6 +94,7 @@ class Evaluating:
             num = min(self.config.fit_windows, len(plan.training.table))
             LOG.info("fitting baselines on %d training windows (%s)", num, plan.training.whose)
             fitted = fit_baselines(entries, plan.training, (plan.frames_in, plan.frames_out), self.config)
+
         builder = Builder(
             config=self.config,
             index=plan.index,
@@ -103,6 +104,8 @@ class Evaluating:
             kept=self.kept,
         )
         built = builder.build(entries, self.loaded, fitted)
+
+        # Tables begin with what a field hits and misses, and say from it how much it rained.
         if not field_names(built):
             raise ConfigError(
                 f"models: {', '.join(built)} forecast no rain but probabilities; add one of rain, such as persistence"

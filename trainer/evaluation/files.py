@@ -83,8 +83,8 @@ def _skill_records(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             for lead_min, pool_px in product(leads, POOLS_PX):
                 figure = crps_figure(model, lead_min, pool_px).skill(crps_figure(reference, lead_min, pool_px))
                 if model.name != reference.name and not math.isnan(figure.value):
-                    place = {"lead_min": lead_min or "all", "pool_px": pool_px}
-                    yield _pair(model.name, reference.name, "crps_skill", place, figure)
+                    axes = {"lead_min": lead_min or "all", "pool_px": pool_px}
+                    yield _pair(model.name, reference.name, "crps_skill", axes, figure)
 
     # The differences to what the user named stand whole under "differences".
     by_name = {model.name: model for model in evaluation.scored}
@@ -97,14 +97,14 @@ def _skill_records(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
                     each.figure("csi", lead_min=lead_min, threshold_mmh=threshold_mmh)
                     for each in (model, by_name[name])
                 )
-                place = {"lead_min": lead_min or "all", "threshold_mmh": threshold_mmh}
-                yield _pair(model.name, name, "csi_difference", place, own.less(other))
+                axes = {"lead_min": lead_min or "all", "threshold_mmh": threshold_mmh}
+                yield _pair(model.name, name, "csi_difference", axes, own.less(other))
 
 
-def _pair(model: str, reference: str, score: str, place: Mapping[str, Any], figure: Figure) -> dict[str, Any]:
+def _pair(model: str, reference: str, score: str, axes: Mapping[str, Any], figure: Figure) -> dict[str, Any]:
     low, high, above_zero = figure.interval()
     bounds = {"value": figure.value, "low": low, "high": high, "above_zero": above_zero}
-    return {"model": model, "reference": reference, "score": score, **place, **bounds}
+    return {"model": model, "reference": reference, "score": score, **axes, **bounds}
 
 
 def _model_json(model: ModelScores) -> dict[str, Any]:
@@ -200,8 +200,8 @@ def list_records(settings: Settings, values: Mapping[str, FloatArray]) -> Iterat
     for score, axes in ENSEMBLE_AXES.items():
         if score in values and axes[-1] in LISTS:
             for at in np.ndindex(values[score].shape[:-1]):
-                place = _place(settings, ENSEMBLE_AXES, score, at)
-                yield {"score": score, **place, "values": _strict(values[score][at].tolist())}
+                entries = _strict(values[score][at].tolist())
+                yield {"score": score, **_place(settings, ENSEMBLE_AXES, score, at), "values": entries}
 
 
 def _place(settings: Settings, axes: Mapping[str, str], score: str, at: tuple[int, ...]) -> dict[str, Any]:

@@ -226,11 +226,11 @@ def _crossings(degrees: Floats, step: float) -> list[tuple[float, float]]:
     for at, (before, after) in enumerate(pairwise(degrees.tolist())):
         low, high = sorted((before, after))
         value = math.floor(high / step) * step
-        place = at + (value - before) / (after - before) if after != before else at
-        inside = CORNER * len(degrees) < place < (1 - CORNER) * len(degrees)
+        point = at + (value - before) / (after - before) if after != before else at
+        inside = CORNER * len(degrees) < point < (1 - CORNER) * len(degrees)
         # A jump is the back of the Earth.
         if low < value <= high and high - low < 90 and inside:
-            crossings.append((value, place))
+            crossings.append((value, point))
     return crossings
 
 

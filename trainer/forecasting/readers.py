@@ -83,8 +83,8 @@ def _radar(forecaster: RunForecaster, name: str, learned: Learned | None, reader
     source = _source(forecaster, name, None if learned is None else learned.recipe, reader)
     if learned is None:
         return Radar(name=name, source=source, grid=None, part=forecaster.grid)
-    part = None if learned.crop is None else learned.grid.cropped(learned.crop)
-    return Radar(name=name, source=source, grid=learned.grid, part=part)
+    cropped = None if learned.crop is None else learned.grid.cropped(learned.crop)
+    return Radar(name=name, source=source, grid=learned.grid, part=cropped)
 
 
 def _source(forecaster: RunForecaster, name: str, recipe: Recipe | None, reader: str | None) -> Source:

@@ -187,12 +187,16 @@ def power_spectra(spectra: Mapping[str, Spectrum], *, wavelengths_km: Array) -> 
         ("their mean", SECOND_STYLE),
     ]
     figure, panels = score_panels(list(spectra), title, legend)
+
     for panel, each in zip(panels, spectra.values(), strict=True):
+        # Where nothing has a power, such as in a dry mean, a logarithmic axis has no point.
         axis = panel.axis
         radar = np.where(each.radar > 0, each.radar, np.nan)
         axis.fill_between(wavelengths_km, radar / FACTOR, radar * FACTOR, color=_BAND_STYLE["color"], linewidth=0)
         for values, style in ((radar, RADAR_STYLE), (each.members, FIRST_STYLE), (each.mean, SECOND_STYLE)):
             axis.plot(wavelengths_km, np.where(values > 0, values, np.nan), **style)
+
+        # Long waves stand at the left.
         axis.set_xscale("log")
         axis.set_yscale("log")
         plain_ticks(

@@ -101,6 +101,7 @@ class NowcastConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         self._check_effects()
+
         # Motion is found between two frames: one is too few.
         advects = self.name == "spat_spark" and self.head in ("advected", "cascade")
         finds_motion = advects or self.match in ("extrapolated", "floor")
@@ -109,6 +110,8 @@ class NowcastConfig:
         check_number("model.frames_out", self.frames_out, least=1, most=MOST_FRAMES)
         check_number("model.smaat_width", self.smaat_width, least=2, most=MOST_WIDTH)
         _check_shared(self)
+
+        # Members differ by the noise of one head, and one loss alone rewards that they do.
         if self.ensemble and self.head != "cascade":
             raise ConfigError(f"model.ensemble needs model.head cascade, which noise is added to; it is {self.head}")
         if self.ensemble != (self.loss == "crps"):
@@ -116,6 +119,8 @@ class NowcastConfig:
                 f"model.ensemble is {str(self.ensemble).lower()} and model.loss {self.loss}: an ensemble is trained "
                 "with crps, and nothing else is; set model.ensemble true with model.loss crps, or neither"
             )
+
+        # A run without a weight that learns would end as it began.
         if self.freeze == "both" and self.translation == "identity" and self.head == "patch":
             raise ConfigError(
                 "model.freeze both with model.translation identity and model.head patch leaves nothing to train: "

@@ -87,16 +87,19 @@ class Arrivals:
         self.problems = {}
         entries = self._entries()
         present = {signature for _, signature, _ in entries}
+
         # By its own time of change a file may have been settled before it was first seen.
         now_s = time.monotonic()
         age_s = {signature: time.time() - changed_ns / 1e9 for _, signature, changed_ns in entries}
         self._since_s = {signature: self._since_s.get(signature, now_s) for signature in present}
+
+        # The newest file comes first where several hold the same time.
         frames: dict[int, list[Arrival]] = {}
-        for place, signature, changed_ns in sorted(entries, key=lambda entry: -entry[2]):
-            for ref in self._refs(place, signature):
+        for origin, signature, changed_ns in sorted(entries, key=lambda entry: -entry[2]):
+            for ref in self._refs(origin, signature):
                 arrival = Arrival(
                     ref=ref,
-                    place=place,
+                    place=origin,
                     signature=signature,
                     changed_ns=changed_ns,
                     is_settled=max(now_s - self._since_s[signature], age_s[signature]) >= self.settle_s,
@@ -157,8 +160,8 @@ class Arrivals:
         """List the newest files of all places, each as it is now."""
         entries: list[tuple[Place, Signature, int]] = []
         try:
-            for place in self.places():
-                entries += self._of_bucket(place) if isinstance(place, Bucket) else self._of_path(place)
+            for origin in self.places():
+                entries += self._of_bucket(origin) if isinstance(origin, Bucket) else self._of_path(origin)
         except (DataError, OSError) as error:
             # A folder that is gone for a moment, a store that does not answer.
             self.problems["input"] = str(error)
@@ -170,8 +173,8 @@ class Arrivals:
             yield bucket, (str(bucket), len(bucket.objects()), 0), 0
             return
         for stored in bucket.objects():
-            place = replace(bucket, pattern=stored.name.replace("%", "%%"))
-            yield place, (stored.name, stored.num_bytes, 0), 0
+            only_this = replace(bucket, pattern=stored.name.replace("%", "%%"))
+            yield only_this, (stored.name, stored.num_bytes, 0), 0
 
     def _of_path(self, place: Path) -> Iterator[tuple[Place, Signature, int]]:
         pattern = str(place)

@@ -43,6 +43,7 @@ def time_variable(dataset: "xr.Dataset", variable: "xr.DataArray") -> "xr.DataAr
     Raises:
         DataError: Times of a calendar of models, or several that differ.
     """
+    # When a forecast was issued is no time of its values.
     candidates = [
         dataset[name]
         for name in dataset.variables
@@ -50,12 +51,15 @@ def time_variable(dataset: "xr.Dataset", variable: "xr.DataArray") -> "xr.DataAr
         if dataset[name].attrs.get("standard_name") != "forecast_reference_time"
         if set(dataset[name].dims) <= set(variable.dims) or dataset[name].size == 1
     ]
+
     # A dimension of the variable comes before what only stands beside it.
     candidates.sort(
         key=lambda time: (not set(time.dims) & set(variable.dims), time.attrs.get("standard_name") != "time")
     )
     if not candidates:
         return None
+
+    # xarray leaves calendars such as those of 360 days as objects or numbers.
     times = candidates[0]
     if times.dtype.kind != "M":
         raise DataError(
