@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from ..verification.members import POOLS_PX
+from ..verification.crps import POOLS_PX
 from .marks import Figure
 from .score_tables import event_note, events
 from .scored import EnsembleModel, ModelScores

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..verification.ensemble import EnsembleRows, EnsembleScores
+from ..verification.ensemble import EnsembleRows
 from ..verification.ensemble_scores import ENSEMBLE_AXES
 from ..verification.fss import FloatArray
 from ..verification.intervals import NUM_DRAWS, Interval, block_length_s, resample
@@ -23,79 +23,60 @@ LISTS: Final = frozenset("krw")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ModelScores:
-    """The rows of one field a lead time, or of events, and what is made of them.
+class Scored:
+    """What is known of a model whatever it forecasts.
 
     Attributes:
         name: As the user calls it; of an ensemble's product that name and what it is, such as "NAME mean".
-        rows: Of the field; of events that are forecast by their probability, their counts alone.
-        scores: Of the rows.
-        interval: Around the scores.
-        difference: Scores less those of the model that all are compared with; None without one, or for itself.
-        published: Scores of the published protocol; None without its threshold, and of events.
-        ensemble: Whose product it is; None for a model of single fields.
-        shown_at: Thresholds in mm/h at which tables and pictures show it; files hold it for all.
+        scores: Of its rows.
+        interval: Around the scores that are no lists.
         draws: Scores of the resamples that the intervals are made of; None without any, or where it is not shown.
     """
 
     name: str
-    rows: Rows | EventRows
     scores: Scores
     interval: Interval
+    draws: Mapping[str, FloatArray] | None
+
+    def figure(self, score: str, **where: Any) -> Figure:
+        """Take one score with its resamples, at `Scores.position`; one that the model has not is NaN."""
+        position = self.scores.position(score, **where)
+        if score not in self.scores.values:
+            return Figure(value=math.nan)
+        drawn = None if self.draws is None else np.moveaxis(self.draws[score], 0, -1)[position]
+        value = float(self.scores.values[score][position])
+        return Figure(value=value, draws=drawn, num_blocks=self.interval.num_blocks)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelScores(Scored):
+    """The rows of one field a lead time, or of events, and what is made of them.
+
+    Attributes:
+        rows: Of the field; of events that are forecast by their probability, their counts alone.
+        difference: Scores less those of the model that all are compared with; None without one, or for itself.
+        published: Scores of the published protocol; None without its threshold, and of events.
+        ensemble: Whose product it is; None for a model of single fields.
+        shown_at: Thresholds in mm/h at which tables and pictures show it; files hold it for all.
+    """
+
+    rows: Rows | EventRows
     difference: Interval | None
     published: PublishedProtocol | None
     ensemble: str | None
     shown_at: Collection[float]
-    draws: Mapping[str, FloatArray] | None
 
     @property
     def product(self) -> str | None:
         """Give what it is of its ensemble, such as "mean"; None for a model of single fields."""
         return None if self.ensemble is None else self.name.removeprefix(product_name(self.ensemble, ""))
 
-    def figure(
-        self,
-        score: str,
-        *,
-        lead_min: float | None = None,
-        threshold_mmh: float | None = None,
-        scale_px: int | None = None,
-    ) -> Figure:
-        """Give one score with its resamples; without a lead time, that of all lead times pooled."""
-        position = self.rows.settings.position(score, lead_min=lead_min, threshold_mmh=threshold_mmh, scale_px=scale_px)
-        return _figure(score, position, self)
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EnsembleModel:
-    """The rows of an ensemble, or of probabilities alone, and what is made of them.
+class EnsembleModel(Scored):
+    """The rows of an ensemble, or of probabilities alone, and what is made of them."""
 
-    Attributes:
-        name: As the user calls it.
-        rows: Of the ensemble.
-        scores: Of the rows.
-        interval: Around the scores that are no lists.
-        draws: Scores of the resamples that the intervals are made of; None without any.
-    """
-
-    name: str
     rows: EnsembleRows
-    scores: EnsembleScores
-    interval: Interval
-    draws: Mapping[str, FloatArray] | None
-
-    def figure(self, score: str, **where: Any) -> Figure:
-        """Give one score with its resamples, where trainer.verification.ensemble.EnsembleScores.position finds it."""
-        return _figure(score, self.scores.position(score, **where), self)
-
-
-def _figure(score: str, position: tuple[int, ...], model: ModelScores | EnsembleModel) -> Figure:
-    """Take one figure; a score that a model has not is NaN."""
-    values, draws = model.scores.values, model.draws
-    if score not in values:
-        return Figure(value=math.nan)
-    drawn = None if draws is None else np.moveaxis(draws[score], 0, -1)[position]
-    return Figure(value=float(values[score][position]), draws=drawn, num_blocks=model.interval.num_blocks)
 
 
 def score_models(

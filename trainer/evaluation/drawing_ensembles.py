@@ -17,7 +17,7 @@ from ..pictures.scores_ensembles import (
     spread_and_error,
 )
 from ..pictures.scores_panels import Array, Cast, Lines
-from ..verification.members import POOLS_PX
+from ..verification.crps import POOLS_PX
 from ..verification.spectrum import WAVELENGTH_EDGES_PX
 from .drawing import Picture, cast_of
 from .result import Evaluation

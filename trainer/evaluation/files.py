@@ -17,10 +17,10 @@ from ..comparison.products import EVENT_COUNTS
 from ..comparison.score_tables import events
 from ..comparison.scored import LISTS, EnsembleModel, ModelScores
 from ..verification.contingency import RAIN_EDGES_MMH, SCORE_AXES
+from ..verification.crps import POOLS_PX
 from ..verification.ensemble_scores import ENSEMBLE_AXES
 from ..verification.fss import FloatArray
 from ..verification.intervals import Interval, day_text
-from ..verification.members import POOLS_PX
 from ..verification.rows import Rows, Settings
 from .result import Evaluation
 

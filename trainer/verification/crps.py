@@ -3,10 +3,14 @@
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Final
 
 import numpy as np
 
 from .fss import BoolArray, FloatArray
+
+POOLS_PX: Final = (1, 4, 16)
+"""Sides of the blocks over whose means the CRPS, spread and skill are computed; each divides the next one."""
 
 
 def sort_members(members_mn: FloatArray) -> FloatArray:

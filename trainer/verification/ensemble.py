@@ -8,16 +8,16 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from .ensemble_scores import ENSEMBLE_AXES, scores_of_ensemble_sums
 from .fss import FloatArray
-from .members import POOLS_PX, count_ensemble
+from .members import count_ensemble
 from .reliability import class_sums
-from .rows import IntArray, Settings, Windowed, WindowId
+from .rows import IntArray, Scores, Settings, Windowed, WindowId
 from .rows import compute as compute
 from .rows import merge as merge_rows
 
@@ -176,7 +176,7 @@ def merge(*pieces: EnsembleRows) -> EnsembleRows:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EnsembleScores:
+class EnsembleScores(Scores):
     """Scores of one ensemble, or of forecast probabilities.
 
     Args:
@@ -186,30 +186,5 @@ class EnsembleScores:
             pooled. Probabilities alone have the scores of probabilities. NaN where a score does not exist.
     """
 
-    settings: Settings
+    axes: ClassVar[Mapping[str, str]] = ENSEMBLE_AXES
     members: int
-    values: Mapping[str, FloatArray]
-
-    def at(self, score: str, **where: Any) -> Any:
-        """Look up one score, or its list by class, rank or band, at a `position`."""
-        return self.values[score][self.position(score, **where)]
-
-    def position(
-        self,
-        score: str,
-        *,
-        lead_min: float | None = None,
-        threshold_mmh: float | None = None,
-        scale_px: int | None = None,
-        pool_px: int = 1,
-    ) -> tuple[int, ...]:
-        """Find one score, or its list, in the arrays; without a lead time, that of all lead times pooled."""
-        settings, axes = self.settings, ENSEMBLE_AXES[score]
-        position = [-1 if lead_min is None else settings.leads_min.index(lead_min)]
-        if "t" in axes:
-            position.append(settings.thresholds_mmh.index(threshold_mmh))
-        if "s" in axes:
-            position.append(settings.scales_px.index(scale_px))
-        if "p" in axes:
-            position.append(POOLS_PX.index(pool_px))
-        return tuple(position)

@@ -32,7 +32,7 @@ ENSEMBLE_AXES: Final[Mapping[str, str]] = {
     **dict.fromkeys(_BANDS, "lw"),
 }
 """The scores and their axes: l(ead times) and one more place for all of them pooled, t(hresholds), s(cales of the FSS),
-p(ools: trainer.verification.members.POOLS_PX), k (classes of probability), r(anks 0 to members), w(avelength bands
+p(ools: trainer.verification.crps.POOLS_PX), k (classes of probability), r(anks 0 to members), w(avelength bands
 between trainer.verification.spectrum.WAVELENGTH_EDGES_PX)."""
 
 ERROR_SCORES: Final = (

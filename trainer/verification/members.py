@@ -7,15 +7,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .crps import crps_sums, pooled, sort_members, spread_sums, whole_blocks
+from .crps import POOLS_PX, crps_sums, pooled, sort_members, spread_sums, whole_blocks
 from .fss import BoolArray, FloatArray
 from .pixels import count_pixels
 from .ranks import tie_breaker
 from .rows import Settings, WindowId
 from .spectrum import band_density, bands_of, can_be_taken, to_dbr
 
-POOLS_PX: Final = (1, 4, 16)
-"""Sides of the blocks over whose means the CRPS, spread and skill are computed; each divides the next one."""
 SPECTRA: Final = ("dbr", "mmh")
 
 

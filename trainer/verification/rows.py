@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Final, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from ...data.store.storage import open_storage
 from ...data.units import INTERVALS_AN_HOUR
 from ..settings.evaluation import PUBLISHED_THRESHOLD_MMH
 from .contingency import SCORE_AXES, count_lead, scores_of_sums
+from .crps import POOLS_PX
 from .fss import FloatArray
 
 IntArray = npt.NDArray[np.int64]
@@ -73,16 +74,23 @@ class Settings:
         )
 
     def position(
-        self, score: str, *, lead_min: float | None, threshold_mmh: float | None, scale_px: int | None
+        self,
+        axes: str,
+        *,
+        lead_min: float | None = None,
+        threshold_mmh: float | None = None,
+        scale_px: int | None = None,
+        pool_px: int = 1,
     ) -> tuple[int, ...]:
-        """Find one score in the arrays of all; without a lead time, that of all lead times pooled."""
-        axes = SCORE_AXES[score]
-        # The last place of the first axis is all lead times pooled; not every score has the other two axes.
+        """Find one score, or its list, in an array of axes such as "lts"; without a lead time, that of all pooled."""
+        # The last place of the first axis is all lead times pooled; not every score has the other axes.
         position = [-1 if lead_min is None else self.leads_min.index(lead_min)]
         if "t" in axes:
             position.append(self.thresholds_mmh.index(threshold_mmh))
         if "s" in axes:
             position.append(self.scales_px.index(scale_px))
+        if "p" in axes:
+            position.append(POOLS_PX.index(pool_px))
         return tuple(position)
 
 
@@ -279,20 +287,17 @@ class Scores:
             score does not exist (0/0) or, of errors and FSS, where a forecast was not finite.
     """
 
+    axes: ClassVar[Mapping[str, str]] = SCORE_AXES
     settings: Settings
     values: Mapping[str, FloatArray]
 
-    def at(
-        self,
-        score: str,
-        *,
-        lead_min: float | None = None,
-        threshold_mmh: float | None = None,
-        scale_px: int | None = None,
-    ) -> float:
-        """Look up one score; without a lead time, that of all lead times pooled."""
-        position = self.settings.position(score, lead_min=lead_min, threshold_mmh=threshold_mmh, scale_px=scale_px)
-        return float(self.values[score][position])
+    def position(self, score: str, **where: Any) -> tuple[int, ...]:
+        """Find one score, or its list, as `Settings.position` does."""
+        return self.settings.position(self.axes[score], **where)
+
+    def at(self, score: str, **where: Any) -> Any:
+        """Look up one score, or its list, at a `position`."""
+        return self.values[score][self.position(score, **where)]
 
 
 def compute(rows: Windowed[ScoresT]) -> ScoresT:

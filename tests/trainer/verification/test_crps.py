@@ -13,9 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rainspark.trainer.verification.crps import pooled, sort_members, whole_blocks
+from rainspark.trainer.verification.crps import POOLS_PX, pooled, sort_members, whole_blocks
 from rainspark.trainer.verification.ensemble import compute, merge, score_members
-from rainspark.trainer.verification.members import POOLS_PX
 from tests.trainer.verification.ensembles import SHAPE, SMALL, Field, mask, smooth_rain, tied_rain, window
 
 CASES = {
