@@ -20,6 +20,10 @@ from .parts import OVERLAP_PX, in_parts
 from .translation import IdentityTranslation, TranslationName, build_translation
 
 Head = Literal["patch", "direct", "residual", "advected", "cascade"]
+HEAVIEST_SHARE: Final = 1.5
+HEAVIEST_MMH: Final = 10.0
+"""No member rains harder than so many times the heaviest rain of the past frames, or than so much where that is less:
+in a logarithmic space noise of a few deviations is hundreds of mm/h, which no radar saw an hour before (ours)."""
 CARRIED: Final = ("advected", "cascade")
 """Heads that carry the last frame along."""
 Frozen = Literal["none", "encoder", "decoder", "both"]
@@ -36,6 +40,7 @@ class Start:
         levels_bshw: The last frame's scales, on the canvas; None but for `cascade`, like the next.
         damping_bsl: Their damping.
         log_factor_bshw: Logarithm of the factor of each scale's noise, of the frame; None but for ensembles.
+        heaviest_b: Bound of the members' rain, model space.
     """
 
     canvas_blhw: Tensor
@@ -44,6 +49,7 @@ class Start:
     levels_bshw: Tensor | None
     damping_bsl: Tensor | None
     log_factor_bshw: Tensor | None
+    heaviest_b: Tensor
 
 
 class Nowcaster(Autoencoder):
@@ -186,7 +192,7 @@ class Nowcaster(Autoencoder):
         return self._start(self._decoded(carried.past_bthw, None), carried)
 
     def members_of(self, start: "Start", noise: Noise, leads: tuple[int, ...] | None = None) -> Tensor:
-        """Make members, (b, members, leads, h, w), model space, without bounds.
+        """Make members, (b, members, leads, h, w), model space, bounded above by what the past frames held.
 
         Args:
             start: what they have in common.
@@ -208,7 +214,8 @@ class Nowcaster(Autoencoder):
                 noise,
                 wanted,
             )
-            return members_bmlhw + start.entered_blhw[:, None, wanted]
+            members_bmlhw = members_bmlhw + start.entered_blhw[:, None, wanted]
+            return torch.minimum(members_bmlhw, start.heaviest_b.view(-1, 1, 1, 1, 1))
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; frozen parts stay in evaluation."""
@@ -317,7 +324,14 @@ class Nowcaster(Autoencoder):
                 levels_bshw=levels_bshw,
                 damping_bsl=damping_bsl,
                 log_factor_bshw=None if self.members is None else decoded[:, 2 * self.frames_out :],
+                heaviest_b=self._heaviest(carried.past_bthw.to(decoded.dtype)),
             )
+
+    def _heaviest(self, past_bthw: Tensor) -> Tensor:
+        """Bound what members may rain, (b,), model space."""
+        assert self.space is not None
+        heaviest_mmh_b = HEAVIEST_SHARE * self.space.to_mmh(past_bthw.amax((1, 2, 3)))
+        return self.space.from_mmh(heaviest_mmh_b.clamp(min=HEAVIEST_MMH))
 
     def _moved(self, start: "Start") -> Tensor:
         """Carry along what is the same for all members."""

@@ -170,3 +170,22 @@ def test_noise_is_refused_by_what_is_no_ensemble() -> None:
     plain = Nowcaster(build_encoder("resnet18", 3), frames_out=LEADS, decoder_width=32, head="cascade", space=SPACE)
     with pytest.raises(ValueError, match="noise was given to a model that is no ensemble; build it with ensemble=True"):
         plain(make_past(1), noise=draw(0))
+
+
+def test_no_member_rains_much_harder_than_the_past_did(model: Nowcaster) -> None:
+    past = make_past(1)
+    wild = Members(LEADS)
+    with torch.no_grad():
+        wild.log_amplitude.fill_(0.3)
+    kept, model.members = model.members, wild
+    try:
+        with torch.no_grad():
+            rains = [SPACE.to_mmh(model(own, noise=join(draw(0), draw(1)))) for own in (past, past * 0.2)]
+            heaviest = float(SPACE.to_mmh(model.start(past, None).heaviest_b))
+    finally:
+        model.members = kept
+    # The past is moved on to the last frame's time, between pixels linearly: that costs it a little.
+    assert heaviest == pytest.approx(1.5 * float(SPACE.to_mmh(past).max()), rel=0.1)
+    assert float(rains[0].max()) == pytest.approx(heaviest, rel=1e-4)
+    # Where the past hardly rained, the bound is what a shower may bring.
+    assert float(rains[1].max()) <= 10.0 * (1 + 1e-4)
