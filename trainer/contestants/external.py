@@ -5,10 +5,8 @@ rain rates with coordinates of its grid mapping, of valid times or lead times (`
 (`realization`); a `forecast_reference_time`. Files of pysteps count their times from it instead.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +31,11 @@ if TYPE_CHECKING:
 REFERENCE: Final = "forecast_reference_time"
 MEMBERS: Final = ("realization", "ens_number", "member", "number")
 """What the dimension of members is called: CF's standard name, pysteps' name, others."""
-SINCE: Final = re.compile(r"\bsince\s+(.*\S)")
+UNISSUED: Final = "does not say when its forecast was issued; expected a variable forecast_reference_time"
+MOST_LEAD_S: Final = 30 * 86_400
+"""No forecast of radar rain begins so late: its times count from something else than its issue."""
+LEAST_MMH: Final = -1.0
+"""Less is a code for what is missing; a little below 0 is what interpolation leaves."""
 UNITS: Final = "expected a rain rate in mm/h, mm h-1, kg m-2 s-1 or m s-1"
 _STATED: Final = "stated_projection"
 CORNER_PX: Final = 0.1
@@ -218,6 +220,11 @@ class External:
         # Without a dimension of lead times there is one.
         if layout.lead is None:
             rain = np.expand_dims(rain, -3)
+        if (rain < LEAST_MMH).any():
+            raise DataError(
+                f"{held.path}: {layout.variable.name} holds {np.nanmin(rain):g} mm/h; expected no negative rain: state "
+                "what is missing as _FillValue"
+            )
         upright = rain[..., ::-1, :] if layout.is_south_up else rain
         return np.ascontiguousarray(upright, np.float32)
 
@@ -228,6 +235,9 @@ def _held(path: Path, dataset: "xr.Dataset") -> Iterator[Held]:
     members = dataset.sizes[layout.members] if layout.members is not None else 0
     for at, issue_s in enumerate(_reference_times_s(path, dataset, layout)):
         leads_s = _leads_s(path, dataset, layout, issue_s)
+        # Times that count from 1970 say when they are valid, and not from when on they are a forecast.
+        if min(leads_s) > MOST_LEAD_S:
+            raise DataError(f"{path}: {UNISSUED}, and its times count from {iso_time(issue_s)}")
         yield Held(
             path=path,
             at=None if layout.reference is None else at,
@@ -315,16 +325,19 @@ def _reference_times_s(path: Path, dataset: "xr.Dataset", layout: Layout) -> lis
         ):
             return _epoch_s(dataset[name].values.reshape(-1))
 
-    # pysteps' exporter: "seconds since" the last frame.
+    # pysteps' exporter: "seconds since" the last frame, whatever way of writing times xarray knows.
     units = "" if layout.lead is None else str(dataset[layout.lead].encoding.get("units", ""))
-    since = SINCE.search(units)
-    if since is not None and layout.reference is None:
-        try:
-            origin = datetime.fromisoformat(since[1])
-            return [int((origin if origin.tzinfo else origin.replace(tzinfo=UTC)).timestamp())]
-        except ValueError:
-            pass
-    raise DataError(f"{path}: does not say when its forecast was issued; expected a variable {REFERENCE}")
+    if " since " in units and layout.reference is None:
+        return _epoch_s(_decoded([0], units))
+    raise DataError(f"{path}: {UNISSUED}")
+
+
+def _decoded(numbers: Sequence[int], units: str) -> npt.NDArray[Any]:
+    """Read times as they are written in files."""
+    import xarray as xr
+
+    times: npt.NDArray[Any] = xr.decode_cf(xr.Dataset({"time": ("time", numbers, {"units": units})}))["time"].values
+    return times
 
 
 def _leads_s(path: Path, dataset: "xr.Dataset", layout: Layout, issue_s: int) -> tuple[int, ...]:

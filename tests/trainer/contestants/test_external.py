@@ -231,6 +231,11 @@ def edited(path: Path, edit: str) -> None:
                 file.renameVariable("forecast_reference_time", "analysis")
                 file["analysis"].standard_name = "x"
                 file["time"].units = "minutes"
+            case "epoch":
+                file.renameVariable("forecast_reference_time", "analysis")
+                file["analysis"].standard_name = "x"
+                file["time"][:] = file["time"][:] + ISSUE_S
+                file["time"].units = "seconds since 1970-01-01"
             case "leads":
                 file["time"][:] = file["time"][:] + 60
 
@@ -243,6 +248,7 @@ def edited(path: Path, edit: str) -> None:
         ("no units", "rainfall_rate has the units None; expected a rain rate"),
         ("name", r"its variables are .*rainfall_rate_2 \(K\).*; expected a rain rate in .*, named rainfall_rate"),
         ("reference", "does not say when its forecast was issued; expected a variable forecast_reference_time"),
+        ("epoch", r"does not say when .* forecast_reference_time, and its times count from 1970-01-01T00:00:00Z"),
         ("leads", r"its lead times are 6, 11\.\.\. min; expected one of 5 min, and then every frame of the archive"),
     ],
 )
@@ -251,6 +257,22 @@ def test_what_cannot_be_understood_names_the_file(tmp_path: Path, edit: str, tex
     edited(path, edit)
     with pytest.raises(DataError, match=f"{path}: {text}"):
         scan(tmp_path / "f").num_leads(CADENCE_S)
+
+
+@pytest.mark.parametrize("origin", ["2010-08-26 00:00:00 UTC", "2010-08-26T00:00:00Z", "2010-8-26 0:0:0"])
+def test_times_count_from_the_issue_time_however_it_is_written(tmp_path: Path, origin: str) -> None:
+    times = ("time", [300.0, 600.0], {"units": f"seconds since {origin}"})
+    foreign(tmp_path / "f", rain_of(2), ("time", "y", "x"), {"time": times})
+    np.testing.assert_array_equal(read(tmp_path / "f"), rain_of(2))
+
+
+def test_a_code_for_what_is_missing_is_not_scored_as_rain(tmp_path: Path) -> None:
+    rain = rain_of(2)
+    rain[:, 0] = -9999
+    coords = {"time": valid_times(), "forecast_reference_time": np.datetime64(ISSUE_S, "s").astype("datetime64[ns]")}
+    path = foreign(tmp_path / "f", rain, ("time", "y", "x"), coords)
+    with pytest.raises(DataError, match=f"{path}: .* holds -9999 mm/h; expected no negative rain: .*_FillValue"):
+        read(tmp_path / "f")
 
 
 def test_files_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
