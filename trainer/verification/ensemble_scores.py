@@ -35,12 +35,6 @@ ENSEMBLE_AXES: Final[Mapping[str, str]] = {
 p(ools: trainer.verification.crps.POOLS_PX), k (classes of probability), r(anks 0 to members), w(avelength bands
 between trainer.verification.spectrum.WAVELENGTH_EDGES_PX)."""
 
-ERROR_SCORES: Final = (
-    *("mse", "rmse", "mae"),
-    *("crps", "crps_fair", "twcrps", "twcrps_fair", "brier", "brier_fair", "mean_rmse"),
-)
-"""Scores that are 0 for a perfect forecast and rise with its error: those that have a skill, 1 - own / baseline's."""
-
 
 def scores_of_ensemble_sums(sums: Mapping[str, FloatArray], members: int) -> dict[str, FloatArray]:
     """Compute scores of sums over windows.

@@ -1,7 +1,7 @@
 """How sure a score is: bootstrap over days or blocks of hours, and two models compared in pairs."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, Self
@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.randomness import generator
-from .contingency import ratio
-from .ensemble_scores import ERROR_SCORES
 from .fss import FloatArray
 from .rows import DAY_S, IntArray, ScoresT, Windowed, values_of
 
@@ -83,26 +81,14 @@ class Resampled(Generic[ScoresT]):
 
         Scores that only one of them has, or that have other classes for another number of members, are left out.
         """
-        return self._beside(other, list(self.values), np.subtract)
-
-    def skill(self, baseline: "Resampled[Any]") -> Self:
-        """Compute 1 - own / baseline's, draw by draw, of the scores that are errors: ERROR_SCORES."""
-        names = [score for score in self.values if score in ERROR_SCORES]
-        return self._beside(baseline, names, lambda own, other: 1 - ratio(own, other))
-
-    def _beside(
-        self, other: "Resampled[Any]", names: Sequence[str], compare: Callable[[FloatArray, FloatArray], FloatArray]
-    ) -> Self:
-        """Compare the scores that both have, from all windows and draw by draw."""
         assert self.rows.windows == other.rows.windows
         assert self.block_s == other.block_s
-        both = [
-            score for score in names if score in other.values and self.values[score].shape == other.values[score].shape
-        ]
-        values = {score: compare(self.values[score], other.values[score]) for score in both}
+        shared = [score for score in self.values if score in other.values]
+        both = [score for score in shared if self.values[score].shape == other.values[score].shape]
+        values = {score: self.values[score] - other.values[score] for score in both}
         draws = None
         if self.draws is not None and other.draws is not None:
-            draws = {score: compare(self.draws[score], other.draws[score]) for score in both}
+            draws = {score: self.draws[score] - other.draws[score] for score in both}
         return replace(self, values=values, draws=draws)
 
     def interval(self) -> Interval:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rainspark.trainer.comparison.marks import Figure
 from rainspark.trainer.verification.ensemble import (
     EnsembleRows,
     EnsembleScores,
@@ -130,6 +131,14 @@ def test_skill_of_a_calibrated_ensemble_over_a_sure_one_has_an_interval_above_ze
             rows.append(score_members(SETTINGS, window(number), np.exp(state + spread * noise), radar, None))
     # All within a day and a bit: blocks of two hours.
     pair = [resample(merge(*rows), block_s=7200) for rows in (calibrated, sure)]
-    skill = pair[0].skill(pair[1]).interval()
-    assert 0 < skill.low["crps_fair"][-1, 0] < skill.value["crps_fair"][-1, 0] < skill.high["crps_fair"][-1, 0] < 0.5
-    assert skill.above_zero["crps_fair"][-1, 0] == 1
+    own, baseline = (
+        Figure(
+            value=float(each.values["crps_fair"][-1, 0]),
+            draws=np.asarray(each.draws and each.draws["crps_fair"])[:, -1, 0],
+        )
+        for each in pair
+    )
+    skill = own.skill(baseline)
+    low, high, above_zero = skill.interval()
+    assert 0 < low < skill.value < high < 0.5
+    assert above_zero == 1
