@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from ...data.shards.palette import MISSING_COLOUR, rgb
 from .forecasts import ACCENT, Case, scale_bar
 from .maps import MapLines, draw_map, write_credit
-from .panels import INK, SIDE_INCHES, add_class_bar, hatch_missing, panel_grid, rain_legend, write_line
+from .panels import INK, SIDE_INCHES, add_class_bar, hatch_missing, panel_grid, plain_axis, rain_legend, write_line
 
 PROBABILITY_LEVELS: Final = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
 """Lower bound of each class of probabilities; below the first, rain is unlikely."""
@@ -224,11 +224,8 @@ def _style_plume(figure: Figure, case: Case, first_min: float, last_min: float, 
     axis.set_xlim(first_min, last_min)
     axis.set_ylim(bottom=0, top=max(axis.get_ylim()[1], 1))
     axis.set_ylabel("rain rate, mm/h", fontsize=8.5, color=INK)
-    axis.tick_params(labelsize=7.5, labelcolor=INK, length=2.5, color="#999999")
     axis.grid(axis="y", color="#e3e5e8", linewidth=0.7)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color("#999999")
+    plain_axis(axis, font_size=7.5)
 
     style: dict[str, Any] = {"fontsize": 8, "labelcolor": INK, "frameon": False, "ncols": len(handles)}
     figure.legend(handles=list(handles), loc="lower center", bbox_to_anchor=(0.52, 0.025), **style)

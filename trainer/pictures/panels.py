@@ -205,6 +205,14 @@ def add_class_bar(
     bar.set_title(title, fontsize=8, color=INK, loc="left", pad=4)
 
 
+def plain_axis(axis: Axes, font_size: float) -> None:
+    """Draw the frame of an axis at the left and below alone, with small quiet numbers."""
+    axis.tick_params(labelsize=font_size, labelcolor=INK, length=2.5, color="#999999")
+    for side, spine in axis.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#999999")
+
+
 def png_bytes(figure: Figure) -> bytes:
     """Write a figure as the bytes of a PNG."""
     buffer = io.BytesIO()

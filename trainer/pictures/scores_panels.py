@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .forecasts import shortened
-from .panels import INK
+from .panels import INK, plain_axis
 
 MODEL_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BASELINE_COLOURS: Final = ("#4d4d4d", "#8a8a8a", "#b0a78f", "#6f6a5e", "#9fa8b3")
@@ -216,7 +216,9 @@ def score_panels(
         axis.remove()
     panels = []
     for number, (axis, head) in enumerate(zip(grid, heads, strict=False)):
-        _plain_axis(axis)
+        plain_axis(axis, font_size=8)
+        axis.grid(color=_GRID_COLOUR, linewidth=0.7)
+        axis.set_axisbelow(True)
         axis.set_title(shortened(head, 34), fontsize=8.5, color=INK, loc="left", pad=3, parse_math=False)
         is_last_row = number + across >= len(heads)
         axis.tick_params(labelbottom=is_last_row)
@@ -239,12 +241,3 @@ def _pairs(colours: Sequence[str], others: Sequence[Any]) -> Iterator[tuple[str,
     for number in count():
         turn, colour = divmod(number, len(colours))
         yield colours[colour], others[(colour + turn) % len(others)]
-
-
-def _plain_axis(axis: Axes) -> None:
-    axis.grid(color=_GRID_COLOUR, linewidth=0.7)
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=8, labelcolor=INK, length=2.5, color="#999999")
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color("#999999")
