@@ -7,16 +7,15 @@ from typing import Final, NamedTuple
 from ..verification.crps import POOLS_PX
 from .marks import Figure
 from .score_tables import event_note, events
-from .scored import EnsembleModel, ModelScores
+from .scored import EnsembleModel, ModelScores, Scored
 from .tables import Column, Section, Table, figure_cell, lead_text, score_column, text_column
 
-Contestant = ModelScores | EnsembleModel
 _PARTS: Final = ("reliability", "resolution", "uncertainty")
 _PROBABILITY_COLUMNS: Final = ("brier_fair", "brier_skill", "roc_area", "fss_probability", *_PARTS)
 """What is read first stands at the left: a phone shows two or three columns."""
 
 
-def crps_figure(model: Contestant, lead_min: float | None = None, pool_px: int = 1) -> Figure:
+def crps_figure(model: Scored, lead_min: float | None = None, pool_px: int = 1) -> Figure:
     """Give the fair CRPS, mm/h; of a single field its absolute error, which is scored pixel by pixel alone."""
     if isinstance(model, EnsembleModel):
         return model.figure("crps_fair", lead_min=lead_min, pool_px=pool_px)
@@ -24,7 +23,7 @@ def crps_figure(model: Contestant, lead_min: float | None = None, pool_px: int =
 
 
 def crps_sections(
-    contestants: Sequence[Contestant], references: Sequence[Contestant], leads: Sequence[float | None], note: str
+    contestants: Sequence[Scored], references: Sequence[Scored], leads: Sequence[float | None], note: str
 ) -> list[Section]:
     """Show the CRPS by lead time and by pooling, and the skill over references.
 
@@ -60,7 +59,7 @@ class _Place(NamedTuple):
     pool_px: int
 
 
-def _crps_table(shown: Sequence[Contestant], places: Sequence[_Place], caption: str, note: str) -> Table:
+def _crps_table(shown: Sequence[Scored], places: Sequence[_Place], caption: str, note: str) -> Table:
     columns = [_names(shown)]
     for title, lead_min, pool_px in places:
         figures = [crps_figure(model, lead_min, pool_px) for model in shown]
@@ -68,7 +67,7 @@ def _crps_table(shown: Sequence[Contestant], places: Sequence[_Place], caption: 
     return Table(columns=columns, caption=caption, note=note)
 
 
-def _skill_section(shown: Sequence[Contestant], reference: Contestant, places: Sequence[_Place], note: str) -> Section:
+def _skill_section(shown: Sequence[Scored], reference: Scored, places: Sequence[_Place], note: str) -> Section:
     """Show 1 - CRPS / the reference's."""
     others = [model for model in shown if model.name != reference.name]
     columns = [_names(others)]
@@ -174,5 +173,5 @@ def _probability_figure(model: EnsembleModel, score: str, threshold_mmh: float, 
     return model.figure(score, threshold_mmh=threshold_mmh, scale_px=scale_px)
 
 
-def _names(models: Sequence[Contestant]) -> Column:
+def _names(models: Sequence[Scored]) -> Column:
     return text_column("Model", [model.name for model in models])

@@ -70,6 +70,7 @@ def event_products(rows: EnsembleRows) -> dict[str, EventRows]:
     for tenth in TENTHS:
         lowest = tenth * NUM_CLASSES // 10 if rows.members == 0 else tenth * rows.members // 10 + 1
         hits, forecast = hits_above[..., lowest], above[..., lowest]
+        # All that rained was forecast by the lowest class; what is left of each is the rest of the table.
         misses = hits_above[..., 0] - hits
         false_alarms = forecast - hits
         counts = {

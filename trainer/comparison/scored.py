@@ -242,6 +242,7 @@ def squared_errors(scored: Sequence[ModelScores], training_mean: str, damped_ext
         training_mean: A reference's name; one that was not scored is unknown everywhere, and so is the verdict.
         damped_extrapolation: The other one's.
     """
+    # A reference that was not scored is unknown at every lead time.
     by_name = {model.name: model.scores.values["mse"] for model in scored if model.product in (None, MEAN)}
     leads: list[float | str] = [*scored[0].rows.settings.leads_min, "all"]
     unknown = np.full(len(leads), math.nan)

@@ -5,9 +5,9 @@ from collections.abc import Collection, Sequence
 
 from ..pictures.scores import USEFUL_BIAS
 from ..verification.intervals import LEVEL, MIN_BLOCKS
-from .ensemble_tables import Contestant, crps_figure
+from .ensemble_tables import crps_figure
 from .marks import Figure, Mark, marks_of
-from .scored import ModelScores, SquaredError
+from .scored import ModelScores, Scored, SquaredError
 from .tables import figure_cell, number_text
 
 
@@ -66,7 +66,7 @@ def hits_sentence(scored: Sequence[ModelScores], threshold_mmh: float, beside: C
     )
 
 
-def amounts_sentence(contestants: Sequence[Contestant], references: Sequence[Contestant]) -> str:
+def amounts_sentence(contestants: Sequence[Scored], references: Sequence[Scored]) -> str:
     """Report whose CRPS is lowest over all lead times, and its skill over references.
 
     Args:
@@ -77,6 +77,8 @@ def amounts_sentence(contestants: Sequence[Contestant], references: Sequence[Con
     known = {name: figure for name, figure in crps.items() if not math.isnan(figure.value)}
     if len(known) < 2:
         return ""
+
+    # Lowest is not best where chance may have made it so.
     marks = dict(zip(known, marks_of(list(known.values()), "↓"), strict=True))
     first = min(known, key=lambda name: known[name].value)
     value = f"{number_text('crps_fair', known[first].value)} mm/h"

@@ -116,6 +116,7 @@ def score_column(score: str, figures: Sequence[Figure], detail: str = "", *, wit
         detail: What the head of the column says besides.
         with_intervals: Write the interval below each.
     """
+    # Where neither more nor less is better, nothing can be the best.
     aim = _AIMS.get(score, "↑")
     marks = [None] * len(figures) if aim is None else marks_of(figures, aim)
     cells = [
@@ -146,6 +147,7 @@ def figure_cell(
         with_share: Write the share.
         mark: What it may be called.
     """
+    # Without an interval the share of draws means nothing either.
     low, high, above_zero = figure.interval()
     interval = [] if math.isnan(low) else [f"[{number_text(score, low)}, {number_text(score, high)}]"]
     share = [f"{above_zero:.0%}"] if with_share and interval else []

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..comparison.score_tables import events
-from ..comparison.scored import EnsembleModel, ModelScores, SquaredError, field_of, rain_rows, squared_errors
+from ..comparison.scored import EnsembleModel, ModelScores, Scored, SquaredError, field_of, rain_rows, squared_errors
 from ..comparison.summary import amounts_sentence, hits_sentence, skill_sentence
 from ..comparison.tables import sentence
 from ..contestants.entries import FITTED
@@ -70,14 +70,14 @@ class Evaluation:
         return list(dict.fromkeys(name for name in (self.stated, *sprog) if name is not None))
 
     @property
-    def contestants(self) -> list[ModelScores | EnsembleModel]:
+    def contestants(self) -> list[Scored]:
         """List what the user named, in that order: models of single fields, ensembles and probabilities."""
-        named: dict[str, ModelScores | EnsembleModel] = {model.name: model for model in self.scored}
+        named: dict[str, Scored] = {model.name: model for model in self.scored}
         named |= {model.name: model for model in self.ensembles}
         return [named[name] for name in self.kinds]
 
     @property
-    def skill_over(self) -> list[ModelScores | EnsembleModel]:
+    def skill_over(self) -> list[Scored]:
         """List whose CRPS skill is measured against: what all are compared with, and every STEPS."""
         names = [self.config.compare_to, *(name for name, kind in self.kinds.items() if kind == "steps")]
         return [model for model in self.contestants if model.name in names]
