@@ -330,6 +330,7 @@ def forecast(method: Method, window: Window) -> npt.NDArray[np.float32]:
 
 def _computed(method: Method, window: Window, motion_2hw: FloatArray, carried_thw: FloatArray) -> FloatArray:
     """Let pysteps work where there is rain enough, and carry the last frame on elsewhere."""
+    # What stands in wherever pysteps has nothing to estimate from, in all members alike.
     leading = {"field": (), "members": (getattr(method, "members", 0),), "probabilities": (len(window.thresholds_mmh),)}
     carried = np.broadcast_to(carried_thw, (*leading[method.gives], *carried_thw.shape)).copy()
     if np.isnan(carried_thw).all():
@@ -337,6 +338,8 @@ def _computed(method: Method, window: Window, motion_2hw: FloatArray, carried_th
     if method.gives == "probabilities":
         with quietly():
             return method.compute(window, motion_2hw).astype(np.float64)
+
+    # Its autoregressive models need rain in every frame.
     if not (window.rain_mmh_thw >= DRIZZLE_MMH).any(axis=(1, 2)).all():
         return carried
     try:

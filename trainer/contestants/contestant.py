@@ -120,6 +120,8 @@ class Asked:
         last = slice(-self.forecaster.frames_in, None)
         past_bthw = window.past_mmh_bthw[:, last].to(self.device)
         valid_bthw = None if window.past_valid_bthw is None else window.past_valid_bthw[:, last].to(self.device)
+
+        # Whatever a stranger's class raises is said of it; what ours raises is a fault to be seen.
         try:
             with torch.no_grad():
                 forecast = self._ask(past_bthw, valid_bthw, issue_s)
@@ -146,6 +148,7 @@ class Asked:
 
     def _checked(self, forecast: Any, size: tuple[int, ...]) -> FloatArray:
         """Give the one window's array; raises ConfigError for what a class gives of another type or shape."""
+        # Judged before scoring, where numpy would broadcast a wrong shape in silence.
         leading: dict[Gives, tuple[int, ...]] = {
             "field": (),
             "members": (getattr(self.forecaster, "members", 0),),

@@ -115,6 +115,7 @@ class ForecastFolder:
         Raises:
             DataError: A forecast without the first lead time.
         """
+        # Lead times that are missing in between end what can be scored: nothing is interpolated.
         fewest = 10**9
         for held in self.by_issue.values():
             leads_s = set(held.leads_s)
@@ -130,6 +131,7 @@ class ForecastFolder:
 
     def check_grid(self, grid: Grid) -> None:
         """Refuse forecasts of another grid than the archive's; raises DataError, naming the file."""
+        # Files of one grid differ in nothing that would be said of them.
         for held in {held.grid: held for held in self.by_issue.values()}.values():
             if difference := _difference(held.grid, grid):
                 raise DataError(f"{held.path}: {difference}; expected forecasts on the archive's grid")
@@ -292,6 +294,7 @@ def _layout(path: Path, dataset: "xr.Dataset") -> Layout:
 
 def _rain_variable(path: Path, dataset: "xr.Dataset") -> "xr.DataArray":
     """Find the rain: by our name or pysteps', else the one variable that is a map of it."""
+    # Files of ours hold the mean and quantiles besides: names decide before units do.
     names = [str(name) for name in dataset.data_vars]
     for name in (RAIN_NAME, PYSTEPS_NAME):
         if name in names:
@@ -318,6 +321,7 @@ def _says(dataset: "xr.Dataset", name: str, words: Sequence[str]) -> bool:
 
 def _reference_times_s(path: Path, dataset: "xr.Dataset", layout: Layout) -> list[int]:
     """Read when the forecasts of a file were issued; else from which time its times count."""
+    # One time a forecast: along its own dimension, or a scalar.
     names = [str(name) for name in dataset.variables if _says(dataset, str(name), (REFERENCE,))]
     for name in names:
         if dataset[name].dtype.kind == "M" and dataset[name].size == (
@@ -345,6 +349,7 @@ def _leads_s(path: Path, dataset: "xr.Dataset", layout: Layout, issue_s: int) ->
     names = [layout.lead] if layout.lead in dataset.variables else []
     names += [str(name) for name in dataset.variables if _says(dataset, str(name), ("time", "forecast_period"))]
     for name in names:
+        # One value a lead time: what has another shape is about something else.
         values = dataset[name].values
         if values.ndim > 1 or values.size != (1 if layout.lead is None else dataset.sizes[layout.lead]):
             continue

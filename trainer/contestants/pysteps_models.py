@@ -54,6 +54,7 @@ class PystepsModel:
 
     def start(self, window: WindowRain, issue_s: int) -> Callable[[], FloatArray]:
         """Begin to forecast a window where it is not kept; see `Contestant`."""
+        # A seed a window, from its issue time alone: no order of windows or models changes a member.
         valid = window.past_valid_bthw
         past = Window(
             rain_mmh_thw=window.past_mmh_bthw[0].numpy()[-self.method.frames_in :],
@@ -70,6 +71,7 @@ class PystepsModel:
         if forecast is not None:
             return lambda: forecast
 
+        # It is kept by whoever waits for it, so that the pool's processes write nothing.
         wait = self.workers.start(self.method, past)
 
         def computed() -> FloatArray:

@@ -59,6 +59,7 @@ def load_python_model(entry: Entry) -> PythonModel:
                 "that is installed, or a file in this folder"
             ) from error
 
+        # Made here, where modules of the current folder are found: it may import more of them.
         kind = getattr(module, class_name, None)
         if kind is None:
             near = difflib.get_close_matches(class_name, dir(module), n=1, cutoff=0.5)
@@ -75,6 +76,7 @@ def load_python_model(entry: Entry) -> PythonModel:
 
 
 def _protocol_of(forecaster: Any, where: str) -> Gives:
+    # What can give members is asked for them, whatever else it can do.
     gives = next((gives for gives, method in METHODS.items() if callable(getattr(forecaster, method, None))), None)
     if gives is None:
         raise ConfigError(f"{where} has none of the methods {', '.join(METHODS.values())}; expected one of them")

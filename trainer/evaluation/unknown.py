@@ -39,6 +39,7 @@ class Unknown:
         """Report how many pixels it is about, and how they count."""
         if not self.num_by_any:
             return []
+        # What is left out is one number for all; what counts as dry differs from model to model.
         if rule == "leave_out":
             names = ", ".join(name for name, num in self.num_by_model.items() if num)
             return [
@@ -63,6 +64,7 @@ def count_unknown(unknown_thw: Mapping[str, BoolArray], valid_thw: BoolArray | N
         valid_thw: True where the radar measured; None: everywhere.
         num_pixels: Of all lead times.
     """
+    # What the radar did not measure is scored for nobody.
     measured = np.True_ if valid_thw is None else valid_thw
     any_thw = unknown_by_any(unknown_thw)
     return Unknown(

@@ -56,6 +56,7 @@ class Forecast:
         """What users of the forecast have to know about it; "" where all frames were there and all members finite."""
         notes = []
         bridged_s = self.latest.bridged_s
+        # Carried rain stands in for what no radar sent.
         if bridged_s:
             notes.append(
                 f"{len(bridged_s)} of {len(self.latest.end_times_s)} input frames were missing or damaged and were "

@@ -101,6 +101,7 @@ def _probabilities(ensemble: Ensemble, leads: Sequence[int]) -> dict[str, npt.ND
     """Choose what is drawn of the probabilities: light and heavy rain, and heavy rain nearby."""
     options = ensemble.options
     columns = {}
+    # The user's own thresholds and radii may be others: the nearest ones stand in.
     for threshold_mmh, radius_km in ((LIGHT_MMH, 0.0), (HEAVY_MMH, 0.0), (HEAVY_MMH, NEARBY_KM)):
         at = _nearest(options.thresholds_mmh, threshold_mmh)
         near = _nearest(options.radii_km, radius_km)
@@ -119,6 +120,8 @@ def _plume(case: Case, ensemble: Ensemble, row: int, col: int) -> Plume:
     """Take what is drawn of one pixel, and sum it up in a line."""
     members_mt = ensemble.members_mmh_mthw[:, :, row, col]
     measured_t = case.radar_valid_thw[:, row, col]
+
+    # The first hour, which is known best, or all lead times where they are less.
     hour = hours_of(case.num_leads, case.cadence_s)[0]
     sums_mm = hourly_sums(members_mt[:, hour, None, None], case.cadence_s).ravel()
     low, middle, high = np.nanquantile(sums_mm, (0.1, 0.5, 0.9))

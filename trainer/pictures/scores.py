@@ -72,6 +72,7 @@ def bias_against_lead(lines: Lines, *, lead_min: Sequence[float], thresholds_mmh
     figure, panels = panels_by_threshold(lines, thresholds_mmh, title)
     ticks = {1 / 16: "1/16", 0.25: "1/4", 0.5: "1/2", 1: "1", 2: "2", 4: "4", 16: "16"}
     for panel, column in panels:
+        # What a forecast may do and still be of use, and what it should do.
         panel.axis.axhspan(*USEFUL_BIAS, facecolor="#eef4ea", zorder=0)
         panel.axis.axhline(1, color="#9bb08c", linewidth=1, zorder=1)
         panel.draw(lead_min, column.each(lambda values: np.clip(values, 1 / 16, 16)))

@@ -66,12 +66,15 @@ def reliability_diagram(
 
     for number, base_rate in enumerate(base_rates):
         diagram, counts = panels[2 * number : 2 * number + 2]
+        # Left, what is perfect and what always stating the base rate gives; right, counts over decades.
         diagram.axis.plot([0, 1], [0, 1], **_QUIET_STYLE)
         diagram.axis.axhline(base_rate, **_BASE_STYLE)
         diagram.share_axis()
         counts.axis.set_yscale("log")
         counts.axis.yaxis.set_major_locator(LogLocator(numticks=5))
         counts.axis.yaxis.set_minor_locator(NullLocator())
+
+        # A class without a pixel has no point on either side.
         for name, style in observed.styles().items():
             at = probability[name][:, number]
             num = np.where(num_pixels[name][:, number] > 0, num_pixels[name][:, number], np.nan)

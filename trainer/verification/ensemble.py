@@ -134,6 +134,7 @@ def score_probabilities(
     """
     leads: list[dict[str, Any]] = []
     for lead in range(len(settings.leads_min)):
+        # Pixels in a row: there are neighbourhoods and spectra of members only.
         measured_hw = np.ones(observed_mmh_thw.shape[1:], bool) if valid_thw is None else valid_thw[lead]
         observed_n = observed_mmh_thw[lead][measured_hw].astype(np.float64)
         probability_kn = probabilities_kthw[:, lead][:, measured_hw].astype(np.float64)
@@ -167,6 +168,7 @@ def merge(*pieces: EnsembleRows) -> EnsembleRows:
     Raises:
         ValueError: The windows are of several numbers of members.
     """
+    # Ranks and classes are as many as the members allow.
     numbers = sorted({piece.members for piece in pieces})
     if len(numbers) > 1:
         raise ValueError(
