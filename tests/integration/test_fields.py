@@ -316,7 +316,7 @@ def test_the_other_model_and_its_width(shards: Path, tmp_path: Path) -> None:
 def test_an_ensemble(shards: Path, tmp_path: Path) -> None:
     single = {**NOWCAST_SHORT, "model__head": "cascade"}
     ensemble = {**single, "model__ensemble": True, "model__loss": "crps"}
-    names, more = (nowcaster(nowcast_arguments(shards, tmp_path, **own))[0] for own in (single, ensemble))
+    names, more = (nowcaster(nowcast_arguments(shards, tmp_path, **own))[1] for own in (single, ensemble))
     assert {name.split(".")[0] for name in set(more) - set(names)} == {"members", "noise_proj"}
 
 

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +167,11 @@ def test_closing_waits_for_no_work() -> None:
     started = time.monotonic()
     for _ in range(4):
         workers.start(Steps(members=1000), window_of(showers(), frames_out=50))
+    assert workers._pool is not None
+    processes = list(workers._pool._processes.values())
     workers.close()
     assert time.monotonic() - started < 20
-    assert not [child for child in active_children() if child.is_alive()]
+    assert not [process for process in processes if process.is_alive()]
 
 
 def test_a_process_that_ends_is_reported() -> None:
