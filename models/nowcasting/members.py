@@ -202,6 +202,9 @@ def _band(white_nhw: Tensor, level: int) -> Tensor:
     band = (exponent * (SCALES_PX[level] / step_px) ** 2).exp()
     if level < NUM_LEVELS - 1:
         band = band - (exponent * (SCALES_PX[level + 1] / step_px) ** 2).exp()
+    else:
+        # The mean is not damped, and turned round it would be the same at every lead time.
+        band[0, 0] = 0.0
     filtered = torch.fft.irfft2(torch.fft.rfft2(white_nhw) * band, s=(rows, cols))
 
     # The variance of filtered white noise is the mean of the squared response over all frequencies.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -171,7 +172,8 @@ def test_closing_waits_for_no_work() -> None:
     processes = list(workers._pool._processes.values())
     workers.close()
     assert time.monotonic() - started < 20
-    assert not [process for process in processes if process.is_alive()]
+    # Asked of the system: the pool's own thread waits for them too, and one of the two finds nothing to wait for.
+    assert not [process.pid for process in processes if process.pid is not None and psutil.pid_exists(process.pid)]
 
 
 def test_a_process_that_ends_is_reported() -> None:
