@@ -11,6 +11,7 @@ from rainspark.data.errors import ConfigError, DataError
 from rainspark.data.frames import Crop, Grid
 from rainspark.data.sources.knmi import KnmiSource
 from rainspark.data.sources.odim import OdimSource
+from rainspark.data.sources.source import SYNTHETIC
 from rainspark.trainer.forecasting.forecaster import RunForecaster
 from rainspark.trainer.forecasting.readers import radars_of
 from rainspark.trainer.settings.data import NowcastDataConfig
@@ -41,6 +42,14 @@ def test_what_a_run_records_says_how_to_read() -> None:
     assert (first.grid, first.part) == (GRID, GRID.cropped(Crop(**CROP)))
     assert (second.name, second.source, second.part) == ("B", KnmiSource(), None)
     assert [radar.name for radar in radars_of(run_of(readers=readers), source="B")] == ["B"]
+
+
+def test_storms_that_were_mixed_in_are_forecast_only_by_name() -> None:
+    learned = {"recipe": {"kind": "knmi", "options": {}}, "grid": GRID.to_json()}
+    run = run_of(readers={"KNMI RAD_NL25_RAU_5mi": learned, SYNTHETIC: learned})
+    assert [radar.name for radar in radars_of(run)] == ["KNMI RAD_NL25_RAU_5mi"]
+    assert [radar.name for radar in radars_of(run, source=SYNTHETIC)] == [SYNTHETIC]
+    assert [radar.name for radar in radars_of(run_of(readers={SYNTHETIC: learned}))] == [SYNTHETIC]
 
 
 @pytest.mark.parametrize("source", ["KNMI RAD_NL25_RAU_5mi", "synthetic storms"])
