@@ -42,7 +42,7 @@ def radars_of(forecaster: RunForecaster, *, source: str | None = None, reader: s
 
     Args:
         forecaster: The run.
-        source: The product to forecast, of a run on several; None for all but synthetic storms beside them.
+        source: The product to forecast, of a run on several; None for all but storms in the format of one of them.
         reader: How its files are read, in the words of `rainspark pack` ("odim --zr 200,1.6"); None: as the run's
             archive was packed.
 
@@ -57,9 +57,10 @@ def radars_of(forecaster: RunForecaster, *, source: str | None = None, reader: s
         )
 
     chosen = {name: values for name, values in readers.items() if source in (None, name)}
-    # Storms were mixed in to learn from: no radar measures them, and another's files would be forecast as theirs too.
-    if source is None and len(chosen) > 1:
-        chosen.pop(SYNTHETIC, None)
+    # Storms in a radar's format were mixed in to learn from: that radar's files would be forecast as theirs too.
+    formats = {name: learned.recipe.kind for name, learned in chosen.items() if learned and learned.recipe}
+    if source is None and list(formats.values()).count(formats.get(SYNTHETIC, "")) > 1:
+        del chosen[SYNTHETIC]
     if reader is not None and len(chosen) > 1:
         raise ConfigError(
             f"--reader {reader!r} reads one product, and {forecaster.name} learned from {len(chosen)}: choose with "

@@ -28,8 +28,7 @@ Loss = Literal["mse", "mse_ssim", "weighted", "spectral", "csi", "crps"]
 MEMBERS_A_STEP: Final = 2
 """Members of a training step: Lang et al. 2024 (AIFS-CRPS, arXiv:2412.15832) train with two."""
 LEADS_A_STEP: Final = 4
-"""Lead times of which a training step makes members, one of each equal stretch: their sum is what costs, and one step's
-lead times say most of what all of them would."""
+"""Lead times of which a training step makes members, one of each equal stretch (ours): members cost most of a step."""
 RAIN_FLOOR_MMH: Final = 0.2
 """Added to a window's mean rain, by which the loss in mm/h is divided, so that a wet window does not outweigh all."""
 

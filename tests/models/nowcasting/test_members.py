@@ -12,7 +12,7 @@ from rainspark.models.encoder import build_encoder
 from rainspark.models.nowcasting import members as members_module
 from rainspark.models.nowcasting.cascade import NUM_LEVELS, SCALES_PX
 from rainspark.models.nowcasting.members import NOISE_STEP_PX, Members, Noise
-from rainspark.models.nowcasting.motion import MARGIN_PX
+from rainspark.models.nowcasting.motion import MARGIN_PX, advect
 from rainspark.models.nowcasting.nowcaster import Nowcaster
 
 SPACE = ModelSpace(kind="log", scale_mmh=0.2)
@@ -42,6 +42,8 @@ def model() -> Nowcaster:
     for projection in (model.dense_decoder.proj, model.noise_proj):
         assert projection is not None
         torch.nn.init.normal_(projection.weight, std=0.05)
+        assert projection.bias is not None
+        torch.nn.init.normal_(projection.bias, std=0.2)
     return model
 
 
@@ -127,9 +129,11 @@ def test_without_noise_and_motion_all_members_are_the_one_forecast(model: Nowcas
         with torch.no_grad():
             one = model(past)
             members = model(past, noise=join(draw(0), draw(1)))
+            some_leads = model(past, noise=join(draw(0), draw(1)), leads=(1, 3))
     finally:
         model.members = kept
     torch.testing.assert_close(members, one.unsqueeze(1).expand(-1, 2, -1, -1, -1))
+    torch.testing.assert_close(some_leads, members[:, :, [1, 3]])
 
 
 def test_windows_of_a_batch_do_not_depend_on_each_other(model: Nowcaster) -> None:
@@ -192,3 +196,58 @@ def test_no_member_rains_much_harder_than_the_past_did(model: Nowcaster) -> None
     assert float(rains[0].max()) == pytest.approx(heaviest, rel=1e-4)
     # Where the past hardly rained, the bound is what a shower may bring.
     assert float(rains[1].max()) <= 10.0 * (1 + 1e-4)
+
+
+def test_a_member_is_the_common_field_and_its_own_noise_carried_along_its_own_motion() -> None:
+    """Against the formula, on levels whose local deviation is the same everywhere."""
+    canvas, leads, rng = 64 + 2 * MARGIN_PX, (0, 2, 3), np.random.default_rng(2)
+    module = Members(LEADS).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.from_numpy(rng.uniform(-0.05, 0.05, parameter.shape)))
+    amplitude_sl = 10 * module.log_amplitude.detach().numpy().reshape(NUM_LEVELS, LEADS)
+    along, across, pixels = np.exp(10 * module.log_motion.detach().numpy())
+
+    # Levels that change sign from pixel to pixel; the decoder's factor is one number a level.
+    sign = torch.from_numpy(np.indices((canvas, canvas)).sum(0) % 2 * 2.0 - 1)
+    deviation_s, log_factor_s = rng.uniform(0.2, 1, NUM_LEVELS), rng.uniform(-0.5, 0.5, NUM_LEVELS)
+    levels = torch.from_numpy(deviation_s).view(1, -1, 1, 1) * sign
+    log_factor = torch.from_numpy(log_factor_s).view(1, -1, 1, 1).expand(1, -1, 64, 64)
+    damping = torch.tensor([0.9, 0.7, 0.5, 0.2], dtype=torch.float64).expand(1, NUM_LEVELS, LEADS)
+    start = torch.from_numpy(rng.normal(size=(1, len(leads), canvas, canvas)))
+    steps = [torch.from_numpy(rng.uniform(2, 9, (1, 2, 1, 1))).expand(1, 2, 64, 64) for _ in range(LEADS)]
+    noise = join(draw(0), draw(1))
+    members = module(start, levels, damping, log_factor, steps, noise, leads)[0].detach()
+
+    fields = members_module._evolved(noise, damping.expand(2, -1, -1), leads)
+    for member in range(2):
+        draws = noise.motion_n4[member].double().numpy()
+        for position, lead in enumerate(leads):
+            total = start[:, position : position + 1] + 10 * float(module.drift[lead].detach())
+            for level in range(NUM_LEVELS):
+                own = fields[position][level][member : member + 1].unsqueeze(0)
+                own = torch.nn.functional.interpolate(own, size=(canvas, canvas), mode="bilinear", align_corners=False)
+                size = np.exp(amplitude_sl[level, lead] + log_factor_s[level]) * np.sqrt(deviation_s[level] ** 2 + 1e-6)
+                total = total + size * own
+            x, y = (float(steps[lead][0, axis, 0, 0]) for axis in range(2))
+            moved_x = x + along * draws[0] * x - across * draws[1] * y + pixels * (lead + 1) * draws[2]
+            moved_y = y + along * draws[0] * y + across * draws[1] * x + pixels * (lead + 1) * draws[3]
+            step = torch.tensor([moved_x, moved_y], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 64, 64)
+            expected = advect(total, step, margin_px=MARGIN_PX)[0, 0]
+            torch.testing.assert_close(members[member, position], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_level_chooses_how_near_the_rain_must_be_that_sizes_its_noise() -> None:
+    levels = torch.zeros(1, NUM_LEVELS, 384, 384)
+    levels[..., :192] = torch.from_numpy(np.indices((384, 192)).sum(0) % 2 * 2.0 - 1)
+    sizes = []
+    for nearness in (1.0, -1.0):
+        module = Members(LEADS)
+        torch.nn.init.constant_(module.nearness, nearness)
+        with torch.no_grad():
+            sizes.append(module._amplitudes(levels, torch.zeros(1, NUM_LEVELS, 64, 64))[0])
+    near, far = sizes
+    # Well inside the rain both are its deviation; beside it only the wide one reaches, and nothing far from it.
+    assert float(near[0, 192, 40]) == pytest.approx(1.0, rel=1e-3) == float(far[0, 192, 40])
+    assert float(near[0, 192, 222]) < 0.01 < 0.2 < float(far[0, 192, 222])
+    assert float(far[0, 192, 370]) < 0.01

@@ -44,12 +44,16 @@ def test_what_a_run_records_says_how_to_read() -> None:
     assert [radar.name for radar in radars_of(run_of(readers=readers), source="B")] == ["B"]
 
 
-def test_storms_that_were_mixed_in_are_forecast_only_by_name() -> None:
+def test_storms_in_a_radars_format_are_forecast_only_by_name() -> None:
     learned = {"recipe": {"kind": "knmi", "options": {}}, "grid": GRID.to_json()}
     run = run_of(readers={"KNMI RAD_NL25_RAU_5mi": learned, SYNTHETIC: learned})
     assert [radar.name for radar in radars_of(run)] == ["KNMI RAD_NL25_RAU_5mi"]
     assert [radar.name for radar in radars_of(run, source=SYNTHETIC)] == [SYNTHETIC]
     assert [radar.name for radar in radars_of(run_of(readers={SYNTHETIC: learned}))] == [SYNTHETIC]
+    # Beside a radar of another format, storms' files are known by theirs.
+    other = learned | {"recipe": {"kind": "odim", "options": {}}}
+    run = run_of(readers={"FMI lowest": other, SYNTHETIC: learned})
+    assert [radar.name for radar in radars_of(run)] == ["FMI lowest", SYNTHETIC]
 
 
 @pytest.mark.parametrize("source", ["KNMI RAD_NL25_RAU_5mi", "synthetic storms"])

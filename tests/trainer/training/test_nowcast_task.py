@@ -1,5 +1,6 @@
 """What a fine-tuning step computes, against slow references: draws, missing pixels, terms and losses."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from rainspark.data.units import MISSING_COUNT, ModelSpace
 from rainspark.models.encoder import build_encoder, depth_rates
 from rainspark.models.nowcasting.crps import ensemble_loss
 from rainspark.models.nowcasting.nowcaster import Nowcaster
-from rainspark.trainer.training.nowcast_task import NowcastTask
+from rainspark.trainer.training.nowcast_task import Frames, NowcastTask
 from tests.trainer.training.cases import SCALE_MMH, batch_of, drawn
 
 SPACE = ModelSpace(kind="log", scale_mmh=0.5, clip_mmh=None)
@@ -252,6 +253,10 @@ def test_the_noise_of_a_window_is_its_own_whatever_shares_its_batch() -> None:
     assert make_task(loss="csi").prepare(batch_of(counts)).noise is None
 
 
+def frames_of_lead(frames: Frames, lead: int) -> Frames:
+    return replace(frames, future_mmh_bthw=frames.future_mmh_bthw[:, lead : lead + 1])
+
+
 def test_an_ensembles_loss_is_that_of_two_members_in_model_space_and_in_rain() -> None:
     task = make_task(loss="crps")
     frames = task.frames(task.prepare(batch_of(make_counts(missing=False))))
@@ -261,6 +266,12 @@ def test_an_ensembles_loss_is_that_of_two_members_in_model_space_and_in_rain() -
     expected = ensemble_loss(members.clamp(min=0), SPACE.from_mmh(target_mmh), None)
     expected = expected + ensemble_loss(rain, target_mmh, None) / (target_mmh.mean((1, 2, 3)) + 0.2)
     torch.testing.assert_close(task.ensemble_losses(members, frames, (0, 1)), expected)
+
+    # Members of one lead time are compared with the radar of that one.
+    last = frames_of_lead(frames, 1)
+    torch.testing.assert_close(
+        task.ensemble_losses(members[:, :, 1:], frames, (1,)), task.ensemble_losses(members[:, :, 1:], last, (0,))
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
