@@ -54,6 +54,10 @@ def _training(name: str, module: str) -> Main:
         from .trainer.settings.parse import parse_config
 
         config = parse_config(argv, TRAININGS[name], prog=f"rainspark {name}")
+        # Before torch takes memory.
+        from .trainer.processes.allocator import keep_freed_memory
+
+        keep_freed_memory()
         training = importlib.import_module(f".trainer.training.{module}", __package__)
         _end(lambda: training.run(config))
 

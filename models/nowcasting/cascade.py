@@ -1,4 +1,4 @@
-"""Rain split by scale, each scale damped as fast as this window's own rain loses it."""
+"""Rain split by scale, each scale forecast by how long this window's own rain keeps it."""
 
 import itertools
 from typing import Final
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .blend import smooth
-from .motion import DRIZZLE_MMH, Carried, Space
+from .motion import DRIZZLE_MMH, MARGIN_PX, Carried, Space
 
 SCALES_PX: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Standard deviations of the Gaussians between which the levels lie, finest first: the strides of the decoder."""
@@ -16,6 +16,8 @@ LEAST_CORRELATION, MOST_CORRELATION = 0.02, 0.995
 """Correlations are kept between these, where their logit is finite and sampling noise does not rule it."""
 BORDER_SHARE: Final = 1 / 8
 """Share of a side that correlations leave out at each border: there flows in what the frame before did not hold."""
+RIDGE: Final = 1e-3
+"""Added to what a scale's two frames differ by (its share of the variance), which is divided by (ours)."""
 DRY_DEPTH: Final = 0.3
 """Start of the learned depth of dry pixels below no rain, model space."""
 STRIDE: Final = 10.0
@@ -24,12 +26,17 @@ and these have further to go than a convolution's."""
 
 
 class Cascade(nn.Module):
-    """A field for each lead time from the last frame: a sum of its scales, each damped by how long it lives.
+    """A field for each lead time from the last two frames: a sum of their scales, each kept for as long as it lives.
 
-    S-PROG (Seed 2003, doi:10.1175/1520-0450(2003)042<0381:ADASSA>2.0.CO;2) follows the scales' lifetimes by an
-    autoregression that it fits to three frames of the window. Here the correlation of each scale with itself is
-    measured along the rain's motion over all past frames, lag by lag, and the damping at a lead time is
-    sigmoid(offset + gain logit(correlation at that lag)): offsets and gains are learned, and start at 0 and 1.
+    S-PROG (Seed 2003, doi:10.1175/1520-0450(2003)042<0381:ADASSA>2.0.CO;2) forecasts each scale by an autoregression of
+    second order, fitted to three frames of the window. Here the correlation r(lag) of each scale with itself is
+    measured along the rain's motion over all past frames, and the best linear forecast of a lead time from the last two
+    frames x and y follows from the normal equations of that very lead time:
+
+        d x + c (y - r(1) x),  d = r(lead),  c = (r(lead + 1) - r(1) r(lead)) / (1 - r(1)^2)
+
+    d is corrected to sigmoid(offset + gain logit(r(lead))), and c by a factor; offsets, gains and factors are learned,
+    and start at 0, 1 and 1.
 
     Dry pixels stand a learned depth below no rain, so that smoothing does not spread the rain's edges into them.
 
@@ -43,6 +50,7 @@ class Cascade(nn.Module):
         # One-dimensional, so that weight decay leaves them alone: zero is no more likely than another weight.
         self.offsets = nn.Parameter(torch.zeros(NUM_LEVELS * num_leads))
         self.gains = nn.Parameter(torch.full((NUM_LEVELS * num_leads,), 1 / STRIDE))
+        self.changes = nn.Parameter(torch.full((NUM_LEVELS * num_leads,), 1 / STRIDE))
         self.dry_depth = nn.Parameter(torch.full((1,), DRY_DEPTH / STRIDE))
 
     def forward(self, carried: Carried, space: Space) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,26 +61,47 @@ class Cascade(nn.Module):
             space: of its frames.
 
         Returns:
-            The damped fields (b, leads, h, w), the levels (b, levels, h, w) and their damping (b, levels, leads).
+            The forecast fields (b, leads, h, w); the last frame's levels (b, levels, h, w); and what is left of each,
+            (b, levels, leads): the square root of the share of its variance that is forecast, 1 for all of it.
         """
-        canvas = carried.canvas_b1hw
-        drizzle = space.from_mmh(canvas.new_tensor(DRIZZLE_MMH))
-        depth = STRIDE * self.dry_depth.to(canvas.dtype).clamp(min=0)
-        levels_bshw = split(torch.where(canvas < drizzle, -depth, canvas))
+        last_b1hw = carried.canvas_b1hw
+        # Beyond the frame the one before is not known apart: it takes the last one's guess.
+        before_b1hw = last_b1hw.clone()
+        inner = slice(MARGIN_PX, -MARGIN_PX)
+        before_b1hw[..., inner, inner] = carried.past_bthw[:, -2:-1].to(last_b1hw.dtype)
 
-        # What is damped is what the coarsest level differs by from its mean; the mean itself stays.
-        mean_b1 = levels_bshw[:, -1].mean((1, 2)).unsqueeze(1)
+        drizzle = space.from_mmh(last_b1hw.new_tensor(DRIZZLE_MMH))
+        depth = STRIDE * self.dry_depth.to(last_b1hw.dtype).clamp(min=0)
+        last_bshw, before_bshw = (
+            split(torch.where(field < drizzle, -depth, field)) for field in (last_b1hw, before_b1hw)
+        )
+
         with torch.no_grad():
-            correlation_bsl = correlations(carried.past_bthw.to(canvas.dtype), self.num_leads)
+            correlation_bsl = correlations(carried.past_bthw.to(last_b1hw.dtype), self.num_leads + 1)
+            first_bs1, wanted_bsl = correlation_bsl[..., :1], correlation_bsl[..., :-1]
+            next_bsl = correlation_bsl[..., 1:]
+            unlike_bs1 = 1 - first_bs1.square()
+            change_bsl = (next_bsl - first_bs1 * wanted_bsl) / (unlike_bs1 + RIDGE)
         shape = (NUM_LEVELS, self.num_leads)
-        offsets_sl, gains_sl = (STRIDE * weight.to(canvas.dtype).view(shape) for weight in (self.offsets, self.gains))
-        damping_bsl = torch.sigmoid(offsets_sl + gains_sl * torch.logit(correlation_bsl))
+        offsets_sl, gains_sl, factors_sl = (
+            STRIDE * weight.to(last_b1hw.dtype).view(shape) for weight in (self.offsets, self.gains, self.changes)
+        )
+        damping_bsl = torch.sigmoid(offsets_sl + gains_sl * torch.logit(wanted_bsl))
         # What is lost does not come back.
         damping_bsl = damping_bsl.cummin(2).values
+        change_bsl = factors_sl * change_bsl
 
-        damped_blhw = torch.einsum("bshw,bsl->blhw", levels_bshw, damping_bsl)
-        lost_bl = (1 - damping_bsl[:, -1]) * mean_b1
-        return damped_blhw + lost_bl[:, :, None, None], levels_bshw, damping_bsl
+        # The mean of the coarsest level stays: what is damped is what that level differs by from it.
+        mean_b1 = last_bshw[:, -1].mean((1, 2)).unsqueeze(1)
+        own_bsl = damping_bsl - first_bs1 * change_bsl
+        field_blhw = torch.einsum("bshw,bsl->blhw", last_bshw, own_bsl)
+        field_blhw = field_blhw + torch.einsum("bshw,bsl->blhw", before_bshw, change_bsl)
+        means_bl = own_bsl[:, -1] * mean_b1 + change_bsl[:, -1] * before_bshw[:, -1].mean((1, 2)).unsqueeze(1)
+        field_blhw = field_blhw + (mean_b1 - means_bl)[:, :, None, None]
+
+        # x and y - r(1) x are uncorrelated: their shares of the variance add up.
+        kept_bsl = (damping_bsl.square() + unlike_bs1 * change_bsl.square()).clamp(max=1).sqrt().cummin(2).values
+        return field_blhw, last_bshw, kept_bsl
 
 
 def split(field_b1hw: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Noise:
 class Members(nn.Module):
     """Noise and motion of the members, with learned amplitudes.
 
-    A level that is damped by a has lost the share 1 - a^2 of its variance. Noise of the level's scale takes its place:
+    A level of which a^2 of the variance is forecast has lost the share 1 - a^2. Noise of its scale takes that place:
     its deviation is sqrt(1 - a^2) times the level's own local deviation times a learned factor of level and lead time
     and one that the decoder gives for each level and pixel. From lead time to lead time it is damped as the level is
     and renewed (an autoregression of first order), and it moves with the rain.
@@ -104,7 +104,7 @@ class Members(nn.Module):
         Args:
             start_blhw: what all members have in common before it is carried along, of `leads`, on the canvas.
             levels_bshw: the last frame's levels, on the canvas.
-            damping_bsl: their damping at all lead times.
+            damping_bsl: what is left of them at all lead times, a of above.
             log_factor_bshw: the decoder's factor, as a logarithm, of the frame.
             steps: displacements to all lead times.
             noise: of the members.

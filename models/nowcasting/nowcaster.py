@@ -38,7 +38,7 @@ class Start:
         entered_blhw: What is added at the place of arrival.
         steps: Displacements to the lead times, each (b, 2, h, w).
         levels_bshw: The last frame's scales, on the canvas; None but for `cascade`, like the next.
-        damping_bsl: Their damping.
+        damping_bsl: What is left of them at each lead time, see `Cascade`.
         log_factor_bshw: Logarithm of the factor of each scale's noise, of the frame; None but for ensembles.
         heaviest_b: Bound of the members' rain, model space.
     """
@@ -70,7 +70,7 @@ class Nowcaster(Autoencoder):
             is persistence. `advected`: what is added to the last past frame, smoothed for each lead time (`Blend`),
             before it is carried along with the rain's motion, and what is added afterwards; starts at 0, which is
             extrapolation. The encoder then sees the past frames moved on to the last one's time. `cascade`: the same,
-            with the scales of the last frame damped as this window's own rain loses them (`Cascade`).
+            with each scale forecast from the last two frames by how long this window's own rain keeps it (`Cascade`).
         ensemble: members can be drawn (`Members`); for `cascade`.
         masks: patches will be hidden while training. Without, the mask tokens are never used and need no gradients.
         patch: see `Autoencoder`.

@@ -25,13 +25,13 @@ GAP_FRAMES = 7
 """Frames lost between two runs."""
 
 
-def whole_origin(rows: int, cols: int, source: str = "test", scale_mmh: float = 0.12) -> Origin:
+def whole_origin(rows: int, cols: int, source: str = "test", scale_mmh: float = 0.12, pixel_km: float = 1.0) -> Origin:
     """Make an origin that packs the whole of a grid."""
     return Origin(
         source=source,
         licence="none",
         scale_mmh=scale_mmh,
-        grid=Grid(rows=rows, cols=cols, pixel_km=1.0, projection="", x0_km=0.0, y0_km=0.0),
+        grid=Grid(rows=rows, cols=cols, pixel_km=pixel_km, projection="", x0_km=0.0, y0_km=0.0),
         crop=Crop(row0=0, row1=rows, col0=0, col1=cols),
     )
 

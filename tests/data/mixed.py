@@ -72,10 +72,13 @@ def pack_mixed(
     window: int,
     max_frames: int,
     num_shards: int,
+    pixel_km: float = 1.0,
 ) -> PackedArchive:
     """Pack one run of each of several radars, uint16 (t, rows, cols), all from the same time on, into one archive."""
     rows, cols = next(iter(frames.values())).shape[1:]
-    origins = [whole_origin(rows, cols, source, scale) for source, scale in zip(frames, scales_mmh, strict=True)]
+    origins = [
+        whole_origin(rows, cols, source, scale, pixel_km) for source, scale in zip(frames, scales_mmh, strict=True)
+    ]
     planned, counts_thw = [], {}
     for number, (source, run_thw) in enumerate(frames.items()):
         for piece in cut_run(len(run_thw), window, max_frames):

@@ -153,6 +153,17 @@ def test_baselines_are_fitted_on_what_is_scored_of_a_mix(mixed: Path, tuned: Pat
     assert means[0] == means[1]
 
 
+def test_pixels_of_another_size_than_any_of_its_radars_are_told(tuned: Path, tmp_path: Path) -> None:
+    finer = tmp_path / "finer"
+    last = {"KNMI": drifting_squares()["KNMI"][-30:]}
+    pack_mixed(finer, last, scales_mmh=(0.12,), window=24, max_frames=48, num_shards=1, pixel_km=0.5)
+    words = ("--split", "all", "--limit", "1", "--allow_overlap", "true")
+    with pytest.raises(DataError, match=r"pixels of 1 km every 300 s, and the shards hold pixels of 0.5 km"):
+        score(finer, tmp_path / "refused", tuned, "persistence", *words)
+    about = score(finer, tmp_path / "scores", tuned, "persistence", *words, "--allow_other_grid", "true")
+    assert "was trained on pixels of 1 km every 300 s, and this is pixels of 0.5 km every 300 s" in json.dumps(about)
+
+
 def test_a_forecast_needs_one_grid(tuned: Path) -> None:
     forecaster = load_forecaster(tuned)
     assert forecaster.data["grid"] is None

@@ -220,10 +220,14 @@ def _grid_caveats(config: EvaluateConfig, run: RunForecaster, index: Index) -> l
     own = None if run.data.get("grid", "") is None else run.grid
     scored = index.grid.cropped(index.crop)
     # Rain moves so many pixels a frame: another pixel size or cadence is another task. Files state the first inexactly.
-    learned = f"pixels of {(own or scored).pixel_km:g} km every {cadence_s} s"
+    # Older runs on several grids do not say which.
+    readers = {} if own is not None else run.data.get("readers", {})
+    grids = [Grid.from_json(values["grid"]) for values in readers.values()] or [own or scored]
+    sizes_km = sorted({f"{grid.pixel_km:g}" for grid in grids})
+    learned = f"pixels of {' and '.join(sizes_km)} km every {cadence_s} s"
     held = f"pixels of {scored.pixel_km:g} km every {index.cadence_s} s"
     caveats = []
-    if learned != held:
+    if f"{scored.pixel_km:g}" not in sizes_km or cadence_s != index.cadence_s:
         if not config.allow_other_grid:
             raise DataError(
                 f"{run.name} was trained on {learned}, and the shards hold {held}; score it on an archive like the one "

@@ -78,8 +78,12 @@ def rain_of(
 
     last_mmh = past_mmh_bthw[:, -1:]
     valid_b1hw = None if past_valid_bthw is None else past_valid_bthw[:, -1:]
-    if match == "last_frame":
-        return match_distribution(rain_mmh_bthw, last_mmh, valid_b1hw)
+    if match in ("last_frame", "halfway"):
+        matched_mmh = match_distribution(rain_mmh_bthw, last_mmh, valid_b1hw)
+        if match == "last_frame":
+            return matched_mmh
+        # Of its own growth half is believed, as the model's space measures it.
+        return space.to_mmh((space.from_mmh(rain_mmh_bthw) + space.from_mmh(matched_mmh)) / 2)
 
     # The last frame, carried along to every lead time, gives the rates.
     steps = displacements(estimate_motion(past_mmh_bthw, past_valid_bthw), rain_mmh_bthw.shape[1])

@@ -60,8 +60,8 @@ class NowcastConfig:
             linearA; `mixer`: wide residual convolutions that exchange between levels (spat_spark).
         head: `patch`: the published one, in each input patch's own mean and deviation; `direct`: the decoder's output;
             `residual`: added to the last frame; `advected`: added to the last frame as it moves on with the motion of
-            the input, and the input is seen moved to the last frame's time; `cascade`: the same, with each scale of the
-            last frame damped as fast as this window's own rain loses it (spat_spark).
+            the input, and the input is seen moved to the last frame's time; `cascade`: the same, with each scale
+            forecast from the last two frames by how long this window's own rain keeps it (spat_spark).
         ensemble: Learn noise that members are drawn with, for `rainspark forecast --members`; head `cascade` and loss
             `crps` (spat_spark).
         smaat_width: Channels of the first level (smaat_unet; published: 64).
@@ -73,8 +73,9 @@ class NowcastConfig:
             heavier rain; `spectral`: MSE and the amplitude spectrum; `csi`: 1 - a differentiable CSI, and some MSE;
             `crps`: the almost fair CRPS of two members, of pixels and of squares of 4 and 16 pixels (ensembles).
         match: Whether a forecast frame keeps its order of pixels and takes its rain rates from elsewhere (probability
-            matching, Ebert 2001): `last_frame`: from the last input frame; `extrapolated`: from that frame carried
-            along to the lead time; `floor`: from there too, where they are higher than its own; `none`.
+            matching, Ebert 2001): `last_frame`: from the last input frame; `halfway`: the mean of those and its own in
+            the model's space; `extrapolated`: from the last frame carried along to the lead time; `floor`: from there
+            too, where they are higher than its own; `none`.
         depth_drop: Stochastic depth of the last block, growing linearly from 0 at the first (spat_spark).
         checkpoint_blocks: Recompute activations in the backward pass: less memory, more time.
         space: The space that the model sees.
@@ -93,7 +94,7 @@ class NowcastConfig:
     freeze: Literal["none", "encoder", "decoder", "both"] = "none"
     mask_ratio: float = 0.0
     loss: Literal["mse", "mse_ssim", "weighted", "spectral", "csi", "crps"] = "mse"
-    match: Literal["none", "last_frame", "extrapolated", "floor"] = "none"
+    match: Literal["none", "last_frame", "halfway", "extrapolated", "floor"] = "none"
     depth_drop: float = 0.0
     checkpoint_blocks: bool = False
     space: ModelSpace = field(default_factory=ModelSpace)

@@ -1,4 +1,4 @@
-"""Scales that are damped as fast as a window's own rain loses them, against slow references."""
+"""Scales that are forecast by how long a window's own rain keeps them, against slow references."""
 
 import numpy as np
 import pytest
@@ -11,13 +11,14 @@ from rainspark.models.nowcasting.cascade import (
     LEAST_CORRELATION,
     MOST_CORRELATION,
     NUM_LEVELS,
+    RIDGE,
     SCALES_PX,
     STRIDE,
     Cascade,
     correlations,
     split,
 )
-from rainspark.models.nowcasting.motion import Carried
+from rainspark.models.nowcasting.motion import MARGIN_PX, Carried
 
 SPACE = ModelSpace(kind="log", scale_mmh=0.2, clip_mmh=None)
 LEADS = 5
@@ -31,7 +32,8 @@ def make_carried(keep: float, seed: int = 0, frames: int = 4, size: int = 96) ->
         fresh = torch.randn(1, 1, size, size, dtype=torch.float64, generator=draws)
         fields.append(keep * fields[-1] + (1 - keep**2) ** 0.5 * fresh)
     past = 2 + torch.cat(fields, dim=1)
-    return Carried(past_bthw=past, canvas_b1hw=past[:, -1:], steps=[])
+    canvas = torch.nn.functional.pad(past[:, -1:], (MARGIN_PX,) * 4, mode="replicate")
+    return Carried(past_bthw=past, canvas_b1hw=canvas, steps=[])
 
 
 def test_the_levels_add_up_to_the_field() -> None:
@@ -67,34 +69,64 @@ def test_a_field_without_variation_is_forgotten_and_no_number_is_lost() -> None:
     assert torch.equal(measured, torch.full_like(measured, LEAST_CORRELATION))
 
 
-def test_the_damped_fields_are_the_levels_times_their_damping() -> None:
+def test_the_field_is_the_regression_on_two_frames_level_by_level() -> None:
     cascade, carried = Cascade(LEADS).double(), make_carried(0.9)
     with torch.no_grad():
         cascade.offsets.uniform_(-0.1, 0.1)
         cascade.gains.uniform_(0.05, 0.15)
-    damped, levels, damping = cascade(carried, SPACE)
+        cascade.changes.uniform_(0.05, 0.15)
+    field, levels, kept = (values.detach().numpy() for values in cascade(carried, SPACE))
 
-    # Dry pixels stand below no rain.
+    # Dry pixels stand below no rain; beyond the frame the one before is as the last.
+    canvases = [carried.canvas_b1hw, carried.canvas_b1hw.clone()]
+    canvases[1][..., MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX] = carried.past_bthw[:, -2:-1]
     drizzle = float(np.log1p(0.1 / 0.2))
-    canvas = carried.canvas_b1hw
-    sunk = torch.where(canvas < drizzle, -0.3, canvas)
-    torch.testing.assert_close(levels.sum(1, keepdim=True), sunk)
-    correlation = correlations(carried.past_bthw, LEADS)[0].numpy()
-    offsets, gains = (
-        STRIDE * weight.detach().numpy().reshape(NUM_LEVELS, LEADS) for weight in (cascade.offsets, cascade.gains)
+    last, before = (split(torch.where(canvas < drizzle, -0.3, canvas))[0].numpy() for canvas in canvases)
+    np.testing.assert_allclose(levels[0], last, atol=1e-7)
+
+    correlation = correlations(carried.past_bthw, LEADS + 1)[0].numpy()
+    offsets, gains, factors = (
+        STRIDE * weight.detach().numpy().reshape(NUM_LEVELS, LEADS)
+        for weight in (cascade.offsets, cascade.gains, cascade.changes)
     )
     for lead in range(LEADS):
-        expected = np.zeros((96, 96))
+        expected = np.full_like(last[0], last[-1].mean())
         for level in range(NUM_LEVELS):
-            kept = 1.0
-            for before in range(lead + 1):
-                odds = np.log(correlation[level, before] / (1 - correlation[level, before]))
-                kept = min(kept, 1 / (1 + np.exp(-(offsets[level, before] + gains[level, before] * odds))))
-            assert float(damping[0, level, lead]) == pytest.approx(kept)
-            field = levels[0, level].detach().numpy()
-            mean = field.mean() if level == NUM_LEVELS - 1 else 0.0
-            expected += kept * (field - mean) + mean
-        np.testing.assert_allclose(damped[0, lead].detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+            damping, share = 1.0, 1.0
+            first = correlation[level, 0]
+            for earlier in range(lead + 1):
+                odds = np.log(correlation[level, earlier] / (1 - correlation[level, earlier]))
+                logit = offsets[level, earlier] + gains[level, earlier] * odds
+                damping = min(damping, 1 / (1 + np.exp(-logit)))
+                change = correlation[level, earlier + 1] - first * correlation[level, earlier]
+                change = factors[level, earlier] * change / (1 - first**2 + RIDGE)
+                share = min(share, np.sqrt(min(damping**2 + (1 - first**2) * change**2, 1.0)))
+            assert kept[0, level, lead] == pytest.approx(share)
+            means = [0.0, 0.0] if level < NUM_LEVELS - 1 else [last[-1].mean(), before[-1].mean()]
+            new = last[level] - means[0]
+            expected += damping * new + change * (before[level] - means[1] - first * new)
+        np.testing.assert_allclose(field[0, lead], expected, rtol=1e-9, atol=1e-6)
+
+
+def test_fields_that_remember_two_frames_are_forecast_from_both() -> None:
+    draws = np.random.default_rng(3)
+    values: list[np.ndarray] = []
+    for _ in range(60):
+        one, other = values[-1:-3:-1] if len(values) > 1 else [np.zeros((160, 160))] * 2
+        values.append(1.2 * one - 0.5 * other + draws.normal(size=(160, 160)))
+    past = 20 + torch.from_numpy(np.stack(values[-40:])).unsqueeze(0)
+    canvas = torch.nn.functional.pad(past[:, -1:], (MARGIN_PX,) * 4, mode="replicate")
+    field, _, kept = Cascade(2).double()(Carried(past_bthw=past, canvas_b1hw=canvas, steps=[]), SPACE)
+
+    # Away from the border, where the canvas is something else, all scales follow the pixels' own recursion.
+    inner = slice(MARGIN_PX + 60, -MARGIN_PX - 60)
+    forecast = field[0, 0, inner, inner].detach().numpy() - 20
+    expected = (1.2 * values[-1] - 0.5 * values[-2])[60:-60, 60:-60]
+    assert np.sqrt(np.mean((forecast - expected) ** 2)) < 0.1 * expected.std()
+    # The share that can be forecast of it: 1 less the noise's part of the variance (Yule and Walker).
+    first = 1.2 / 1.5
+    share = 1.2 * first - 0.5 * (1.2 * first - 0.5)
+    assert float(kept.detach()[0, 0, 0]) == pytest.approx(share**0.5, abs=0.01)
 
 
 def test_rain_that_changes_faster_is_smoothed_more_and_every_lead_time_more_than_the_last() -> None:

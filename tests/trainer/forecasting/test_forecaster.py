@@ -212,7 +212,7 @@ def carried(past: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
 
 @pytest.mark.parametrize("missing", [False, True])
 def test_matching_takes_the_rates_of_the_last_frame_as_it_is_or_carried_on(missing: bool) -> None:
-    """Also where the last frame is missing; the floor takes nothing away."""
+    """Also where the last frame is missing; the floor takes nothing away; halfway lies between."""
     past, valid = moving_band(missing)
     forecast = SPACE.from_mmh(make_rain()[:, :FRAMES_OUT] + 0.01)
     own = SPACE.to_mmh(forecast)
@@ -221,11 +221,13 @@ def test_matching_takes_the_rates_of_the_last_frame_as_it_is_or_carried_on(missi
     assert torch.equal(last, match_distribution(own, past[:, -1:], None if valid is None else valid[:, -1:]))
     assert torch.equal(extrapolated, match_distribution(own, carried(past, valid), None))
     assert torch.equal(floor, torch.maximum(own, extrapolated))
+    halfway = rain_of(forecast, past, valid, space=SPACE, match="halfway")
+    torch.testing.assert_close(halfway, ((own + 0.2) * (last + 0.2)).sqrt() - 0.2, rtol=1e-5, atol=1e-5)
     assert not torch.equal(floor, own)
     assert not torch.equal(floor, extrapolated)
 
 
-@pytest.mark.parametrize("match", ["last_frame", "extrapolated", "floor"])
+@pytest.mark.parametrize("match", ["last_frame", "halfway", "extrapolated", "floor"])
 def test_a_window_whose_last_frame_is_missing_keeps_its_own_rates(match: str) -> None:
     """It has none to give; the window beside it is matched as ever."""
     past, _ = moving_band(False)
@@ -233,13 +235,13 @@ def test_a_window_whose_last_frame_is_missing_keeps_its_own_rates(match: str) ->
     valid = torch.ones_like(past, dtype=torch.bool)
     valid[1, -1] = False
     matched = rain_of(forecast, torch.where(valid, past, 0.0), valid, space=SPACE, match=match)
-    assert torch.equal(matched[1], SPACE.to_mmh(forecast)[1])
+    torch.testing.assert_close(matched[1], SPACE.to_mmh(forecast)[1], rtol=0, atol=0 if match != "halfway" else 1e-5)
     whole = rain_of(forecast, past, torch.ones_like(valid), space=SPACE, match=match)
     assert torch.equal(matched[0], whole[0])
     assert not torch.equal(matched[0], SPACE.to_mmh(forecast)[0])
 
 
-@pytest.mark.parametrize("match", ["none", "last_frame", "extrapolated", "floor"])
+@pytest.mark.parametrize("match", ["none", "last_frame", "halfway", "extrapolated", "floor"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_matching_hides_no_value_that_is_no_number(match: str, bad: float) -> None:
     """Neither does it spread to other frames."""
