@@ -9,6 +9,7 @@ from rainspark.models.nowcasting.blend import smooth
 from rainspark.models.nowcasting.cascade import (
     BORDER_SHARE,
     LEAST_CORRELATION,
+    MOST_CHANGE,
     MOST_CORRELATION,
     NUM_LEVELS,
     RIDGE,
@@ -69,8 +70,18 @@ def test_a_field_without_variation_is_forgotten_and_no_number_is_lost() -> None:
     assert torch.equal(measured, torch.full_like(measured, LEAST_CORRELATION))
 
 
-def test_the_field_is_the_regression_on_two_frames_level_by_level() -> None:
-    cascade, carried = Cascade(LEADS).double(), make_carried(0.9)
+def make_drifting() -> Carried:
+    """A window that turns steadily from one field into another: its last change says most of what comes."""
+    draws = torch.Generator().manual_seed(5)
+    one, other = torch.randn(2, 1, 1, 96, 96, dtype=torch.float64, generator=draws)
+    past = 4 + torch.cat([one + 0.12 * frame * other for frame in range(8)], dim=1)
+    canvas = torch.nn.functional.pad(past[:, -1:], (MARGIN_PX,) * 4, mode="replicate")
+    return Carried(past_bthw=past, canvas_b1hw=canvas, steps=[])
+
+
+@pytest.mark.parametrize(("carried", "limited"), [(make_carried(0.9), False), (make_drifting(), True)])
+def test_the_field_is_the_regression_on_two_frames_level_by_level(carried: Carried, limited: bool) -> None:
+    cascade, is_limited = Cascade(LEADS).double(), False
     with torch.no_grad():
         cascade.offsets.uniform_(-0.1, 0.1)
         cascade.gains.uniform_(0.05, 0.15)
@@ -99,13 +110,17 @@ def test_the_field_is_the_regression_on_two_frames_level_by_level() -> None:
                 logit = offsets[level, earlier] + gains[level, earlier] * odds
                 damping = min(damping, 1 / (1 + np.exp(-logit)))
                 change = correlation[level, earlier + 1] - first * correlation[level, earlier]
-                change = factors[level, earlier] * change / (1 - first**2 + RIDGE)
+                change = change / (1 - first**2 + RIDGE)
+                is_limited |= abs(change) > MOST_CHANGE
+                change = np.clip(change, -MOST_CHANGE, MOST_CHANGE)
+                change = factors[level, earlier] * change
                 share = min(share, np.sqrt(min(damping**2 + (1 - first**2) * change**2, 1.0)))
             assert kept[0, level, lead] == pytest.approx(share)
             means = [0.0, 0.0] if level < NUM_LEVELS - 1 else [last[-1].mean(), before[-1].mean()]
             new = last[level] - means[0]
             expected += damping * new + change * (before[level] - means[1] - first * new)
         np.testing.assert_allclose(field[0, lead], expected, rtol=1e-9, atol=1e-6)
+    assert is_limited == limited
 
 
 def test_fields_that_remember_two_frames_are_forecast_from_both() -> None:
