@@ -17,7 +17,7 @@ import numpy as np
 from rainspark.trainer.comparison.products import EventRows, event_products
 from rainspark.trainer.verification.ensemble import EnsembleRows
 from rainspark.trainer.verification.intervals import resample
-from rainspark.trainer.verification.rows import Rows, Windowed, merge
+from rainspark.trainer.verification.rows import Rows, Windowed, merge, values_of
 
 ENSEMBLE = ".ensemble.npz"
 
@@ -30,20 +30,23 @@ def at_leads(rows: Any, leads_min: Sequence[float]) -> Any:
     return replace(rows, settings=settings).having(rows.issue_s.copy(), rows.name.copy(), numbers)
 
 
-def read(folders: Sequence[Path], leads_min: Sequence[float]) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """Read ensembles and what forecasts events (single fields, thresholds of probability), a list of events each."""
+def read(folders: Sequence[Path], leads_min: Sequence[float]) -> tuple[dict[str, list[Any]], ...]:
+    """Read ensembles, single fields, and the events of both (of an ensemble by thresholds of its probability)."""
     ensembles: dict[str, list[Any]] = {}
     fields: dict[str, list[Any]] = {}
+    events: dict[str, list[Any]] = {}
     for folder in folders:
         for path in sorted((folder / "rows").glob("*.npz")):
             if path.name.endswith(ENSEMBLE):
                 name, rows = path.name.removesuffix(ENSEMBLE), EnsembleRows.load(path)
                 ensembles.setdefault(name, []).append(at_leads(rows, leads_min))
-                for product, events in event_products(rows).items():
-                    fields.setdefault(f"{name} {product}", []).append(plain(events))
+                for product, counts in event_products(rows).items():
+                    events.setdefault(f"{name} {product}", []).append(plain(counts))
             else:
-                fields.setdefault(path.stem, []).append(plain(Rows.load(path)))
-    return ensembles, fields
+                field = Rows.load(path)
+                fields.setdefault(path.stem, []).append(at_leads(field, leads_min))
+                events.setdefault(path.stem, []).append(plain(field))
+    return ensembles, fields, events
 
 
 def plain(rows: Any) -> EventRows:
@@ -83,17 +86,25 @@ def print_ensembles(
                 sys.stdout.write(text + "\n")
 
 
-def print_fields(fields: Mapping[str, list[Any]], events: int, against: str, block_s: int) -> None:
-    """Print CSI over all lead times by threshold, by event and pooled."""
-    thresholds = next(iter(fields.values()))[0].settings.thresholds_mmh
+def print_errors(fields: Mapping[str, list[Any]], leads: Sequence[float]) -> None:
+    """Print the mean absolute error of single fields, pooled: it is their CRPS."""
     for name, of_events in fields.items():
+        values = values_of(merge(*of_events))["mae"]
+        texts = [f"{lead:g} min {value:.4f}" for lead, value in zip(leads, values, strict=False)]
+        sys.stdout.write(f"pooled\t{name}\tmean absolute error\t" + "\t".join(texts) + "\n")
+
+
+def print_events(counts: Mapping[str, list[Any]], events: int, against: str, block_s: int) -> None:
+    """Print CSI over all lead times by threshold, by event and pooled."""
+    thresholds = next(iter(counts.values()))[0].settings.thresholds_mmh
+    for name, of_events in counts.items():
         for number in range(events + 1):
             rows = of_events[number] if number < events else merge(*of_events)
             label = f"event {number}" if number < events else "pooled"
             csi = resample(rows, block_s=block_s).values["csi"][0]
             text = f"{label}\t{name}\tCSI " + " / ".join(f"{value:.3f}" for value in csi)
             if name != against and number == events:
-                other = merge(*fields[against])
+                other = merge(*counts[against])
                 text += "".join(
                     f"\t> {threshold:g} mm/h less {against} {difference(rows, other, block_s, 'csi', (0, place))}"
                     for place, threshold in enumerate(thresholds)
@@ -109,10 +120,11 @@ def main() -> None:
     parser.add_argument("--against", nargs=2, default=["steps", "sprog"], metavar=("ENSEMBLE", "FIELD"))
     parser.add_argument("--block-min", type=float, default=30, metavar="MINUTES")
     options = parser.parse_args()
-    ensembles, fields = read(options.scores, options.leads)
+    ensembles, fields, events = read(options.scores, options.leads)
     block_s = int(options.block_min * 60)
     print_ensembles(ensembles, options.leads, len(options.scores), options.against[0], block_s)
-    print_fields(fields, len(options.scores), options.against[1], block_s)
+    print_errors(fields, options.leads)
+    print_events(events, len(options.scores), options.against[1], block_s)
 
 
 if __name__ == "__main__":
