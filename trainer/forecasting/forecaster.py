@@ -82,8 +82,9 @@ def rain_of(
         matched_mmh = match_distribution(rain_mmh_bthw, last_mmh, valid_b1hw)
         if match == "last_frame":
             return matched_mmh
-        # Of its own growth half is believed, as the model's space measures it.
-        return space.to_mmh((space.from_mmh(rain_mmh_bthw) + space.from_mmh(matched_mmh)) / 2)
+        # Of its own growth half is believed, as the model's space measures it; what it says is dry stays dry.
+        halfway_mmh = space.to_mmh((space.from_mmh(rain_mmh_bthw) + space.from_mmh(matched_mmh)) / 2)
+        return torch.where(rain_mmh_bthw == 0, 0.0, halfway_mmh)
 
     # The last frame, carried along to every lead time, gives the rates.
     steps = displacements(estimate_motion(past_mmh_bthw, past_valid_bthw), rain_mmh_bthw.shape[1])

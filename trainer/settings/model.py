@@ -73,9 +73,9 @@ class NowcastConfig:
             heavier rain; `spectral`: MSE and the amplitude spectrum; `csi`: 1 - a differentiable CSI, and some MSE;
             `crps`: the almost fair CRPS of two members, of pixels and of squares of 4 and 16 pixels (ensembles).
         match: Whether a forecast frame keeps its order of pixels and takes its rain rates from elsewhere (probability
-            matching, Ebert 2001): `last_frame`: from the last input frame; `halfway`: the mean of those and its own in
-            the model's space; `extrapolated`: from the last frame carried along to the lead time; `floor`: from there
-            too, where they are higher than its own; `none`.
+            matching, Ebert 2001): `last_frame`: from the last input frame; `halfway`: where it rains, the mean of those
+            and its own in the model's space; `extrapolated`: from the last frame carried along to the lead time;
+            `floor`: from there too, where they are higher than its own; `none`.
         depth_drop: Stochastic depth of the last block, growing linearly from 0 at the first (spat_spark).
         checkpoint_blocks: Recompute activations in the backward pass: less memory, more time.
         space: The space that the model sees.

@@ -223,6 +223,13 @@ def test_matching_takes_the_rates_of_the_last_frame_as_it_is_or_carried_on(missi
     assert torch.equal(floor, torch.maximum(own, extrapolated))
     halfway = rain_of(forecast, past, valid, space=SPACE, match="halfway")
     torch.testing.assert_close(halfway, ((own + 0.2) * (last + 0.2)).sqrt() - 0.2, rtol=1e-5, atol=1e-5)
+
+    # What a forecast says is dry stays dry, although its rank among equal ones is given a little rain.
+    forecast[:, :, :60] = SPACE.from_mmh(torch.zeros(1))
+    assert float(rain_of(forecast, past, valid, space=SPACE, match="last_frame")[:, :, :60].max()) > 0
+    halfway = rain_of(forecast, past, valid, space=SPACE, match="halfway")
+    assert float(halfway[:, :, :60].max()) == 0
+    assert float(halfway[:, :, 60:].min()) > 0
     assert not torch.equal(floor, own)
     assert not torch.equal(floor, extrapolated)
 
