@@ -38,6 +38,8 @@ INFLOW_PX: Final = ((0, 4), (4, 12), (12, 24), (24, 48))
 """Beyond so many pixels outside the frame, the guess is the mean over a square of about this radius."""
 SQUARE_PX: Final = 4
 """Radius of the squares that are averaged pixel by pixel; wider ones are multiples of it, on a coarser canvas."""
+WHOLLY: Final = 0.999
+"""Share of a pixel's sources that were measured, above which it counts as measured: rounding is below the rest."""
 DRIZZLE_MMH: Final = 0.1
 """Rain below it counts as none: the motion is found on 10 log10(max(R, 0.1))."""
 
@@ -155,11 +157,14 @@ class Carried:
         past_bthw: The past frames, each moved on to the last one's time; missing pixels filled from around.
         canvas_b1hw: The last frame continued by `MARGIN_PX` on every side, model space, float32 at least: what the
             future is carried from.
+        known_bthw: The past frames moved on, with the last one's value where they were not measured: no change is the
+            guess that invents none.
         steps: Displacements to the future frames, each (b, 2, h, w), pixels.
     """
 
     past_bthw: Tensor
     canvas_b1hw: Tensor
+    known_bthw: Tensor
     steps: list[Tensor]
 
 
@@ -188,10 +193,19 @@ def carry(frames_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int, space
         last_mmh = rain_mmh[:, -1:]
         if valid_bthw is not None:
             frames, last_mmh = fill_missing(frames, valid_bthw), fill_missing(last_mmh, valid_bthw[:, -1:])
-        moved = [advect(frames[:, frame : frame + 1], steps[num_past - 2 - frame]) for frame in range(num_past - 1)]
+        back = [steps[num_past - 2 - frame] for frame in range(num_past - 1)]
+        moved = [advect(frames[:, frame : frame + 1], step) for frame, step in enumerate(back)]
+        past_bthw = torch.cat([*moved, frames[:, -1:]], dim=1)
+        known_bthw = past_bthw
+        if valid_bthw is not None:
+            measured = valid_bthw.to(frames.dtype)
+            shares = [advect(measured[:, frame : frame + 1], step) for frame, step in enumerate(back)]
+            is_known = torch.cat([*shares, torch.ones_like(shares[0])], dim=1) > WHOLLY
+            known_bthw = torch.where(is_known, past_bthw, past_bthw[:, -1:])
         return Carried(
-            past_bthw=torch.cat([*moved, frames[:, -1:]], dim=1).to(frames_bthw.dtype),
+            past_bthw=past_bthw.to(frames_bthw.dtype),
             canvas_b1hw=space.from_mmh(_beyond(last_mmh)),
+            known_bthw=known_bthw,
             steps=steps[:frames_out],
         )
 
@@ -242,7 +256,7 @@ def _refine(motion: Tensor, frames: Tensor, valid: Tensor, window_px: float) -> 
     height, width = frames.shape[-2:]
     before = advect(frames[:, :-1].reshape(-1, 1, height, width), pairs).view_as(frames[:, 1:])
     known = advect(valid[:, :-1].reshape(-1, 1, height, width), pairs).view_as(frames[:, 1:])
-    unknown = ~((known > 0.999) & (valid[:, 1:] > 0.999) & _inside(motion))
+    unknown = ~((known > WHOLLY) & (valid[:, 1:] > WHOLLY) & _inside(motion))
 
     # Slopes reach over a pixel's neighbours: those must be known too, and the frame's outermost pixels have none.
     weight = 1.0 - F.max_pool2d(F.pad(unknown.to(frames.dtype), (1, 1, 1, 1), value=1.0), 3, stride=1)

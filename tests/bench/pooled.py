@@ -2,7 +2,7 @@
 
 SCORES are folders that `rainspark evaluate --out` wrote, of the same models, thresholds and scales: one radar and place
 each. Ensembles' fair CRPS is pooled over pixels of all events, and so are the counts of single fields; differences to
-the model named by --against are paired, with intervals from blocks of hours (`trainer.verification.intervals`).
+the model named by --against are paired, with intervals from blocks of time (`trainer.verification.intervals`).
 """
 
 import argparse
@@ -24,7 +24,12 @@ ENSEMBLE = ".ensemble.npz"
 
 def at_leads(rows: Any, leads_min: Sequence[float]) -> Any:
     """Keep the lead times that are nearest to some, under their names: cadences differ from radar to radar."""
-    places = [int(np.abs(np.array(rows.settings.leads_min) - lead).argmin()) for lead in leads_min]
+    given_min = np.array(rows.settings.leads_min)
+    places = [int(np.abs(given_min - lead).argmin()) for lead in leads_min]
+    # Every 6 minutes there is none of 15; what is further than half a step away is another lead time.
+    for lead, place in zip(leads_min, places, strict=True):
+        if abs(given_min[place] - lead) > given_min[0] / 2:
+            raise SystemExit(f"no lead time near {lead:g} min; there are {given_min.tolist()}")
     settings = replace(rows.settings, leads_min=tuple(float(lead) for lead in leads_min))
     numbers = {name: values[:, places] for name, values in rows.numbers.items()}
     return replace(rows, settings=settings).having(rows.issue_s.copy(), rows.name.copy(), numbers)
@@ -63,7 +68,7 @@ def difference(rows: Windowed[Any], other: Windowed[Any], block_s: int, score: s
     """Give the paired difference of a score and its interval."""
     interval = resample(rows, block_s=block_s).less(resample(other, block_s=block_s)).interval()
     low, value, high = (getattr(interval, bound)[score][place] for bound in ("low", "value", "high"))
-    return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"{value:+.4f} " + ("(no interval)" if np.isnan(low) else f"[{low:+.4f}, {high:+.4f}]")
 
 
 def print_ensembles(
@@ -121,6 +126,9 @@ def main() -> None:
     parser.add_argument("--block-min", type=float, default=30, metavar="MINUTES")
     options = parser.parse_args()
     ensembles, fields, events = read(options.scores, options.leads)
+    for name, known in zip(options.against, (ensembles, events), strict=True):
+        if len(known.get(name, [])) != len(options.scores):
+            raise SystemExit(f"--against {name}: not in all of SCORES; there are {', '.join(known)}")
     block_s = int(options.block_min * 60)
     print_ensembles(ensembles, options.leads, len(options.scores), options.against[0], block_s)
     print_errors(fields, options.leads)

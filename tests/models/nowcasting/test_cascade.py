@@ -19,7 +19,7 @@ from rainspark.models.nowcasting.cascade import (
     correlations,
     split,
 )
-from rainspark.models.nowcasting.motion import MARGIN_PX, Carried
+from rainspark.models.nowcasting.motion import MARGIN_PX, Carried, carry
 
 SPACE = ModelSpace(kind="log", scale_mmh=0.2, clip_mmh=None)
 LEADS = 5
@@ -34,7 +34,7 @@ def make_carried(keep: float, seed: int = 0, frames: int = 4, size: int = 96) ->
         fields.append(keep * fields[-1] + (1 - keep**2) ** 0.5 * fresh)
     past = 2 + torch.cat(fields, dim=1)
     canvas = torch.nn.functional.pad(past[:, -1:], (MARGIN_PX,) * 4, mode="replicate")
-    return Carried(past_bthw=past, canvas_b1hw=canvas, steps=[])
+    return Carried(past_bthw=past, canvas_b1hw=canvas, known_bthw=past, steps=[])
 
 
 def test_the_levels_add_up_to_the_field() -> None:
@@ -76,7 +76,7 @@ def make_drifting() -> Carried:
     one, other = torch.randn(2, 1, 1, 96, 96, dtype=torch.float64, generator=draws)
     past = 4 + torch.cat([one + 0.12 * frame * other for frame in range(8)], dim=1)
     canvas = torch.nn.functional.pad(past[:, -1:], (MARGIN_PX,) * 4, mode="replicate")
-    return Carried(past_bthw=past, canvas_b1hw=canvas, steps=[])
+    return Carried(past_bthw=past, canvas_b1hw=canvas, known_bthw=past, steps=[])
 
 
 @pytest.mark.parametrize(("carried", "limited"), [(make_carried(0.9), False), (make_drifting(), True)])
@@ -110,10 +110,9 @@ def test_the_field_is_the_regression_on_two_frames_level_by_level(carried: Carri
                 logit = offsets[level, earlier] + gains[level, earlier] * odds
                 damping = min(damping, 1 / (1 + np.exp(-logit)))
                 change = correlation[level, earlier + 1] - first * correlation[level, earlier]
-                change = change / (1 - first**2 + RIDGE)
+                change = factors[level, earlier] * change / (1 - first**2 + RIDGE)
                 is_limited |= abs(change) > MOST_CHANGE
                 change = np.clip(change, -MOST_CHANGE, MOST_CHANGE)
-                change = factors[level, earlier] * change
                 share = min(share, np.sqrt(min(damping**2 + (1 - first**2) * change**2, 1.0)))
             assert kept[0, level, lead] == pytest.approx(share)
             means = [0.0, 0.0] if level < NUM_LEVELS - 1 else [last[-1].mean(), before[-1].mean()]
@@ -131,7 +130,7 @@ def test_fields_that_remember_two_frames_are_forecast_from_both() -> None:
         values.append(1.2 * one - 0.5 * other + draws.normal(size=(160, 160)))
     past = 20 + torch.from_numpy(np.stack(values[-40:])).unsqueeze(0)
     canvas = torch.nn.functional.pad(past[:, -1:], (MARGIN_PX,) * 4, mode="replicate")
-    field, _, kept = Cascade(2).double()(Carried(past_bthw=past, canvas_b1hw=canvas, steps=[]), SPACE)
+    field, _, kept = Cascade(2).double()(Carried(past_bthw=past, canvas_b1hw=canvas, known_bthw=past, steps=[]), SPACE)
 
     # Away from the border, where the canvas is something else, all scales follow the pixels' own recursion.
     inner = slice(MARGIN_PX + 60, -MARGIN_PX - 60)
@@ -142,6 +141,34 @@ def test_fields_that_remember_two_frames_are_forecast_from_both() -> None:
     first = 1.2 / 1.5
     share = 1.2 * first - 0.5 * (1.2 * first - 0.5)
     assert float(kept.detach()[0, 0, 0]) == pytest.approx(share**0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(("rate", "most"), [(0.01, 0.9), (0.03, 0.6), (0.06, 0.6)])
+def test_a_steady_trend_goes_on(rate: float, most: float) -> None:
+    """Nearer to what comes than the last frame, however slow it is."""
+    draws = torch.Generator().manual_seed(7)
+    one, other = (smooth(field, 3.0) for field in torch.randn(2, 1, 1, 160, 160, dtype=torch.float64, generator=draws))
+    fields = [8 + 10 * (one + rate * frame * other) for frame in range(15)]
+    past = torch.cat(fields[:12], dim=1)
+    canvas = torch.nn.functional.pad(past[:, -1:], (MARGIN_PX,) * 4, mode="replicate")
+    forecast, _, _ = Cascade(3).double()(Carried(past_bthw=past, canvas_b1hw=canvas, known_bthw=past, steps=[]), SPACE)
+    inner = slice(MARGIN_PX + 20, -MARGIN_PX - 20)
+    for lead in range(3):
+        future = fields[12 + lead][0, 0, 20:-20, 20:-20]
+        errors = [forecast[0, lead, inner, inner] - future, past[0, -1, 20:-20, 20:-20] - future]
+        assert float(errors[0].detach().square().mean()) < most * float(errors[1].square().mean())
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(32, None)])
+def test_frames_that_were_not_measured_are_as_the_last_one_and_not_as_dry(part: slice) -> None:
+    rain = torch.from_numpy(np.random.default_rng(1).gamma(2.0, 1.0, (1, 1, 64, 64))).expand(1, 6, -1, -1).clone()
+    valid = torch.ones_like(rain, dtype=torch.bool)
+    valid[:, -2, part] = False
+    whole, holed = (carry(SPACE.from_mmh(rain.where(mask, 0.0)), mask, 3, SPACE) for mask in (valid | True, valid))
+    torch.testing.assert_close(holed.known_bthw[:, -2, part], holed.past_bthw[:, -1, part])
+    fields = [Cascade(3).double()(carried, SPACE)[0].detach() for carried in (whole, holed)]
+    # Nothing changes in this window, and so nothing does where one frame does not say so.
+    torch.testing.assert_close(fields[1], fields[0], atol=0.02, rtol=0)
 
 
 def test_rain_that_changes_faster_is_smoothed_more_and_every_lead_time_more_than_the_last() -> None:
@@ -157,6 +184,7 @@ def test_windows_do_not_depend_on_each_other() -> None:
     together = Carried(
         past_bthw=torch.cat([one.past_bthw for one in both]),
         canvas_b1hw=torch.cat([one.canvas_b1hw for one in both]),
+        known_bthw=torch.cat([one.known_bthw for one in both]),
         steps=[],
     )
     alone = torch.cat([cascade(one, SPACE)[0] for one in both])
