@@ -39,7 +39,7 @@ INFLOW_PX: Final = ((0, 4), (4, 12), (12, 24), (24, 48))
 SQUARE_PX: Final = 4
 """Radius of the squares that are averaged pixel by pixel; wider ones are multiples of it, on a coarser canvas."""
 WHOLLY: Final = 0.999
-"""Share of a pixel's sources that were measured, above which it counts as measured: rounding is below the rest."""
+"""Above this share of its sources a pixel counts as measured: weights of all four add up to 1 but for rounding."""
 DRIZZLE_MMH: Final = 0.1
 """Rain below it counts as none: the motion is found on 10 log10(max(R, 0.1))."""
 
@@ -193,21 +193,25 @@ def carry(frames_bthw: Tensor, valid_bthw: Tensor | None, frames_out: int, space
         last_mmh = rain_mmh[:, -1:]
         if valid_bthw is not None:
             frames, last_mmh = fill_missing(frames, valid_bthw), fill_missing(last_mmh, valid_bthw[:, -1:])
-        back = [steps[num_past - 2 - frame] for frame in range(num_past - 1)]
-        moved = [advect(frames[:, frame : frame + 1], step) for frame, step in enumerate(back)]
-        past_bthw = torch.cat([*moved, frames[:, -1:]], dim=1)
+        past_bthw = _moved_on(frames, steps)
         known_bthw = past_bthw
         if valid_bthw is not None:
-            measured = valid_bthw.to(frames.dtype)
-            shares = [advect(measured[:, frame : frame + 1], step) for frame, step in enumerate(back)]
-            is_known = torch.cat([*shares, torch.ones_like(shares[0])], dim=1) > WHOLLY
-            known_bthw = torch.where(is_known, past_bthw, past_bthw[:, -1:])
+            measured = _moved_on(valid_bthw.to(frames.dtype), steps) > WHOLLY
+            known_bthw = torch.where(measured, past_bthw, past_bthw[:, -1:])
         return Carried(
             past_bthw=past_bthw.to(frames_bthw.dtype),
             canvas_b1hw=space.from_mmh(_beyond(last_mmh)),
             known_bthw=known_bthw,
             steps=steps[:frames_out],
         )
+
+
+def _moved_on(past_bthw: Tensor, steps: list[Tensor]) -> Tensor:
+    """Move past frames on to the last one's time."""
+    num_before = past_bthw.shape[1] - 1
+    # The second last goes one step, the first one all.
+    moved = [advect(past_bthw[:, [frame]], steps[num_before - 1 - frame]) for frame in range(num_before)]
+    return torch.cat([*moved, past_bthw[:, -1:]], dim=1)
 
 
 def extrapolate(last_mmh_b1hw: Tensor, steps: list[Tensor]) -> Tensor:
