@@ -282,7 +282,8 @@ def load_forecaster(folder: Path, *, name: str | None = None, device: str = "cpu
     if differing:
         raise CheckpointError(
             f"{saved.path}: its weights are not those of the model that its settings describe: "
-            f"{', '.join(differing[:4])} differ ({len(differing)} in all); another version wrote it, or it was changed"
+            f"{', '.join(differing[:4])} differ ({len(differing)} in all); another version wrote it, or it was "
+            "changed; train it again"
         )
 
     model.load_state_dict(weights)
