@@ -59,7 +59,7 @@ def radars_of(forecaster: RunForecaster, *, source: str | None = None, reader: s
     chosen = {name: values for name, values in readers.items() if source in (None, name)}
     # Storms in a radar's format were mixed in to learn from: that radar's files would be forecast as theirs too.
     formats = {name: learned.recipe.kind for name, learned in chosen.items() if learned and learned.recipe}
-    if source is None and list(formats.values()).count(formats.get(SYNTHETIC, "")) > 1:
+    if list(formats.values()).count(formats.get(SYNTHETIC, "")) > 1:
         del chosen[SYNTHETIC]
     if reader is not None and len(chosen) > 1:
         raise ConfigError(

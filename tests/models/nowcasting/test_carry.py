@@ -253,3 +253,22 @@ def test_carry_has_no_gradient_and_is_the_same_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = _parts(carry(frames, valid, 3, Tenths()))
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_what_was_not_measured_moves_on_with_its_frame() -> None:
+    """Known of a past frame is what was measured there, at its place of now; the rest is as in the last frame."""
+    rain = moving((4.0, 0.0), frames=4)
+    valid = torch.ones_like(rain, dtype=torch.bool)
+    holes = {2: slice(60, 70), 1: slice(20, 30)}
+    for frame, cols in holes.items():
+        valid[:, frame, 40:90, cols] = False
+    carried = carry(Tenths().from_mmh(rain.where(valid, 0.0)), valid, 3, Tenths())
+
+    as_last = (carried.known_bthw == carried.past_bthw[:, -1:])[0, :, 45:85]
+    for frame, cols in holes.items():
+        steps = 3 - frame
+        there = slice(cols.start + 4 * steps + 2, cols.stop + 4 * steps - 2)
+        assert as_last[frame, :, there].all()
+        beside = as_last[frame].clone()
+        beside[:, cols.start + 4 * steps - 3 : cols.stop + 4 * steps + 3] = False
+        assert float(beside.double().mean()) < 0.01
