@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from . import check_tree
 from .data.command import run_command
 from .data.errors import ConfigError
+from .trainer.processes.ending import end_process, leave_modules_whole
 
 Main = Callable[[Sequence[str]], int]
 
@@ -54,11 +55,13 @@ def _training(name: str, module: str) -> Main:
         from .trainer.settings.parse import parse_config
 
         config = parse_config(argv, TRAININGS[name], prog=f"rainspark {name}")
-        # Before torch takes memory.
         from .trainer.processes.allocator import keep_freed_memory
+        from .trainer.processes.starting import start_other_processes
 
+        start_other_processes(os.environ)
+        # Before torch takes memory.
         keep_freed_memory()
-        training = importlib.import_module(f".trainer.training.{module}", __package__)
+        training = _bring(f"trainer.training.{module}")
         _end(lambda: training.run(config))
 
     return run
@@ -68,33 +71,41 @@ def _evaluate(argv: Sequence[str]) -> int:
     from .trainer.settings.evaluation import parse_evaluation
 
     config = parse_evaluation(argv)
-    from .trainer.evaluation.evaluating import run
+    from .trainer.processes.starting import start_other_processes
 
-    _end(lambda: run(config, argv))
+    start_other_processes(os.environ)
+    evaluating = _bring("trainer.evaluation.evaluating")
+    _end(lambda: evaluating.run(config, argv))
 
 
 def _forecast(argv: Sequence[str]) -> int:
     from .trainer.settings.forecast import make_parser
 
     options = make_parser().parse_args(argv)
-    # Looking for cycles among the objects that libraries make at import would take a quarter of its time.
-    gc.disable()
     if options.watch:
-        # It runs for months: cycles among objects are looked for again.
-        gc.enable()
-        from .trainer.watching.watch import watch
-
-        _end(lambda: watch(options, argv))
-    from .trainer.forecasting.outputs import run
-
-    _end(lambda: run(options, argv), at_once=True)
+        watching = _bring("trainer.watching.watch")
+        _end(lambda: watching.watch(options, argv))
+    outputs = _bring("trainer.forecasting.outputs")
+    _end(lambda: outputs.run(options, argv))
 
 
-def _end(work: Callable[[], int], *, at_once: bool = False) -> NoReturn:
+def _bring(module: str) -> Any:
+    """Import a module of the package that needs torch.
+
+    Looking for cycles among the objects that libraries make would take a quarter of the time, and they stay anyway.
+    """
+    gc.disable()
+    imported = importlib.import_module(f".{module}", __package__)
+    gc.freeze()
+    gc.enable()
+    return imported
+
+
+def _end(work: Callable[[], int]) -> NoReturn:
     """Do what needs torch and end the process, whatever threads and connections to other ranks are left."""
     from .trainer.processes.entry import run_process
 
-    run_process(work, at_once=at_once)
+    run_process(work)
 
 
 COMMANDS: Final = {
@@ -155,7 +166,7 @@ def run_script(command: str, tree: Path) -> NoReturn:
         tree: Root of the tree that the script lies in.
     """
     check_tree(tree)
-    sys.exit(main([command, *sys.argv[1:]]))
+    _run([command, *sys.argv[1:]])
 
 
 def _chosen(name: str) -> Command:
@@ -189,7 +200,13 @@ def _complete() -> None:
 
 def start() -> NoReturn:
     """Run the command of this process and end it with the exit code."""
-    sys.exit(main())
+    _run(sys.argv[1:])
+
+
+def _run(words: Sequence[str]) -> NoReturn:
+    # Before libraries are imported: theirs run first.
+    leave_modules_whole()
+    end_process(main(words))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Score runs and baselines: `python trainer/evaluate.py --data.shards S --models RUN persistence --out DIR`."""
 
 import logging
-import os
 import shlex
 import sys
 import time
@@ -29,7 +28,7 @@ from ..contestants.windows import WindowRain, windows_of
 from ..engine.engine import Engine
 from ..pictures.forecasts import Case, radar_credit
 from ..processes.agreement import on_all_ranks, settle
-from ..processes.entry import set_up_logging, start_other_processes
+from ..processes.entry import set_up_logging
 from ..settings.engine import EngineConfig
 from ..settings.evaluation import EvaluateConfig
 from ..training.nowcast_held_out import case_of
@@ -271,7 +270,6 @@ def run(config: EvaluateConfig, argv: Sequence[str]) -> ExitCode:
         config: The evaluation.
         argv: The command line, for the report.
     """
-    start_other_processes(os.environ)
     engine = Engine(EngineConfig(device=config.device))
     clean = False
     evaluating = None

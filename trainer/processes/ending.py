@@ -1,6 +1,8 @@
 """Ways to end a process at once, whatever threads and exit hooks of libraries still wait for a server."""
 
+import atexit
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -23,11 +25,28 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIG
 LEAVE_S: Final = 10.0
 """Seconds that libraries' threads and exit hooks have after everything of ours is done."""
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_ENDED_WITH: Final[list[int]] = []
+"""The exit code, once `end_process` is called."""
 
 
 def end_with_parent(number: signal.Signals) -> None:
     """Have the kernel send this process a signal when the one that started it dies."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def leave_modules_whole() -> None:
+    """Have `end_process` stop after the exit hooks: taking the libraries' modules apart takes a second, for nothing.
+
+    Called before libraries are imported: exit hooks run last to first, and this is to be the last one.
+    """
+    atexit.register(_end_here)
+
+
+def _end_here() -> None:
+    if _ENDED_WITH:
+        logging.shutdown()
+        flush_output()
+        os._exit(_ENDED_WITH[0])
 
 
 def end_process(code: int) -> NoReturn:
@@ -43,6 +62,7 @@ def end_process(code: int) -> NoReturn:
     # Python ends with a code of its own where the output cannot be written.
     if not flush_output() or any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
         os._exit(code)
+    _ENDED_WITH.append(code)
     threading.Thread(target=_end_later, args=(code,), name="end of the process", daemon=True).start()
     sys.exit(code)
 

@@ -3,13 +3,10 @@
 import logging
 import os
 import signal
-import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from itertools import pairwise
-from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -18,6 +15,7 @@ from ...data.exit_codes import ExitCode
 from .agreement import code_of
 from .ending import STOP_SIGNALS, end_process, end_with_parent, flush_output, report_thread_error, write_error
 from .heartbeat import ENDED_WITH
+from .starting import launched_by_accelerate
 
 _CAUSE_WORDS: Final = {
     ExitCode.CONFIG: "settings",
@@ -44,7 +42,7 @@ class StopSignal:
         for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
         # Accelerate's launcher dies of a SIGTERM of its own without forwarding it to its worker.
-        if _launched_by_accelerate():
+        if launched_by_accelerate():
             end_with_parent(signal.SIGTERM)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
@@ -58,29 +56,6 @@ class StopSignal:
     def __call__(self) -> bool:
         """Return whether a stop signal has arrived."""
         return self.received is not None
-
-
-def start_other_processes(environment: Mapping[str, str]) -> None:
-    """Become torchrun where `accelerate launch --num_processes N` on a machine without GPUs has started one process.
-
-    Accelerate 1.15 starts several processes of this kind through mpirun only (`simple_launcher`), and leaves what was
-    asked for in nothing but its own command line. Returns where there is nothing to do.
-    """
-    if not (_launched_by_accelerate() and "MASTER_PORT" in environment and "RANK" not in environment):
-        return
-    # `--num_processes 2`, `--num-processes=2`: the last one counts.
-    words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").replace("=", "\0").split("\0")
-    numbers = [number for word, number in pairwise(words) if word.replace("-", "_") == "__num_processes"]
-    if not (numbers and numbers[-1].isdigit() and int(numbers[-1]) > 1):
-        return
-
-    end_with_parent(signal.SIGTERM)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", numbers[-1]]
-    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
-
-
-def _launched_by_accelerate() -> bool:
-    return "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux"
 
 
 def set_up_logging(rank: int, level: int = logging.INFO) -> None:
@@ -107,13 +82,8 @@ def run_entry(main: Callable[[], int]) -> int:
         return code
 
 
-def run_process(main: Callable[[], int], *, at_once: bool = False) -> NoReturn:
-    """Run an entry point and end its process, whatever threads and connections to other ranks an error has left.
-
-    Args:
-        main: The entry point.
-        at_once: It leaves no thread or service behind: end without the exit hooks of libraries, which take seconds.
-    """
+def run_process(main: Callable[[], int]) -> NoReturn:
+    """Run an entry point and end its process, whatever threads and connections to other ranks an error has left."""
     threading.excepthook = report_thread_error
     try:
         code = run_entry(main)
@@ -122,6 +92,6 @@ def run_process(main: Callable[[], int], *, at_once: bool = False) -> NoReturn:
         code = ExitCode.CRASH
     flush_output()
     # A connection that is being made, or a group of which a rank is gone, may hold up or crash an orderly end.
-    if at_once or code != ExitCode.DONE:
+    if code != ExitCode.DONE:
         os._exit(code)
     end_process(code)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from ...data.frames import Grid
 from ...data.stream.stream import Batch
 from ..engine.engine import Engine
 from ..forecasting.forecaster import forecast_whole, rain_of
-from ..forecasting.map_lines import map_lines
-from ..pictures.forecasts import Case, forecast_beside_radar, radar_credit
 from ..settings.experiment import FinetuneConfig
 from .held_out import HeldOut
 from .nowcast_task import Frames, NowcastBatch, NowcastTask
 from .windows import Windows
+
+if TYPE_CHECKING:
+    from ..pictures.forecasts import Case
 
 THRESHOLDS_MMH = (0.5, 1.0, 2.0)
 """Events of the scores while training; trainer/evaluate.py has all of them."""
@@ -114,6 +116,8 @@ class NowcastHeldOut(HeldOut):
         _, rain_mmh_bthw, frames, _ = self._forecast(batch)
 
         def draw(path: Path) -> None:
+            from ..pictures.forecasts import forecast_beside_radar, radar_credit
+
             cadence_s = self.windows.index.cadence_s
             case = case_of(
                 frames,
@@ -139,7 +143,7 @@ def case_of(
     grid: Grid,
     credit: str,
     unknown_thw: Mapping[str, np.ndarray] | None = None,
-) -> Case:
+) -> "Case":
     """Put a window and its forecasts together for a picture.
 
     Args:
@@ -151,6 +155,10 @@ def case_of(
         credit: Whose radar data they are.
         unknown_thw: By model, what it cannot know; None: all know all.
     """
+    # Matplotlib takes half a second, which most processes need not wait for.
+    from ..forecasting.map_lines import map_lines
+    from ..pictures.forecasts import Case
+
     return Case(
         radar_mmh_thw=_array(frames.past_mmh_bthw),
         radar_valid_thw=_mask(frames.past_mmh_bthw, frames.past_valid_bthw),

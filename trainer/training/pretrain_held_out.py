@@ -12,7 +12,6 @@ from torch import Tensor
 from ...data.stream.stream import Batch
 from ...models.spark import SparKOutput
 from ..engine.engine import Engine
-from ..pictures.panels import reconstruction_picture
 from ..settings.data import WindowsConfig
 from .held_out import HeldOut
 from .pretrain_task import PretrainTask
@@ -55,6 +54,9 @@ class PretrainHeldOut(HeldOut):
             output: SparKOutput = self.engine.model(frames_bthw, prepared.visible_bv, valid_bthw, None)
 
         def draw(path: Path) -> None:
+            # Matplotlib takes half a second, which most processes need not wait for.
+            from ..pictures.panels import reconstruction_picture
+
             visible_l = np.zeros(math.prod(task.grid_hw), dtype=bool)
             visible_l[prepared.visible_bv[0].cpu().numpy()] = True
             # A few frames of the window, its first and last among them.

@@ -1,7 +1,6 @@
 """A training run around its steps: open the data, take up a checkpoint, train, evaluate, save, end."""
 
 import logging
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from ..checkpoint.share import as_engine_state
 from ..checkpoint.state import TrainState, check_resume, installed_versions
 from ..engine.engine import Engine, EngineState
 from ..processes.agreement import any_rank, notify_ranks, on_all_ranks, on_main, outcome_of, settle
-from ..processes.entry import StopSignal, set_up_logging, start_other_processes
+from ..processes.entry import StopSignal, set_up_logging
 from ..record.announcements import PICTURES_FOLDER, RunFacts, announce_run, announce_sources, places_to_look
 from ..record.folder import check_name, evaluation_is_owed, writing
 from ..record.run_record import RunRecord
@@ -285,7 +284,6 @@ def run_training(build: Callable[[_Config, Engine, StopSignal], TrainingRun[_Con
         build: The class of the run.
         config: Its settings.
     """
-    start_other_processes(os.environ)
     stop = StopSignal()
     stop.install()
     engine = Engine(config.engine, lambda: stop.received is not None)

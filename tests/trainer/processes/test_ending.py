@@ -29,3 +29,30 @@ def test_a_finished_run_that_cannot_print_is_finished(case: str) -> None:
         )
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+TEARDOWN = """
+import atexit, threading, time
+from rainspark.trainer.processes.ending import end_process, leave_modules_whole
+
+class Whole:
+    def __del__(self):
+        print("taken apart")
+
+def work():
+    time.sleep(0.2)
+    print("thread")
+
+leave_modules_whole()
+kept = Whole()
+atexit.register(print, "hook")
+threading.Thread(target=work).start()
+end_process(75)
+"""
+
+
+def test_the_end_waits_for_threads_and_hooks_and_takes_nothing_apart() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", TEARDOWN], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (75, "thread\nhook\n", "")

@@ -11,7 +11,8 @@ from rainspark.data.exit_codes import ExitCode
 from rainspark.models.weights.manifest import CheckpointError
 from rainspark.trainer.processes.agreement import NonFiniteError, describe
 from rainspark.trainer.processes.ending import STOP_SIGNALS
-from rainspark.trainer.processes.entry import StopSignal, run_entry, start_other_processes
+from rainspark.trainer.processes.entry import StopSignal, run_entry
+from rainspark.trainer.processes.starting import start_other_processes
 
 
 @pytest.mark.parametrize(
