@@ -1,34 +1,15 @@
 """A timm ResNet as hierarchical encoder. The only door to timm's models."""
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
+import timm
 import torch
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from .norm import BatchNorm2d, run_block
 from .sparse import PackedBlock, PackedConv2d, PackedMaxPool2d, PatchLayout
-
-
-@contextmanager
-def _without(module: str) -> Iterator[None]:
-    """Let imports find no such module, unless it is imported already."""
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = cast(Any, None)
-    try:
-        yield
-    finally:
-        del sys.modules[module]
-
-
-# timm imports wandb where there is one, for tables that nothing here writes: half of its time.
-with _without("wandb"):
-    import timm
-    from timm.models.resnet import BasicBlock, Bottleneck
 
 ENCODERS = ("resnet18", "resnet26", "resnet34", "resnet50", "resnet101")
 STAGES = ("layer1", "layer2", "layer3", "layer4")

@@ -62,7 +62,7 @@ DOORS = {
 """Library: the modules that may import it."""
 BANNED_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper"})
 MAX_FUNCTION_LINES, MAX_ROOM_MODULES = 80, 14
-TORCH_FREE = ("launch", "trainer.settings")
+TORCH_FREE = ("launch", "trainer.settings", "trainer.processes.starting", "trainer.processes.allocator")
 TORCH_WHERE_NEEDED = ("launch.doctor.memory_formula", "launch.doctor.memory_trace")
 """Imported by a check when it needs them."""
 

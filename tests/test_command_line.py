@@ -1,5 +1,7 @@
 """The one command: sub-commands, help without torch, recipes by name, completion, and scripts of their own tree."""
 
+import gc
+import importlib
 import os
 import re
 import shutil
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rainspark.__main__ import COMMANDS, main
+from rainspark.__main__ import COMMANDS, _lean_imports, main
 from rainspark.data.exit_codes import ExitCode
 from rainspark.trainer.settings.experiment import FinetuneConfig, PretrainConfig
 from rainspark.trainer.settings.help import help_text, type_words
@@ -267,3 +269,18 @@ def test_a_tilde_in_the_place_of_an_archive_is_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main([*command.split(), "~/none"]) == ExitCode.DATA
     assert f"{tmp_path}/none" in capsys.readouterr().err
+
+
+def test_lean_imports_change_nothing_that_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+
+    def fail() -> None:
+        with _lean_imports():
+            assert not gc.isenabled()
+            importlib.import_module("wandb")
+
+    with pytest.raises(ModuleNotFoundError):
+        fail()
+    assert gc.isenabled()
+    assert "wandb" not in sys.modules
+    gc.unfreeze()

@@ -2,7 +2,6 @@
 
 import atexit
 import ctypes
-import logging
 import os
 import signal
 import sys
@@ -25,8 +24,6 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIG
 LEAVE_S: Final = 10.0
 """Seconds that libraries' threads and exit hooks have after everything of ours is done."""
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-_ENDED_WITH: Final[list[int]] = []
-"""The exit code, once `end_process` is called."""
 
 
 def end_with_parent(number: signal.Signals) -> None:
@@ -34,23 +31,8 @@ def end_with_parent(number: signal.Signals) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
-def leave_modules_whole() -> None:
-    """Have `end_process` stop after the exit hooks: taking the libraries' modules apart takes a second, for nothing.
-
-    Called before libraries are imported: exit hooks run last to first, and this is to be the last one.
-    """
-    atexit.register(_end_here)
-
-
-def _end_here() -> None:
-    if _ENDED_WITH:
-        logging.shutdown()
-        flush_output()
-        os._exit(_ENDED_WITH[0])
-
-
 def end_process(code: int) -> NoReturn:
-    """End this process with an exit code, some seconds from now at the latest.
+    """End this process with an exit code, some seconds from now at the latest; files have to be closed before.
 
     A service that was left behind may hang in the exit hook of its library, or in a thread that Python waits for; and a
     thread that is in foreign code while the interpreter is taken down may crash it. Nothing of ours is lost: metrics
@@ -62,9 +44,13 @@ def end_process(code: int) -> NoReturn:
     # Python ends with a code of its own where the output cannot be written.
     if not flush_output() or any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
         os._exit(code)
-    _ENDED_WITH.append(code)
     threading.Thread(target=_end_later, args=(code,), name="end of the process", daemon=True).start()
-    sys.exit(code)
+
+    # As multiprocessing ends its processes: taking the interpreter down takes a second, for nothing.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    flush_output()
+    os._exit(code)
 
 
 def flush_output() -> bool:

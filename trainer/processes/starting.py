@@ -1,4 +1,4 @@
-"""What a process does before it imports torch, which takes seconds: become the launcher of others."""
+"""Replace a process by torchrun where accelerate did not start all ranks; free of torch, whose import takes seconds."""
 
 import os
 import signal

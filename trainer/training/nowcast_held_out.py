@@ -155,7 +155,7 @@ def case_of(
         credit: Whose radar data they are.
         unknown_thw: By model, what it cannot know; None: all know all.
     """
-    # Matplotlib takes half a second, which most processes need not wait for.
+    # Matplotlib takes half a second, which only a rank that draws has to wait for.
     from ..forecasting.map_lines import map_lines
     from ..pictures.forecasts import Case
 

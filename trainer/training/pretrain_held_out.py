@@ -54,7 +54,7 @@ class PretrainHeldOut(HeldOut):
             output: SparKOutput = self.engine.model(frames_bthw, prepared.visible_bv, valid_bthw, None)
 
         def draw(path: Path) -> None:
-            # Matplotlib takes half a second, which most processes need not wait for.
+            # Matplotlib takes half a second, which only a rank that draws has to wait for.
             from ..pictures.panels import reconstruction_picture
 
             visible_l = np.zeros(math.prod(task.grid_hw), dtype=bool)
