@@ -149,7 +149,8 @@ def check_empty_steps_are_skipped(run: Path) -> None:
     assert not all(end.equal(tensors[name.replace("00005", "00001")]) for name, end in tensors.items())
 
 
-@pytest.mark.parametrize("loss", ["masked", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["masked", "all"])
 def test_a_step_without_a_valid_pixel_changes_nothing(
     short: Path, tmp_path: Path, loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -241,6 +241,7 @@ def test_the_training_mean_is_the_mean_of_the_training_part(trained: Runs, tmp_p
     assert contents["mse_comparison"][0]["training_mean"] == contents["mse_comparison"][0]["mse"]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_bytes_that_one_writes(trained: Runs, scored: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
     argv = command(trained.shards, out, [f"run={trained.one}", *SCORED], *FEW)

@@ -73,6 +73,7 @@ def test_fields_members_and_probabilities_stand_side_by_side(scored: tuple[Path,
     assert scores_of(out)["about"]["models"]["st"] == {"kind": "steps", "members": 3, "levels": 6}
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_writes_the_same_bytes(shards: Path, scored: tuple[Path, Path], tmp_path: Path) -> None:
     argv = argv_of(shards, tmp_path / "two", KINDS, "--limit", "4")
     argv[argv.index("--workers") + 1] = "2"

@@ -61,7 +61,9 @@ def test_two_processes_resume_bit_for_bit(shards: Path, tmp_path: Path) -> None:
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("kind", [FULL, ENSEMBLE], ids=["one field", "ensemble"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(FULL, id="one field"), pytest.param(ENSEMBLE, id="ensemble", marks=pytest.mark.slow)]
+)
 def test_two_processes_equal_one(pack_storms: Callable[..., Path], tmp_path: Path, kind: Mapping[str, object]) -> None:
     """In float64 the figures, weights and best checkpoint of one rank.
 

@@ -86,6 +86,7 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(
         assert name in done.stdout
 
 
+@pytest.mark.slow
 def test_zero_2_on_two_processes(shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     short = {"run__steps": 2, "data__validation_share": 0, "optim__warmup_steps": 1, "tracking__tensorboard": "true"}

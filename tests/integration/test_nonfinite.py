@@ -62,7 +62,8 @@ def pair(argv: list[str], poisons: list[Poison]) -> list[tuple[list[str], list[P
     return [(argv, poisons, True), (beside, poisons, False)]
 
 
-@pytest.mark.parametrize("task", ["pretraining", pytest.param("nowcast", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["pretraining", "nowcast"])
 def test_a_bad_value_on_one_rank_leaves_the_step_out_on_all(shards: Path, tmp_path: Path, task: str) -> None:
     """The first, a middle and the last micro-batch, ZeRO and plain, pretraining and fine-tuning."""
     steps = 5

@@ -9,12 +9,15 @@ import textwrap
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY
 from tests.fault_server import FaultServer
 from tests.integration.faults import train_under
 from tests.integration.runs import smallest_arguments
 from tests.programs import environment
 
+pytestmark = pytest.mark.slow
 HOURS = 3
 TIMEOUT_S = 300.0
 # As DeepSpeed builds its own, through torch's loader and its lock.

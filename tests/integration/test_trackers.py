@@ -111,6 +111,7 @@ def _assert_undisturbed(run: Path, undisturbed: Path) -> None:
     assert _scalars(run) == _scalars(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_costs_nothing_and_does_not_keep_the_process(
     shards: Path, tmp_path: Path, undisturbed: Path
 ) -> None:

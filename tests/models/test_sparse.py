@@ -229,6 +229,7 @@ def test_positions_of_a_wrong_shape_are_refused(bad: Tensor) -> None:
         PatchLayout.from_positions(bad, (2, 3))
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph() -> None:
     """No host sync and no shape that depends on data: one graph, and no second one for another mask."""
     encoder, _ = _pair("resnet18")

@@ -109,6 +109,7 @@ def measured() -> list[list[dict[str, Any]]]:
     return run_ranks(measure, RANKS, timeout_s=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_formula_is_what_engines_allocate(
     measured: list[list[dict[str, Any]]], case: tuple[int | None, str, float | None, int]

@@ -111,7 +111,7 @@ def global_state() -> bytes:
     return key.tobytes()
 
 
-@pytest.mark.parametrize("method", [Steps(members=3), Linda(members=2)], ids=str)
+@pytest.mark.parametrize("method", [Steps(members=3), pytest.param(Linda(members=2), marks=pytest.mark.slow)], ids=str)
 def test_members_follow_from_the_seed_and_their_number_alone(method: Any) -> None:
     rain = showers()
     before = global_state()
