@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -87,7 +88,7 @@ def _findings(argv: Sequence[str], options: argparse.Namespace) -> Iterator[Find
     try:
         config = parse_config(argv, TRAININGS[options.entry], prog="rainspark doctor")
     except ConfigError as error:
-        yield fail("settings", str(error), ExitCode.CONFIG)
+        yield fail("settings", str(error), ExitCode.CONFIG, advice=_other_entry(argv, options.entry))
         return
     yield ok("settings", f"{options.entry} into {config.run.dir}, {config.run.steps} steps")
 
@@ -100,6 +101,19 @@ def _findings(argv: Sequence[str], options: argparse.Namespace) -> Iterator[Find
         device_memory_gb=options.device_memory_gb,
     )
     yield from examine(job)
+
+
+def _other_entry(argv: Sequence[str], entry: str) -> str:
+    """Advise to state another training where these settings are its own."""
+    from ...trainer.settings.experiment import TRAININGS
+    from ...trainer.settings.parse import parse_config
+
+    for name, config in TRAININGS.items():
+        with suppress(ConfigError):
+            if name != entry:
+                parse_config(argv, config, prog="rainspark doctor")
+                return f"these are settings of {name}: add --entry {name}"
+    return ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
