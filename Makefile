@@ -37,10 +37,11 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m tests.figures
 
-# One thread a process: on tensors this small threads wait for each other, and some tests start two processes. Files run
-# in their order: sorted by their number of tests the longest runs, which are few, would stand alone at the end.
+# One thread a process: on tensors this small threads wait for each other, and some tests start two processes; three at a
+# time on two cores, because many wait. Files run in their order: sorted by their number of tests the longest runs, which
+# are few, would stand alone at the end.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --durations=15
 
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow or gpu" --durations=15
