@@ -10,7 +10,7 @@ DEMO := demo
 all: $(READY)
 
 $(READY): setup.py .ci/constraints.txt .ci/compiler
-	@echo "Setting up .venv: about 7 GB and 5 to 10 minutes without a word, once."
+	@echo "Setting up .venv: about 7 GB (15 while it installs) and 5 to 10 minutes without a word, once."
 	bash .ci/compiler
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --quiet --constraint .ci/constraints.txt --editable '.[all]'
