@@ -97,9 +97,9 @@ def _forecast(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _lean_imports() -> Iterator[None]:
-    """Import in two thirds of the time: without garbage collection, and without wandb, which timm imports for tables.
+    """Import in three quarters of the time: without garbage collection and without wandb, which timm asks for.
 
-    What was imported stays: later collections leave it out. A tracker imports wandb when it is asked for.
+    A tracker imports wandb when it is asked for.
     """
     gc.disable()
     hidden = "wandb" not in sys.modules
@@ -110,7 +110,6 @@ def _lean_imports() -> Iterator[None]:
     finally:
         if hidden:
             sys.modules.pop("wandb", None)
-        gc.freeze()
         gc.enable()
 
 

@@ -283,4 +283,13 @@ def test_lean_imports_change_nothing_that_comes_after(monkeypatch: pytest.Monkey
         fail()
     assert gc.isenabled()
     assert "wandb" not in sys.modules
-    gc.unfreeze()
+
+
+def test_an_interruption_after_the_imports_prints_nothing_of_libraries() -> None:
+    """One of them lists all its objects that are left when the interpreter ends."""
+    code = (
+        "import sys\nfrom rainspark.__main__ import _lean_imports\n"
+        "with _lean_imports():\n    import rainspark.trainer.training.pretraining\nsys.exit(130)"
+    )
+    done = run("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

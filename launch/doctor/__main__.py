@@ -10,7 +10,6 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -108,12 +107,12 @@ def _other_entry(argv: Sequence[str], entry: str) -> str:
     from ...trainer.settings.experiment import TRAININGS
     from ...trainer.settings.parse import parse_config
 
-    for name, config in TRAININGS.items():
-        with suppress(ConfigError):
-            if name != entry:
-                parse_config(argv, config, prog="rainspark doctor")
-                return f"these are settings of {name}: add --entry {name}"
-    return ""
+    (other,) = TRAININGS.keys() - {entry}
+    try:
+        parse_config(argv, TRAININGS[other], prog="rainspark doctor")
+    except ConfigError:
+        return ""
+    return f"these are settings of {other}: add --entry {other}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

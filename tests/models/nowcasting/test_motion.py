@@ -23,8 +23,9 @@ def test_a_translation_is_found_in_all_directions(angle: float, speed: float, se
     motion = estimate_motion(moving(step, seed=seed))
     off = far(motion, step)
     assert float(off.mean()) < 0.1 + 0.02 * speed
-    # The worst pixel of the worst of a thousand seeds: no cell is near it.
-    assert float(off.max()) < 0.35 + 0.06 * speed
+    # The worst pixel of 2,002 random cases was off by 0.18 beside the speed, and by 0.25 in one that was searched for.
+    assert float(off.quantile(0.95)) < 0.2 + 0.06 * speed
+    assert float(off.max()) < 0.3 + 0.06 * speed
 
 
 def test_faster_storms_are_found_too() -> None:
