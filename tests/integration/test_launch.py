@@ -98,6 +98,15 @@ def test_zero_2_on_two_processes(shards: Path, tmp_path: Path) -> None:
     assert latest_verified(folder / "checkpoints") == folder / "checkpoints" / "step-00000002"
 
 
+@pytest.mark.slow
+def test_an_evaluation_on_two_processes(shards: Path, tmp_path: Path) -> None:
+    words = ["--data.shards", str(shards), "--split", "all", "--frames_in", "4", "--frames_out", "2", "--limit", "4"]
+    argv = [*words, "--models", "persistence", "--device", "cpu", "--out", str(tmp_path / "scores")]
+    done = run(launch("2", argv, "evaluate"))
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stderr
+
+
 def test_print_config_shows_every_setting_and_can_be_given_back(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
